@@ -1,0 +1,3 @@
+"""Few-shot medical image segmentation by meta-learning with implicit gradients."""
+
+__version__ = "0.1.0"

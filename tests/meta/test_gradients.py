@@ -1,0 +1,200 @@
+"""Meta-gradients against closed forms and finite differences, in float64."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from metaseg.meta.conjugate_gradient import Outcome
+from metaseg.meta.gradients import Task, first_order_gradient, implicit_gradient, unrolled_gradient
+from metaseg.meta.inner_loop import InnerLoop
+from metaseg.meta.vectors import flatten, unflatten
+
+SIZE = 6
+
+
+def quadratic(eigenvalues, seed=0):
+    """Support ½(φ-a)ᵀH(φ-a), query ½‖φ-b‖² over two tensors of three elements each."""
+    generator = torch.Generator().manual_seed(seed)
+    basis, _ = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64))
+    hessian = basis @ torch.diag(torch.as_tensor(eigenvalues, dtype=torch.float64)) @ basis.T
+    a, b, theta = torch.randn(3, SIZE, generator=generator, dtype=torch.float64)
+
+    def support(parameters):
+        offset = flatten(parameters.values()) - a
+        return 0.5 * offset @ hessian @ offset, None
+
+    def query(parameters, found):
+        offset = flatten(parameters.values()) - b
+        return 0.5 * offset @ offset, None
+
+    like = {"one": torch.empty(3), "two": torch.empty(1, 3)}
+    return Task(support, query), unflatten(theta, like), hessian, a, b
+
+
+SPECTRUM = [0.1, 0.5, 1.0, 2.0, 3.0, 5.0]
+
+
+@pytest.mark.parametrize("lam", [0.3, 2.0, 100.0])
+def test_implicit_gradient_of_a_quadratic_equals_its_closed_form(lam):
+    task, theta, hessian, a, b = quadratic(SPECTRUM)
+    inner = InnerLoop("sgd", lr=1 / (5 + lam), steps=2000, lam=lam)
+    result = implicit_gradient(task, theta, inner, lam=lam, cg_steps=SIZE, cg_tolerance=0.0)
+    identity = torch.eye(SIZE, dtype=torch.float64)
+    start = flatten(theta.values())
+    phi = torch.linalg.solve(hessian + lam * identity, hessian @ a + lam * start)
+    expected = torch.linalg.solve(identity + hessian / lam, phi - b)
+    torch.testing.assert_close(flatten(result.adapted.values()), phi)
+    torch.testing.assert_close(result.gradient, expected)
+    assert result.diagnostics["cg_residual"] < 1e-10
+    assert result.diagnostics["stationarity"] < 1e-10
+
+
+def test_implicit_gradient_equals_finite_differences_of_the_solved_inner_problem():
+    task, theta, hessian, a, b = quadratic(SPECTRUM)
+    lam = 1.0
+    result = implicit_gradient(
+        task, theta, InnerLoop("sgd", 1 / 6, 2000, lam), lam=lam, cg_steps=SIZE, cg_tolerance=0.0
+    )
+
+    def objective(start):
+        phi = torch.linalg.solve(
+            hessian + lam * torch.eye(SIZE, dtype=torch.float64), hessian @ a + lam * start
+        )
+        return 0.5 * (phi - b) @ (phi - b)
+
+    torch.testing.assert_close(result.gradient, central_differences(objective, flatten(theta.values())))
+
+
+def central_differences(objective, at, width=1e-5):
+    columns = torch.eye(len(at), dtype=at.dtype) * width
+    return torch.stack([(objective(at + c) - objective(at - c)) / (2 * width) for c in columns])
+
+
+def network_task(seed=0):
+    """A small smooth regression network, whose support Hessian is indefinite."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, y, u, v = draw(7, 3), draw(7, 1), draw(5, 3), draw(5, 1)
+    theta = {"w1": draw(4, 3), "b1": draw(4), "w2": draw(1, 4)}
+
+    def predict(parameters, inputs):
+        return torch.tanh(inputs @ parameters["w1"].T + parameters["b1"]) @ parameters["w2"].T
+
+    def support(parameters):
+        return ((predict(parameters, x) - y) ** 2).mean(), None
+
+    def query(parameters, found):
+        return ((predict(parameters, u) - v) ** 2).mean(), None
+
+    task = Task(support, query, lambda parameters: predict(parameters, x), lambda logits, vector: 2 * vector / 7)
+    return task, theta
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("lam", [0.0, 0.7])
+def test_unrolled_gradient_equals_finite_differences_of_the_unrolled_objective(optimizer, lam):
+    task, theta = network_task()
+    inner = InnerLoop(optimizer, lr=0.05, steps=4, lam=lam)
+    gradient = unrolled_gradient(task, theta, inner).gradient
+
+    def objective(vector):
+        result = unrolled_gradient(task, unflatten(vector, theta), inner)
+        return task.query(result.adapted, None)[0]
+
+    torch.testing.assert_close(
+        gradient, central_differences(objective, flatten(theta.values())), rtol=1e-6, atol=1e-8
+    )
+
+
+def test_implicit_gradient_equals_the_unrolled_one_at_convergence():
+    task, theta = network_task()
+    inner = InnerLoop("sgd", lr=0.1, steps=600, lam=3.0)
+    unrolled = unrolled_gradient(task, theta, inner).gradient
+    implicit = implicit_gradient(task, theta, inner, lam=3.0, cg_steps=50, cg_tolerance=1e-12)
+    assert implicit.diagnostics["stationarity"] < 1e-8
+    torch.testing.assert_close(implicit.gradient, unrolled, rtol=1e-6, atol=1e-8)
+
+
+def test_implicit_gradient_tends_to_the_query_gradient_for_large_lambda():
+    task, theta = network_task()
+    leaves = {name: value.clone().requires_grad_() for name, value in theta.items()}
+    query_gradient = flatten(torch.autograd.grad(task.query(leaves, None)[0], list(leaves.values())))
+    distances = []
+    for lam in (1e1, 1e3, 1e5, 1e7):
+        inner = InnerLoop("sgd", lr=1 / lam, steps=3, lam=lam)
+        result = implicit_gradient(task, theta, inner, lam=lam, cg_steps=20, cg_tolerance=1e-12)
+        distances.append(((result.gradient - query_gradient).norm() / query_gradient.norm()).item())
+    assert distances[-1] < 1e-6
+    assert all(later < earlier / 10 for earlier, later in zip(distances, distances[1:], strict=False))
+
+
+def test_first_order_gradient_is_the_query_gradient_at_the_adapted_parameters():
+    task, theta = network_task()
+    result = first_order_gradient(task, theta, InnerLoop("sgd", 0.05, 4))
+    leaves = {name: value.clone().requires_grad_() for name, value in result.adapted.items()}
+    expected = flatten(torch.autograd.grad(task.query(leaves, None)[0], list(leaves.values())))
+    torch.testing.assert_close(result.gradient, expected)
+
+
+@pytest.mark.parametrize("lam", [0.01, 0.1, 0.5])
+def test_an_indefinite_hessian_is_reported_and_never_gives_nan(lam):
+    task, theta, *_ = quadratic([-4.0, -1.0, 0.5, 1.0, 2.0, 3.0])
+    result = implicit_gradient(task, theta, InnerLoop("sgd", 0.01, 3, lam), lam=lam, cg_steps=20, cg_tolerance=0.0)
+    assert result.solution.outcome is Outcome.NEGATIVE_CURVATURE
+    assert result.diagnostics["cg_negative_curvature"] == 1.0
+    assert result.diagnostics["smallest_curvature"] <= 0
+    assert "Gauss-Newton" in result.solution.outcome.value
+    assert torch.isfinite(result.gradient).all()
+
+
+@pytest.mark.parametrize("lam", [0.01, 0.5, 10.0])
+def test_gauss_newton_gradient_equals_the_dense_solve(lam):
+    task, theta = network_task()
+    result = implicit_gradient(
+        task, theta, InnerLoop("sgd", 0.01, 3, lam), lam=lam, cg_steps=60, cg_tolerance=1e-12, curvature="gauss_newton"
+    )
+    jacobian = torch.func.jacrev(lambda vector: task.support_logits(unflatten(vector, theta)).flatten())(
+        flatten(result.adapted.values())
+    )
+    leaves = {name: value.clone().requires_grad_() for name, value in result.adapted.items()}
+    b = flatten(torch.autograd.grad(task.query(leaves, None)[0], list(leaves.values())))
+    matrix = torch.eye(len(b), dtype=torch.float64) + jacobian.T @ (2 / 7 * jacobian) / lam
+    torch.testing.assert_close(result.gradient, torch.linalg.solve(matrix, b), rtol=1e-6, atol=1e-8)
+    assert result.diagnostics["smallest_curvature"] >= 1 - 1e-9
+
+
+def test_no_inner_step_gives_the_query_gradient_at_theta():
+    task, theta = network_task()
+    result = unrolled_gradient(task, theta, InnerLoop("sgd", 0.1, 0))
+    leaves = {name: value.clone().requires_grad_() for name, value in theta.items()}
+    expected = flatten(torch.autograd.grad(task.query(leaves, None)[0], list(leaves.values())))
+    torch.testing.assert_close(result.gradient, expected)
+    assert result.diagnostics["support_loss_before"] == result.diagnostics["support_loss_after"]
+
+
+def test_the_inner_loop_lowers_the_support_loss_and_says_so():
+    task, theta = network_task()
+    for method in (first_order_gradient, unrolled_gradient):
+        diagnostics = method(task, theta, InnerLoop("sgd", 0.05, 10)).diagnostics
+        assert diagnostics["support_loss_after"] < diagnostics["support_loss_before"]
+        assert diagnostics["support_loss_before"] == pytest.approx(task.support(theta)[0].item())
+
+
+def test_wrong_settings_are_refused():
+    task, theta = network_task()
+    inner = InnerLoop()
+    with pytest.raises(ValueError, match="lam > 0"):
+        implicit_gradient(task, theta, inner, lam=0, cg_steps=1, cg_tolerance=0)
+    with pytest.raises(ValueError, match="hessian, gauss_newton"):
+        implicit_gradient(task, theta, inner, lam=1, cg_steps=1, cg_tolerance=0, curvature="fisher")
+    with pytest.raises(ValueError, match="support_logits"):
+        bare = dataclasses.replace(task, support_logits=None)
+        implicit_gradient(bare, theta, inner, lam=1, cg_steps=1, cg_tolerance=0, curvature="gauss_newton")
+    with pytest.raises(ValueError, match="sgd, momentum, adam"):
+        InnerLoop(optimizer="lbfgs")
+    with pytest.raises(ValueError, match="lr > 0"):
+        InnerLoop(lr=0)

@@ -32,23 +32,23 @@ def gauss_newton_product(
 ) -> Product:
     """v → Jᵀ B J v with J the Jacobian of the logits and B the curvature of the loss in logit space.
 
-    Positive semi-definite whenever B is, also where the Hessian is indefinite [Schraudolph 2002]. One forward pass is
-    linearised and its backward graph kept; each product then costs one linear pass each way.
+    Positive semi-definite whenever B is, also where the Hessian is indefinite [Schraudolph 2002]. J v is a forward-mode
+    pass; Jᵀ u a backward pass through a graph that is kept.
 
     Args:
-        logits_of: parameters → logits, any shape; must be traceable by ``torch.func``.
+        logits_of: parameters → logits, any shape; must be fit for ``torch.func.jvp``.
         curvature: (logits, u) → B u, shaped as the logits.
         phi: where to linearise; leaves that require gradients.
     """
     frozen = {name: value.detach() for name, value in phi.items()}
-    _, push_forward = torch.func.linearize(logits_of, frozen)
     logits = logits_of(phi)
     fixed = logits.detach()
     leaves = list(phi.values())
 
     def product(vector: Tensor) -> Tensor:
         with torch.no_grad():
-            tangent = curvature(fixed, push_forward(unflatten(vector, frozen)))
+            _, tangent = torch.func.jvp(logits_of, (frozen,), (unflatten(vector, frozen),))
+            tangent = curvature(fixed, tangent)
         rows = torch.autograd.grad(logits, leaves, grad_outputs=tangent, retain_graph=True, materialize_grads=True)
         return flatten(rows)
 

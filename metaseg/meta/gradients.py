@@ -149,6 +149,15 @@ def unrolled_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGr
     return MetaGradient(gradient, detach(phi), diagnostics, _cut(found), start.query_found, query_after)
 
 
+def trial(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
+    """What ``task.query`` returns at θ and at φ: (before, after), without a meta-gradient; used for validation."""
+    start, phi, _ = _run(task, theta, inner)
+    with torch.no_grad():
+        _, found = task.support(phi)
+        after = task.query(phi, found)
+    return (start.query_loss, start.query_found), after
+
+
 @dataclass(frozen=True)
 class _Start:
     """What was found at θ before the first step."""

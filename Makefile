@@ -1,0 +1,53 @@
+# metaseg: `make train` and `make test` set up all they need; `make help` lists the rest.
+TORCH ?= current
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(TORCH)
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow lint format lock clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo
+	@echo 'TORCH=current (default) or TORCH=v100 (torch 2.7.1 with CUDA 12.6, which has kernels for sm_70) picks the lock file.'
+
+install: $(STAMP) ## make .venv from the pinned versions of requirements/$(TORCH).txt
+
+$(STAMP): requirements/$(TORCH).txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, found %s; set PYTHON=" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/$(TORCH).txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+train: $(STAMP) ## the main job on synthetic twins of the datasets, within minutes on two cores
+	$(BIN)/python train.py learner=imaml shots=5 pair=ph2_kvasir data=synthetic model.features=8 \
+		trainer=cpu trainer.max_epochs=4 tasks.count=20 tasks.validation=2 evaluation.draws=3 evaluation.limit=60 \
+		evaluation.curve_limit=60 evaluation.curve=[0,1,5,10,20,50]
+
+test: $(STAMP) ## the default tests
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## the slow tests as well
+	$(BIN)/python -m pytest -m 'not gpu'
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## resolve both lock files anew (needs uv)
+	uv pip compile --universal --python-version 3.10 --extra dev --upgrade pyproject.toml \
+		--custom-compile-command 'make lock' -o requirements/current.txt
+	uv pip compile --universal --python-version 3.10 --extra dev --upgrade --constraint requirements/v100.in pyproject.toml \
+		--custom-compile-command 'make lock' -o requirements/v100.txt
+
+clean: ## remove .venv and caches, never runs or data
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

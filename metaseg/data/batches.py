@@ -1,0 +1,145 @@
+"""Episodes as tensors, and the loaders that deliver them to the trainer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from metaseg.data.augment import augment
+from metaseg.data.episodes import Plan, Stream
+from metaseg.data.pools import Pool
+
+
+class Episode(NamedTuple):
+    """One task as tensors: images float32 (B, 3, H, W) in [-1, 1], masks float32 (B, 1, H, W) in {0, 1}."""
+
+    support_images: Tensor
+    support_masks: Tensor
+    query_images: Tensor
+    query_masks: Tensor
+
+
+def image_tensor(images: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, 3) → float32 (B, 3, H, W) in [-1, 1] [paper, section 3]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+def mask_tensor(masks: np.ndarray) -> Tensor:
+    """uint8 {0, 1} (B, H, W) → float32 (B, 1, H, W) in {0, 1}; the paper's [-1, 1] would make BCE unbounded below."""
+    return torch.from_numpy(np.ascontiguousarray(masks)).unsqueeze(1).float()
+
+
+class EpisodeDataset(Dataset[Episode | list[Episode]]):
+    """Episodes of a plan; the key (epoch, index) says which.
+
+    Args:
+        pools: the pools that the plan's indices refer to.
+        plan: the plan.
+        augmentation: name for ``augment``; applied to support and query. Use "none" for validation.
+    """
+
+    def __init__(self, pools: Sequence[Pool], plan: Plan, augmentation: str) -> None:
+        self.pools = pools
+        self.plan = plan
+        self.augmentation = augmentation
+
+    def __getitem__(self, key: tuple[int, int]) -> Episode:
+        """The episode ``key = (epoch, index)``."""
+        epoch, index = key
+        parts = self.plan.episode(epoch, index)
+        support = [self.pools[part.pool].take(part.support) for part in parts]
+        query = [self.pools[part.pool].take(part.query) for part in parts]
+        seed = (self.plan.seed, Stream.AUGMENT, self.plan.stream, epoch, index)
+        return Episode(*self._tensors(support, (*seed, 0)), *self._tensors(query, (*seed, 1)))
+
+    def _tensors(self, pairs: list[tuple[np.ndarray, np.ndarray]], seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        images, masks = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+        images, masks = augment(self.augmentation, images, masks, seed)
+        return image_tensor(images), mask_tensor(masks)
+
+
+class OuterSteps(EpisodeDataset):
+    """The episodes of outer steps: key (epoch, step) → the list of this rank's episodes.
+
+    Args:
+        per_step: episodes in an outer step over all ranks.
+        rank: this process' rank.
+        world: number of ranks; must divide ``per_step``.
+    """
+
+    def __init__(
+        self, pools: Sequence[Pool], plan: Plan, augmentation: str, per_step: int, rank: int, world: int
+    ) -> None:
+        super().__init__(pools, plan, augmentation)
+        self.per_step, self.rank, self.world = per_step, rank, world
+
+    def __len__(self) -> int:
+        """Outer steps in an epoch."""
+        return self.plan.count // self.per_step
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Episode]:  # type: ignore[override]
+        """This rank's share of outer step ``key = (epoch, step)``."""
+        epoch, step = key
+        first = step * self.per_step
+        indices = range(first + self.rank, first + self.per_step, self.world)
+        return [super(OuterSteps, self).__getitem__((epoch, index)) for index in indices]
+
+
+class ResumableSteps(Sampler[tuple[int, int]]):
+    """Yields (epoch, step) from wherever training stands, read from the trainer's own count of outer steps.
+
+    Args:
+        steps: outer steps in an epoch.
+        position: returns the number of outer steps already taken in the whole run.
+    """
+
+    def __init__(self, steps: int, position: Callable[[], int]) -> None:
+        self.steps = steps
+        self.position = position
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """The rest of the current epoch."""
+        epoch, first = divmod(self.position(), self.steps)
+        return ((epoch, step) for step in range(first, self.steps))
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch; the trainer itself accounts for those already taken."""
+        return self.steps
+
+
+class ResumableLoader(DataLoader):
+    """A loader that Lightning may resume within an epoch: its sampler finds the place, so there is no state to keep."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: see ``ResumableSteps``."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: see ``ResumableSteps``."""
+
+
+class SupportSet:
+    """The labelled images of a target dataset that a learner adapts to.
+
+    Args:
+        images: uint8 (K, H, W, 3).
+        masks: uint8 {0, 1} (K, H, W).
+        augmentation: name for ``augment``, used while adapting only.
+        seed: seeds the augmentation.
+    """
+
+    def __init__(self, images: np.ndarray, masks: np.ndarray, augmentation: str, seed: int) -> None:
+        self.images, self.masks = images, masks
+        self.augmentation, self.seed = augmentation, seed
+
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """Images (K, 3, H, W) and masks (K, 1, H, W), not augmented."""
+        return image_tensor(self.images), mask_tensor(self.masks)
+
+    def augmented(self, step: int) -> tuple[Tensor, Tensor]:
+        """The same, augmented afresh for adaptation step ``step``."""
+        images, masks = augment(self.augmentation, self.images, self.masks, (self.seed, Stream.AUGMENT, step))
+        return image_tensor(images), mask_tensor(masks)

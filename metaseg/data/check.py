@@ -1,0 +1,248 @@
+"""Everything that is wrong with a dataset on disk, found in one pass and told at once.
+
+An error stops a dataset from being prepared; a warning does not, because real copies of these datasets differ from what
+was published in harmless ways (a few images fewer, the same photograph twice).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image
+
+from metaseg.data import duplicates
+from metaseg.data.catalogue import Dataset
+from metaseg.data.layouts import THRESHOLD, Listing, Pair, grey_mask, image_size, open_image, scan
+from metaseg.errors import MetasegError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Kind = Literal[
+    "unpaired", "ambiguous", "unreadable", "size", "empty mask", "not binary", "count", "frame number", "near-duplicate"
+]
+
+DECODE_SIDE = 512
+"""Large JPEGs are decoded at no fewer pixels a side, whatever the working size, so that hashes do not vary with it."""
+
+_GREY = (32, 223)  # values that a black or white area never takes by JPEG compression alone
+_JPEG_BLOCK = 8  # pixels; compression spreads the edge of a mask no further
+_GREY_SHARE = 0.001
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: with which images (ids or file names), and a sentence about it."""
+
+    kind: Kind
+    severity: Literal["error", "warning"]
+    images: tuple[str, ...]
+    message: str
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What one decoding of a pair gives; image and mask are None where a fault of severity error was found."""
+
+    image: Image.Image | None
+    mask: np.ndarray | None
+    bits: np.ndarray
+    details: np.ndarray
+    foreground: float
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a check found. `groups` are int (N,) over the readable pairs, named by `ids`."""
+
+    dataset: Dataset
+    listing: Listing
+    ids: tuple[str, ...]
+    groups: np.ndarray
+    foreground: float
+    faults: tuple[Fault, ...] = field(repr=False)
+
+    @property
+    def errors(self) -> list[Fault]:
+        """Faults that stop the dataset from being prepared."""
+        return [fault for fault in self.faults if fault.severity == "error"]
+
+    @property
+    def warnings(self) -> list[Fault]:
+        """Faults to know of, with which the dataset can be used."""
+        return [fault for fault in self.faults if fault.severity == "warning"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of faults of each kind."""
+        return dict(Counter(fault.kind for fault in self.faults))
+
+    def table(self) -> Group:
+        """A rich renderable: a headline and, where there are faults, a table of all of them."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        summary = (
+            f"{self.dataset.title}: {len(self.listing.pairs)} pairs of {self.dataset.count} published, "
+            f"{len(np.unique(self.groups))} {self._grouping()}, foreground {100 * self.foreground:.1f} % "
+            f"(catalogue: {100 * self.dataset.foreground:.1f} %), {plural(len(self.errors), 'error')}, "
+            f"{plural(len(self.warnings), 'warning')}\n  in {self.listing.folder}, laid out as "
+            f"{self.listing.layout.images}, {self.listing.layout.masks}"
+        )
+        if not self.faults:
+            return Group(Text(summary))
+        table = Table("severity", "kind", "images", "what", show_edge=False, pad_edge=False)
+        for fault in sorted(self.faults, key=lambda fault: (fault.severity, fault.kind)):
+            colour = "red" if fault.severity == "error" else "yellow"
+            table.add_row(
+                Text(fault.severity, style=colour), fault.kind, Text(", ".join(fault.images)), Text(fault.message)
+            )
+        return Group(Text(summary), table)
+
+    def _grouping(self) -> str:
+        if self.dataset.sequence_starts:
+            return "video sequences"
+        return "blocks of consecutive frames" if self.dataset.blocks else "groups of near-duplicates or single images"
+
+
+def check(dataset: Dataset, root: str | Path) -> Report:
+    """Read every file of the dataset and report all faults. Raises MetasegError only where no file is found."""
+    listing = scan(dataset, root)
+    return summarise(dataset, listing, [light(found) for found in inspect_all(listing.pairs)])
+
+
+def light(found: Inspected) -> Inspected:
+    """The same without the pixels, to be kept by the thousand."""
+    return Inspected(None, None, found.bits, found.details, found.foreground, found.faults)
+
+
+def inspect_all(pairs: Sequence[Pair]) -> Iterator[Inspected]:
+    """`inspect` over all pairs on all cores, in order, a few dozen images in memory at a time.
+
+    Threads, because Pillow decodes and resizes outside of Python's lock.
+    """
+    workers = cores()
+    with ThreadPoolExecutor(workers) as pool:
+        remaining = iter(pairs)
+        while batch := list(islice(remaining, 16 * workers)):
+            yield from pool.map(inspect, batch)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def inspect(pair: Pair) -> Inspected:
+    """Decode one pair and look at it by itself: readable, equal sizes, binary mask, some foreground."""
+    faults: list[Fault] = []
+
+    def note(kind: Kind, severity: Literal["error", "warning"], message: str) -> None:
+        faults.append(Fault(kind, severity, (pair.id,), message))
+
+    image, grey = None, None
+    try:
+        size = image_size(pair.image)
+        image = open_image(pair.image, at_least=DECODE_SIDE)
+    except MetasegError as error:
+        note("unreadable", "error", str(error))
+    try:
+        grey = grey_mask(pair.mask)
+    except MetasegError as error:
+        note("unreadable", "error", str(error))
+
+    if grey is not None:
+        mask = grey > THRESHOLD
+        if share := _grey_share(grey, mask):
+            note(
+                "not binary",
+                "error",
+                f"{100 * share:.1f} % of {pair.mask.name} is grey away from its edges: expected black and white, so it "
+                f"may be an image, or a map of probabilities or labels",
+            )
+        elif not mask.any():
+            note(
+                "empty mask",
+                "warning",
+                f"{pair.mask.name} has no foreground, its largest value is {grey.max()}: nothing can be learnt from it",
+            )
+        if image is not None and size != grey.shape[::-1]:
+            width, height = size
+            note(
+                "size",
+                "error",
+                f"{pair.mask.name} has {grey.shape[1]}×{grey.shape[0]} pixels, its image {width}×{height}: expected "
+                f"equal sizes, so it may belong to another image",
+            )
+    if image is None or grey is None or any(fault.severity == "error" for fault in faults):
+        bits = np.zeros(duplicates.BITS, dtype=bool)
+        return Inspected(None, None, bits, np.zeros(duplicates.DETAILS, np.float32), float("nan"), tuple(faults))
+    bits, details = duplicates.fingerprint(image)
+    return Inspected(image, mask, bits, details, float(mask.mean()), tuple(faults))
+
+
+def _grey_share(grey: np.ndarray, mask: np.ndarray) -> float:
+    """Share of pixels that are grey beyond what JPEG does to the edges of a mask; 0 where that is next to none."""
+    between = (grey >= _GREY[0]) & (grey <= _GREY[1])
+    if between.mean() <= _GREY_SHARE:
+        return 0.0
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    side = 2 * _JPEG_BLOCK + 1
+    near_edge = maximum_filter(mask, side) != minimum_filter(mask, side)
+    share = float((between & ~near_edge).mean())
+    return share if share > _GREY_SHARE else 0.0
+
+
+def summarise(dataset: Dataset, listing: Listing, found: Sequence[Inspected]) -> Report:
+    """The report on a whole dataset from what was found in each pair, in the order of the listing."""
+    faults = [
+        *_files(listing.images_without_mask, "unpaired", "this image has no mask"),
+        *_files(listing.masks_without_image, "unpaired", "this mask has no image"),
+        *_files(listing.ambiguous, "ambiguous", "another file has the same stem: keep one of them"),
+    ]
+    if len(listing.pairs) != dataset.count:
+        faults.append(
+            Fault(
+                "count", "warning", (), f"{len(listing.pairs)} pairs found, {dataset.count} published ({dataset.url})"
+            )
+        )
+    faults += [fault for one in found for fault in one.faults]
+
+    readable = [not np.isnan(one.foreground) for one in found]
+    ids = [pair.id for pair, good in zip(listing.pairs, readable, strict=True) if good]
+    kept = [one for one, good in zip(found, readable, strict=True) if good]
+    bits = np.array([one.bits for one in kept], dtype=bool).reshape(len(kept), duplicates.BITS)
+    details = np.array([one.details for one in kept], dtype=np.float32).reshape(len(kept), duplicates.DETAILS)
+    try:
+        numbers = duplicates.groups(dataset, ids, bits, details)
+    except MetasegError as error:
+        faults.append(Fault("frame number", "error", (), str(error)))
+        numbers = np.arange(len(ids))
+    if not (dataset.sequence_starts or dataset.blocks):
+        for number in np.flatnonzero(np.bincount(numbers) > 1):
+            alike = tuple(ids[index] for index in np.flatnonzero(numbers == number))
+            faults.append(
+                Fault("near-duplicate", "warning", alike, "nearly the same image: kept on one side of every split")
+            )
+    foreground = float(np.mean([one.foreground for one in kept])) if kept else float("nan")
+    return Report(dataset, listing, tuple(ids), numbers, foreground, tuple(faults))
+
+
+def _files(paths: Iterable[Path], kind: Kind, message: str) -> list[Fault]:
+    return [Fault(kind, "error", (f"{path.parent.name}/{path.name}",), message) for path in paths]
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 error`, `2 errors`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

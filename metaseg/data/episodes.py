@@ -1,0 +1,120 @@
+"""Which images an episode holds: a pure function of (seed, stream, epoch, index).
+
+Nothing here touches an image. Resuming, sharding over ranks and giving every learner the same episodes follow from the
+fact that an episode depends on nothing but these four numbers and the plan.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from metaseg.errors import MetasegError
+
+MIXINGS = ("exclusive", "mixed")
+ORDERS = ("interleaved", "sequential")
+
+
+class Stream(IntEnum):
+    """Independent random streams under one seed."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TARGET = 2
+    AUGMENT = 3
+    LIMIT = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images one pool gives to an episode: indices into that pool, support and query disjoint."""
+
+    pool: int
+    support: np.ndarray
+    query: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How episodes are composed.
+
+    Attributes:
+        pools: per pool, its name and the indices that may be drawn.
+        shots: K, support images per pool in an episode.
+        query: Q, query images per pool in an episode.
+        mixing: "exclusive" (an episode draws from one pool) or "mixed" (K + Q images from each pool) [method, set-ups].
+        order: "interleaved" (consecutive episodes alternate between the pools) or "sequential" (all episodes of the
+            first pool, then all of the next, within each epoch); without effect on mixed episodes.
+        count: episodes in an epoch.
+        resample: draw new episodes every epoch; otherwise epoch 0's are used again and again.
+        seed: the run's seed.
+        stream: which random stream.
+
+    Raises:
+        MetasegError: if a pool cannot give K + Q images, if episodes do not divide evenly over exclusive pools, or if a
+            setting is unknown.
+    """
+
+    pools: tuple[tuple[str, np.ndarray], ...]
+    shots: int
+    query: int
+    mixing: str
+    order: str
+    count: int
+    resample: bool
+    seed: int
+    stream: Stream = Stream.TRAIN
+
+    def __post_init__(self) -> None:
+        if self.mixing not in MIXINGS:
+            raise MetasegError(f"tasks.mixing must be one of {', '.join(MIXINGS)}, found {self.mixing!r}.")
+        if self.order not in ORDERS:
+            raise MetasegError(f"tasks.order must be one of {', '.join(ORDERS)}, found {self.order!r}.")
+        if min(self.shots, self.query, self.count) < 1:
+            raise MetasegError(
+                f"shots, tasks.query and tasks.count must be at least 1, found {self.shots}, {self.query} and {self.count}."
+            )
+        short = [(name, len(indices)) for name, indices in self.pools if len(indices) < self.shots + self.query]
+        if short:
+            found = ", ".join(f"{name} has {size}" for name, size in short)
+            raise MetasegError(
+                f"An episode needs {self.shots} support + {self.query} query = {self.shots + self.query} images of a "
+                f"pool for {self.stream.name.lower()}, but {found}; lower shots or tasks.query."
+            )
+        if self.mixing == "exclusive" and self.count % len(self.pools):
+            raise MetasegError(
+                f"tasks.count must be a multiple of the {len(self.pools)} pools when tasks.mixing=exclusive, "
+                f"found {self.count}."
+            )
+
+    @property
+    def group(self) -> int:
+        """Episodes that belong to one outer step: one of each pool when exclusive, one when mixed [our decision]."""
+        return len(self.pools) if self.mixing == "exclusive" else 1
+
+    def episode(self, epoch: int, index: int) -> tuple[Part, ...]:
+        """The images of episode ``index`` (0 ≤ index < count) of ``epoch``."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"episode {index} of {self.count}")
+        generator = np.random.default_rng([self.seed, self.stream, epoch if self.resample else 0, index])
+        if self.mixing == "mixed":
+            chosen: Sequence[int] = range(len(self.pools))
+        elif self.order == "interleaved":
+            chosen = [index % len(self.pools)]
+        else:
+            chosen = [index * len(self.pools) // self.count]
+        return tuple(self._part(pool, generator) for pool in chosen)
+
+    def _part(self, pool: int, generator: np.random.Generator) -> Part:
+        drawn = generator.choice(self.pools[pool][1], self.shots + self.query, replace=False)
+        return Part(pool, drawn[: self.shots], drawn[self.shots :])
+
+
+def target_support(size: int, shots: int, seed: int, draw: int) -> np.ndarray:
+    """Indices of the K support images of meta-test draw ``draw`` among ``size`` candidates, sorted.
+
+    The same for every learner: nothing but (size, K, seed, draw) enters.
+    """
+    generator = np.random.default_rng([seed, Stream.TARGET, draw])
+    return np.sort(generator.choice(size, shots, replace=False))

@@ -1,0 +1,243 @@
+"""The Lightning data module: pools on disk or synthetic → episodes for training and validation, target sets for the test."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+
+from metaseg.data import catalogue
+from metaseg.data.batches import Episode, EpisodeDataset, OuterSteps, ResumableLoader, ResumableSteps, SupportSet
+from metaseg.data.episodes import Plan, Stream, target_support
+from metaseg.data.pools import Pool, prepare, prepare_arrays, split_by_group
+from metaseg.errors import MetasegError
+
+TRAIN_ON = ("source", "target")
+TARGET_TEST_SHARE = 0.2
+"""Share of the target that is scored when a learner trains on the target: the paper's 80/20 split."""
+
+
+def load_pool(name: str, *, source: str, root: str, size: int) -> Pool:
+    """The prepared images of dataset ``name`` at size×size, or those of its synthetic twin.
+
+    Args:
+        name: a name of the catalogue.
+        source: "real" (files under ``root``) or "synthetic".
+        root: folder that holds the datasets.
+        size: side of the square images, pixels.
+
+    Raises:
+        MetasegError: if the name or source is unknown, or files are missing or faulty.
+    """
+    dataset = catalogue.get(name)
+    if source == "real":
+        return prepare(dataset, root, size)
+    if source != "synthetic":
+        raise MetasegError(f"data.source must be real or synthetic, found {source!r}.")
+    from metaseg.data.synthetic import DEFAULT_COUNTS, TWIN_SEED, twin
+
+    if name not in DEFAULT_COUNTS:
+        raise MetasegError(f"data=synthetic has twins of {', '.join(DEFAULT_COUNTS)} only, found {name!r}.")
+    images, masks, ids, groups = twin(name, DEFAULT_COUNTS[name], size, TWIN_SEED)
+    return prepare_arrays(name, images, masks, ids, groups)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target dataset as the meta-test uses it.
+
+    Attributes:
+        pool: its images.
+        candidates: indices that support sets are drawn from.
+        scored: indices that are scored, less those of the draw's support set and their twins.
+    """
+
+    pool: Pool
+    candidates: np.ndarray
+    scored: np.ndarray
+
+    def draw(self, shots: int, seed: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the support set of one draw, and of the images scored with it.
+
+        Near-duplicates of support images are not scored: they share a group with them. Groups that are mere blocks of
+        one video (KvasirCapsule-SEG) are left together, since nothing would remain.
+
+        Raises:
+            MetasegError: if fewer than K + 1 images are there.
+        """
+        if len(self.candidates) < shots or len(np.union1d(self.candidates, self.scored)) <= shots:
+            raise MetasegError(
+                f"shots={shots} support images and at least one to score are needed of {self.pool.name}, but it has "
+                f"{len(self.candidates)}; lower shots."
+            )
+        support = self.candidates[target_support(len(self.candidates), shots, seed, draw)]
+        blocks = catalogue.get(self.pool.name).blocks > 0
+        taken = np.isin(self.scored, support)
+        if not blocks:
+            taken |= np.isin(self.pool.groups[self.scored], self.pool.groups[support])
+        if taken.all():
+            raise MetasegError(f"No image of {self.pool.name} is left to score beside shots={shots}; lower shots.")
+        return support, self.scored[~taken]
+
+    def support_set(self, indices: np.ndarray, augmentation: str, seed: int) -> SupportSet:
+        """The images of ``indices`` as a support set."""
+        images, masks = self.pool.take(indices)
+        return SupportSet(images, masks, augmentation, seed)
+
+
+class EpisodicData(L.LightningDataModule):
+    """Episodes of the source pools for training and validation; target sets for the meta-test.
+
+    Target images are never part of training or selection, except under ``train_on="target"`` (one reading of the
+    paper's naive baseline), where the 20 % that are scored are held out first.
+
+    Args:
+        pools: names of the source datasets.
+        targets: names of the target datasets.
+        data: the group ``data`` of the configuration.
+        tasks: the group ``tasks`` of the configuration.
+        shots: K.
+        seed: the run's seed.
+        train_on: "source" or "target".
+
+    Raises:
+        MetasegError: if a target is also a source, or a setting does not fit the data.
+    """
+
+    def __init__(
+        self,
+        *,
+        pools: Sequence[str],
+        targets: Sequence[str],
+        data: Mapping[str, Any],
+        tasks: Mapping[str, Any],
+        shots: int,
+        seed: int,
+        train_on: str = "source",
+    ) -> None:
+        super().__init__()
+        self.settings, self.tasks, self.shots, self.seed = data, tasks, shots, seed
+        if train_on not in TRAIN_ON:
+            raise MetasegError(f"learner.train_on must be one of {', '.join(TRAIN_ON)}, found {train_on!r}.")
+        if train_on == "target" and len(targets) != 1:
+            raise MetasegError(f"learner.train_on=target needs exactly one target, found {', '.join(targets)}.")
+        both = set(pools) & set(targets)
+        if both and train_on == "source":
+            raise MetasegError(
+                f"A target must not be trained on, but {', '.join(sorted(both))} is in the pair and in target; "
+                "choose another target or pair."
+            )
+        names = list(dict.fromkeys([*pools, *targets])) if train_on == "source" else list(targets)
+        loaded = {
+            name: load_pool(name, source=data["source"], root=data["root"], size=data["size"]) for name in names
+        }
+        if train_on == "source":
+            self.pools = [loaded[name] for name in pools]
+            allowed = [np.arange(len(pool)) for pool in self.pools]
+            self.targets = {
+                name: Target(loaded[name], np.arange(len(loaded[name])), np.arange(len(loaded[name])))
+                for name in targets
+            }
+        else:
+            pool = loaded[targets[0]]
+            # Another seed than that of the validation split below, or the two would hold out the same images.
+            train, test = split_by_group(pool, TARGET_TEST_SHARE, seed + 1)
+            self.pools, allowed = [pool], [train]
+            self.targets = {pool.name: Target(pool, train, test)}
+        self.train_plan, self.validation_plan = self._plans(allowed)
+        self._validate_split()
+
+    def _plans(self, allowed: list[np.ndarray]) -> tuple[Plan, Plan]:
+        train, held_out = [], []
+        for pool, indices in zip(self.pools, allowed, strict=True):
+            first, second = split_by_group(pool, self.settings["validation"], self.seed)
+            train.append((pool.name, np.intersect1d(first, indices)))
+            held_out.append((pool.name, np.intersect1d(second, indices)))
+        shared = {"shots": self.shots, "query": self.tasks["query"], "mixing": self.tasks["mixing"], "seed": self.seed}
+        return (
+            Plan(
+                pools=tuple(train),
+                order=self.tasks["order"],
+                count=self.tasks["count"],
+                resample=self.tasks["resample"],
+                stream=Stream.TRAIN,
+                **shared,
+            ),
+            Plan(
+                pools=tuple(held_out),
+                order="interleaved",
+                count=self.tasks["validation"] * (len(held_out) if self.tasks["mixing"] == "exclusive" else 1),
+                resample=False,
+                stream=Stream.VALIDATION,
+                **shared,
+            ),
+        )
+
+    def _validate_split(self) -> None:
+        per_step = self.per_step
+        if self.train_plan.count % per_step:
+            raise MetasegError(
+                f"tasks.count must be a multiple of the {per_step} tasks of an outer step (tasks.per_step times the "
+                f"pools of an exclusive plan), found {self.train_plan.count}."
+            )
+
+    @property
+    def per_step(self) -> int:
+        """Tasks in one outer step over all ranks."""
+        return self.tasks["per_step"] * self.train_plan.group
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Outer steps in one epoch."""
+        return self.train_plan.count // self.per_step
+
+    def train_dataloader(self) -> ResumableLoader:
+        """This rank's share of each outer step, from wherever training stands.
+
+        Raises:
+            MetasegError: if the tasks of an outer step do not divide evenly over the ranks.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        world = trainer.world_size
+        if self.per_step % world:
+            raise MetasegError(
+                f"The {self.per_step} tasks of an outer step must divide evenly over the ranks, found {world} ranks; "
+                f"set tasks.per_step or trainer.devices so that they do."
+            )
+        steps = OuterSteps(
+            self.pools, self.train_plan, self.settings["augment"], self.per_step, trainer.global_rank, world
+        )
+        return ResumableLoader(
+            steps,
+            batch_size=None,
+            sampler=ResumableSteps(len(steps), lambda: trainer.global_step),
+            num_workers=self.settings["workers"],
+            pin_memory=trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
+        )
+
+    def val_dataloader(self) -> ResumableLoader:
+        """This rank's share of the validation episodes; the same ones every epoch, never augmented."""
+        trainer = self.trainer
+        assert trainer is not None
+        count = self.validation_plan.count
+        if count < trainer.world_size:
+            raise MetasegError(f"{trainer.world_size} ranks need as many validation episodes, found {count}.")
+        keys = [(0, index) for index in range(trainer.global_rank, count, trainer.world_size)]
+        episodes = EpisodeDataset(self.pools, self.validation_plan, "none")
+        return ResumableLoader(_Keyed(episodes, keys), batch_size=None, num_workers=0)
+
+
+class _Keyed(EpisodeDataset):
+    """Episodes under fixed keys, counted from 0."""
+
+    def __init__(self, episodes: EpisodeDataset, keys: list[tuple[int, int]]) -> None:
+        super().__init__(episodes.pools, episodes.plan, episodes.augmentation)
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, position: int) -> Episode:  # type: ignore[override]
+        return super().__getitem__(self.keys[position])

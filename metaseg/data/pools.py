@@ -1,0 +1,183 @@
+"""Pools: a dataset as arrays at the working size, decoded once, then read from a memory map."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from metaseg.data import cache, catalogue, check, duplicates
+from metaseg.data.catalogue import Dataset
+from metaseg.data.layouts import Listing, complete
+from metaseg.errors import MetasegError
+
+FORMAT = 1
+"""Raise it when the way images are read, resized or grouped changes: every prepared dataset is then made anew."""
+
+SMALLEST, LARGEST = 8, 1024
+
+
+@dataclass(frozen=True)
+class Pool:
+    """N images of one dataset with their masks, in natural order of their ids. Arrays are read-only.
+
+    images: uint8 (N, H, W, 3), RGB, 0 to 255. masks: uint8 (N, H, W), 0 or 1. groups: int64 (N,): images of one group
+    (the same video sequence, near-duplicates) must never be on two sides of a split.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    images: np.ndarray
+    masks: np.ndarray
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of K images and masks, in the order asked for: uint8 (K, H, W, 3) and (K, H, W)."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return np.array(self.images[chosen]), np.array(self.masks[chosen])
+
+
+def prepare(dataset: Dataset | str, root: str | Path, size: int, cache_dir: str | Path | None = None) -> Pool:
+    """The dataset under root at size×size pixels, from the cache where it is there and still right.
+
+    Images are resized by Pillow's bilinear filter, which averages over the area when shrinking, masks by nearest
+    neighbour; the aspect ratio is not kept. The cache lies in cache_dir, else METASEG_CACHE, else root/.metaseg_cache,
+    else, where that cannot be written to, in ~/.cache/metaseg (XDG_CACHE_HOME).
+
+    Raises MetasegError: dataset missing or unpaired; files damaged, masks of another size or not binary (counted, and
+    the first one named); no space, or no folder to write to.
+    """
+    if isinstance(dataset, str):
+        dataset = catalogue.get(dataset)
+    if not SMALLEST <= size <= LARGEST:
+        raise MetasegError(f"the working size should be {SMALLEST} to {LARGEST} pixels, not {size}: set data.size")
+    root = Path(root).expanduser()
+    listing = complete(dataset, root)
+    candidates = cache.places(root, cache_dir)
+    settings = {
+        "format": FORMAT,
+        "size": size,
+        "decoded at": check.DECODE_SIDE,
+        "sequence_starts": dataset.sequence_starts,
+        "blocks": dataset.blocks,
+        "duplicates": [duplicates.SURE_BITS, duplicates.LIKELY_BITS, duplicates.LIKELY_CORRELATION],
+    }
+    files = [path for pair in listing.pairs for path in (pair.image, pair.mask)]
+    known = cache.recall(candidates, dataset.name)
+    key, fresh = cache.content_key(files, listing.folder, settings, known)
+    entry = cache.Entry(dataset.name, size, key, source=str(listing.folder.resolve()))
+    cached = cache.obtain(entry, candidates, lambda target: _build(dataset, root, listing, size, target))
+    if fresh:
+        cache.remember(cached.folder.parent, dataset.name, known | fresh)
+    groups = _frozen(np.array(cached.meta["groups"], dtype=np.int64))
+    return Pool(dataset.name, tuple(cached.meta["ids"]), cached.images, cached.masks, groups)
+
+
+def _build(dataset: Dataset, root: Path, listing: Listing, size: int, target: Path) -> dict[str, Any]:
+    """Decode all pairs into target; what meta.json should say of them."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    began = time.perf_counter()
+    count = len(listing.pairs)
+    found: list[check.Inspected] = []
+    console = Console(stderr=True)
+    with (
+        cache.ArrayWriter(target / "images.npy", (count, size, size, 3)) as images,
+        cache.ArrayWriter(target / "masks.npy", (count, size, size)) as masks,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task(f"preparing {dataset.title} at {size}×{size}", total=count)
+        for one in check.inspect_all(listing.pairs):
+            if one.image is not None and one.mask is not None:
+                images.write(np.asarray(one.image.resize((size, size), Image.Resampling.BILINEAR)))
+                mask = Image.fromarray(one.mask.astype(np.uint8))
+                masks.write(np.asarray(mask.resize((size, size), Image.Resampling.NEAREST)))
+            found.append(check.light(one))
+            progress.advance(task)
+
+    report = check.summarise(dataset, listing, found)
+    how_to_see = f"`python -m metaseg.data check {dataset.name} --root {root}`"
+    if report.errors:
+        first = report.errors[0]
+        raise MetasegError(
+            f"{dataset.name} cannot be prepared: {len(report.errors)} of its {count} pairs are faulty, the first being "
+            f"{first.images[0]}: {first.message}. {how_to_see} lists them all"
+        )
+    warnings = f", {check.plural(len(report.warnings), 'warning')}: see {how_to_see}" if report.warnings else ""
+    print(
+        f"prepared {dataset.title}: {count} images at {size}×{size} in {time.perf_counter() - began:.1f} s{warnings}",
+        file=sys.stderr,
+    )
+    return {"ids": list(report.ids), "groups": report.groups.tolist()}
+
+
+def prepare_arrays(
+    name: str,
+    images: np.ndarray,
+    masks: np.ndarray,
+    ids: Sequence[str] | None = None,
+    groups: np.ndarray | None = None,
+) -> Pool:
+    """A pool from arrays in memory, such as the synthetic twins: uint8 (N, H, W, 3), and (N, H, W) bool or of 0 and 1.
+
+    Without ids they are 0000, 0001, …; without groups every image is its own. Raises MetasegError where shapes, types
+    or values differ.
+    """
+    count = len(images)
+    ids = [f"{index:04d}" for index in range(count)] if ids is None else ids
+    groups = np.arange(count) if groups is None else np.asarray(groups)
+    masks = np.asarray(masks)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise MetasegError(f"{name}: expected images uint8 (N, H, W, 3), found {images.dtype} {images.shape}")
+    if masks.shape != images.shape[:3] or not np.isin(masks, (0, 1)).all():
+        raise MetasegError(f"{name}: expected masks of 0 and 1 in shape {images.shape[:3]}, found shape {masks.shape}")
+    if len(ids) != count or len(set(ids)) != count or groups.shape != (count,):
+        raise MetasegError(
+            f"{name}: expected {count} different ids and {count} groups, found {len(set(ids))} and {groups.shape}"
+        )
+    return Pool(name, tuple(ids), _frozen(images), _frozen(masks.astype(np.uint8)), _frozen(groups.astype(np.int64)))
+
+
+def split_by_group(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (train, held out), int64, rising; about `fraction` of the images are held out, whole groups only.
+
+    Groups are drawn at random by seed; one that would overshoot the fraction is passed over, unless nothing could be
+    held out otherwise. The blocks of one video (KvasirCapsule-SEG) are groups, so what is held out is contiguous.
+
+    Raises MetasegError where the fraction is not between 0 and 1 or there is one group only.
+    """
+    if not 0 < fraction < 1:
+        raise MetasegError(f"the fraction to hold out should lie between 0 and 1, not {fraction}")
+    numbers, sizes = np.unique(pool.groups, return_counts=True)
+    if len(numbers) < 2:
+        raise MetasegError(
+            f"{pool.name} cannot be split: all its {len(pool)} images belong together (one video or near-duplicates)"
+        )
+    order = np.random.default_rng(seed).permutation(len(numbers))
+    wanted, taken = round(fraction * len(pool)), 0
+    chosen: list[np.int64] = []
+    for index in order:
+        if taken + sizes[index] <= wanted and len(chosen) < len(numbers) - 1:
+            chosen.append(index)
+            taken += sizes[index]
+    if not chosen:
+        chosen = [order[np.argmin(sizes[order])]]
+    held_out = np.isin(pool.groups, numbers[chosen])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """A read-only view: an accidental write into a pool would change every later episode."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

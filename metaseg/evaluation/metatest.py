@@ -1,0 +1,210 @@
+"""The meta-test: adapt to K images of a target, score all its other images, over several draws of the K."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from metaseg.data.batches import image_tensor
+from metaseg.data.episodes import Stream
+from metaseg.data.module import Target
+from metaseg.errors import MetasegError
+from metaseg.evaluation.intervals import bootstrap_interval
+from metaseg.evaluation.scores import dice, foreground, iou, pixel_counts
+from metaseg.evaluation.trivial import trivial_scores
+from metaseg.learners.base import Learner
+from metaseg.learners.segmenter import Segmenter
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to test.
+
+    Attributes:
+        shots: K.
+        seed: the run's seed; fixes the support draws, for every learner alike.
+        draws: number of support sets.
+        limit: most images to score per draw (a random subset, the same for every draw and learner); None: all.
+        batch: images segmented at once; without effect on predictions unless ``model.norm=batch``.
+        curve: adaptation steps at which the curve is taken.
+        curve_limit: most images to score for the curve.
+        augmentation: of the support set while adapting.
+    """
+
+    shots: int
+    seed: int
+    draws: int
+    limit: int | None
+    batch: int
+    curve: tuple[int, ...]
+    curve_limit: int
+    augmentation: str
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.batch < 1 or (self.limit is not None and self.limit < 1):
+            raise MetasegError(
+                f"evaluation.draws, evaluation.batch and evaluation.limit must be at least 1, "
+                f"found {self.draws}, {self.batch} and {self.limit}."
+            )
+
+
+@dataclass
+class Scores:
+    """Per-image scores of one learner on one target.
+
+    Arrays have shape (draws, images) over the images of the whole target, NaN where an image was not scored.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    iou_before: np.ndarray
+    iou_after: np.ndarray
+    overlap: np.ndarray
+    total: np.ndarray
+    curve: dict[int, np.ndarray] = field(default_factory=dict)
+    pictures: dict[str, dict[int, np.ndarray]] = field(default_factory=lambda: {"before": {}, "after": {}})
+    """Masks (H, W) predicted in draw 0, packed to bits along the last axis: when → image index → mask."""
+
+    @classmethod
+    def empty(cls, draws: int, images: int) -> "Scores":
+        """All NaN."""
+        return cls(*(np.full((draws, images), np.nan) for _ in range(6)))
+
+
+def segment(segmenter: Segmenter, images: np.ndarray, batch: int) -> np.ndarray:
+    """Binary masks (N, H, W) of uint8 images (N, H, W, 3), ``batch`` at a time."""
+    pieces = [
+        foreground(segmenter(image_tensor(images[first : first + batch])))[:, 0]
+        for first in range(0, len(images), batch)
+    ]
+    return np.concatenate(pieces)
+
+
+def score_target(
+    learner: Learner, target: Target, settings: Settings, progress: Callable[[], None] = lambda: None
+) -> Scores:
+    """Adapt and score over all draws.
+
+    Args:
+        learner: a trained learner (or one that trains on the support set alone).
+        target: the target.
+        settings: how to test.
+        progress: called once per draw.
+    """
+    scores = Scores.empty(settings.draws, len(target.pool))
+    end = learner.adapt_loop.steps
+    for draw in range(settings.draws):
+        support, scored = drawn(target, settings, draw)
+        subset = scored[np.isin(scored, limited(target, settings.curve_limit, settings.seed))]
+        for step, segmenter in learner.adaptation(
+            target.support_set(support, settings.augmentation, settings.seed + draw), [0, end, *settings.curve]
+        ):
+            whole = step in (0, end)
+            wanted = scored if whole else subset
+            if not len(wanted):
+                continue
+            images, masks = target.pool.take(wanted)
+            prediction = segment(segmenter, images, settings.batch)
+            values = dice(prediction, masks)
+            if draw == 0 and whole:
+                packed = dict(zip(wanted.tolist(), np.packbits(prediction, axis=-1), strict=True))
+                scores.pictures["before" if step == 0 else "after"] = packed
+            if step == 0:
+                scores.before[draw, wanted], scores.iou_before[draw, wanted] = values, iou(prediction, masks)
+            if step == end:
+                scores.after[draw, wanted], scores.iou_after[draw, wanted] = values, iou(prediction, masks)
+                scores.overlap[draw, wanted], scores.total[draw, wanted] = pixel_counts(prediction, masks)
+            if step in settings.curve:
+                row = scores.curve.setdefault(step, np.full_like(scores.before, np.nan))
+                inside = np.isin(wanted, subset)
+                row[draw, wanted[inside]] = values[inside]
+        progress()
+    return scores
+
+
+def trivial_baselines(target: Target, settings: Settings) -> dict[str, float]:
+    """Mean Dice of the predictors that learn nothing, on the same draws and images."""
+    sums: dict[str, list[float]] = {}
+    for draw in range(settings.draws):
+        support, scored = drawn(target, settings, draw)
+        for name, values in trivial_scores(*target.pool.take(support), *target.pool.take(scored)).items():
+            sums.setdefault(name, []).append(float(values.mean()))
+    return {name: float(np.mean(values)) for name, values in sums.items()}
+
+
+def drawn(target: Target, settings: Settings, draw: int) -> tuple[np.ndarray, np.ndarray]:
+    """Support and scored indices of a draw, within the limit."""
+    support, scored = target.draw(settings.shots, settings.seed, draw)
+    if settings.limit is not None:
+        kept = scored[np.isin(scored, limited(target, settings.limit + settings.shots, settings.seed))]
+        scored = kept[: settings.limit] if len(kept) else scored[: settings.limit]
+    return support, scored
+
+
+def limited(target: Target, count: int, seed: int) -> np.ndarray:
+    """A random subset of the scored images, the same for every draw and every learner."""
+    generator = np.random.default_rng([seed, Stream.LIMIT])
+    return generator.permutation(target.scored)[:count]
+
+
+def summarise(scores: Scores, seed: int) -> dict[str, Any]:
+    """The numbers of result.json for one target; all Dice values are fractions."""
+    after = interval(scores.after, seed)
+    return {
+        "dsc": after,
+        "dsc_before": interval(scores.before, seed),
+        "pooled_dsc": float(2 * np.nansum(scores.overlap) / np.nansum(scores.total))
+        if np.nansum(scores.total)
+        else 1.0,
+        "iou": float(np.nanmean(scores.iou_after)),
+        "iou_before": float(np.nanmean(scores.iou_before)),
+        "images": int((~np.isnan(scores.after)).any(0).sum()),
+        "draws": len(scores.after),
+        "curve": curve(scores, seed),
+    }
+
+
+def curve(scores: Scores, seed: int) -> dict[str, list[float]]:
+    """Dice over adaptation steps with interval bounds."""
+    points = [(step, interval(matrix, seed)) for step, matrix in sorted(scores.curve.items())]
+    return {
+        "steps": [step for step, _ in points],
+        "dsc": [point["mean"] for _, point in points],
+        "low": [point["low"] for _, point in points],
+        "high": [point["high"] for _, point in points],
+    }
+
+
+def interval(matrix: np.ndarray, seed: int) -> dict[str, float]:
+    """Mean and bootstrap interval of a (draws, images) matrix."""
+    mean, low, high = bootstrap_interval(matrix, level=LEVEL, seed=seed)
+    return {"mean": mean, "low": low, "high": high, "level": LEVEL}
+
+
+def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mapping[str, Any]]:
+    """The rows of per_image.csv for one target."""
+    for draw, position in zip(*np.nonzero(~np.isnan(scores.after)), strict=True):
+        yield {
+            "dataset": name,
+            "image": target.pool.ids[position],
+            "draw": int(draw),
+            "dsc_before": scores.before[draw, position],
+            "iou_before": scores.iou_before[draw, position],
+            "dsc_after": scores.after[draw, position],
+            "iou_after": scores.iou_after[draw, position],
+        }
+
+
+def picture(scores: Scores, when: str, index: int, width: int) -> np.ndarray:
+    """The mask (H, W) that draw 0 predicted for an image ``when`` = "before" or "after" adaptation."""
+    return np.unpackbits(scores.pictures[when][index], axis=-1, count=width)
+
+
+def extremes(scores: Scores, draw: int = 0) -> Sequence[tuple[str, int]]:
+    """Image indices with the best, median and worst Dice after adaptation of one draw."""
+    order = np.argsort(np.where(np.isnan(scores.after[draw]), np.inf, scores.after[draw]), kind="stable")
+    count = int((~np.isnan(scores.after[draw])).sum())
+    return [("best", int(order[count - 1])), ("median", int(order[count // 2])), ("worst", int(order[0]))]

@@ -1,0 +1,267 @@
+"""What every learner shares: the outer step, validation by episodes, and adaptation to a target."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_f1_score
+
+from metaseg.data.batches import Episode, SupportSet
+from metaseg.errors import MetasegError
+from metaseg.learners.segmenter import Segmenter
+from metaseg.meta.gradients import MetaGradient, Task, trial
+from metaseg.meta.inner_loop import InnerLoop, descend
+from metaseg.meta.losses import Loss
+from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
+from metaseg.networks.build import fingerprint
+from metaseg.networks.functional import Statistics, forward, running_statistics, update_running
+
+NORMS = ("support", "batch", "running")
+
+
+class Learner(L.LightningModule):
+    """A learner answers two questions: what a task teaches (``meta_gradient``), and how it meets a dataset (``adapt``).
+
+    The arguments beside the first three are the keys of conf/learner/*.yaml, as they stand there.
+
+    Args:
+        network: the network whose parameters are the meta-parameters θ.
+        loss: the segmentation loss.
+        norm: statistics that predictions are normalised with: "support", "batch" or "running" (``model.norm``).
+        adapt: the descent on the support set of a target: optimizer, lr, steps, lam.
+        optimizer: the outer Adam: lr > 0, weight_decay ≥ 0 (added to the gradient as weight_decay · θ), clip_norm (the
+            longest gradient allowed; None: any).
+        inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal; None: no steps.
+        lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
+
+    Raises:
+        MetasegError: on a value out of range.
+    """
+
+    trains = True
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        loss: Loss,
+        norm: str,
+        adapt: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        inner: Mapping[str, Any] | None = None,
+        lam: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise MetasegError(f"model.norm must be one of {', '.join(NORMS)}, found {norm!r}.")
+        if lam < 0:
+            raise MetasegError(f"learner.lam must not be negative, found {lam}.")
+        self.automatic_optimization = False
+        self.network = network
+        self.loss = loss
+        self.norm = norm
+        proximal = inner is not None and inner["proximal"]
+        self.inner = InnerLoop(steps=0) if inner is None else _loop("inner", {**inner, "lam": lam if proximal else 0.0})
+        self.adapt_loop = _loop("adapt", adapt)
+        self.outer = optimizer
+        self._validation: list[Tensor] = []
+
+    @abstractmethod
+    def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
+        """The gradient that one task asks θ to follow, with diagnostics."""
+
+    def adapt(self, support: SupportSet) -> Segmenter:
+        """Adapt to a target by ``adapt.steps`` steps on its support set."""
+        for _, segmenter in self.adaptation(support, [self.adapt_loop.steps]):
+            adapted = segmenter
+        return adapted
+
+    def adaptation(self, support: SupportSet, at: Sequence[int]) -> Iterator[tuple[int, Segmenter]]:
+        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step)."""
+        require_gradients()
+        theta = self.theta()
+        images, masks = (tensor.to(self.device) for tensor in support.clean())
+        running = running_statistics(self.network)
+        steps_taken = 0
+
+        def objective(parameters: Parameters) -> tuple[Tensor, Statistics]:
+            augmented, labels = (tensor.to(self.device) for tensor in support.augmented(steps_taken))
+            logits, statistics = forward(self.network, parameters, augmented)
+            return self.loss(logits, labels), statistics
+
+        def segmenter(parameters: Parameters) -> Segmenter:
+            with torch.no_grad():
+                found = forward(self.network, parameters, images)[1]
+            return Segmenter(self.network, detach(parameters), self._statistics(found, dict(running)))
+
+        wanted = sorted(set(at))
+        if wanted and wanted[0] == 0:
+            yield 0, segmenter(theta)
+        loop = InnerLoop(self.adapt_loop.optimizer, self.adapt_loop.lr, max(wanted, default=0), self.adapt_loop.lam)
+        with torch.enable_grad():
+            for step in descend(objective, theta, loop):
+                steps_taken += 1
+                running = _moved(running, step.found)
+                if steps_taken in wanted:
+                    yield steps_taken, segmenter(step.parameters)
+
+    def theta(self) -> Parameters:
+        """The meta-parameters, cut from any graph; the values are shared with the network."""
+        return detach(dict(self.network.named_parameters()))
+
+    def task(self, episode: Episode) -> Task:
+        """The episode as callables of a parameter dictionary."""
+        running = running_statistics(self.network) if self.norm == "running" else {}
+
+        def support(parameters: Parameters) -> tuple[Tensor, Statistics]:
+            logits, statistics = forward(self.network, parameters, episode.support_images)
+            return self.loss(logits, episode.support_masks), statistics
+
+        def query(parameters: Parameters, found: Statistics) -> tuple[Tensor, Tensor]:
+            logits, _ = forward(self.network, parameters, episode.query_images, self._statistics(found, running))
+            return self.loss(logits, episode.query_masks), logits.detach()
+
+        def support_logits(parameters: Parameters) -> Tensor:
+            return forward(self.network, parameters, episode.support_images)[0]
+
+        curvature = self.loss.curvature
+        if curvature is None:
+            return Task(support, query)
+        return Task(
+            support, query, support_logits, lambda logits, vector: curvature(logits, episode.support_masks, vector)
+        )
+
+    def training_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """One outer step: the mean of the tasks' gradients over all ranks, reduced as one flat vector."""
+        theta = self.theta()
+        count = torch.tensor([float(len(batch))], device=self.device)
+        gradient, names, numbers, statistics = None, [], [], None
+        for episode in batch:
+            result = self.meta_gradient(theta, episode)
+            values = result.diagnostics | {"query_dice_after": _dice(result.query_after, episode.query_masks)}
+            names = list(values)
+            found = flatten([count.new_zeros(0), *(tensor for pair in result.found.values() for tensor in pair)])
+            row = torch.tensor(list(values.values()), device=self.device)
+            # Sums are taken as they come, so that no task's graph outlives it.
+            gradient = result.gradient if gradient is None else gradient + result.gradient
+            numbers = row if not len(numbers) else numbers + row
+            statistics = found if statistics is None else statistics + found
+            like = result.found
+        packed = self._reduce(torch.cat([count, gradient, numbers, statistics]))
+        total, rest = packed[0], packed[1:] / packed[0]
+        gradient, numbers, statistics = rest.split([gradient.numel(), numbers.numel(), statistics.numel()])
+        if not torch.isfinite(gradient).all():
+            raise MetasegError(
+                f"The gradient of outer step {self.global_step} is not finite over {int(total)} tasks; lower "
+                "learner.inner.lr or learner.optimizer.lr."
+            )
+        self._step(gradient)
+        flat_like = {f"{layer}.{part}": tensor for layer, pair in like.items() for part, tensor in enumerate(pair)}
+        moved = unflatten(statistics, flat_like)
+        update_running(self.network, {layer: (moved[f"{layer}.0"], moved[f"{layer}.1"]) for layer in like})
+        self.log_dict({f"train/{name}": value for name, value in zip(names, numbers, strict=True)}, batch_size=1)
+        self.log("loss", numbers[names.index("query_loss_after")], prog_bar=True, logger=False, batch_size=1)
+
+    def _step(self, gradient: Tensor) -> None:
+        if self.outer["clip_norm"] is not None:
+            gradient = gradient * (self.outer["clip_norm"] / gradient.norm()).clamp(max=1.0)
+        parameters = dict(self.network.named_parameters())
+        for name, piece in unflatten(gradient, parameters).items():
+            parameters[name].grad = piece.clone()
+        optimizer = self.optimizers()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _reduce(self, vector: Tensor) -> Tensor:
+        if self._trainer is not None and self.trainer.world_size > 1:
+            torch.distributed.all_reduce(vector)
+        return vector
+
+    def validation_step(self, episode: Episode, batch_idx: int) -> None:
+        """Adapt to the support set by the inner loop; score the query set before and after."""
+        require_gradients()
+        with torch.enable_grad():
+            before, after = trial(self.task(episode), self.theta(), self.inner)
+        numbers = [
+            before[0].item(),
+            after[0].item(),
+            _dice(before[1], episode.query_masks),
+            _dice(after[1], episode.query_masks),
+            1.0,
+        ]
+        self._validation.append(torch.tensor(numbers, device=self.device))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over all validation episodes of all ranks."""
+        total = self._reduce(torch.stack(self._validation).sum(0))
+        self._validation.clear()
+        before, after, dice_before, dice_after = (total[:4] / total[4]).unbind()
+        self.log_dict(
+            {
+                "validation/query_loss_before": before,
+                "validation/query_loss_after": after,
+                "validation/dice_before": dice_before,
+            }
+        )
+        self.log("validation/dice_after", dice_after, prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over θ [paper, section 4]."""
+        return torch.optim.Adam(self.network.parameters(), lr=self.outer["lr"], weight_decay=self.outer["weight_decay"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down the architecture, so that another one is refused in words."""
+        checkpoint["architecture"] = fingerprint(self.network)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture.
+
+        Raises:
+            MetasegError: if the checkpoint's network is not this one.
+        """
+        expected, found = fingerprint(self.network), checkpoint.get("architecture", "an unknown network")
+        if expected != found:
+            raise MetasegError(
+                f"The checkpoint must hold the configured network ({expected}), but holds {found}; "
+                "set model and model.features as in the run that wrote it."
+            )
+
+    def _statistics(self, of_support: Statistics, running: Statistics) -> Statistics | None:
+        return {"support": of_support, "batch": None, "running": running}[self.norm]
+
+
+def _loop(key: str, settings: Mapping[str, Any]) -> InnerLoop:
+    try:
+        return InnerLoop(settings["optimizer"], settings["lr"], settings["steps"], settings["lam"])
+    except ValueError as error:
+        raise MetasegError(f"learner.{key}: {error}.") from error
+
+
+def require_gradients() -> None:
+    """Raise a readable error where gradients cannot be had.
+
+    Raises:
+        MetasegError: in inference mode.
+    """
+    if torch.is_inference_mode_enabled():
+        raise MetasegError(
+            "Adaptation needs gradients, but inference mode is on; use Trainer(inference_mode=False) or torch.no_grad()."
+        )
+
+
+def _dice(logits: Tensor, masks: Tensor) -> float:
+    """Mean Dice per image at p > 0.5, for curves; results are scored by metaseg.evaluation."""
+    prediction = (logits > 0).int().flatten(1)
+    return binary_f1_score(
+        prediction, masks.int().flatten(1), multidim_average="samplewise", validate_args=False
+    ).mean().item()
+
+
+def _moved(running: Statistics, found: Statistics, momentum: float = 0.1) -> Statistics:
+    return {
+        layer: (mean.lerp(found[layer][0].detach(), momentum), variance.lerp(found[layer][1].detach(), momentum))
+        for layer, (mean, variance) in running.items()
+    }

@@ -1,0 +1,25 @@
+"""Training on the target's support images alone, from the initial weights: what a learner has to beat."""
+
+from typing import Any
+
+from metaseg.data.batches import Episode
+from metaseg.learners.base import Learner
+from metaseg.meta.gradients import MetaGradient
+from metaseg.meta.vectors import Parameters
+
+
+class Scratch(Learner):
+    """No meta-training; ``adapt`` is the whole training."""
+
+    trains = False
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(optimizer={}, **settings)
+
+    def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
+        """Never asked for.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("this learner does not train on episodes")

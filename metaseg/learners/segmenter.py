@@ -1,0 +1,32 @@
+"""What a learner returns when it has met a dataset: something that segments images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from metaseg.meta.vectors import Parameters
+from metaseg.networks.functional import Statistics, forward
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A network with the parameters and norm statistics that adaptation found.
+
+    Attributes:
+        network: the architecture; its own parameters are not used.
+        parameters: the adapted parameters.
+        statistics: norm statistics to predict with; None takes those of each batch (``model.norm=batch``), and then a
+            prediction depends on the images it shares a batch with.
+    """
+
+    network: nn.Module
+    parameters: Parameters
+    statistics: Statistics | None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Foreground probabilities (B, 1, H, W) of images (B, 3, H, W) in [-1, 1], on the parameters' device."""
+        device = next(iter(self.parameters.values())).device
+        with torch.no_grad():
+            logits, _ = forward(self.network, self.parameters, images.to(device), self.statistics)
+        return torch.sigmoid(logits)

@@ -1,0 +1,123 @@
+"""The attention U-Net of Oktay et al. 2018 (arXiv 1804.03999), on the U-Net of Buda et al. 2019.
+
+The U-Net's parameters bear the names of the brain-MRI U-Net on torch hub (mateuszbuda/brain-segmentation-pytorch), so
+that its weights load by name; the gates are added to it. The layout is that of the paper's first author's public code,
+with one difference: there the decoder, whose weights expect (upsampled, skip), is fed (skip, upsampled).
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from metaseg.errors import MetasegError
+from metaseg.networks.normalisation import EpisodicBatchNorm2d
+
+LEVELS = (1, 2, 3, 4)
+STRIDE = 2 ** len(LEVELS)
+
+
+def _double_convolution(channels_in: int, channels_out: int, name: str) -> nn.Sequential:
+    """Twice 3x3 convolution, batch norm, ReLU. No bias: the batch norm's own makes it redundant."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in (1, 2):
+        layers[f"{name}conv{i}"] = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
+        layers[f"{name}norm{i}"] = EpisodicBatchNorm2d(channels_out)
+        layers[f"{name}relu{i}"] = nn.ReLU(inplace=True)
+        channels_in = channels_out
+    return nn.Sequential(layers)
+
+
+class AttentionGate(nn.Module):
+    """Weights a skip connection by where the coarser level finds something: skip · α(skip, gating), α in (0, 1).
+
+    α = sigmoid(BN(ψ * relu(BN(W_g * gating) + BN(W_x * skip)))), all convolutions 1x1. As in the author's code, the
+    gating signal is the upsampled decoder at the skip's own resolution, so that nothing is resampled; the convolutions
+    have no bias, as a batch norm follows each.
+
+    Args:
+        channels: channels F of both inputs; the inner width is F/2, at least 1.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(channels // 2, 1)
+        self.gating = nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), EpisodicBatchNorm2d(inner))
+        self.skip = nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), EpisodicBatchNorm2d(inner))
+        self.attention = nn.Sequential(nn.Conv2d(inner, 1, 1, bias=False), EpisodicBatchNorm2d(1))
+
+    def forward(self, gating: Tensor, skip: Tensor) -> Tensor:
+        """(B, F, H, W) twice → the weighted skip (B, F, H, W)."""
+        alpha = self.attention(torch.relu(self.gating(gating) + self.skip(skip))).sigmoid()
+        return skip * alpha
+
+
+class UNet(nn.Module):
+    """U-Net: images (B, C, H, W) in [-1, 1] → logits (B, O, H, W).
+
+    Encoder widths F, 2F, 4F, 8F, bottleneck 16F; the decoder mirrors them.
+
+    Args:
+        features: F. 32 in the paper's code; any width ≥ 1.
+        in_channels: C.
+        out_channels: O.
+
+    Raises:
+        MetasegError: in the forward pass, when H or W is not a multiple of 16.
+    """
+
+    def __init__(self, features: int = 32, in_channels: int = 3, out_channels: int = 1) -> None:
+        super().__init__()
+        self.label = f"{type(self).__name__}(features={features})"
+        widths = {level: features * 2 ** (level - 1) for level in LEVELS}
+        self.pool = nn.MaxPool2d(kernel_size=2, stride=2)
+        channels = in_channels
+        for level in LEVELS:
+            self.add_module(f"encoder{level}", _double_convolution(channels, widths[level], f"enc{level}"))
+            channels = widths[level]
+        self.bottleneck = _double_convolution(channels, 2 * channels, "bottleneck")
+        for level in reversed(LEVELS):
+            width = widths[level]
+            self.add_module(f"upconv{level}", nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2))
+            self.add_module(f"decoder{level}", _double_convolution(2 * width, width, f"dec{level}"))
+        self.conv = nn.Conv2d(features, out_channels, kernel_size=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) → logits (B, O, H, W)."""
+        height, width = images.shape[-2:]
+        if height % STRIDE or width % STRIDE:
+            raise MetasegError(
+                f"Expected images whose height and width are multiples of {STRIDE}, found {height}x{width}: "
+                "choose another data.size."
+            )
+        skips = {}
+        hidden = images
+        for level in LEVELS:
+            skips[level] = self.get_submodule(f"encoder{level}")(hidden)
+            hidden = self.pool(skips[level])
+        hidden = self.bottleneck(hidden)
+        for level in reversed(LEVELS):
+            hidden = self.get_submodule(f"upconv{level}")(hidden)
+            skip = self.gate(level, hidden, skips.pop(level))
+            hidden = self.get_submodule(f"decoder{level}")(torch.cat((hidden, skip), dim=1))
+        return self.conv(hidden)
+
+    def gate(self, level: int, gating: Tensor, skip: Tensor) -> Tensor:
+        """What the decoder of `level` is given of the encoder's `skip` (B, F_level, H, W); here all of it."""
+        return skip
+
+
+class AttentionUNet(UNet):
+    """U-Net with an attention gate on each of the four skip connections: images (B, C, H, W) → logits (B, O, H, W).
+
+    7 851 289 parameters (7.85 M) at 32 features. Arguments and errors as for `UNet`.
+    """
+
+    def __init__(self, features: int = 32, in_channels: int = 3, out_channels: int = 1) -> None:
+        super().__init__(features, in_channels, out_channels)
+        for level in LEVELS:
+            self.add_module(f"gate{level}", AttentionGate(features * 2 ** (level - 1)))
+
+    def gate(self, level: int, gating: Tensor, skip: Tensor) -> Tensor:
+        """The skip (B, F_level, H, W), weighted by the attention that the upsampled decoder `gating` pays it."""
+        return self.get_submodule(f"gate{level}")(gating, skip)

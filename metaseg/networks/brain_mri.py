@@ -1,0 +1,179 @@
+"""Initial weights from the U-Net of Buda et al. 2019 (arXiv 1906.03720), trained on lower-grade glioma in brain MRI.
+
+The paper's networks start from the file that torch hub hands out for `mateuszbuda/brain-segmentation-pytorch`. It
+exists for 32 features only; files of the same layout, for any width, are written by `save_in_hub_layout`. As is torch
+hub's convention, a file's name carries the first digits of its SHA-256 (`unet-e012d006.pt`), and they are checked
+before the file is read.
+"""
+
+import hashlib
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, hub
+
+from metaseg.errors import MetasegError
+from metaseg.networks.attention_unet import UNet
+
+URL = "https://github.com/mateuszbuda/brain-segmentation-pytorch/releases/download/v1.0/unet-e012d006.pt"
+HASH_DIGITS = 8
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")
+_FIRST_WEIGHT = "encoder1.enc1conv1.weight"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of each tensor (parameter or buffer) when initial weights were loaded."""
+
+    source: str
+    """The file that was read."""
+    loaded: tuple[str, ...]
+    """The network's tensors that the file gave."""
+    random: tuple[str, ...]
+    """The network's tensors that kept their random initialisation."""
+    unused: tuple[str, ...]
+    """The file's tensors that the network has no place for."""
+
+    def __str__(self) -> str:
+        """One line."""
+        line = f"{len(self.loaded)} tensors loaded from {self.source}"
+        line += f", {len(self.random)} stay random ({_parts(self.random)})" if self.random else ", none stays random"
+        return line + (f", {len(self.unused)} of the file unused ({_parts(self.unused)})" if self.unused else "")
+
+
+def load_brain_mri(network: UNet, source: str | Path = "hub") -> LoadReport:
+    """Load the weights of the brain-MRI U-Net into `network`, in place, by name.
+
+    Args:
+        network: `UNet` or `AttentionUNet`, whose gates the file does not have.
+        source: path of a file in the hub's layout, its name ending in the first digits of its SHA-256 (`-e012d006.pt`);
+            "hub": the published file, 32 features, downloaded once into torch hub's cache.
+
+    Returns:
+        Which tensors were loaded, which stay random, which of the file's are unused.
+
+    Raises:
+        MetasegError: no file or no network connection; the hash differs; not a file of this layout; another width.
+    """
+    path = _download() if source == "hub" else Path(source)
+    found = _read(path)
+    expected = network.state_dict()
+    _check_shapes(expected, found, path)
+    loaded = tuple(name for name in expected if name in found)
+    rest = tuple(name for name in expected if name not in found)
+    missing = [name for name in rest if not name.startswith("gate") and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise MetasegError(
+            f"Expected {path} to hold every tensor of the brain-MRI U-Net, found {len(missing)} missing, among them "
+            f"{missing[0]}: use a file in the layout of {URL}."
+        )
+    network.load_state_dict({name: found[name] for name in loaded}, strict=False)
+    return LoadReport(str(path), loaded, rest, tuple(name for name in found if name not in expected))
+
+
+def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
+    """Write the U-Net's tensors, without gates, to `folder`/unet-<first 8 digits of its SHA-256>.pt.
+
+    A file is either complete or absent: it is written beside its place and then moved.
+
+    Returns:
+        The path, fit for `load_brain_mri`.
+    """
+    tensors = {
+        name: value.detach().cpu() for name, value in network.state_dict().items() if not name.startswith("gate")
+    }
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    content = buffer.getvalue()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"unet-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}.pt"
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _download() -> Path:
+    name = URL.rsplit("/", 1)[1]
+    path = Path(hub.get_dir()) / "checkpoints" / name
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Writes to a temporary file, checks the hash, then moves.
+        hub.download_url_to_file(URL, str(path), hash_prefix=name.removesuffix(".pt").rsplit("-", 1)[1], progress=False)
+    except (OSError, RuntimeError) as error:
+        raise MetasegError(
+            f"Could not download the brain-MRI weights from {URL} ({error}): fetch the file elsewhere and set "
+            "model.init_path to it, or set model.init=random."
+        ) from error
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MetasegError(
+            f"Expected brain-MRI weights at {path}, found no readable file ({error.strerror}): correct model.init_path."
+        ) from error
+    actual = hashlib.sha256(content).hexdigest()
+    match = _HASH_IN_NAME.search(path.name)
+    if match is None:
+        raise MetasegError(
+            f"Expected the name of {path} to end in the first {HASH_DIGITS} digits of its SHA-256, found none: if you "
+            f"trust the file, rename it to {path.stem}-{actual[:HASH_DIGITS]}{path.suffix}."
+        )
+    if not actual.startswith(match[1]):
+        raise MetasegError(
+            f"Expected {path} to have a SHA-256 that starts with {match[1]}, found {actual[:HASH_DIGITS]}: the file is "
+            "damaged or not the one its name says; fetch it again."
+        )
+    try:
+        tensors: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises what a foreign file makes it stumble over
+        raise MetasegError(
+            f"Expected {path} to be a file written by torch.save that holds tensors only, found something else "
+            f"({type(error).__name__}): use a file in the layout of {URL}."
+        ) from error
+    if not isinstance(tensors, dict) or _FIRST_WEIGHT not in tensors:
+        raise MetasegError(
+            f"Expected {path} to hold the tensors of a U-Net by name, {_FIRST_WEIGHT} among them, found none of that "
+            f"name: use a file in the layout of {URL}."
+        )
+    return tensors
+
+
+def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    width, channels = found[_FIRST_WEIGHT].shape[:2]
+    own_width, own_channels = expected[_FIRST_WEIGHT].shape[:2]
+    if width != own_width:
+        raise MetasegError(
+            f"Expected initial weights for model.features={own_width}, found weights of {width} features in {path}: "
+            f"set model.features={width}, or pre-train a U-Net of {own_width} features."
+        )
+    if channels != own_channels:
+        raise MetasegError(
+            f"Expected initial weights for {own_channels} input channels, found {channels} in {path}: use a file for "
+            f"{own_channels} channels."
+        )
+    for name in expected.keys() & found.keys():
+        if expected[name].shape != found[name].shape:
+            raise MetasegError(
+                f"Expected {name} of shape {tuple(expected[name].shape)}, found {tuple(found[name].shape)} in {path}: "
+                f"use a file in the layout of {URL}."
+            )
+
+
+def _parts(names: tuple[str, ...]) -> str:
+    """The top-level modules of `names`, each once."""
+    return ", ".join(dict.fromkeys(name.split(".")[0] for name in names))

@@ -1,0 +1,219 @@
+"""Batch norm whose statistics are an input and an output of the call, not a state of the layer.
+
+`nn.BatchNorm2d` normalises an image by whatever else is in its batch (`train`) or by an average over the past (`eval`).
+In an episode a third choice is wanted: the statistics of the support set at the present parameters, so that a
+prediction does not depend on the other query images and is still differentiable in the parameters. The layer here
+therefore keeps no mode: `normalising` opens a scope in which statistics are given to the layers or recorded from them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaseg.errors import MetasegError
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""Name of a norm layer → (mean (C,), biased variance (C,))."""
+
+NORMS = ("support", "batch", "running")
+"""`model.norm`: whose statistics a prediction uses: the support set's, its own batch's (transductive), or running
+ones."""
+
+
+class _Scope:
+    """What the norm layers of one forward pass are given, and what they record."""
+
+    def __init__(self, names: dict[nn.Module, str], given: Statistics | None) -> None:
+        self.names = names
+        self.given = given
+        self.recorded: Statistics = {}
+
+
+# A context variable and not an attribute of the layers: nothing is left behind when a pass raises.
+_scope: ContextVar[_Scope | None] = ContextVar("metaseg_normalisation", default=None)
+
+
+@contextmanager
+def normalising(names: dict[nn.Module, str], given: Statistics | None = None) -> Iterator[Statistics]:
+    """Within this scope the norm layers use the statistics `given`, or, without them, record those of their batch.
+
+    Args:
+        names: norm layer → name under which its statistics are given or recorded.
+        given: statistics to normalise with; None: every layer uses those of its own batch.
+
+    Yields:
+        `given`, or the dict that the layers fill while they run (in the graph, differentiable).
+    """
+    scope = _Scope(names, given)
+    token = _scope.set(scope)
+    try:
+        yield scope.recorded if given is None else given
+    finally:
+        _scope.reset(token)
+
+
+class _StatisticsOfKernel(torch.autograd.Function):
+    """Makes the mean and variance that the fused kernel has computed anyway differentiable in its input.
+
+    `torch.native_batch_norm` returns them as constants. Computing them a second time by `torch.var_mean` costs more
+    than the normalisation itself; here the forward pass costs nothing, and the backward pass only runs where they are
+    used.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(images: Tensor, mean: Tensor, inverse_deviation: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        # Rounding can leave a tiny negative value where a channel is constant.
+        return mean.clone(), (inverse_deviation.pow(-2) - epsilon).clamp_min(0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        # The mean is saved as an output: a second derivative also runs through it.
+        ctx.save_for_backward(inputs[0], output[0])
+        ctx.save_for_forward(inputs[0], output[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        images, mean = ctx.saved_tensors
+        by_mean, by_variance = (grad[:, None, None] / _values_per_channel(images) for grad in grads)
+        return by_mean + 2 * by_variance * (images - mean[:, None, None]), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        images, mean = ctx.saved_tensors
+        shift = tangent.mean((0, 2, 3))
+        # Centring the tangent too makes the mean's own derivative vanish, whatever mode is nested around this one.
+        product = (images - mean[:, None, None]) * (tangent - shift[:, None, None])
+        return shift, 2 * product.mean((0, 2, 3))
+
+
+def _values_per_channel(images: Tensor) -> int:
+    batch, _, height, width = images.shape
+    return batch * height * width
+
+
+class EpisodicBatchNorm2d(nn.Module):
+    """Batch norm of (B, C, H, W) by the statistics of its own batch, or by those that `normalising` gives it.
+
+    It behaves the same in `train()` and `eval()`. Parameters and buffers carry the names of `nn.BatchNorm2d`, so that
+    its checkpoints load; the buffers are never written in a forward pass (see `functional.update_running`). Child
+    modules, where it is given any, are applied to the result one after the other.
+
+    Args:
+        features: C.
+        eps: added to the variance; 1e-5 as in `nn.BatchNorm2d`.
+        affine: whether there are a weight and a bias.
+
+    Raises:
+        MetasegError: one value per channel cannot be normalised by itself (one image at a 1x1 feature map).
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.num_features = features
+        self.eps = eps
+        self.register_parameter("weight", nn.Parameter(torch.ones(features)) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if affine else None)
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) over B, H and W of each channel."""
+        scope = _scope.get()
+        if scope is not None and scope.given is not None:
+            hidden = self._by_given(images, *self._look_up(scope, scope.given))
+        else:
+            hidden = self._by_own_batch(images, scope)
+        for module in self.children():
+            hidden = module(hidden)
+        return hidden
+
+    def extra_repr(self) -> str:
+        """Shown where the network is printed."""
+        return f"{self.num_features}, eps={self.eps}"
+
+    def _by_own_batch(self, images: Tensor, scope: _Scope | None) -> Tensor:
+        if _values_per_channel(images) < 2:
+            raise MetasegError(
+                "Batch norm by the statistics of its own batch needs more than one value per channel, found a batch of "
+                f"shape {tuple(images.shape)}: use more or larger images."
+            )
+        normalised, mean, inverse_deviation = torch.native_batch_norm(
+            images, self.weight, self.bias, None, None, True, 0.0, self.eps
+        )
+        if scope is not None:
+            name = scope.names[self]
+            if name in scope.recorded:
+                raise MetasegError(
+                    f"Expected each norm layer to run once in a forward pass, found {name} running twice: its "
+                    "statistics are then ambiguous; use a network that does not share norm layers."
+                )
+            scope.recorded[name] = _StatisticsOfKernel.apply(images, mean, inverse_deviation, self.eps)
+        return normalised
+
+    def _by_given(self, images: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias
+        # `F.batch_norm` is not differentiable in the statistics it is given, but in weight and bias: the statistics go
+        # in through these, and the kernel stays the fused one.
+        zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+        return F.batch_norm(images, zero, one, scale, shift, training=False, eps=0.0)
+
+    def _look_up(self, scope: _Scope, given: Statistics) -> tuple[Tensor, Tensor]:
+        name = scope.names[self]
+        if name not in given:
+            raise MetasegError(
+                f"Expected statistics for every norm layer, found none for {name}: pass those that the same network "
+                "recorded."
+            )
+        return given[name]
+
+
+def replace_batch_norm(network: nn.Module) -> nn.Module:
+    """Swap every `nn.BatchNorm2d` in `network` for `EpisodicBatchNorm2d`, in place; parameters and buffers are kept.
+
+    Returns:
+        The network; where it is itself a batch norm, the layer that replaces it.
+
+    Raises:
+        MetasegError: a subclass of `nn.BatchNorm2d` of which it is not known what else it does.
+    """
+    if isinstance(network, nn.BatchNorm2d):
+        return _episodic(network)
+    for name, child in network.named_children():
+        setattr(network, name, replace_batch_norm(child))
+    return network
+
+
+def _episodic(layer: nn.BatchNorm2d) -> EpisodicBatchNorm2d:
+    # timm's layer, known by name so that timm need not be imported, is a batch norm followed by its children.
+    if type(layer) is not nn.BatchNorm2d and type(layer).__name__ != "BatchNormAct2d":
+        raise MetasegError(
+            f"Expected batch norm of the type nn.BatchNorm2d, found {type(layer).__name__}: use another encoder."
+        )
+    replacement = EpisodicBatchNorm2d(layer.num_features, layer.eps, layer.affine)
+    if layer.affine:
+        replacement.weight, replacement.bias = layer.weight, layer.bias
+    if layer.track_running_stats:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(replacement, name, getattr(layer, name))
+    for name, child in layer.named_children():
+        replacement.add_module(name, child)
+    return replacement

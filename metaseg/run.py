@@ -1,0 +1,282 @@
+"""One run: train a learner on the episodes of a pair, meta-test it on each target, leave a directory with the results."""
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress
+
+from metaseg import provenance, tracking
+from metaseg.callbacks import callbacks
+from metaseg.data.module import EpisodicData
+from metaseg.errors import MetasegError
+from metaseg.evaluation import metatest
+from metaseg.learners.base import Learner
+from metaseg.meta.losses import LOSSES
+from metaseg.networks.build import build
+from metaseg.reporting.figures import adaptation_curve, learning_curves
+from metaseg.reporting.overlays import OverlayRow, overlay, overlay_sheet
+from metaseg.reporting.summary import print_summary
+from metaseg.rundir import RunDirectory, replacing
+
+NOT_THE_LEARNERS = ("name", "train_on")
+"""Keys of a learner's configuration that its constructor does not take."""
+
+
+def run(config: DictConfig) -> dict[str, Any] | None:
+    """Carry out a composed configuration.
+
+    Returns:
+        What was written to result.json; None on ranks other than zero.
+
+    Raises:
+        MetasegError: on settings, data or checkpoints that do not fit.
+    """
+    started = time.monotonic()
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
+    targets = [settings["target"]] if isinstance(settings["target"], str) else list(settings["target"])
+    if settings["trainer"]["accelerator"] != "cpu":
+        provenance.check_gpu()
+    checkpoint = find_checkpoint(settings["ckpt_path"], directory)
+    L.seed_everything(settings["seed"], workers=True, verbose=False)
+    data = EpisodicData(
+        pools=settings["pair"]["pools"],
+        targets=targets,
+        data=settings["data"],
+        tasks=settings["tasks"],
+        shots=settings["shots"],
+        seed=settings["seed"],
+        train_on=settings["learner"]["train_on"],
+    )
+    learner = build_learner(settings, settings["learner"])
+    resumed = settings["train"] and checkpoint is not None
+    directory.create()
+    tell_changes(directory, settings, resumed)
+    with replacing(directory.config) as path:
+        OmegaConf.save(OmegaConf.create(settings), path)
+    loggers = tracking.build_loggers(
+        settings["logger"],
+        directory,
+        settings,
+        group=f"{settings['pair']['name']}-{settings['shots']}shot",
+        tags=[settings["learner"]["name"], settings["pair"]["name"], settings["loss"], settings["protocol"]["name"]],
+        name=f"{settings['learner']['name']}-{settings['shots']}shot-seed{settings['seed']}",
+        resume=resumed,
+    )
+    try:
+        rank = fit(settings, learner, data, loggers, directory, checkpoint)
+        if rank != 0:
+            return None
+        result = test(settings, learner, data, directory, loggers)
+        result["settings"] = settings
+        result["wall_seconds"] = time.monotonic() - started
+        result["peak_memory_mib"] = provenance.peak_memory_mib()
+        result["versions"], result["hardware"] = provenance.versions(), provenance.hardware()
+        result["commit"], result["dirty"] = provenance.commit()
+        directory.write_result(result)
+    except BaseException:
+        tracking.finish(loggers, exit_code=1)
+        raise
+    tracking.finish(loggers)
+    print_summary(result, directory)
+    return result
+
+
+def build_learner(settings: Mapping[str, Any], learner: Mapping[str, Any]) -> Learner:
+    """The learner that a configuration describes, with its network at the initial weights.
+
+    Args:
+        settings: the whole configuration, resolved.
+        learner: the group ``learner``, of this run or of another learner that is compared with it.
+
+    Raises:
+        MetasegError: on an unknown loss, network or value.
+    """
+    if settings["loss"] not in LOSSES:
+        raise MetasegError(f"loss must be one of {', '.join(LOSSES)}, found {settings['loss']!r}.")
+    model = dict(settings["model"])
+    norm = model["norm"]
+    network = build(**model, seed=settings["seed"])
+    arguments = {key: value for key, value in learner.items() if key not in NOT_THE_LEARNERS}
+    kind = get_class(arguments.pop("_target_"))
+    return kind(network=network, loss=LOSSES[settings["loss"]], norm=norm, **arguments)
+
+
+def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | None:
+    """The checkpoint that ``ckpt_path`` names: "last" is that of the run directory.
+
+    Raises:
+        MetasegError: if there is none.
+    """
+    if ckpt_path is None:
+        return None
+    path = directory.checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+    if not path.is_file():
+        remedy = "; set hydra.run.dir to the directory of the run to continue" if ckpt_path == "last" else ""
+        raise MetasegError(f"ckpt_path={ckpt_path} should lead to a checkpoint, but {path} does not exist{remedy}.")
+    return path
+
+
+def load_weights(learner: Learner, path: Path) -> None:
+    """Load a checkpoint's meta-parameters into a learner; nothing in the file is executed.
+
+    Raises:
+        MetasegError: if the file is no checkpoint, or one of another architecture.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MetasegError(f"{path} should be a checkpoint of metaseg, but cannot be read: {error}.") from error
+    learner.on_load_checkpoint(state)
+    learner.load_state_dict(state["state_dict"])
+
+
+def fit(
+    settings: Mapping[str, Any],
+    learner: Learner,
+    data: EpisodicData,
+    loggers: list[Logger],
+    directory: RunDirectory,
+    checkpoint: Path | None,
+) -> int:
+    """Train, and leave the learner with the weights of the best validation loss; returns this process' rank."""
+    if not (settings["train"] and learner.trains):
+        if checkpoint is not None:
+            load_weights(learner, checkpoint)
+        return 0
+    if checkpoint is not None:
+        load_weights(learner, checkpoint)  # refuses in words what the trainer would refuse in a traceback
+    chosen = settings["trainer"]
+    trainer = L.Trainer(
+        accelerator=chosen["accelerator"],
+        devices=chosen["devices"],
+        strategy=chosen["strategy"],
+        precision=chosen["precision"],
+        max_epochs=chosen["max_epochs"],
+        logger=loggers,
+        callbacks=callbacks(chosen, directory),
+        enable_progress_bar=chosen["progress"],
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        inference_mode=False,
+    )
+    trainer.fit(learner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
+        load_weights(learner, directory.checkpoints / "best.ckpt")
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return trainer.global_rank
+
+
+def test(
+    settings: Mapping[str, Any],
+    learner: Learner,
+    data: EpisodicData,
+    directory: RunDirectory,
+    loggers: list[Logger],
+) -> dict[str, Any]:
+    """Meta-test on every target, beside training from scratch and the trivial baselines; writes scores and figures."""
+    chosen = settings["evaluation"]
+    how = metatest.Settings(
+        shots=settings["shots"],
+        seed=settings["seed"],
+        draws=chosen["draws"],
+        limit=chosen["limit"],
+        batch=chosen["batch"],
+        curve=tuple(chosen["curve"]),
+        curve_limit=chosen["curve_limit"],
+        augmentation=settings["data"]["augment"],
+    )
+    scratch = scratch_learner(settings) if chosen["scratch"] and learner.trains else None
+    device = "cuda" if settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu"
+    result: dict[str, Any] = {"targets": {}, "scratch": {}}
+    rows: list[Mapping[str, Any]] = []
+    with Progress(console=Console(stderr=True), disable=not settings["trainer"]["progress"]) as progress:
+        for name, target in data.targets.items():
+            scores = {}
+            for label, one in (("", learner), (" from scratch", scratch)):
+                if one is None:
+                    continue
+                bar = progress.add_task(f"testing {name}{label}", total=how.draws)
+                scores[label] = metatest.score_target(one.to(device), target, how, partial(progress.advance, bar))
+            result["targets"][name] = metatest.summarise(scores[""], how.seed) | {
+                "trivial": metatest.trivial_baselines(target, how)
+            }
+            rows += metatest.per_image_rows(name, target, scores[""])
+            if scratch is not None:
+                of_scratch = metatest.summarise(scores[" from scratch"], how.seed)
+                result["scratch"][name] = of_scratch["dsc"] | {"curve": of_scratch["curve"]}
+            draw_figures(name, data, scores[""], result, directory, loggers)
+    directory.write_per_image(rows)
+    learning_curves(directory.metrics, directory.learning_curves)
+    tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])
+    tracking.log_summary(
+        loggers, {f"test/{name}/dsc": scores["dsc"]["mean"] for name, scores in result["targets"].items()}
+    )
+    return result
+
+
+def scratch_learner(settings: Mapping[str, Any]) -> Learner:
+    """The learner of conf/learner/scratch.yaml, from the same initial weights as the run's."""
+    learner = {
+        "_target_": "metaseg.learners.scratch.Scratch",
+        "adapt": {"optimizer": "adam", "lam": 0, **settings["evaluation"]["scratch"]},
+    }
+    return build_learner(settings, learner)
+
+
+def draw_figures(
+    name: str,
+    data: EpisodicData,
+    scores: metatest.Scores,
+    result: Mapping[str, Any],
+    directory: RunDirectory,
+    loggers: list[Logger],
+) -> None:
+    """Overlays of the best, median and worst image, and the adaptation curve of one target."""
+    pool = data.targets[name].pool
+    sheet, pictures = [], []
+    for label, index in metatest.extremes(scores):
+        (image,), (mask,) = pool.take([index])
+        before, after = (metatest.picture(scores, when, index, mask.shape[1]) for when in ("before", "after"))
+        title = f"{label}: {pool.ids[index]}, Dice {100 * scores.after[0, index]:.1f} %"
+        sheet.append(OverlayRow(image, mask, before, after, title))
+        pictures.append(overlay(image, mask, after))
+    overlay_sheet(sheet, directory.overlays(name), name)
+    tracking.log_images(loggers, f"overlays/{name}", pictures, [row.title for row in sheet])
+    numbers = result["targets"][name]
+    curves = {"trained": numbers["curve"]}
+    if name in result["scratch"]:
+        curves["from scratch"] = result["scratch"][name]["curve"]
+    if numbers["curve"]["steps"]:
+        adaptation_curve(curves, directory.adaptation_curve(name), numbers["trivial"], name)
+
+
+def tell_changes(directory: RunDirectory, settings: Mapping[str, Any], resumed: bool) -> None:
+    """On resuming, print which settings differ from those the run began with; the new ones are used."""
+    if not (resumed and directory.config.is_file()):
+        return
+    old, new = _leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), _leaves(settings)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and key != "ckpt_path":
+            print(f"resuming with {key}={new.get(key)} (was {old.get(key)})")
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {
+        key: value for name, branch in tree.items() for key, value in _leaves(branch, f"{prefix}.{name}".strip(".")).items()
+    }

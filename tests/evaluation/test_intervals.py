@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from metaseg.errors import MetasegError
+from metaseg.evaluation.intervals import bootstrap_interval, paired_difference
+
+
+def crossed(generator, draws, images, deviations, missing=0):
+    """Scores with true mean 0: draw effect + image effect + rest, some images missing in each draw."""
+    of_draws, of_images, rest = deviations
+    scores = generator.normal(0, of_draws, (draws, 1)) + generator.normal(0, of_images, images)
+    scores = scores + generator.normal(0, rest, (draws, images))
+    for row in scores:
+        row[generator.permutation(images)[:missing]] = np.nan
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("draws", "deviations"),
+    [(5, (0.03, 0.25, 0.1)), (5, (0.1, 0.1, 0.1)), (3, (0.1, 0.02, 0.05)), (1, (0, 0.25, 0.1)), (20, (0.1, 0.02, 0.0))],
+)
+def test_coverage_with_crossed_random_effects(draws, deviations):
+    generator = np.random.default_rng(1)
+    hits = 0
+    for replication in range(300):
+        scores = crossed(generator, draws, 40, deviations, missing=10)
+        _, low, high = bootstrap_interval(scores, resamples=300, seed=replication)
+        hits += low <= 0 <= high
+    assert 0.90 <= hits / 300 <= 0.99
+
+
+def test_treating_cells_as_independent_would_cover_too_little():
+    """Shows that the coverage test above can fail: the interval of the ordinary standard error is far too narrow."""
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(300):
+        scores = crossed(generator, 5, 40, (0.1, 0.1, 0.1), missing=10)
+        hits += abs(np.nanmean(scores)) <= 1.96 * np.nanstd(scores) / np.sqrt(np.isfinite(scores).sum())
+    assert hits / 300 < 0.6
+
+
+def test_mean_is_over_the_cells_that_are_there():
+    matrix = np.array([[0.2, 0.4, np.nan, 0.9], [0.1, np.nan, 0.7, np.nan]])
+    mean, low, high = bootstrap_interval(matrix)
+    assert mean == pytest.approx((0.2 + 0.4 + 0.9 + 0.1 + 0.7) / 5)
+    assert low < mean < high
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_one_draw_or_one_image_is_students_interval(axis):
+    values = np.random.default_rng(2).normal(0.6, 0.2, 30)
+    mean, low, high = bootstrap_interval(np.expand_dims(values, axis), resamples=20000)
+    expected = stats.t.interval(0.95, 29, values.mean(), stats.sem(values))
+    assert mean == pytest.approx(values.mean())
+    np.testing.assert_allclose((low, high), expected, atol=0.05 * (expected[1] - expected[0]))
+
+
+def test_draws_without_differences_add_nothing():
+    """The same scores in every draw: the interval over images remains, however many draws."""
+    values = np.random.default_rng(3).normal(0.6, 0.2, 50)
+    one = bootstrap_interval(values[None], resamples=10000)
+    five = bootstrap_interval(np.tile(values, (5, 1)), resamples=10000)
+    assert five.mean == pytest.approx(one.mean)
+    np.testing.assert_allclose(five, one, atol=0.005)
+
+
+def test_few_draws_that_differ_widen_the_interval():
+    rows = np.array([[0.5], [0.7]]) + np.zeros((2, 50))
+    mean, low, high = bootstrap_interval(rows)
+    # Two values: Student's interval with one degree of freedom is mean ± 12.7 · 0.1, and resampling gives ± 0.1.
+    assert mean == pytest.approx(0.6)
+    assert low == pytest.approx(0.6 - 0.1 * stats.t.ppf(0.975, 1) / 1.959964, rel=1e-4)
+    assert high == pytest.approx(0.6 + 0.1 * stats.t.ppf(0.975, 1) / 1.959964, rel=1e-4)
+
+
+def test_one_score_has_no_interval():
+    mean, low, high = bootstrap_interval(np.array([[np.nan, 0.4], [np.nan, np.nan]]))
+    assert mean == 0.4
+    assert np.isnan(low)
+    assert np.isnan(high)
+
+
+def test_equal_scores_give_an_interval_of_no_width():
+    np.testing.assert_allclose(bootstrap_interval(np.full((5, 20), 0.8)), 0.8)
+
+
+def test_empty_rows_and_columns_are_left_out():
+    scores = crossed(np.random.default_rng(4), 4, 12, (0.1, 0.1, 0.1))
+    padded = np.full((6, 20), np.nan)
+    padded[1:5, 3:15] = scores
+    assert bootstrap_interval(padded, seed=1) == bootstrap_interval(scores, seed=1)
+
+
+def test_seed_and_level():
+    scores = crossed(np.random.default_rng(5), 5, 30, (0.1, 0.2, 0.1), missing=5)
+    assert bootstrap_interval(scores, seed=1) == bootstrap_interval(scores, seed=1)
+    assert bootstrap_interval(scores, seed=1) != bootstrap_interval(scores, seed=2)
+    narrow, wide = bootstrap_interval(scores, level=0.5), bootstrap_interval(scores, level=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_few_images_with_many_gaps():
+    """Some resamples hold no cell at all; they must not turn into NaN."""
+    mean, low, high = bootstrap_interval(
+        np.array([[0.2, np.nan, np.nan], [np.nan, 0.5, np.nan], [np.nan, np.nan, 0.6]])
+    )
+    assert np.isfinite([mean, low, high]).all()
+
+
+def test_pairing_removes_the_difficulty_of_images():
+    generator = np.random.default_rng(6)
+    base = crossed(generator, 5, 60, (0.05, 0.25, 0.02), missing=10)
+    better = base + 0.03 + generator.normal(0, 0.02, base.shape)
+    mean, low, high = paired_difference(better, base)
+    assert mean == pytest.approx(np.nanmean(better - base))
+    assert 0.01 < low < 0.03 < high < 0.05
+    assert bootstrap_interval(better).low < bootstrap_interval(base).high
+    np.testing.assert_allclose(paired_difference(base, better), (-mean, -high, -low), atol=0.002)
+
+
+def test_pairing_refuses_other_cells():
+    first = np.array([[0.1, np.nan, 0.3]])
+    with pytest.raises(MetasegError, match=r"same draws and images.*\(1, 3\) \(2 cells\) and \(1, 3\) \(2 cells\)"):
+        paired_difference(first, np.roll(first, 1))
+    with pytest.raises(MetasegError, match="same draws and images"):
+        paired_difference(first, first[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"matrix": np.full((2, 3), np.nan)}, r"\(2, 3\) with 0 scores"),
+        ({"matrix": np.ones(4)}, r"\(draws, images\) but found shape \(4,\)"),
+        ({"matrix": np.array([[0.1, np.inf]])}, "1 of them infinite"),
+        ({"matrix": np.ones((2, 2)), "level": 95}, "level between 0 and 1.*found 95"),
+        ({"matrix": np.ones((2, 2)), "resamples": 10}, "at least 100 resamples.*10"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(arguments, sentence):
+    with pytest.raises(MetasegError, match=sentence):
+        bootstrap_interval(**arguments)

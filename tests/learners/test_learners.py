@@ -1,0 +1,191 @@
+"""Each learner on a small network: its gradient, its outer step, its adaptation."""
+
+import gc
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from metaseg.data.batches import Episode, SupportSet, image_tensor
+from metaseg.errors import MetasegError
+from metaseg.learners.base import Learner
+from metaseg.learners.fomaml import FirstOrderMAML
+from metaseg.learners.imaml import ImplicitMAML
+from metaseg.learners.maml import MAML
+from metaseg.learners.scratch import Scratch
+from metaseg.learners.supervised import Supervised
+from metaseg.meta.losses import LOSSES
+from metaseg.meta.vectors import flatten, unflatten
+from metaseg.networks.build import build
+
+INNER = {"optimizer": "sgd", "lr": 0.05, "steps": 3, "proximal": False}
+EPISODIC = {
+    "imaml": (
+        ImplicitMAML,
+        {"lam": 2.0, "cg": {"steps": 4, "tolerance": 1e-3}, "curvature": "gauss_newton", "inner": INNER | {"proximal": True}},
+    ),
+    "maml": (MAML, {"inner": INNER}),
+    "fomaml": (FirstOrderMAML, {"inner": INNER}),
+    "supervised": (Supervised, {}),
+}
+
+
+def make(name, norm="support", **changes) -> Learner:
+    kind, settings = EPISODIC[name] if name in EPISODIC else (Scratch, {})
+    shared = {
+        "network": build(name="attention_unet", features=4, norm=norm, seed=1),
+        "loss": LOSSES["bce_log_cosh_dice"],
+        "norm": norm,
+        "adapt": {"optimizer": "adam", "lr": 0.02, "steps": 25, "lam": 0.0},
+    }
+    if name != "scratch":
+        shared["optimizer"] = {"lr": 1e-2, "weight_decay": 0.0, "clip_norm": None}
+    return kind(**(shared | settings | changes))
+
+
+def pictures(count, seed, side=32):
+    """Bright discs on dark noise, with their masks."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side]
+    centres = generator.uniform(side * 0.3, side * 0.7, (count, 2, 1, 1))
+    masks = (rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2 < (side / 5) ** 2
+    images = generator.integers(0, 90, (count, side, side, 3)) + 120 * masks[..., None]
+    return images.astype(np.uint8), masks.astype(np.uint8)
+
+
+def episode(seed=0, shots=3):
+    support, query = pictures(shots, seed), pictures(shots, seed + 100)
+    return Episode(
+        image_tensor(support[0]),
+        torch.from_numpy(support[1])[:, None].float(),
+        image_tensor(query[0]),
+        torch.from_numpy(query[1])[:, None].float(),
+    )
+
+
+def support_set(augmentation="none"):
+    return SupportSet(*pictures(4, 7), augmentation, seed=0)
+
+
+def mean_dice(segmenter, seed=50):
+    images, masks = pictures(6, seed)
+    prediction = (segmenter(image_tensor(images))[:, 0] > 0.5).numpy()
+    return float((2 * (prediction & (masks > 0)).sum() / (prediction.sum() + masks.sum())))
+
+
+def trainer(**settings):
+    return L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, inference_mode=False, num_sanity_val_steps=0, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["support", "batch", "running"])
+@pytest.mark.parametrize("name", EPISODIC)
+def test_the_outer_steps_lower_the_query_loss(name, norm):
+    learner = make(name, norm)
+    steps = [[episode(seed), episode(seed + 1)] for seed in range(0, 24, 2)]
+    seen = []
+    learner.log_dict = lambda values, **_: seen.append({key: float(value) for key, value in values.items()})
+    learner.log = lambda *_, **__: None
+    trainer(max_epochs=1).fit(learner, torch.utils.data.DataLoader(steps, batch_size=None, collate_fn=lambda x: x))
+    losses = [row["train/query_loss_after"] for row in seen]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert all(np.isfinite(list(row.values())).all() for row in seen)
+
+
+def test_the_inner_loop_of_training_adapts():
+    for name in ("imaml", "maml", "fomaml"):
+        learner = make(name)
+        diagnostics = learner.meta_gradient(learner.theta(), episode()).diagnostics
+        assert diagnostics["support_loss_after"] < diagnostics["support_loss_before"]
+
+
+def test_the_gradient_of_maml_through_support_statistics_equals_a_directional_difference():
+    learner = make("maml").double()
+    task = episode()._replace(**{name: value.double() for name, value in episode()._asdict().items()})
+    theta = learner.theta()
+    gradient = learner.meta_gradient(theta, task).gradient
+    direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction /= direction.norm()
+    flat, width = flatten(theta.values()), 1e-6
+    ahead, behind = (
+        learner.meta_gradient(unflatten(flat + sign * width * direction, theta), task).diagnostics["query_loss_after"]
+        for sign in (1, -1)
+    )
+    assert (gradient @ direction).item() == pytest.approx((ahead - behind) / (2 * width), rel=1e-4)
+
+
+def test_the_implicit_gradient_of_the_network_equals_the_unrolled_one_at_convergence():
+    task = episode()._replace(**{name: value.double() for name, value in episode()._asdict().items()})
+    inner = {"optimizer": "sgd", "lr": 0.02, "steps": 400, "proximal": True}
+    lam = 30.0
+    implicit = make("imaml", inner=inner, lam=lam, curvature="hessian", cg={"steps": 40, "tolerance": 1e-10}).double()
+    unrolled = make("maml", inner=inner, lam=lam).double()
+    ours, exact = (learner.meta_gradient(learner.theta(), task) for learner in (implicit, unrolled))
+    assert ours.diagnostics["stationarity"] < 1e-6
+    torch.testing.assert_close(ours.gradient, exact.gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [*EPISODIC, "scratch"])
+def test_adaptation_raises_the_dice_and_leaves_the_learner_as_it_was(name):
+    learner = make(name)
+    before = {key: value.clone() for key, value in learner.state_dict().items()}
+    stages = dict(learner.adaptation(support_set("flips"), [0, 25]))
+    assert mean_dice(stages[25]) > mean_dice(stages[0])
+    assert mean_dice(learner.adapt(support_set("flips"))) == mean_dice(stages[25])
+    assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
+
+
+def test_a_prediction_depends_on_its_neighbours_only_under_batch_statistics():
+    images = image_tensor(pictures(5, 60)[0])
+    for norm, depends in (("support", False), ("running", False), ("batch", True)):
+        segmenter = make("maml", norm).adapt(support_set())
+        alone, among = segmenter(images[:1]), segmenter(images)[:1]
+        assert torch.allclose(alone, among, atol=1e-5) is not depends
+
+
+def test_running_statistics_follow_training():
+    learner = make("fomaml", "running")
+    before = learner.network.encoder1.enc1norm1.running_mean.clone()
+    steps = torch.utils.data.DataLoader([[episode()]], batch_size=None, collate_fn=lambda x: x)
+    trainer(max_epochs=1).fit(learner, steps)
+    assert not torch.equal(before, learner.network.encoder1.enc1norm1.running_mean)
+
+
+def test_adaptation_without_gradients_is_refused_in_words():
+    with torch.inference_mode(), pytest.raises(MetasegError, match="inference_mode=False"):
+        make("maml").adapt(support_set())
+
+
+def test_no_task_leaves_tensors_behind():
+    learner = make("imaml")
+    theta = learner.theta()
+
+    def live():
+        gc.collect()
+        return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+
+    learner.meta_gradient(theta, episode())
+    counts = []
+    for seed in range(20):
+        learner.meta_gradient(theta, episode(seed))
+        counts.append(live())
+    assert counts[-1] == counts[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("imaml", {"curvature": "fisher"}, "hessian, gauss_newton"),
+        ("imaml", {"lam": 0}, "learner.lam must be > 0"),
+        ("imaml", {"loss": LOSSES["dice"]}, "loss=dice"),
+        ("maml", {"inner": INNER | {"optimizer": "newton"}}, "learner.inner: .*sgd, momentum, adam"),
+        ("maml", {"norm": "layer"}, "support, batch, running"),
+        ("fomaml", {"adapt": {"optimizer": "adam", "lr": -1, "steps": 1, "lam": 0}}, "learner.adapt: .*lr > 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_words(name, changes, words):
+    with pytest.raises(MetasegError, match=words):
+        make(name, **changes)

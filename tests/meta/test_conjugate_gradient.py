@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from metaseg.meta.conjugate_gradient import Outcome, conjugate_gradient
+
+
+def spectrum(eigenvalues, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    basis, _ = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), generator=generator, dtype=torch.float64))
+    matrix = basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
+    return matrix, torch.randn(len(eigenvalues), generator=generator, dtype=torch.float64)
+
+
+def test_solves_exactly_in_as_many_steps_as_there_are_distinct_eigenvalues():
+    matrix, b = spectrum([1.0, 1.0, 2.0, 2.0, 5.0])
+    solution = conjugate_gradient(lambda v: matrix @ v, b, steps=3, tolerance=0.0)
+    torch.testing.assert_close(solution.value, torch.linalg.solve(matrix, b))
+    assert solution.iterations == 3
+
+
+def test_the_first_iterate_is_the_best_multiple_of_b():
+    matrix, b = spectrum([1.0, 2.0, 3.0])
+    solution = conjugate_gradient(lambda v: matrix @ v, b, steps=1, tolerance=0.0)
+    torch.testing.assert_close(solution.value, b * (b @ b) / (b @ matrix @ b))
+
+
+def test_the_reported_residual_is_the_true_one():
+    matrix, b = spectrum([1.0, 3.0, 7.0, 20.0, 50.0])
+    for steps in (1, 2, 3, 4):
+        solution = conjugate_gradient(lambda v: matrix @ v, b, steps=steps, tolerance=0.0)
+        true = ((b - matrix @ solution.value).norm() / b.norm()).item()
+        assert solution.residual == pytest.approx(true, rel=1e-9)
+
+
+def test_stops_at_the_tolerance():
+    matrix, b = spectrum([1.0, 1.01, 1.02, 1.03])
+    solution = conjugate_gradient(lambda v: matrix @ v, b, steps=50, tolerance=0.02)
+    assert solution.outcome is Outcome.CONVERGED
+    assert solution.iterations == 1
+    assert solution.residual <= 0.02
+
+
+def test_never_returns_a_worse_candidate_than_b_itself():
+    # On an ill-conditioned operator the residual of CG grows at first.
+    matrix, b = spectrum([1.0, 1.0, 1.0, 1e4, 1e-4])
+    reached = [
+        conjugate_gradient(lambda v: matrix @ v, b, steps=steps, tolerance=0.0).residual for steps in range(1, 6)
+    ]
+    of_b = ((b - matrix @ b).norm() / b.norm()).item()
+    assert all(residual <= of_b + 1e-9 for residual in reached)
+    assert all(later <= earlier + 1e-9 for earlier, later in zip(reached, reached[1:], strict=False))
+
+
+def test_negative_curvature_in_the_first_direction_returns_b_with_its_true_residual():
+    matrix = -torch.eye(3, dtype=torch.float64)
+    b = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    solution = conjugate_gradient(lambda v: matrix @ v, b, steps=5, tolerance=0.0)
+    assert solution.outcome is Outcome.NEGATIVE_CURVATURE
+    torch.testing.assert_close(solution.value, b)
+    assert solution.residual == pytest.approx(2.0)
+    assert solution.smallest_curvature == pytest.approx(-1.0)
+    assert solution.iterations == 1
+
+
+def test_negative_curvature_met_later_keeps_the_iterate_before_it():
+    matrix, b = spectrum([-0.5, 1.0, 1.5, 2.0])
+    solution = conjugate_gradient(lambda v: matrix @ v, b, steps=10, tolerance=0.0)
+    assert solution.outcome is Outcome.NEGATIVE_CURVATURE
+    assert torch.isfinite(solution.value).all()
+    true = ((b - matrix @ solution.value).norm() / b.norm()).item()
+    assert solution.residual == pytest.approx(true)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_products_that_are_not_finite_end_the_solve(bad):
+    b = torch.ones(3)
+    solution = conjugate_gradient(lambda v: v * bad, b, steps=5, tolerance=0.0)
+    assert solution.outcome is Outcome.NOT_FINITE
+    torch.testing.assert_close(solution.value, b)
+    assert solution.residual == float("inf")
+
+
+def test_zero_right_hand_side():
+    solution = conjugate_gradient(lambda v: v, torch.zeros(3), steps=5, tolerance=0.0)
+    assert solution.outcome is Outcome.ZERO_RIGHT_HAND_SIDE
+    assert solution.iterations == 0
+
+
+def test_spent_steps_are_said():
+    matrix, b = spectrum([1.0, 10.0, 100.0, 1000.0])
+    assert conjugate_gradient(lambda v: matrix @ v, b, steps=2, tolerance=1e-9).outcome is Outcome.STEPS_SPENT
+
+
+@pytest.mark.parametrize(("steps", "tolerance"), [(0, 0.1), (1, -0.1)])
+def test_settings_out_of_range_are_refused(steps, tolerance):
+    with pytest.raises(ValueError, match="steps >= 1 and tolerance >= 0"):
+        conjugate_gradient(lambda v: v, torch.ones(2), steps=steps, tolerance=tolerance)

@@ -1,0 +1,78 @@
+import logging
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from metaseg.errors import MetasegError
+from metaseg.networks.attention_unet import AttentionUNet, UNet
+from metaseg.networks.brain_mri import save_in_hub_layout
+from metaseg.networks.build import build, fingerprint
+
+
+def test_seed_decides_the_weights_and_the_global_generator_is_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first, again, other = (build(features=2, seed=seed).state_dict() for seed in (5, 5, 6))
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv.weight"], other["conv.weight"])
+
+
+def test_gates_do_not_change_the_other_initial_weights():
+    gated, plain = build(name="attention_unet", features=2, seed=1), build(name="unet", features=2, seed=1)
+    assert isinstance(gated, AttentionUNet)
+    assert all(torch.equal(value, gated.state_dict()[name]) for name, value in plain.state_dict().items())
+
+
+def test_brain_mri_weights_by_path_are_reported(tmp_path, caplog):
+    source = build(name="unet", features=2, seed=1)
+    path = save_in_hub_layout(source, tmp_path)
+    with caplog.at_level(logging.INFO):
+        network = build(features=2, seed=2, init="brain_mri", init_path=path)
+    assert torch.equal(network.bottleneck[0].weight, source.bottleneck[0].weight)
+    assert torch.equal(network.gate1.skip[0].weight, build(features=2, seed=2).gate1.skip[0].weight)
+    assert caplog.messages == [
+        f"Initial weights: 118 tensors loaded from {path}, 72 stay random (gate1, gate2, gate3, gate4)."
+    ]
+
+
+def test_initial_weights_can_be_left_out_for_a_checkpoint(tmp_path):
+    network = build(features=2, init="brain_mri", init_path=tmp_path / "gone-00000000.pt", initial_weights=False)
+    assert torch.equal(network.conv.weight, build(features=2).conv.weight)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"name": "segnet"}, "model.name to be one of attention_unet, unet, smp, found 'segnet'"),
+        ({"norm": "group"}, "model.norm to be one of support, batch, running, found 'group'"),
+        ({"init": "imagenet"}, "model.init to be one of random, brain_mri, found 'imagenet'"),
+        ({"features": 0}, "model.features of at least 1, found 0"),
+        ({"init_path": "weights.pt"}, "found model.init=random and model.init_path=weights.pt"),
+        ({"name": "smp", "init": "brain_mri"}, "model.init=random with model=smp, found brain_mri"),
+    ],
+)
+def test_bad_settings_are_told(settings, sentence):
+    with pytest.raises(MetasegError) as error:
+        build(**settings)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["attention_unet", "smp"])
+def test_configuration_files_hold_arguments_of_build(name, request):
+    text = (request.config.rootpath / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8")
+    config = OmegaConf.to_container(
+        OmegaConf.merge({"protocol": {"init": "random"}}, OmegaConf.create(text)), resolve=True
+    )
+    del config["protocol"]
+    config |= {"features": 2} if name == "attention_unet" else {}
+    assert config["norm"] == "support"
+    assert build(**config)(torch.randn(2, 3, 32, 32)).shape == (2, 1, 32, 32)
+
+
+def test_fingerprint_tells_architectures_apart():
+    assert fingerprint(build(features=2, seed=1)) == fingerprint(build(features=2, seed=2))
+    assert fingerprint(UNet(32)).startswith("UNet(features=32), 7,763,041 parameters, layout ")
+    assert len({fingerprint(network) for network in (UNet(2), UNet(3), AttentionUNet(2), UNet(2, out_channels=2))}) == 4

@@ -1,0 +1,15 @@
+"""Train a learner on a pair of datasets and test it on a third:  python train.py learner=imaml shots=20 pair=ph2_kvasir"""
+
+from metaseg.cli import entry
+from omegaconf import DictConfig
+
+
+def main(config: DictConfig) -> None:
+    """One run; see conf/config.yaml for every setting."""
+    from metaseg.run import run  # torch and its friends are loaded only when there is something to run
+
+    run(config)
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -78,7 +78,7 @@ def grain(rng: np.random.Generator, image: Array, strength: float) -> Array:
 
 
 def strokes(curves: list[Array], thickness: int, size: int) -> Array:
-    """Draw polylines (points, 2), about `thickness` 256ths of the image wide, and return their coverage (S,S) in [0, 1]."""
+    """Draw polylines (points, 2), about `thickness` 256ths of the image wide; return their coverage (S,S) in [0, 1]."""
     canvas = np.zeros((_CANVAS, _CANVAS), np.uint8)
     points = [np.asarray((curve + 1) * (_CANVAS / 2) * 16, np.int32) for curve in curves]
     cv2.polylines(canvas, points, False, 255, thickness, cv2.LINE_AA, shift=4)

@@ -54,7 +54,7 @@ def twin(name: str, count: int, size: int, seed: int) -> tuple[np.ndarray, np.nd
     Args:
         name: ph2, kvasir, cvc, isic or kvasir_capsule.
         count: number of images N ≥ 1; `DEFAULT_COUNTS` has the usual ones.
-        size: side S of the square images in pixels, at least 32. The scenes are the same at every size.
+        size: side S of the square images in pixels, at least 32. The scenes are the same at every size, but for grain.
         seed: ≥ 0. Image i is a function of (name, seed, size, i) alone, bit for bit on one machine, whatever the number
             of threads; asking for more images changes none of them. Another processor may round a value differently.
 

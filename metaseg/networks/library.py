@@ -23,7 +23,7 @@ class LibraryNetwork(nn.Module):
     Every batch norm is an `EpisodicBatchNorm2d`. The network stays in evaluation mode whatever `train()` says: dropout
     and stochastic depth would make the loss a random function of the parameters, and curvature products on it noise.
     Where an encoder normalises by layer norm (mit_b*) or not at all (vgg16), only the decoder has statistics for
-    `model.norm` to choose. Some encoders (efficientnet*, PSPNet's) hold parameters that a segmentation does not use, and
+    `model.norm` to choose. Some networks (efficientnet*, PSPNet) hold parameters that a segmentation does not use and
     whose gradient `torch.autograd.grad` gives only with `materialize_grads=True`.
 
     Args:

@@ -98,7 +98,7 @@ def test_predictors_without_learning_score_as_on_the_real_data(twins, name):
     images, masks, _, _ = twins[name]
     scores = {key: 100 * value.mean() for key, value in trivial_scores(images, masks, images, masks).items()}
     *expected, share = REAL[name]
-    found = [scores[key] for key in ("all_foreground", "centred_disc", "mean_mask", "otsu")]
+    found = [scores[key] for key in ("all_foreground", "centred_disc", "mean_support_mask", "otsu")]
     np.testing.assert_allclose(found, expected, atol=6)
     assert abs(masks.mean() - share) < 0.03
 

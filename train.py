@@ -1,7 +1,8 @@
-"""Train a learner on a pair of datasets and test it on a third:  python train.py learner=imaml shots=20 pair=ph2_kvasir"""
+"""Train a learner on a pair of datasets, test it on a third: python train.py learner=imaml shots=20 pair=ph2_kvasir"""
+
+from omegaconf import DictConfig
 
 from metaseg.cli import entry
-from omegaconf import DictConfig
 
 
 def main(config: DictConfig) -> None:

@@ -1,6 +1,5 @@
 """What watches a training run: checkpoints of the best and the last state, and the paper's stopping rule."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,4 +57,4 @@ class LastCheckpoint(Callback):
         new = self.path.with_suffix(".new")
         trainer.save_checkpoint(new)
         if trainer.is_global_zero:
-            os.replace(new, self.path)
+            new.replace(self.path)

@@ -1,6 +1,8 @@
-"""One run: train a learner on the episodes of a pair, meta-test it on each target, leave a directory with the results."""
+"""One run: train a learner on the episodes of a pair, meta-test it on each target, leave a directory of results."""
 
+import logging
 import time
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -42,6 +44,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         MetasegError: on settings, data or checkpoints that do not fit.
     """
     started = time.monotonic()
+    quieten()
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     targets = [settings["target"]] if isinstance(settings["target"], str) else list(settings["target"])
@@ -90,6 +93,14 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     tracking.finish(loggers)
     print_summary(result, directory)
     return result
+
+
+def quieten() -> None:
+    """Leave out what the libraries say that no user of this program can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
 
 
 def build_learner(settings: Mapping[str, Any], learner: Mapping[str, Any]) -> Learner:
@@ -278,5 +289,7 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     return {
-        key: value for name, branch in tree.items() for key, value in _leaves(branch, f"{prefix}.{name}".strip(".")).items()
+        key: value
+        for name, branch in tree.items()
+        for key, value in _leaves(branch, f"{prefix}.{name}".strip(".")).items()
     }

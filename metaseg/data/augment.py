@@ -1,4 +1,4 @@
-"""Augmentation of support images and training queries, deterministic by seed. Never applied to images that are scored."""
+"""Augmentation of support images and training queries, deterministic by seed; never of images that are scored."""
 
 import os
 from functools import lru_cache
@@ -25,9 +25,7 @@ def _pipeline(name: str) -> "albumentations.Compose":
     geometry = A.Affine(
         scale=(0.8, 1.25), translate_percent=(-0.1, 0.1), rotate=(-30, 30), border_mode=2, mask_interpolation=0, p=0.8
     )
-    colour = A.ColorJitter(
-        brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.05, 0.05), p=0.8
-    )
+    colour = A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.05, 0.05), p=0.8)
     return A.Compose([*turns, geometry, colour])
 
 

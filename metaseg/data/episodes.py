@@ -73,7 +73,8 @@ class Plan:
             raise MetasegError(f"tasks.order must be one of {', '.join(ORDERS)}, found {self.order!r}.")
         if min(self.shots, self.query, self.count) < 1:
             raise MetasegError(
-                f"shots, tasks.query and tasks.count must be at least 1, found {self.shots}, {self.query} and {self.count}."
+                f"shots, tasks.query and tasks.count must be at least 1, found {self.shots}, {self.query} and "
+                f"{self.count}."
             )
         short = [(name, len(indices)) for name, indices in self.pools if len(indices) < self.shots + self.query]
         if short:

@@ -1,4 +1,4 @@
-"""The Lightning data module: pools on disk or synthetic → episodes for training and validation, target sets for the test."""
+"""The Lightning data module: pools → episodes for training and validation, target sets for the meta-test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,9 +129,7 @@ class EpisodicData(L.LightningDataModule):
                 "choose another target or pair."
             )
         names = list(dict.fromkeys([*pools, *targets])) if train_on == "source" else list(targets)
-        loaded = {
-            name: load_pool(name, source=data["source"], root=data["root"], size=data["size"]) for name in names
-        }
+        loaded = {name: load_pool(name, source=data["source"], root=data["root"], size=data["size"]) for name in names}
         if train_on == "source":
             self.pools = [loaded[name] for name in pools]
             allowed = [np.arange(len(pool)) for pool in self.pools]

@@ -71,7 +71,8 @@ class Scores:
     @classmethod
     def empty(cls, draws: int, images: int) -> "Scores":
         """All NaN."""
-        return cls(*(np.full((draws, images), np.nan) for _ in range(6)))
+        names = ("before", "after", "iou_before", "iou_after", "overlap", "total")
+        return cls(**{name: np.full((draws, images), np.nan) for name in names})  # type: ignore[arg-type]
 
 
 def segment(segmenter: Segmenter, images: np.ndarray, batch: int) -> np.ndarray:

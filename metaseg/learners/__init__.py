@@ -1,1 +1,1 @@
-"""Learners: Lightning modules with two verbs, meta_gradient (how to learn from a task) and adapt (how to meet a dataset)."""
+"""Learners: Lightning modules with two verbs, meta_gradient (learn from a task) and adapt (meet a dataset)."""

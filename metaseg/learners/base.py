@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_f1_score
 
@@ -15,7 +16,7 @@ from metaseg.learners.segmenter import Segmenter
 from metaseg.meta.gradients import MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, descend
 from metaseg.meta.losses import Loss
-from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
+from metaseg.meta.vectors import Parameters, detach, unflatten
 from metaseg.networks.build import fingerprint
 from metaseg.networks.functional import Statistics, forward, running_statistics, update_running
 
@@ -83,7 +84,7 @@ class Learner(L.LightningModule):
         """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step)."""
         require_gradients()
         theta = self.theta()
-        images, masks = (tensor.to(self.device) for tensor in support.clean())
+        images = support.clean()[0].to(self.device)
         running = running_statistics(self.network)
         steps_taken = 0
 
@@ -137,41 +138,37 @@ class Learner(L.LightningModule):
     def training_step(self, batch: list[Episode], batch_idx: int) -> None:
         """One outer step: the mean of the tasks' gradients over all ranks, reduced as one flat vector."""
         theta = self.theta()
-        count = torch.tensor([float(len(batch))], device=self.device)
-        gradient, names, numbers, statistics = None, [], [], None
+        total = torch.zeros(())
         for episode in batch:
             result = self.meta_gradient(theta, episode)
-            values = result.diagnostics | {"query_dice_after": _dice(result.query_after, episode.query_masks)}
-            names = list(values)
-            found = flatten([count.new_zeros(0), *(tensor for pair in result.found.values() for tensor in pair)])
-            row = torch.tensor(list(values.values()), device=self.device)
+            numbers = result.diagnostics | {"query_dice_after": _dice(result.query_after, episode.query_masks)}
+            like = {f"{layer} {part}": value for layer, pair in result.found.items() for part, value in enumerate(pair)}
+            row = torch.tensor([1.0, *numbers.values()], device=self.device)
             # Sums are taken as they come, so that no task's graph outlives it.
-            gradient = result.gradient if gradient is None else gradient + result.gradient
-            numbers = row if not len(numbers) else numbers + row
-            statistics = found if statistics is None else statistics + found
-            like = result.found
-        packed = self._reduce(torch.cat([count, gradient, numbers, statistics]))
-        total, rest = packed[0], packed[1:] / packed[0]
-        gradient, numbers, statistics = rest.split([gradient.numel(), numbers.numel(), statistics.numel()])
+            total = torch.cat([row, *(value.reshape(-1) for value in like.values()), result.gradient]) + total.to(row)
+        total = self._reduce(total)
+        means = total[1:] / total[0]
+        split = [len(numbers), means.numel() - len(numbers) - result.gradient.numel(), result.gradient.numel()]
+        logged, statistics, gradient = means.split(split)
         if not torch.isfinite(gradient).all():
             raise MetasegError(
-                f"The gradient of outer step {self.global_step} is not finite over {int(total)} tasks; lower "
+                f"The gradient of outer step {self.global_step} is not finite over {int(total[0])} tasks; lower "
                 "learner.inner.lr or learner.optimizer.lr."
             )
         self._step(gradient)
-        flat_like = {f"{layer}.{part}": tensor for layer, pair in like.items() for part, tensor in enumerate(pair)}
-        moved = unflatten(statistics, flat_like)
-        update_running(self.network, {layer: (moved[f"{layer}.0"], moved[f"{layer}.1"]) for layer in like})
-        self.log_dict({f"train/{name}": value for name, value in zip(names, numbers, strict=True)}, batch_size=1)
-        self.log("loss", numbers[names.index("query_loss_after")], prog_bar=True, logger=False, batch_size=1)
+        mean = unflatten(statistics, like)
+        update_running(self.network, {layer: (mean[f"{layer} 0"], mean[f"{layer} 1"]) for layer in result.found})
+        self.log_dict({f"train/{name}": value for name, value in zip(numbers, logged, strict=True)}, batch_size=1)
+        self.log("loss", logged[list(numbers).index("query_loss_after")], prog_bar=True, logger=False, batch_size=1)
 
     def _step(self, gradient: Tensor) -> None:
         if self.outer["clip_norm"] is not None:
             gradient = gradient * (self.outer["clip_norm"] / gradient.norm()).clamp(max=1.0)
-        parameters = dict(self.network.named_parameters())
+        parameters: Parameters = dict(self.network.named_parameters())
         for name, piece in unflatten(gradient, parameters).items():
             parameters[name].grad = piece.clone()
         optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -248,16 +245,18 @@ def require_gradients() -> None:
     """
     if torch.is_inference_mode_enabled():
         raise MetasegError(
-            "Adaptation needs gradients, but inference mode is on; use Trainer(inference_mode=False) or torch.no_grad()."
+            "Adaptation needs gradients, but inference mode is on; use Trainer(inference_mode=False) or no_grad()."
         )
 
 
 def _dice(logits: Tensor, masks: Tensor) -> float:
     """Mean Dice per image at p > 0.5, for curves; results are scored by metaseg.evaluation."""
     prediction = (logits > 0).int().flatten(1)
-    return binary_f1_score(
-        prediction, masks.int().flatten(1), multidim_average="samplewise", validate_args=False
-    ).mean().item()
+    return (
+        binary_f1_score(prediction, masks.int().flatten(1), multidim_average="samplewise", validate_args=False)
+        .mean()
+        .item()
+    )
 
 
 def _moved(running: Statistics, found: Statistics, momentum: float = 0.1) -> Statistics:

@@ -1,4 +1,4 @@
-"""Plain supervised training, the paper's naive baseline; with adaptation at the target, joint training + fine-tuning."""
+"""Plain supervised training, the paper's naive baseline; adapted to the target, joint training + fine-tuning."""
 
 import torch
 

@@ -22,12 +22,16 @@ class Outcome(Enum):
     """How a solve ended; the value is a sentence for people."""
 
     CONVERGED = "The relative residual fell below the tolerance."
-    STEPS_SPENT = "All steps were spent before the residual reached the tolerance; allow more steps or a looser tolerance."
+    STEPS_SPENT = (
+        "All steps were spent before the residual reached the tolerance; allow more steps or a looser tolerance."
+    )
     NEGATIVE_CURVATURE = (
         "A direction of non-positive curvature was met: the operator is not positive definite, so the iterate "
         "before that direction is returned; raise lambda or use the Gauss-Newton curvature."
     )
-    NOT_FINITE = "A product was not finite; the last finite iterate is returned. Lower the learning rate of the inner loop."
+    NOT_FINITE = (
+        "A product was not finite; the last finite iterate is returned. Lower the learning rate of the inner loop."
+    )
     ZERO_RIGHT_HAND_SIDE = "The right-hand side is zero, and so is the solution."
 
 
@@ -50,9 +54,7 @@ class Solution:
     outcome: Outcome
 
 
-def conjugate_gradient(
-    operator: Callable[[Tensor], Tensor], b: Tensor, *, steps: int, tolerance: float
-) -> Solution:
+def conjugate_gradient(operator: Callable[[Tensor], Tensor], b: Tensor, *, steps: int, tolerance: float) -> Solution:
     """Solve A x = b for a symmetric operator A = I + C [Hestenes and Stiefel 1952; iMAML, section 3].
 
     Args:

@@ -47,8 +47,8 @@ def gauss_newton_product(
 
     def product(vector: Tensor) -> Tensor:
         with torch.no_grad():
-            _, tangent = torch.func.jvp(logits_of, (frozen,), (unflatten(vector, frozen),))
-            tangent = curvature(fixed, tangent)
+            pushed = torch.func.jvp(logits_of, (frozen,), (unflatten(vector, frozen),))[1]
+            tangent = curvature(fixed, pushed)
         rows = torch.autograd.grad(logits, leaves, grad_outputs=tangent, retain_graph=True, materialize_grads=True)
         return flatten(rows)
 

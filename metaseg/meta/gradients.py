@@ -2,9 +2,9 @@
 
     θ → φ: the inner loop on the support loss;  then  d L_query(φ(θ)) / dθ  by
 
-    implicit     (I + C/λ)⁻¹ ∇L_query(φ), C the curvature of the support loss at φ, by conjugate gradient  [iMAML eq. 6]
-    unrolled     back-propagation through the inner steps                                                   [MAML]
-    first_order  ∇L_query(φ), as if dφ/dθ were the identity                                                 [MAML sec. 5.2]
+    implicit     (I + C/λ)⁻¹ ∇L_query(φ), C the curvature of the support loss at φ, by conjugate gradient [iMAML eq. 6]
+    unrolled     back-propagation through the inner steps                                                  [MAML]
+    first_order  ∇L_query(φ), as if dφ/dθ were the identity                                                [MAML 5.2]
 
 The implicit gradient is that of the exact minimiser of L + λ/2 ‖φ - θ‖²; how far φ is from it is reported as
 ``stationarity`` (the other two report it at the last gradient they took, one step before φ), how well the linear system
@@ -21,7 +21,7 @@ from torch import Tensor
 from metaseg.meta.conjugate_gradient import Outcome, Solution, conjugate_gradient
 from metaseg.meta.curvature import Product, gauss_newton_product, hessian_product
 from metaseg.meta.inner_loop import InnerLoop, Objective, Step, descend
-from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
+from metaseg.meta.vectors import Parameters, detach, flatten
 
 CURVATURES = ("hessian", "gauss_newton")
 
@@ -100,7 +100,7 @@ def implicit_gradient(
         raise ValueError(f"expected lam > 0 for the implicit gradient, found {lam}")
     if curvature not in CURVATURES:
         raise ValueError(f"expected a curvature out of {', '.join(CURVATURES)}, found {curvature!r}")
-    start, phi, last = _run(task, theta, inner)
+    start, phi, _ = _run(task, theta, inner)
     phi = detach(phi, requires_grad=True)
     support_loss, found = task.support(phi)
     query_loss, query_after = task.query(phi, found)
@@ -120,9 +120,7 @@ def implicit_gradient(
         "smallest_curvature": solution.smallest_curvature,
         "cg_negative_curvature": float(solution.outcome is Outcome.NEGATIVE_CURVATURE),
     }
-    return MetaGradient(
-        solution.value, detach(phi), diagnostics, _cut(found), start.query_found, query_after, solution
-    )
+    return MetaGradient(solution.value, detach(phi), diagnostics, _cut(found), start.query_found, query_after, solution)
 
 
 def first_order_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:

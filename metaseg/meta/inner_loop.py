@@ -58,7 +58,9 @@ class Step:
     gradient_norm: Tensor
 
 
-def descend(objective: Objective, theta: Parameters, loop: InnerLoop, *, differentiable: bool = False) -> Iterator[Step]:
+def descend(
+    objective: Objective, theta: Parameters, loop: InnerLoop, *, differentiable: bool = False
+) -> Iterator[Step]:
     """Yield every step of the inner loop.
 
     Args:

@@ -64,7 +64,7 @@ def bce_log_cosh_dice(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def lovasz(logits: Tensor, target: Tensor) -> Tensor:
-    """Lovász hinge, the convex surrogate of 1 - IoU, per image, mean over images [Berman et al. 2018, eq. 9 and alg. 1]."""
+    """Lovász hinge, convex surrogate of 1 - IoU, per image, mean over images [Berman et al. 2018, eq. 9, alg. 1]."""
     logits, target = _flat(logits), _flat(target)
     errors, order = (1 - logits * (2 * target - 1)).sort(dim=1, descending=True)
     sorted_target = target.gather(1, order)

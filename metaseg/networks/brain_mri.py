@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
 
     Returns:
         The path, fit for `load_brain_mri`.
+
+    Raises:
+        MetasegError: the folder cannot be written to.
     """
     tensors = {
         name: value.detach().cpu() for name, value in network.state_dict().items() if not name.startswith("gate")
@@ -90,15 +94,19 @@ def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     content = buffer.getvalue()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"unet-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}.pt"
+    path = Path(folder) / f"unet-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}.pt"
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         partial.replace(path)
+    except OSError as error:
+        raise MetasegError(
+            f"Could not write the weights to {path} ({error.strerror}): make room or choose another folder."
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     return path
 
 
@@ -136,7 +144,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not actual.startswith(match[1]):
         raise MetasegError(
             f"Expected {path} to have a SHA-256 that starts with {match[1]}, found {actual[:HASH_DIGITS]}: the file is "
-            "damaged or not the one its name says; fetch it again."
+            "damaged or not the one its name says; delete it and fetch it again."
         )
     try:
         tensors: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -166,8 +174,8 @@ def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], path: P
             f"Expected initial weights for {own_channels} input channels, found {channels} in {path}: use a file for "
             f"{own_channels} channels."
         )
-    for name in expected.keys() & found.keys():
-        if expected[name].shape != found[name].shape:
+    for name in expected:
+        if name in found and expected[name].shape != found[name].shape:
             raise MetasegError(
                 f"Expected {name} of shape {tuple(expected[name].shape)}, found {tuple(found[name].shape)} in {path}: "
                 f"use a file in the layout of {URL}."

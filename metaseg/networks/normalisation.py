@@ -21,8 +21,7 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 """Name of a norm layer → (mean (C,), biased variance (C,))."""
 
 NORMS = ("support", "batch", "running")
-"""`model.norm`: whose statistics a prediction uses: the support set's, its own batch's (transductive), or running
-ones."""
+"""`model.norm`: statistics of a prediction: the support set's, its own batch's (transductive), or running ones."""
 
 
 class _Scope:
@@ -106,7 +105,7 @@ class EpisodicBatchNorm2d(nn.Module):
     modules, where it is given any, are applied to the result one after the other.
 
     Args:
-        features: C.
+        num_features: C.
         eps: added to the variance; 1e-5 as in `nn.BatchNorm2d`.
         affine: whether there are a weight and a bias.
 
@@ -120,14 +119,14 @@ class EpisodicBatchNorm2d(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, features: int, eps: float = 1e-5, affine: bool = True) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
-        self.num_features = features
+        self.num_features = num_features
         self.eps = eps
-        self.register_parameter("weight", nn.Parameter(torch.ones(features)) if affine else None)
-        self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if affine else None)
-        self.register_buffer("running_mean", torch.zeros(features))
-        self.register_buffer("running_var", torch.ones(features))
+        self.register_parameter("weight", nn.Parameter(torch.ones(num_features)) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(num_features)) if affine else None)
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
     def forward(self, images: Tensor) -> Tensor:

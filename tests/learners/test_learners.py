@@ -23,7 +23,12 @@ INNER = {"optimizer": "sgd", "lr": 0.05, "steps": 3, "proximal": False}
 EPISODIC = {
     "imaml": (
         ImplicitMAML,
-        {"lam": 2.0, "cg": {"steps": 4, "tolerance": 1e-3}, "curvature": "gauss_newton", "inner": INNER | {"proximal": True}},
+        {
+            "lam": 2.0,
+            "cg": {"steps": 4, "tolerance": 1e-3},
+            "curvature": "gauss_newton",
+            "inner": INNER | {"proximal": True},
+        },
     ),
     "maml": (MAML, {"inner": INNER}),
     "fomaml": (FirstOrderMAML, {"inner": INNER}),
@@ -32,7 +37,7 @@ EPISODIC = {
 
 
 def make(name, norm="support", **changes) -> Learner:
-    kind, settings = EPISODIC[name] if name in EPISODIC else (Scratch, {})
+    kind, settings = EPISODIC.get(name, (Scratch, {}))
     shared = {
         "network": build(name="attention_unet", features=4, norm=norm, seed=1),
         "loss": LOSSES["bce_log_cosh_dice"],
@@ -71,7 +76,7 @@ def support_set(augmentation="none"):
 def mean_dice(segmenter, seed=50):
     images, masks = pictures(6, seed)
     prediction = (segmenter(image_tensor(images))[:, 0] > 0.5).numpy()
-    return float((2 * (prediction & (masks > 0)).sum() / (prediction.sum() + masks.sum())))
+    return float(2 * (prediction & (masks > 0)).sum() / (prediction.sum() + masks.sum()))
 
 
 def trainer(**settings):

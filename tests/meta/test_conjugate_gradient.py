@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -6,7 +8,9 @@ from metaseg.meta.conjugate_gradient import Outcome, conjugate_gradient
 
 def spectrum(eigenvalues, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    basis, _ = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), generator=generator, dtype=torch.float64))
+    basis, _ = torch.linalg.qr(
+        torch.randn(len(eigenvalues), len(eigenvalues), generator=generator, dtype=torch.float64)
+    )
     matrix = basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
     return matrix, torch.randn(len(eigenvalues), generator=generator, dtype=torch.float64)
 
@@ -48,7 +52,7 @@ def test_never_returns_a_worse_candidate_than_b_itself():
     ]
     of_b = ((b - matrix @ b).norm() / b.norm()).item()
     assert all(residual <= of_b + 1e-9 for residual in reached)
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(reached, reached[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(reached))
 
 
 def test_negative_curvature_in_the_first_direction_returns_b_with_its_true_residual():

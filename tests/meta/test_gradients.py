@@ -1,6 +1,7 @@
 """Meta-gradients against closed forms and finite differences, in float64."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -58,9 +59,7 @@ def test_implicit_gradient_equals_finite_differences_of_the_solved_inner_problem
     )
 
     def objective(start):
-        phi = torch.linalg.solve(
-            hessian + lam * torch.eye(SIZE, dtype=torch.float64), hessian @ a + lam * start
-        )
+        phi = torch.linalg.solve(hessian + lam * torch.eye(SIZE, dtype=torch.float64), hessian @ a + lam * start)
         return 0.5 * (phi - b) @ (phi - b)
 
     torch.testing.assert_close(result.gradient, central_differences(objective, flatten(theta.values())))
@@ -105,9 +104,7 @@ def test_unrolled_gradient_equals_finite_differences_of_the_unrolled_objective(o
         result = unrolled_gradient(task, unflatten(vector, theta), inner)
         return task.query(result.adapted, None)[0]
 
-    torch.testing.assert_close(
-        gradient, central_differences(objective, flatten(theta.values())), rtol=1e-6, atol=1e-8
-    )
+    torch.testing.assert_close(gradient, central_differences(objective, flatten(theta.values())), rtol=1e-6, atol=1e-8)
 
 
 def test_implicit_gradient_equals_the_unrolled_one_at_convergence():
@@ -129,7 +126,7 @@ def test_implicit_gradient_tends_to_the_query_gradient_for_large_lambda():
         result = implicit_gradient(task, theta, inner, lam=lam, cg_steps=20, cg_tolerance=1e-12)
         distances.append(((result.gradient - query_gradient).norm() / query_gradient.norm()).item())
     assert distances[-1] < 1e-6
-    assert all(later < earlier / 10 for earlier, later in zip(distances, distances[1:], strict=False))
+    assert all(later < earlier / 10 for earlier, later in pairwise(distances))
 
 
 def test_first_order_gradient_is_the_query_gradient_at_the_adapted_parameters():
@@ -191,8 +188,8 @@ def test_wrong_settings_are_refused():
         implicit_gradient(task, theta, inner, lam=0, cg_steps=1, cg_tolerance=0)
     with pytest.raises(ValueError, match="hessian, gauss_newton"):
         implicit_gradient(task, theta, inner, lam=1, cg_steps=1, cg_tolerance=0, curvature="fisher")
+    bare = dataclasses.replace(task, support_logits=None)
     with pytest.raises(ValueError, match="support_logits"):
-        bare = dataclasses.replace(task, support_logits=None)
         implicit_gradient(bare, theta, inner, lam=1, cg_steps=1, cg_tolerance=0, curvature="gauss_newton")
     with pytest.raises(ValueError, match="sgd, momentum, adam"):
         InnerLoop(optimizer="lbfgs")

@@ -39,7 +39,8 @@ def test_sums_by_hand():
 
 def test_lovasz_by_hand():
     # Errors 1 - logit · sign: 1 - ln 3 < 0 twice, 1 and 1 + ln 9. Sorted: 1 + ln 9 (background), 1 (foreground), rest.
-    # Jaccard losses along that order: {bg}: 1 - 2/3 = 1/3; {bg, fg}: 1 - 1/3 = 2/3. Weights 1/3, 1/3; the rest is relu'd away.
+    # Jaccard losses along that order: {bg}: 1 - 2/3 = 1/3; {bg, fg}: 1 - 1/3 = 2/3. Weights 1/3 and 1/3; the rest is
+    # cut off by the hinge.
     expected = (1 + math.log(9)) / 3 + 1 / 3
     assert lovasz(LOGITS, TARGET).item() == pytest.approx(expected)
 

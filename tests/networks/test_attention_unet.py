@@ -101,7 +101,7 @@ def test_gate_by_hand():
         gate.skip[0].weight.copy_(torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1))
         gate.attention[0].weight.fill_(1.0)
     gating = torch.tensor([[[1.0, 3.0]], [[9.0, 9.0]]])[None]  # first channel normalises to -1, 1
-    skip = torch.tensor([[[5.0, 6.0]], [[10.0, 20.0]]])[None]  # second channel too
+    skip = torch.tensor([[[6.0, 5.0]], [[10.0, 20.0]]])[None]  # second channel too; the first is not looked at
     # The sum is -2, 2; after ReLU 0, 2; normalised -1, 1: α = sigmoid(-1), sigmoid(1).
     alpha = torch.tensor([0.2689414, 0.7310586])
     torch.testing.assert_close(gate(gating, skip), skip * alpha, atol=1e-4, rtol=1e-4)

@@ -53,6 +53,12 @@ def test_file_name_carries_the_hash_and_does_not_depend_on_the_folder(unet, tmp_
     assert [path.name for path in first.parent.iterdir()] == [first.name]
 
 
+def test_folder_that_cannot_be_written_is_told(unet, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MetasegError, match="choose another folder"):
+        save_in_hub_layout(unet, tmp_path / "file")
+
+
 def test_gates_are_not_written(tmp_path):
     path = save_in_hub_layout(AttentionUNet(1), tmp_path)
     assert set(torch.load(path, weights_only=True)) == set(UNet(1).state_dict())

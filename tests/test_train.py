@@ -1,0 +1,225 @@
+"""train.py as its users run it: results, resuming, several processes, wrong input."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT, environment
+
+LEARNERS = ["imaml", "maml", "fomaml", "supervised", "scratch"]
+
+
+def weights(directory, name="last"):
+    return torch.load(directory / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_fails_in_words(finished, *words):
+    assert finished.returncode == 1
+    assert "Traceback" not in finished.stderr
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner):
+    finished = train(f"learner={learner}")
+    assert finished.returncode == 0, finished.stderr
+    directory = tmp_path / "run"
+    result = json.loads((directory / "result.json").read_text())
+    scores = result["targets"]["isic"]
+    assert scores["draws"] == 2
+    assert scores["images"] >= 8
+    assert scores["dsc"]["low"] <= scores["dsc"]["mean"] <= scores["dsc"]["high"]
+    assert set(scores["trivial"]) == {"all_foreground", "centred_disc", "mean_support_mask", "otsu"}
+    assert scores["curve"]["steps"] == [0, 1]
+    assert result["settings"]["learner"]["name"] == learner
+    assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
+    rows = pd.read_csv(directory / "per_image.csv")
+    assert len(rows) == 16
+    assert rows["dsc_after"].mean() == pytest.approx(scores["dsc"]["mean"], abs=1e-6)
+    assert yaml.safe_load((directory / "config.yaml").read_text())["learner"]["name"] == learner
+    assert (directory / "figures" / "overlays_isic.png").stat().st_size > 0
+    assert (directory / "figures" / "adaptation_isic.png").stat().st_size > 0
+    if learner != "scratch":
+        metrics = pd.read_csv(directory / "metrics.csv")
+        assert metrics["train/query_loss_after"].notna().sum() == 2
+        assert metrics["validation/query_loss_after"].notna().sum() == 1
+        assert (directory / "checkpoints" / "best.ckpt").is_file()
+    if learner == "imaml":
+        assert metrics["train/cg_residual"].notna().sum() == 2
+    assert "after adaptation" in finished.stdout
+    assert str(directory / "per_image.csv") in finished.stdout
+
+
+def test_one_model_serves_several_targets_and_scratch_stands_beside_it(train, tmp_path):
+    finished = train("learner=fomaml", "pair=isic_ph2", "evaluation.scratch={lr: 1e-3, steps: 2}", "tasks.mixing=mixed")
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(result["targets"]) == set(result["scratch"]) == {"kvasir", "kvasir_capsule"}
+    assert finished.stdout.count("trained from scratch on the support") == 2
+
+
+def test_the_naive_baseline_trains_on_the_target_and_is_scored_on_the_rest_of_it(train, tmp_path):
+    finished = train(
+        "learner=supervised", "learner.train_on=target", "pair=isic_ph2", "target=kvasir_capsule", "shots=3"
+    )
+    assert finished.returncode == 0, finished.stderr
+    rows = pd.read_csv(tmp_path / "run" / "per_image.csv")
+    assert rows["image"].nunique() <= 11
+
+
+def test_two_draws_score_the_same_images_for_every_learner(train, tmp_path):
+    for learner in ("fomaml", "scratch"):
+        assert train(f"learner={learner}", directory=tmp_path / learner).returncode == 0
+    first, second = (pd.read_csv(tmp_path / name / "per_image.csv") for name in ("fomaml", "scratch"))
+    assert first[["image", "draw"]].equals(second[["image", "draw"]])
+
+
+@pytest.mark.parametrize("learner", ["imaml", "supervised"])
+def test_a_run_interrupted_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(train, tmp_path, learner):
+    settings = [
+        f"learner={learner}",
+        "tasks.count=8",
+        "trainer.max_epochs=2",
+        "trainer.save_every=1",
+        "data.augment=standard",
+    ]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(*settings, directory=whole).returncode == 0
+    # Killed without warning at the sixth outer step: the second of the second epoch.
+    killed = train(
+        *settings, directory=broken, env=environment(METASEG_TEST_KILL_AT_STEP="6", PYTHONPATH=str(tmp_path))
+    )
+    assert killed.returncode == -9
+    stopped = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stopped["global_step"] == 6
+    assert not all(torch.equal(value, weights(whole)[key]) for key, value in stopped["state_dict"].items())
+    resumed = train(*settings, "ckpt_path=last", directory=broken)
+    assert resumed.returncode == 0, resumed.stderr
+    ours, theirs = weights(broken), weights(whole)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    metrics = [pd.read_csv(directory / "metrics.csv") for directory in (broken, whole)]
+    assert (
+        metrics[0]["train/query_loss_after"].dropna().tolist() == metrics[1]["train/query_loss_after"].dropna().tolist()
+    )
+
+
+@pytest.fixture(autouse=True)
+def killer(tmp_path):
+    """A sitecustomize that kills the process after the outer step that METASEG_TEST_KILL_AT_STEP names."""
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import os, signal
+if "METASEG_TEST_KILL_AT_STEP" in os.environ:
+    import metaseg.callbacks
+    after = metaseg.callbacks.LastCheckpoint.on_train_batch_end
+    def kill(self, trainer, *rest):
+        after(self, trainer, *rest)
+        if trainer.global_step == int(os.environ["METASEG_TEST_KILL_AT_STEP"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    metaseg.callbacks.LastCheckpoint.on_train_batch_end = kill
+"""
+    )
+
+
+def test_two_processes_learn_what_one_does(train, tmp_path):
+    settings = ["learner=imaml", "tasks.count=8", "model.norm=running"]
+    assert train(*settings, directory=tmp_path / "one").returncode == 0
+    two = train(
+        *settings,
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        directory=tmp_path / "two",
+        timeout=300,
+    )
+    assert two.returncode == 0, two.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_training_can_be_skipped_for_a_checkpoint(train, tmp_path):
+    assert train("learner=fomaml").returncode == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    again = train("learner=fomaml", "train=false", f"ckpt_path={checkpoint}", directory=tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    first, second = (pd.read_csv(tmp_path / name / "per_image.csv") for name in ("run", "again"))
+    assert first.equals(second)
+
+
+def test_resuming_says_which_settings_changed(train):
+    assert train("learner=fomaml").returncode == 0
+    again = train("learner=fomaml", "ckpt_path=last", "trainer.max_epochs=2")
+    assert again.returncode == 0, again.stderr
+    assert "trainer.max_epochs=2 (was 1)" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["learner=proto"], ["learner must be one of", "imaml", "'proto'"]),
+        (["pair=ph2"], ["pair must be one of", "ph2_kvasir", "'ph2'"]),
+        (["loss=focal"], ["loss must be one of", "lovasz", "'focal'"]),
+        (["learner.inner.learning_rate=1"], ["learning_rate"]),
+        (["shots=150"], ["150 support", "ph2 has"]),
+        (["target=ph2"], ["must not be trained on", "ph2"]),
+        (["target=mars"], ["unknown dataset 'mars'", "isic"]),
+        (["ckpt_path=last"], ["last.ckpt", "hydra.run.dir"]),
+        (["tasks.count=5"], ["multiple of the 2 pools"]),
+        (["trainer.devices=3", "trainer.strategy=ddp"], ["divide evenly"]),
+        (["learner.curvature=gauss_newton", "loss=lovasz"], ["loss=lovasz", "hessian"]),
+        (["model.norm=layer"], ["support, batch, running"]),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(train, overrides, words):
+    assert_fails_in_words(train(*overrides), *words)
+
+
+def test_missing_data_names_dataset_folder_remedy_and_the_twins(train, tmp_path):
+    finished = train("data=real", f"data.root={tmp_path / 'nowhere'}")
+    assert_fails_in_words(finished, "PH²", str(tmp_path / "nowhere"), "data=synthetic")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_and_left_alone(train, tmp_path):
+    assert train("learner=fomaml").returncode == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = checkpoint.read_bytes()
+    result = (tmp_path / "run" / "result.json").read_bytes()
+    assert_fails_in_words(train("learner=fomaml", "ckpt_path=last", "model.features=3"), "features")
+    assert checkpoint.read_bytes() == content
+    assert (tmp_path / "run" / "result.json").read_bytes() == result
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(train, tmp_path):
+    (tmp_path / "notes.ckpt").write_text("hello")
+    assert_fails_in_words(train(f"ckpt_path={tmp_path / 'notes.ckpt'}"), "notes.ckpt", "checkpoint")
+
+
+def test_a_corrupt_image_is_named(train, tmp_path):
+    for dataset in ("ph2", "kvasir", "isic"):
+        for folder in ("images", "masks"):
+            (tmp_path / "data" / dataset / folder).mkdir(parents=True)
+            (tmp_path / "data" / dataset / folder / "one.png").write_bytes(b"not a picture")
+    finished = train(
+        "data=real", f"data.root={tmp_path / 'data'}", env=environment(METASEG_CACHE=str(tmp_path / "cache"))
+    )
+    assert_fails_in_words(finished, "one.png")
+
+
+def test_help_is_there_without_the_heavy_libraries(tmp_path):
+    code = (
+        "import sys; sys.argv = ['train.py', '--cfg', 'job']\n"
+        "import runpy; runpy.run_path(r'%s', run_name='__main__')\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'pandas', 'matplotlib', 'wandb'} & set(sys.modules)\n"
+        "assert not heavy, heavy" % (ROOT / "train.py")
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "learner:" in finished.stdout

@@ -22,7 +22,7 @@ class Supervised(Learner):
         leaves = detach(theta, requires_grad=True)
         logits, found = forward(self.network, leaves, images)
         loss = self.loss(logits, masks)
-        gradient = flatten(torch.autograd.grad(loss, list(leaves.values())))
+        gradient = flatten(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
         of_query = logits.detach()[len(episode.support_images) :]
         diagnostics = {"query_loss_after": loss.item(), "gradient_norm": gradient.norm().item()}
         found = {layer: (mean.detach(), variance.detach()) for layer, (mean, variance) in found.items()}

@@ -76,7 +76,7 @@ def descend(
         if not differentiable:
             phi = detach(phi, requires_grad=True)
         loss, found = objective(phi)
-        gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=differentiable)
+        gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=differentiable, materialize_grads=True)
         with torch.set_grad_enabled(differentiable):
             if loop.lam:
                 gradients = tuple(

@@ -39,7 +39,7 @@ EPISODIC = {
 def make(name, norm="support", **changes) -> Learner:
     kind, settings = EPISODIC.get(name, (Scratch, {}))
     shared = {
-        "network": build(name="attention_unet", features=4, norm=norm, seed=1),
+        "network": build(name="attention_unet", features=2, norm=norm, seed=1),
         "loss": LOSSES["bce_log_cosh_dice"],
         "norm": norm,
         "adapt": {"optimizer": "adam", "lr": 0.02, "steps": 25, "lam": 0.0},
@@ -86,11 +86,13 @@ def trainer(**settings):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("norm", ["support", "batch", "running"])
-@pytest.mark.parametrize("name", EPISODIC)
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("imaml", "support"), ("maml", "batch"), ("fomaml", "running"), ("supervised", "support")],
+)
 def test_the_outer_steps_lower_the_query_loss(name, norm):
     learner = make(name, norm)
-    steps = [[episode(seed), episode(seed + 1)] for seed in range(0, 24, 2)]
+    steps = [[episode(seed), episode(seed + 1)] for seed in range(0, 16, 2)]
     seen = []
     learner.log_dict = lambda values, **_: seen.append({key: float(value) for key, value in values.items()})
     learner.log = lambda *_, **__: None
@@ -123,14 +125,18 @@ def test_the_gradient_of_maml_through_support_statistics_equals_a_directional_di
 
 
 def test_the_implicit_gradient_of_the_network_equals_the_unrolled_one_at_convergence():
+    # A network of ReLUs is smooth only near θ: at a smaller λ the inner loop comes to rest on a kink, where no
+    # implicit gradient exists, and the stationarity says so.
     task = episode()._replace(**{name: value.double() for name, value in episode()._asdict().items()})
-    inner = {"optimizer": "sgd", "lr": 0.02, "steps": 400, "proximal": True}
-    lam = 30.0
-    implicit = make("imaml", inner=inner, lam=lam, curvature="hessian", cg={"steps": 40, "tolerance": 1e-10}).double()
-    unrolled = make("maml", inner=inner, lam=lam).double()
-    ours, exact = (learner.meta_gradient(learner.theta(), task) for learner in (implicit, unrolled))
-    assert ours.diagnostics["stationarity"] < 1e-6
-    torch.testing.assert_close(ours.gradient, exact.gradient, rtol=1e-4, atol=1e-7)
+    lam = 1e4
+    inner = {"optimizer": "sgd", "lr": 0.8 / lam, "steps": 40, "proximal": True}
+    implicit = make("imaml", inner=inner, lam=lam, curvature="hessian", cg={"steps": 40, "tolerance": 1e-12}).double()
+    unrolled, first_order = (make(name, inner=inner, lam=lam).double() for name in ("maml", "fomaml"))
+    ours, exact, first = (x.meta_gradient(x.theta(), task) for x in (implicit, unrolled, first_order))
+    assert ours.diagnostics["stationarity"] < 1e-9
+    distance = (ours.gradient - exact.gradient).norm()
+    assert distance < 1e-7 * exact.gradient.norm()
+    assert distance < 1e-4 * (first.gradient - exact.gradient).norm()
 
 
 @pytest.mark.parametrize("name", [*EPISODIC, "scratch"])
@@ -174,8 +180,8 @@ def test_no_task_leaves_tensors_behind():
 
     learner.meta_gradient(theta, episode())
     counts = []
-    for seed in range(20):
-        learner.meta_gradient(theta, episode(seed))
+    for seed in range(10):
+        learner.meta_gradient(theta, episode(seed, shots=2))
         counts.append(live())
     assert counts[-1] == counts[0]
 

@@ -1,0 +1,76 @@
+"""Every configuration composes, and every key has the value its name promises."""
+
+from itertools import product
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+CONF = ROOT / "conf"
+GROUPS = ["learner", "pair", "model", "data", "trainer", "logger", "protocol"]
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(overrides))
+    return OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
+def test_every_option_composes_and_resolves(group, option):
+    for protocol in options("protocol"):
+        settings = composed(f"protocol={protocol}", f"{group}={option}")
+        assert settings["shots"] == 20
+
+
+def test_all_settings_that_other_tools_rely_on_are_there():
+    settings = composed("learner=imaml")
+    for key in (
+        "learner.inner.optimizer learner.inner.lr learner.inner.steps learner.inner.proximal learner.lam learner.cg.steps "
+        "learner.cg.tolerance learner.curvature learner.adapt.steps learner.adapt.lr learner.adapt.lam shots target "
+        "tasks.mixing tasks.order tasks.count tasks.resample tasks.query loss model.features model.init model.norm "
+        "data.root data.size trainer.max_epochs evaluation.draws evaluation.limit seed"
+    ).split():
+        value = settings
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
+
+
+def test_the_paper_protocol_has_the_published_settings():
+    settings = composed("protocol=paper")
+    assert settings["learner"]["lam"] == 100
+    assert settings["learner"]["optimizer"]["lr"] == 1e-5
+    assert settings["learner"]["optimizer"]["weight_decay"] == 5e-4
+    assert settings["data"]["size"] == 256
+    assert settings["tasks"]["count"] == 50
+    assert settings["trainer"]["max_epochs"] == 50
+    assert (settings["trainer"]["patience"], settings["trainer"]["min_delta"]) == (10, 0.001)
+    assert settings["loss"] == "bce_log_cosh_dice"
+
+
+def test_pairs_bring_the_targets_of_the_paper():
+    targets = {pair: composed(f"pair={pair}")["target"] for pair in options("pair")}
+    assert targets == {
+        "ph2_kvasir": ["isic"],
+        "cvc_kvasir": ["isic"],
+        "isic_ph2": ["kvasir", "kvasir_capsule"],
+        "cvc_ph2": ["isic"],
+    }
+
+
+@pytest.mark.parametrize(("learner", "pair"), list(product(options("learner"), options("pair"))))
+def test_the_learner_that_a_configuration_names_can_be_built(learner, pair):
+    from metaseg.run import build_learner
+
+    settings = composed(f"learner={learner}", f"pair={pair}", "model.features=2")
+    built = build_learner(settings, settings["learner"])
+    assert built.norm == settings["model"]["norm"]
+    assert built.adapt_loop.steps == settings["learner"]["adapt"]["steps"]
+
+

@@ -1,5 +1,6 @@
 """How entry points start: Hydra composes the configuration; problems end in one sentence and exit status 1."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -18,24 +19,42 @@ CONFIG_FOLDER = Path(__file__).parents[1] / "conf"
 def entry(main: Callable[[DictConfig], None]) -> None:
     """Run ``main`` under Hydra with conf/config.yaml; never returns normally on a user's mistake."""
     # Hydra would print errors in its own many-line way; told to raise them, it leaves the wording to us.
-    own_wording = os.environ.setdefault("HYDRA_FULL_ERROR", "1") == "1"
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    failed: list[str] = []
+
+    @functools.wraps(main)
+    def job(config: DictConfig) -> None:
+        # Caught here, a problem of one job of a sweep does not keep the others from running.
+        try:
+            main(config)
+        except MetasegError as error:
+            failed.append(str(error))
+        except OmegaConfBaseException as error:
+            failed.append(_sentence(error))
+        else:
+            return
+        tell(failed[-1])
+
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")(main)()
-    except MetasegError as error:
-        fail(str(error))
+        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        if not own_wording:
-            raise
         fail(_sentence(error))
     except KeyboardInterrupt:
         fail("Interrupted; continue with ckpt_path=last and hydra.run.dir set to the run's directory.", status=130)
+    if failed:
+        sys.exit(1)
 
 
 def fail(sentence: str, status: int = 1) -> None:
     """Print one sentence to standard error and exit."""
+    tell(sentence)
+    sys.exit(status)
+
+
+def tell(sentence: str) -> None:
+    """Print one sentence to standard error."""
     sys.stdout.flush()
     print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(status)
 
 
 def _sentence(error: Exception) -> str:

@@ -13,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
@@ -62,11 +63,11 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         train_on=settings["learner"]["train_on"],
     )
     learner = build_learner(settings, settings["learner"])
+    if checkpoint is not None:
+        load_weights(learner, checkpoint)
+    # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
     resumed = settings["train"] and checkpoint is not None
-    directory.create()
-    tell_changes(directory, settings, resumed)
-    with replacing(directory.config) as path:
-        OmegaConf.save(OmegaConf.create(settings), path)
+    begin(directory, settings, resumed)
     loggers = tracking.build_loggers(
         settings["logger"],
         directory,
@@ -162,11 +163,7 @@ def fit(
 ) -> int:
     """Train, and leave the learner with the weights of the best validation loss; returns this process' rank."""
     if not (settings["train"] and learner.trains):
-        if checkpoint is not None:
-            load_weights(learner, checkpoint)
         return 0
-    if checkpoint is not None:
-        load_weights(learner, checkpoint)  # refuses in words what the trainer would refuse in a traceback
     chosen = settings["trainer"]
     trainer = L.Trainer(
         accelerator=chosen["accelerator"],
@@ -183,6 +180,7 @@ def fit(
         use_distributed_sampler=False,
         inference_mode=False,
     )
+    data.require_even_shares(trainer.world_size)
     trainer.fit(learner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
         load_weights(learner, directory.checkpoints / "best.ckpt")
@@ -210,7 +208,7 @@ def test(
         curve_limit=chosen["curve_limit"],
         augmentation=settings["data"]["augment"],
     )
-    scratch = scratch_learner(settings) if chosen["scratch"] and learner.trains else None
+    scratch = scratch_learner(settings) if chosen["scratch"]["compare"] and learner.trains else None
     device = "cuda" if settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu"
     result: dict[str, Any] = {"targets": {}, "scratch": {}}
     rows: list[Mapping[str, Any]] = []
@@ -231,7 +229,8 @@ def test(
                 result["scratch"][name] = of_scratch["dsc"] | {"curve": of_scratch["curve"]}
             draw_figures(name, data, scores[""], result, directory, loggers)
     directory.write_per_image(rows)
-    learning_curves(directory.metrics, directory.learning_curves)
+    if directory.metrics.is_file():
+        learning_curves(directory.metrics, directory.learning_curves)
     tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])
     tracking.log_summary(
         loggers, {f"test/{name}/dsc": scores["dsc"]["mean"] for name, scores in result["targets"].items()}
@@ -241,9 +240,10 @@ def test(
 
 def scratch_learner(settings: Mapping[str, Any]) -> Learner:
     """The learner of conf/learner/scratch.yaml, from the same initial weights as the run's."""
+    chosen = settings["evaluation"]["scratch"]
     learner = {
         "_target_": "metaseg.learners.scratch.Scratch",
-        "adapt": {"optimizer": "adam", "lam": 0, **settings["evaluation"]["scratch"]},
+        "adapt": {"optimizer": "adam", "lam": 0, "lr": chosen["lr"], "steps": chosen["steps"]},
     }
     return build_learner(settings, learner)
 
@@ -275,14 +275,17 @@ def draw_figures(
         adaptation_curve(curves, directory.adaptation_curve(name), numbers["trivial"], name)
 
 
-def tell_changes(directory: RunDirectory, settings: Mapping[str, Any], resumed: bool) -> None:
-    """On resuming, print which settings differ from those the run began with; the new ones are used."""
-    if not (resumed and directory.config.is_file()):
-        return
-    old, new = _leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), _leaves(settings)
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and key != "ckpt_path":
-            print(f"resuming with {key}={new.get(key)} (was {old.get(key)})")
+@rank_zero_only
+def begin(directory: RunDirectory, settings: Mapping[str, Any], resumed: bool) -> None:
+    """Make the directory and write config.yaml; on resuming, print which settings changed. The new ones are used."""
+    directory.create()
+    if resumed and directory.config.is_file():
+        old, new = _leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), _leaves(settings)
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key) and key != "ckpt_path":
+                print(f"resuming with {key}={new.get(key)} (was {old.get(key)})")
+    with replacing(directory.config) as path:
+        OmegaConf.save(OmegaConf.create(dict(settings)), path)
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

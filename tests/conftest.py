@@ -1,11 +1,14 @@
 """Shared helpers: the program run as users run it."""
 
 import os
+import runpy
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +27,7 @@ TINY = [
     "evaluation.limit=8",
     "evaluation.curve=[0,1]",
     "evaluation.curve_limit=4",
-    "evaluation.scratch=null",
+    "evaluation.scratch.compare=false",
     "logger=csv",
 ]
 """Settings of a run that takes seconds."""
@@ -35,20 +38,56 @@ def environment(**changes):
     return kept | {"OMP_NUM_THREADS": "1"} | changes
 
 
-@pytest.fixture
-def train(tmp_path):
-    """Run train.py with overrides; returns the finished process. ``directory`` is the run's directory."""
+@dataclass(frozen=True)
+class Finished:
+    """How a run of train.py ended."""
 
-    def call(*overrides, directory=tmp_path / "run", env=None, tiny=True, **options):
-        command = [
-            sys.executable,
-            str(ROOT / "train.py"),
-            *(TINY if tiny else []),
-            f"hydra.run.dir={directory}",
-            *overrides,
-        ]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def train(tmp_path, capfd, monkeypatch):
+    """Run train.py with overrides in this process, as its command line would; ``directory`` is the run's directory.
+
+    What a fresh process alone can show (signals, ranks, imports) is run by ``train_process``.
+    """
+    for key in [key for key in os.environ if key.startswith(("WANDB_", "HYDRA_", "METASEG_"))]:
+        monkeypatch.delenv(key)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*overrides, directory=tmp_path / "run", **variables):
+        for key, value in variables.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setattr(sys, "argv", ["train.py", *TINY, f"hydra.run.dir={directory}", *overrides])
+        capfd.readouterr()
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        finally:
+            GlobalHydra.instance().clear()
+        return Finished(status, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def train_process(tmp_path):
+    """Run train.py with overrides in a process of its own."""
+
+    def call(*overrides, directory=tmp_path / "run", **variables):
+        command = [sys.executable, str(ROOT / "train.py"), *TINY, f"hydra.run.dir={directory}", *overrides]
         return subprocess.run(
-            command, cwd=tmp_path, env=env or environment(), capture_output=True, text=True, check=False, **options
+            command,
+            cwd=tmp_path,
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
         )
 
     return call

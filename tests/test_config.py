@@ -11,6 +11,18 @@ CONF = ROOT / "conf"
 GROUPS = ["learner", "pair", "model", "data", "trainer", "logger", "protocol"]
 
 
+SETTINGS = [
+    *(f"learner.inner.{key}" for key in ("optimizer", "lr", "steps", "proximal")),
+    *(f"learner.{key}" for key in ("lam", "cg.steps", "cg.tolerance", "curvature", "train_on")),
+    *(f"learner.adapt.{key}" for key in ("steps", "lr", "lam")),
+    *(f"tasks.{key}" for key in ("mixing", "order", "count", "resample", "query")),
+    *(f"model.{key}" for key in ("features", "init", "norm")),
+    *(f"data.{key}" for key in ("root", "size")),
+    *(f"evaluation.{key}" for key in ("draws", "limit")),
+    *("shots", "target", "loss", "trainer.max_epochs", "seed"),
+]
+
+
 def options(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
 
@@ -30,12 +42,7 @@ def test_every_option_composes_and_resolves(group, option):
 
 def test_all_settings_that_other_tools_rely_on_are_there():
     settings = composed("learner=imaml")
-    for key in (
-        "learner.inner.optimizer learner.inner.lr learner.inner.steps learner.inner.proximal learner.lam learner.cg.steps "
-        "learner.cg.tolerance learner.curvature learner.adapt.steps learner.adapt.lr learner.adapt.lam shots target "
-        "tasks.mixing tasks.order tasks.count tasks.resample tasks.query loss model.features model.init model.norm "
-        "data.root data.size trainer.max_epochs evaluation.draws evaluation.limit seed"
-    ).split():
+    for key in SETTINGS:
         value = settings
         for part in key.split("."):
             assert part in value, key
@@ -72,5 +79,3 @@ def test_the_learner_that_a_configuration_names_can_be_built(learner, pair):
     built = build_learner(settings, settings["learner"])
     assert built.norm == settings["model"]["norm"]
     assert built.adapt_loop.steps == settings["learner"]["adapt"]["steps"]
-
-

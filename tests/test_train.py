@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, environment
+from conftest import ROOT
 
 LEARNERS = ["imaml", "maml", "fomaml", "supervised", "scratch"]
 
@@ -20,8 +20,9 @@ def weights(directory, name="last"):
 def assert_fails_in_words(finished, *words):
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
-    lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
+    lines = finished.stderr.splitlines()
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("error: ")
     for word in words:
         assert word in lines[0]
 
@@ -58,7 +59,8 @@ def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner):
 
 
 def test_one_model_serves_several_targets_and_scratch_stands_beside_it(train, tmp_path):
-    finished = train("learner=fomaml", "pair=isic_ph2", "evaluation.scratch={lr: 1e-3, steps: 2}", "tasks.mixing=mixed")
+    beside = ["evaluation.scratch.compare=true", "evaluation.scratch.steps=2"]
+    finished = train("learner=fomaml", "pair=isic_ph2", "tasks.mixing=mixed", *beside)
     assert finished.returncode == 0, finished.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result["targets"]) == set(result["scratch"]) == {"kvasir", "kvasir_capsule"}
@@ -81,49 +83,45 @@ def test_two_draws_score_the_same_images_for_every_learner(train, tmp_path):
     assert first[["image", "draw"]].equals(second[["image", "draw"]])
 
 
-@pytest.mark.parametrize("learner", ["imaml", "supervised"])
-def test_a_run_interrupted_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(train, tmp_path, learner):
+def test_a_run_killed_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(train, train_process, tmp_path, killer):
     settings = [
-        f"learner={learner}",
+        "learner=imaml",
         "tasks.count=8",
         "trainer.max_epochs=2",
         "trainer.save_every=1",
         "data.augment=standard",
     ]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert train(*settings, directory=whole).returncode == 0
+    assert train_process(*settings, directory=whole).returncode == 0
     # Killed without warning at the sixth outer step: the second of the second epoch.
-    killed = train(
-        *settings, directory=broken, env=environment(METASEG_TEST_KILL_AT_STEP="6", PYTHONPATH=str(tmp_path))
-    )
+    killed = train_process(*settings, directory=broken, METASEG_TEST_KILL_AT_STEP="6", PYTHONPATH=str(tmp_path))
     assert killed.returncode == -9
     stopped = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
     assert stopped["global_step"] == 6
     assert not all(torch.equal(value, weights(whole)[key]) for key, value in stopped["state_dict"].items())
-    resumed = train(*settings, "ckpt_path=last", directory=broken)
+    resumed = train_process(*settings, "ckpt_path=last", directory=broken)
     assert resumed.returncode == 0, resumed.stderr
     ours, theirs = weights(broken), weights(whole)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    metrics = [pd.read_csv(directory / "metrics.csv") for directory in (broken, whole)]
-    assert (
-        metrics[0]["train/query_loss_after"].dropna().tolist() == metrics[1]["train/query_loss_after"].dropna().tolist()
-    )
+    losses = [
+        pd.read_csv(directory / "metrics.csv")["train/query_loss_after"].dropna().tolist()
+        for directory in (broken, whole)
+    ]
+    assert losses[0] == losses[1]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def killer(tmp_path):
-    """A sitecustomize that kills the process after the outer step that METASEG_TEST_KILL_AT_STEP names."""
+    """A sitecustomize that kills the process when it has taken METASEG_TEST_KILL_AT_STEP outer steps."""
     (tmp_path / "sitecustomize.py").write_text(
         """
 import os, signal
 if "METASEG_TEST_KILL_AT_STEP" in os.environ:
     import metaseg.callbacks
-    after = metaseg.callbacks.LastCheckpoint.on_train_batch_end
     def kill(self, trainer, *rest):
-        after(self, trainer, *rest)
         if trainer.global_step == int(os.environ["METASEG_TEST_KILL_AT_STEP"]):
             os.kill(os.getpid(), signal.SIGKILL)
-    metaseg.callbacks.LastCheckpoint.on_train_batch_end = kill
+    metaseg.callbacks.LastCheckpoint.on_train_batch_start = kill
 """
     )
 
@@ -207,9 +205,7 @@ def test_a_corrupt_image_is_named(train, tmp_path):
         for folder in ("images", "masks"):
             (tmp_path / "data" / dataset / folder).mkdir(parents=True)
             (tmp_path / "data" / dataset / folder / "one.png").write_bytes(b"not a picture")
-    finished = train(
-        "data=real", f"data.root={tmp_path / 'data'}", env=environment(METASEG_CACHE=str(tmp_path / "cache"))
-    )
+    finished = train("data=real", f"data.root={tmp_path / 'data'}", METASEG_CACHE=str(tmp_path / "cache"))
     assert_fails_in_words(finished, "one.png")
 
 

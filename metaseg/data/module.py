@@ -190,22 +190,30 @@ class EpisodicData(L.LightningDataModule):
         """Outer steps in one epoch."""
         return self.train_plan.count // self.per_step
 
-    def train_dataloader(self) -> ResumableLoader:
-        """This rank's share of each outer step, from wherever training stands.
+    def require_even_shares(self, world: int) -> None:
+        """Refuse a number of ranks that would change what an outer step is.
 
         Raises:
-            MetasegError: if the tasks of an outer step do not divide evenly over the ranks.
+            MetasegError: if tasks do not divide evenly over the ranks.
         """
+        if self.per_step % world or self.validation_plan.count < world:
+            raise MetasegError(
+                f"The {self.per_step} tasks of an outer step must divide evenly over the ranks, and each rank needs a "
+                f"validation task of the {self.validation_plan.count}, but there are {world} ranks; set tasks.per_step, "
+                "tasks.validation or trainer.devices so that they do."
+            )
+
+    def train_dataloader(self) -> ResumableLoader:
+        """This rank's share of each outer step, from wherever training stands."""
         trainer = self.trainer
         assert trainer is not None
-        world = trainer.world_size
-        if self.per_step % world:
-            raise MetasegError(
-                f"The {self.per_step} tasks of an outer step must divide evenly over the ranks, found {world} ranks; "
-                f"set tasks.per_step or trainer.devices so that they do."
-            )
         steps = OuterSteps(
-            self.pools, self.train_plan, self.settings["augment"], self.per_step, trainer.global_rank, world
+            self.pools,
+            self.train_plan,
+            self.settings["augment"],
+            self.per_step,
+            trainer.global_rank,
+            trainer.world_size,
         )
         return ResumableLoader(
             steps,
@@ -219,10 +227,8 @@ class EpisodicData(L.LightningDataModule):
         """This rank's share of the validation episodes; the same ones every epoch, never augmented."""
         trainer = self.trainer
         assert trainer is not None
-        count = self.validation_plan.count
-        if count < trainer.world_size:
-            raise MetasegError(f"{trainer.world_size} ranks need as many validation episodes, found {count}.")
-        keys = [(0, index) for index in range(trainer.global_rank, count, trainer.world_size)]
+        share = range(trainer.global_rank, self.validation_plan.count, trainer.world_size)
+        keys = [(0, index) for index in share]
         episodes = EpisodeDataset(self.pools, self.validation_plan, "none")
         return ResumableLoader(_Keyed(episodes, keys), batch_size=None, num_workers=0)
 

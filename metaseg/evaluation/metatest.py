@@ -182,7 +182,8 @@ def curve(scores: Scores, seed: int) -> dict[str, list[float]]:
 def interval(matrix: np.ndarray, seed: int) -> dict[str, float]:
     """Mean and bootstrap interval of a (draws, images) matrix."""
     mean, low, high = bootstrap_interval(matrix, level=LEVEL, seed=seed)
-    return {"mean": mean, "low": low, "high": high, "level": LEVEL}
+    # With two or three draws the interval can be wider than the scale.
+    return {"mean": mean, "low": max(low, 0.0), "high": min(high, 1.0), "level": LEVEL}
 
 
 def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mapping[str, Any]]:

@@ -21,6 +21,7 @@ from metaseg.networks.build import fingerprint
 from metaseg.networks.functional import Statistics, forward, running_statistics, update_running
 from metaseg.networks.normalisation import NORMS
 
+
 class Learner(L.LightningModule):
     """A learner answers two questions: what a task teaches (``meta_gradient``), and how it meets a dataset (``adapt``).
 

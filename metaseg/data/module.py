@@ -199,8 +199,8 @@ class EpisodicData(L.LightningDataModule):
         if self.per_step % world or self.validation_plan.count < world:
             raise MetasegError(
                 f"The {self.per_step} tasks of an outer step must divide evenly over the ranks, and each rank needs a "
-                f"validation task of the {self.validation_plan.count}, but there are {world} ranks; set tasks.per_step, "
-                "tasks.validation or trainer.devices so that they do."
+                f"validation task of the {self.validation_plan.count}, but there are {world} ranks; set "
+                "tasks.per_step, tasks.validation or trainer.devices so that they do."
             )
 
     def train_dataloader(self) -> ResumableLoader:

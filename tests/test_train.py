@@ -1,6 +1,7 @@
 """train.py as its users run it: results, resuming, several processes, wrong input."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -207,6 +208,15 @@ def test_a_corrupt_image_is_named(train, tmp_path):
             (tmp_path / "data" / dataset / folder / "one.png").write_bytes(b"not a picture")
     finished = train("data=real", f"data.root={tmp_path / 'data'}", METASEG_CACHE=str(tmp_path / "cache"))
     assert_fails_in_words(finished, "one.png")
+
+
+@pytest.mark.skipif(not os.environ.get("METASEG_DATA"), reason="needs the real datasets in METASEG_DATA")
+def test_the_main_job_runs_on_the_real_images(train, tmp_path):
+    root = os.environ["METASEG_DATA"]
+    finished = train("data=real", f"data.root={root}", "data.size=32", METASEG_CACHE=str(tmp_path / "cache"))
+    assert finished.returncode == 0, finished.stderr
+    rows = pd.read_csv(tmp_path / "run" / "per_image.csv")
+    assert rows["image"].str.startswith("ISIC").all()
 
 
 def test_help_is_there_without_the_heavy_libraries(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from test_tracking import as_dict, of_kind, offline_records
 
 LEARNERS = ["imaml", "maml", "fomaml", "supervised", "scratch"]
 
@@ -229,3 +230,20 @@ def test_help_is_there_without_the_heavy_libraries(tmp_path):
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert finished.returncode == 0, finished.stderr
     assert "learner:" in finished.stdout
+
+
+def test_by_default_an_offline_dashboard_holds_the_whole_run(train_process, tmp_path):
+    finished = train_process("learner=imaml", "logger=both", HOME=str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    (said,) = [line for line in (finished.stdout + finished.stderr).splitlines() if "W&B" in line or "wandb:" in line]
+    assert "wandb sync" in said
+    (records,) = offline_records(tmp_path / "run")
+    (run,) = of_kind(records, "run")[:1]
+    assert run.run_group == "ph2_kvasir-3shot"
+    assert {"imaml", "ph2_kvasir", "bce_log_cosh_dice", "tuned"} <= set(run.tags)
+    assert "learner" in as_dict(run.config.update)
+    logged = {key.partition(".")[0] for row in of_kind(records, "history") for key in as_dict(row.item)}
+    assert {"train/cg_residual", "train/query_loss_after", "validation/dice_after"} <= logged
+    assert {"overlays/isic", "per_image"} <= logged
+    assert "test/isic/dsc" in {key for row in of_kind(records, "summary") for key in as_dict(row.update)}
+    assert of_kind(records, "exit")[0].exit_code == 0

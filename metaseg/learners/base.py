@@ -195,14 +195,11 @@ class Learner(L.LightningModule):
         total = self._reduce(torch.stack(self._validation).sum(0))
         self._validation.clear()
         before, after, dice_before, dice_after = (total[:4] / total[4]).unbind()
-        self.log_dict(
-            {
-                "validation/query_loss_before": before,
-                "validation/query_loss_after": after,
-                "validation/dice_before": dice_before,
-            }
-        )
-        self.log("validation/dice_after", dice_after, prog_bar=True)
+        if self.inner.steps:
+            self.log_dict({"validation/query_loss_before": before, "validation/dice_before": dice_before})
+        self.log("validation/query_loss_after", after)
+        self.log("validation/dice_after", dice_after)
+        self.log("dice", dice_after, prog_bar=True, logger=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over θ [paper, section 4]."""

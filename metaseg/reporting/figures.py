@@ -77,11 +77,13 @@ def learning_curves(metrics: Path, path: Path) -> Path | None:
         return None
     figure = Figure(figsize=(5.2 * len(panels), 4.3), layout="constrained")
     for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        adapts = any("before" in column for column, *_ in lines)
         for column, label, colour, style in lines:
+            name = label if adapts else label.partition(",")[0]
             values = means[column].dropna() * (100 if title.startswith("Dice") else 1)
             places = values.index + (1 if axis == "epoch" else 0)
             marker = "o" if len(values) <= 15 else None  # a curve of one point would be invisible
-            axes.plot(places, values, style, color=colour, label=label, marker=marker, markersize=4, linewidth=1.6)
+            axes.plot(places, values, style, color=colour, label=name, marker=marker, markersize=4, linewidth=1.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _style(axes, axis, title)
         # Below the panel: inside, it would hide part of a line in one run or another.
@@ -124,7 +126,8 @@ def adaptation_curve(
     drawn = {label: value for label, value in (baselines or {}).items() if value is not None}
     for index, (label, value) in enumerate(drawn.items()):
         dashes = _BASELINE_DASHES[index % len(_BASELINE_DASHES)]
-        axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=label)
+        name = label.replace("_", " ")
+        axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=name)
     # log(1 + steps): the first steps change most and step 0, before adaptation, must be on the axis.
     axes.set_xscale("function", functions=(np.log1p, np.expm1))
     ticks = [tick for tick in _ADAPTATION_TICKS if tick <= last]

@@ -75,9 +75,10 @@ def learning_curves(metrics: Path, path: Path) -> Path | None:
     panels = [(title, lines) for title, lines in panels if lines]
     if not panels:
         return None
+    # Without an inner loop there is no before and after.
+    adapts = any("before" in column for _, lines in panels for column, *_ in lines)
     figure = Figure(figsize=(5.2 * len(panels), 4.3), layout="constrained")
     for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        adapts = any("before" in column for column, *_ in lines)
         for column, label, colour, style in lines:
             name = label if adapts else label.partition(",")[0]
             values = means[column].dropna() * (100 if title.startswith("Dice") else 1)

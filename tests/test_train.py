@@ -96,7 +96,8 @@ def test_a_run_killed_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(trai
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_process(*settings, directory=whole).returncode == 0
     # Killed without warning at the sixth outer step: the second of the second epoch.
-    killed = train_process(
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    killed = train_process(*settings, directory=broken, METASEG_TEST_KILL_AT_STEP="6", PYTHONPATH=path)
         *settings, directory=broken, METASEG_TEST_KILL_AT_STEP="6", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}"
     )
     assert killed.returncode == -9

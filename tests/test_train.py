@@ -98,8 +98,6 @@ def test_a_run_killed_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(trai
     # Killed without warning at the sixth outer step: the second of the second epoch.
     path = f"{tmp_path}{os.pathsep}{ROOT}"
     killed = train_process(*settings, directory=broken, METASEG_TEST_KILL_AT_STEP="6", PYTHONPATH=path)
-        *settings, directory=broken, METASEG_TEST_KILL_AT_STEP="6", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}"
-    )
     assert killed.returncode == -9
     stopped = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
     assert stopped["global_step"] == 6

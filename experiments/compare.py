@@ -20,10 +20,9 @@ from metaseg.reporting.figures import adaptation_curve
 from metaseg.rundir import RunDirectory
 
 
-def label(result: dict[str, Any]) -> str:
-    """The run's name in tables: learner and shots."""
-    settings = result["settings"]
-    return f"{settings['learner']['name']}, {settings['shots']} shots"
+def label(directory: RunDirectory, result: dict[str, Any]) -> str:
+    """The run's name in tables: its directory's, and the shots."""
+    return f"{directory.path.name}, {result['settings']['shots']} shots"
 
 
 def matrix(directory: RunDirectory, target: str, column: str) -> pd.DataFrame:
@@ -81,8 +80,8 @@ def main(target: str, out: Path, runs: list[Path]) -> None:
     """Write table.md and the figure."""
     directories = [RunDirectory(run) for run in runs]
     read = [directory.read_result() for directory in directories]
-    results = {label(result): result for result in read}
-    named = dict(zip(results, directories, strict=True))
+    names = [label(directory, result) for directory, result in zip(directories, read, strict=True)]
+    results, named = dict(zip(names, read, strict=True)), dict(zip(names, directories, strict=True))
     out.mkdir(parents=True, exist_ok=True)
     lines = table(results, target) + differences(named, target)
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -29,10 +29,10 @@ def smp_network(**settings):
     ],
 )
 def test_support_statistics_make_predictions_independent(arch, encoder):
-    network = smp_network(arch=arch, encoder=encoder).train()  # as a trainer does
+    network = smp_network(arch=arch, encoder=encoder).train().double()  # train: as a trainer does
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
     generator = torch.Generator().manual_seed(0)
-    support, query = torch.rand(2, 3, 3, 64, 64, generator=generator) * 2 - 1
+    support, query = torch.rand(2, 3, 3, 64, 64, generator=generator, dtype=torch.float64) * 2 - 1
     with torch.no_grad():
         logits, statistics = forward(network, {}, support)
         assert torch.equal(logits, forward(network, {}, support)[0])  # nothing random
@@ -44,7 +44,7 @@ def test_support_statistics_make_predictions_independent(arch, encoder):
     assert 0 < len(statistics) <= len(norms)  # fewer where the encoder has layers that a segmentation leaves out
     assert set(statistics) <= norms
     scale = together.std()
-    torch.testing.assert_close(together[:1] / scale, alone / scale, atol=1e-3, rtol=0)
+    torch.testing.assert_close(together[:1] / scale, alone / scale, atol=1e-9, rtol=0)
     assert (own - together).abs().max() > 0.05 * scale
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
@@ -27,7 +28,7 @@ from metaseg.learners.base import Learner
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
 from metaseg.reporting.figures import adaptation_curve, learning_curves
-from metaseg.reporting.overlays import OverlayRow, overlay, overlay_sheet
+from metaseg.reporting.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.reporting.summary import print_summary
 from metaseg.rundir import RunDirectory, replacing
 
@@ -259,7 +260,9 @@ def draw_figures(
     """Overlays of the best, median and worst image, and the adaptation curve of one target."""
     pool = data.targets[name].pool
     sheet, pictures = [], []
-    for label, index in metatest.extremes(scores):
+    scored = np.flatnonzero(~np.isnan(scores.after[0]))
+    for label, position in best_median_worst(scores.after[0, scored]).items():
+        index = int(scored[position])
         (image,), (mask,) = pool.take([index])
         before, after = (metatest.picture(scores, when, index, mask.shape[1]) for when in ("before", "after"))
         title = f"{label}: {pool.ids[index]}, Dice {100 * scores.after[0, index]:.1f} %"

@@ -79,6 +79,13 @@ def test_the_naive_baseline_trains_on_the_target_and_is_scored_on_the_rest_of_it
     assert rows["image"].nunique() <= 11
 
 
+def test_without_adaptation_steps_before_and_after_are_one(train, tmp_path):
+    finished = train("learner=fomaml", "learner.adapt.steps=0")
+    assert finished.returncode == 0, finished.stderr
+    rows = pd.read_csv(tmp_path / "run" / "per_image.csv")
+    assert rows["dsc_before"].tolist() == rows["dsc_after"].tolist()
+
+
 def test_two_draws_score_the_same_images_for_every_learner(train, tmp_path):
     for learner in ("fomaml", "scratch"):
         assert train(f"learner={learner}", directory=tmp_path / learner).returncode == 0

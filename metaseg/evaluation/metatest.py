@@ -1,6 +1,6 @@
 """The meta-test: adapt to K images of a target, score all its other images, over several draws of the K."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +112,9 @@ def score_target(
             values = dice(prediction, masks)
             if draw == 0 and whole:
                 packed = dict(zip(wanted.tolist(), np.packbits(prediction, axis=-1), strict=True))
-                scores.pictures["before" if step == 0 else "after"] = packed
+                # Without adaptation steps, before and after are one.
+                for when in [when for when, at in (("before", 0), ("after", end)) if at == step]:
+                    scores.pictures[when] = packed
             if step == 0:
                 scores.before[draw, wanted], scores.iou_before[draw, wanted] = values, iou(prediction, masks)
             if step == end:
@@ -203,10 +205,3 @@ def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mappin
 def picture(scores: Scores, when: str, index: int, width: int) -> np.ndarray:
     """The mask (H, W) that draw 0 predicted for an image ``when`` = "before" or "after" adaptation."""
     return np.unpackbits(scores.pictures[when][index], axis=-1, count=width)
-
-
-def extremes(scores: Scores, draw: int = 0) -> Sequence[tuple[str, int]]:
-    """Image indices with the best, median and worst Dice after adaptation of one draw."""
-    order = np.argsort(np.where(np.isnan(scores.after[draw]), np.inf, scores.after[draw]), kind="stable")
-    count = int((~np.isnan(scores.after[draw])).sum())
-    return [("best", int(order[count - 1])), ("median", int(order[count // 2])), ("worst", int(order[0]))]

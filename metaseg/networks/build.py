@@ -70,7 +70,7 @@ def build(
                     "chosen by model.encoder_weights."
                 )
             # Imported here because the library takes seconds to load.
-            from metaseg.networks.library import LibraryNetwork
+            from metaseg.networks.smp import LibraryNetwork
 
             return LibraryNetwork(arch, encoder, encoder_weights if initial_weights else None)
         if features < 1:

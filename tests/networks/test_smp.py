@@ -9,8 +9,8 @@ from torch import nn
 from metaseg.errors import MetasegError
 from metaseg.networks.build import build, fingerprint
 from metaseg.networks.functional import forward
-from metaseg.networks.library import LibraryNetwork, rescaling
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
+from metaseg.networks.smp import LibraryNetwork, rescaling
 
 
 def smp_network(**settings):

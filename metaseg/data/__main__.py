@@ -41,7 +41,7 @@ def _one(options: argparse.Namespace, dataset: catalogue.Dataset) -> int:
             report = check.check(dataset, options.root)
             _console().print(report.table(), "")
             return 1 if report.errors else 0
-        pool = pools.prepare(dataset, options.root, options.size)
+        pool = pools.prepare(dataset, options.root, options.size, threads=options.threads)
         print(f"{dataset.title}: {len(pool)} images at {options.size}×{options.size}, ready")
     except MetasegError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -81,6 +81,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("--root", default=root, help=f"folder that holds the datasets (default: {root})")
         if name == "prepare":
             command.add_argument("--size", type=int, default=256, help="side of the images in pixels (default: 256)")
+            command.add_argument("--threads", type=int, help="threads that decode (default: one a core)")
     return parser.parse_args(arguments)
 
 

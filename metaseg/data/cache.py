@@ -106,12 +106,16 @@ def _why_not(folder: Path) -> str:
 
 
 def content_key(
-    files: list[Path], folder: Path, settings: dict[str, Any], known: Records | None = None
+    files: list[Path],
+    folder: Path,
+    settings: dict[str, Any],
+    known: Records | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[str, Records]:
     """Hash of the files' names below folder, of their contents and of the settings; and records worth remembering.
 
     A file of 1 MiB or more that is in `known` is hashed again only if its size or time of change differs: ISIC-2018 as
-    published is 10 GB. Raises MetasegError naming a file that cannot be read.
+    published is 10 GB. `advance` is called once a file. Raises MetasegError naming a file that cannot be read.
     """
     known, fresh = known or {}, {}
 
@@ -131,7 +135,10 @@ def content_key(
 
     try:
         with ThreadPoolExecutor(cores()) as pool:
-            digests = list(pool.map(digest, files))
+            digests = []
+            for value in pool.map(digest, files):
+                digests.append(value)
+                advance()
     except OSError as error:
         raise MetasegError(f"cannot read {error.filename}: {error.strerror}; make the file readable") from error
     names = [path.relative_to(folder).as_posix() for path in files]

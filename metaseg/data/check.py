@@ -7,25 +7,25 @@ was published in harmless ways (a few images fewer, the same photograph twice).
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from metaseg.data import duplicates
 from metaseg.data.catalogue import Dataset
-from metaseg.data.layouts import THRESHOLD, Listing, Pair, grey_mask, image_size, open_image, scan
+from metaseg.data.layouts import THRESHOLD, Listing, Pair, grey_mask, open_image, scan
 from metaseg.errors import MetasegError
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+Result = TypeVar("Result")
 Kind = Literal[
     "unpaired", "ambiguous", "unreadable", "size", "empty mask", "not binary", "count", "frame number", "near-duplicate"
 ]
@@ -118,7 +118,7 @@ class Report:
 def check(dataset: Dataset, root: str | Path) -> Report:
     """Read every file of the dataset and report all faults. Raises MetasegError only where no file is found."""
     listing = scan(dataset, root)
-    return summarise(dataset, listing, [light(found) for found in inspect_all(listing.pairs)])
+    return summarise(dataset, listing, list(for_each(listing.pairs, lambda pair: light(inspect(pair)))))
 
 
 def light(found: Inspected) -> Inspected:
@@ -126,16 +126,24 @@ def light(found: Inspected) -> Inspected:
     return Inspected(None, None, found.bits, found.details, found.foreground, found.faults)
 
 
-def inspect_all(pairs: Sequence[Pair]) -> Iterator[Inspected]:
-    """`inspect` over all pairs on all cores, in order, a few dozen images in memory at a time.
+def for_each(pairs: Sequence[Pair], work: Callable[[Pair], Result], threads: int | None = None) -> Iterator[Result]:
+    """`work` over all pairs on all cores (or so many threads), in order, a few dozen results in memory at a time.
 
-    Threads, because Pillow decodes and resizes outside of Python's lock.
+    Threads, because Pillow decodes and resizes outside of Python's lock. Whoever stops half-way waits for the pairs in
+    work only.
     """
-    workers = cores()
-    with ThreadPoolExecutor(workers) as pool:
-        remaining = iter(pairs)
-        while batch := list(islice(remaining, 16 * workers)):
-            yield from pool.map(inspect, batch)
+    threads = threads or cores()
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for pair in pairs:
+                waiting.append(pool.submit(work, pair))
+                if len(waiting) >= 8 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def cores() -> int:
@@ -152,8 +160,7 @@ def inspect(pair: Pair) -> Inspected:
 
     image, grey = None, None
     try:
-        size = image_size(pair.image)
-        image = open_image(pair.image, at_least=DECODE_SIDE)
+        image, size = open_image(pair.image, at_least=DECODE_SIDE)
     except MetasegError as error:
         note("unreadable", "error", str(error))
     try:

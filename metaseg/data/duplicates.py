@@ -36,8 +36,9 @@ def fingerprint(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     import imagehash
     from scipy.ndimage import gaussian_filter
 
+    image = image.convert("L")
     bits = imagehash.phash(image, hash_size=_HASH_SIDE).hash.ravel()
-    small = image.convert("L").resize((_DETAIL_SIDE, _DETAIL_SIDE), Image.Resampling.BILINEAR)
+    small = image.resize((_DETAIL_SIDE, _DETAIL_SIDE), Image.Resampling.BILINEAR)
     grey = np.asarray(small, dtype=np.float32)
     detail = grey - gaussian_filter(grey, _DETAIL_SIGMA)
     # The border goes: two crops of one photograph differ there most.

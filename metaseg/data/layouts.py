@@ -159,36 +159,36 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise MetasegError(f"cannot read {path}: {reason}; replace it by a fresh copy or remove the pair") from error
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the file's header, after the rotation its EXIF entry asks for."""
-    with _opened(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
-
-
-def open_image(path: Path, at_least: int | None = None) -> Image.Image:
-    """The image as an 8-bit RGB Pillow image, rotated as its EXIF entry says.
+def open_image(path: Path, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """The image as an 8-bit RGB Pillow image, rotated as its EXIF entry says, and (width, height) of the file's.
 
     at_least: a JPEG may be decoded at a half, quarter or eighth of its size (averaged in the frequency domain, and much
     faster), as long as both sides keep so many pixels. Raises MetasegError naming the file if it is damaged.
     """
     with _opened(path) as image:
+        width, height = image.size
+        size = (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
         if at_least:
             image.draft(None, (at_least, at_least))
         image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGB", "L", "P", "CMYK", "YCbCr", "1"):
-            return image.convert("RGB")
-        if image.mode in ("RGBA", "LA", "PA"):
-            # Transparent pixels have no colour of their own; black is what every one of these cameras puts there.
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        # In place, and not converted where it is RGB: the copies would cost a tenth of preparing a dataset.
+        ImageOps.exif_transpose(image, in_place=True)
+        return (image if image.mode == "RGB" else _rgb(image)), size
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("L", "P", "CMYK", "YCbCr", "1"):
+        return image.convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA"):
+        # Transparent pixels have no colour of their own; black is what every one of these cameras puts there.
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+    return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
 
 
 def read_image(path: Path) -> np.ndarray:
     """The image as uint8 (H, W, 3), RGB, 0 to 255. Raises MetasegError naming the file if it is damaged."""
-    return np.array(open_image(path))
+    return np.array(open_image(path)[0])
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -209,7 +209,7 @@ def grey_mask(path: Path) -> np.ndarray:
     """
     with _opened(path) as image:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("P", "PA", "LA", "RGBA") and (image.mode != "P" or "transparency" in image.info):
             rgba = np.asarray(image.convert("RGBA"))
             colour, alpha = rgba[..., :3].max(axis=-1), rgba[..., 3]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from PIL import Image
 
 from metaseg.data import cache, catalogue, check, duplicates
 from metaseg.data.catalogue import Dataset
-from metaseg.data.layouts import Listing, complete
+from metaseg.data.layouts import Listing, Pair, complete
 from metaseg.errors import MetasegError
 
 FORMAT = 1
@@ -43,15 +45,41 @@ class Pool:
     def take(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Copies of K images and masks, in the order asked for: uint8 (K, H, W, 3) and (K, H, W)."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return np.array(self.images[chosen]), np.array(self.masks[chosen])
+        # Read as plain arrays: what is taken of a np.memmap would be one, and copied a second time to be none.
+        return np.asarray(self.images).take(chosen, axis=0), np.asarray(self.masks).take(chosen, axis=0)
+
+    def __reduce__(self) -> tuple[Callable[..., Pool], tuple[Any, ...]]:
+        # Where worker processes are not forked they get the pool by pickle: files are named, not copied.
+        return _unpickle, (self.name, self.ids, _or_path(self.images), _or_path(self.masks), self.groups)
 
 
-def prepare(dataset: Dataset | str, root: str | Path, size: int, cache_dir: str | Path | None = None) -> Pool:
+def _or_path(array: np.ndarray) -> np.ndarray | Path:
+    """The .npy file that an array maps as a whole, else the array."""
+    whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
+    return Path(str(array.filename)) if whole else array  # type: ignore[attr-defined]
+
+
+def _unpickle(
+    name: str, ids: tuple[str, ...], images: np.ndarray | Path, masks: np.ndarray | Path, groups: np.ndarray
+) -> Pool:
+    def opened(array: np.ndarray | Path) -> np.ndarray:
+        return np.load(array, mmap_mode="r") if isinstance(array, Path) else _frozen(array)
+
+    return Pool(name, ids, opened(images), opened(masks), _frozen(groups))
+
+
+def prepare(
+    dataset: Dataset | str,
+    root: str | Path,
+    size: int,
+    cache_dir: str | Path | None = None,
+    threads: int | None = None,
+) -> Pool:
     """The dataset under root at size×size pixels, from the cache where it is there and still right.
 
     Images are resized by Pillow's bilinear filter, which averages over the area when shrinking, masks by nearest
     neighbour; the aspect ratio is not kept. The cache lies in cache_dir, else METASEG_CACHE, else root/.metaseg_cache,
-    else, where that cannot be written to, in ~/.cache/metaseg (XDG_CACHE_HOME).
+    else, where that cannot be written to, in ~/.cache/metaseg (XDG_CACHE_HOME). Without `threads` all cores decode.
 
     Raises MetasegError: dataset missing or unpaired; files damaged, masks of another size or not binary (counted, and
     the first one named); no space, or no folder to write to.
@@ -60,6 +88,8 @@ def prepare(dataset: Dataset | str, root: str | Path, size: int, cache_dir: str 
         dataset = catalogue.get(dataset)
     if not SMALLEST <= size <= LARGEST:
         raise MetasegError(f"the working size should be {SMALLEST} to {LARGEST} pixels, not {size}: set data.size")
+    if threads is not None and threads < 1:
+        raise MetasegError(f"at least one thread has to decode, not {threads}: leave --threads out for one a core")
     root = Path(root).expanduser()
     listing = complete(dataset, root)
     candidates = cache.places(root, cache_dir)
@@ -73,37 +103,52 @@ def prepare(dataset: Dataset | str, root: str | Path, size: int, cache_dir: str 
     }
     files = [path for pair in listing.pairs for path in (pair.image, pair.mask)]
     known = cache.recall(candidates, dataset.name)
-    key, fresh = cache.content_key(files, listing.folder, settings, known)
+    with _progress(f"hashing the files of {dataset.title}", len(files)) as advance:
+        key, fresh = cache.content_key(files, listing.folder, settings, known, advance)
     entry = cache.Entry(dataset.name, size, key, source=str(listing.folder.resolve()))
-    cached = cache.obtain(entry, candidates, lambda target: _build(dataset, root, listing, size, target))
+    cached = cache.obtain(entry, candidates, lambda target: _build(dataset, root, listing, size, threads, target))
     if fresh:
         cache.remember(cached.folder.parent, dataset.name, known | fresh)
     groups = _frozen(np.array(cached.meta["groups"], dtype=np.int64))
     return Pool(dataset.name, tuple(cached.meta["ids"]), cached.images, cached.masks, groups)
 
 
-def _build(dataset: Dataset, root: Path, listing: Listing, size: int, target: Path) -> dict[str, Any]:
-    """Decode all pairs into target; what meta.json should say of them."""
-    from rich.console import Console
-    from rich.progress import Progress
+def decode(
+    pairs: Sequence[Pair], size: int, threads: int | None = None
+) -> Iterator[tuple[check.Inspected, np.ndarray, np.ndarray]]:
+    """What was found in each pair, its image uint8 (S, S, 3) and mask uint8 (S, S), {0, 1}; in order, on all cores.
 
+    A pair with an error has images of no pixels.
+    """
+
+    def one(pair: Pair) -> tuple[check.Inspected, np.ndarray, np.ndarray]:
+        found = check.inspect(pair)
+        if found.image is None or found.mask is None:
+            return check.light(found), np.empty((0, 0, 3), np.uint8), np.empty((0, 0), np.uint8)
+        image = found.image.resize((size, size), Image.Resampling.BILINEAR)
+        mask = Image.fromarray(found.mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
+        return check.light(found), np.asarray(image), np.asarray(mask)
+
+    return check.for_each(pairs, one, threads)
+
+
+def _build(
+    dataset: Dataset, root: Path, listing: Listing, size: int, threads: int | None, target: Path
+) -> dict[str, Any]:
+    """Decode all pairs into target; what meta.json should say of them."""
     began = time.perf_counter()
     count = len(listing.pairs)
     found: list[check.Inspected] = []
-    console = Console(stderr=True)
     with (
         cache.ArrayWriter(target / "images.npy", (count, size, size, 3)) as images,
         cache.ArrayWriter(target / "masks.npy", (count, size, size)) as masks,
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+        _progress(f"preparing {dataset.title} at {size}×{size}", count) as advance,
     ):
-        task = progress.add_task(f"preparing {dataset.title} at {size}×{size}", total=count)
-        for one in check.inspect_all(listing.pairs):
-            if one.image is not None and one.mask is not None:
-                images.write(np.asarray(one.image.resize((size, size), Image.Resampling.BILINEAR)))
-                mask = Image.fromarray(one.mask.astype(np.uint8))
-                masks.write(np.asarray(mask.resize((size, size), Image.Resampling.NEAREST)))
-            found.append(check.light(one))
-            progress.advance(task)
+        for one, image, mask in decode(listing.pairs, size, threads):
+            images.write(image)
+            masks.write(mask)
+            found.append(one)
+            advance()
 
     report = check.summarise(dataset, listing, found)
     how_to_see = f"`python -m metaseg.data check {dataset.name} --root {root}`"
@@ -119,6 +164,19 @@ def _build(dataset: Dataset, root: Path, listing: Listing, size: int, target: Pa
         file=sys.stderr,
     )
     return {"ids": list(report.ids), "groups": report.groups.tolist()}
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, gone when done; what is yielded advances it by one."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
 
 
 def prepare_arrays(

@@ -1,9 +1,11 @@
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import Image
 from metaseg.data import cache, check, pools
 from metaseg.data.__main__ import main
 from metaseg.data.catalogue import get
-from metaseg.data.layouts import read_image
+from metaseg.data.layouts import Pair, read_image
 from metaseg.errors import MetasegError
 
 STEMS = ["a", "b", "c", "d", "e", "f"]
@@ -212,16 +214,16 @@ def test_two_processes_at_once_prepare_once(tmp_path, root):
 KILLED = """
 import sys, time
 from metaseg.data import check, pools
-whole = check.inspect_all
+whole = check.for_each
 
-def slow(pairs):
-    for index, found in enumerate(whole(pairs)):
+def slow(*arguments):
+    for index, found in enumerate(whole(*arguments)):
         if index == 3:
             print("midway")
             time.sleep(60)
         yield found
 
-check.inspect_all = slow
+check.for_each = slow
 pools.prepare("kvasir", sys.argv[1], 16, sys.argv[2])
 """
 
@@ -238,6 +240,66 @@ def test_a_killed_process_leaves_nothing_that_harms(tmp_path, root):
     pool = pools.prepare(KVASIR, root, 16, place)
     assert len(pool) == 6
     assert [name.rsplit("-", 1)[0] for name in folders(place)] == ["kvasir-16", "kvasir-8"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interruption_leaves_nothing(root, monkeypatch, error):
+    decode = check.inspect
+
+    def interrupted(pair):
+        if pair.id == "d":
+            raise error
+        return decode(pair)
+
+    monkeypatch.setattr(check, "inspect", interrupted)
+    with pytest.raises(error):
+        pools.prepare(KVASIR, root, 16)
+    assert folders(root / ".metaseg_cache") == []
+    monkeypatch.undo()
+    assert len(pools.prepare(KVASIR, root, 16)) == 6
+
+
+def test_an_interruption_does_not_wait_for_what_is_left(root):
+    pairs = [Pair(str(number), Path(), Path()) for number in range(16)]
+    begun = []
+
+    def work(pair):
+        begun.append(pair.id)
+        time.sleep(0.05)
+
+    running = check.for_each(pairs, work, threads=2)
+    next(running)
+    running.close()
+    assert len(begun) < 8
+
+
+def test_any_number_of_threads_prepares_the_same(tmp_path, root):
+    one, three = (pools.prepare(KVASIR, root, 16, tmp_path / str(threads), threads=threads) for threads in (1, 3))
+    assert np.array_equal(one.images, three.images)
+    assert np.array_equal(one.masks, three.masks)
+    with pytest.raises(MetasegError, match="at least one thread"):
+        pools.prepare(KVASIR, root, 16, threads=0)
+
+
+def test_a_terminal_shows_progress(root, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+    pools.prepare(KVASIR, root, 16)
+    shown = capsys.readouterr().err
+    assert "hashing the files of Kvasir-SEG" in shown
+    assert "preparing Kvasir-SEG at 16×16" in shown
+    assert "6/6" in shown
+
+
+def test_a_pool_in_the_cache_is_pickled_as_the_name_of_its_files(root):
+    pool = pools.prepare(KVASIR, root, 256)
+    content = pickle.dumps(pool)
+    assert len(content) < 2000
+    again = pickle.loads(content)
+    assert isinstance(again.images, np.memmap)
+    assert np.array_equal(again.images, pool.images)
+    assert np.array_equal(again.masks, pool.masks)
+    assert (again.ids, again.groups.tolist()) == (pool.ids, pool.groups.tolist())
 
 
 def test_threads_of_one_process_prepare_once(tmp_path, root, capsys):

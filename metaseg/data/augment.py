@@ -29,6 +29,16 @@ def _pipeline(name: str) -> "albumentations.Compose":
     return A.Compose([*turns, geometry, colour])
 
 
+def one_thread(_worker: int = 0) -> None:
+    """What a worker process does first: leave the other cores to training.
+
+    OpenCV's threads do not survive a fork either: a worker that called on them would wait for ever.
+    """
+    import cv2
+
+    cv2.setNumThreads(0)  # torch does the same to its own in every worker of a DataLoader
+
+
 def augment(name: str, images: np.ndarray, masks: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Augment each image together with its mask.
 

@@ -1,0 +1,199 @@
+"""Episodes as tensors: the same from any number of workers, after a stop, and in a process that was not forked."""
+
+import hashlib
+import pickle
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from metaseg.data import module
+from metaseg.data.augment import one_thread
+from metaseg.data.batches import Episode, EpisodeDataset, RawEpisode, image_tensor, mask_tensor
+from metaseg.data.episodes import Plan
+from metaseg.data.pools import prepare_arrays
+from metaseg.errors import MetasegError
+
+
+def pool(name="ph2", count=30, size=32):
+    rng = np.random.default_rng(len(name))
+    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return prepare_arrays(name, images, rng.integers(0, 2, (count, size, size), dtype=np.uint8))
+
+
+def dataset(augmentation, mixing="mixed"):
+    pools = [pool("a"), pool("bb")]
+    plan = Plan(
+        pools=tuple((one.name, np.arange(len(one))) for one in pools),
+        shots=3,
+        query=2,
+        mixing=mixing,
+        order="interleaved",
+        count=4,
+        resample=True,
+        seed=0,
+    )
+    return EpisodeDataset(pools, plan, augmentation)
+
+
+def digest(episode):
+    return hashlib.blake2b(b"".join(part.contiguous().numpy().tobytes() for part in episode)).hexdigest()
+
+
+def test_images_become_planes_between_minus_one_and_one():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
+    tensor = image_tensor(images)
+    assert (tensor.dtype, tensor.shape) == (torch.float32, (2, 3, 4, 6))
+    assert tensor.is_contiguous()
+    assert np.array_equal(tensor.numpy(), images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
+    assert torch.equal(image_tensor(torch.from_numpy(images)), tensor)
+    ends = image_tensor(np.array([[[[0, 255, 0]]]], np.uint8))
+    assert ends.flatten().tolist() == [-1, 1, -1]
+    assert mask_tensor(np.array([[[0, 1]]], np.uint8)).tolist() == [[[[0.0, 1.0]]]]
+
+
+@pytest.mark.parametrize(("mixing", "images"), [("exclusive", 1), ("mixed", 2)])
+def test_an_episode_holds_the_images_of_its_plan(mixing, images):
+    data = dataset("none", mixing)
+    raw = data[2, 1]
+    assert [part.dtype for part in raw] == [torch.uint8] * 4
+    assert [part.shape[0] for part in raw] == [3 * images, 3 * images, 2 * images, 2 * images]
+    parts = data.plan.episode(2, 1)
+    expected = np.concatenate([data.pools[part.pool].images[part.query] for part in parts])
+    assert np.array_equal(raw.query_images, expected)
+    episode = raw.normalised()
+    assert isinstance(episode, Episode)
+    assert torch.equal(episode.query_images, image_tensor(expected))
+    assert episode.support_masks.shape == (3 * images, 1, 32, 32)
+    assert set(episode.support_masks.unique().tolist()) == {0, 1}
+
+
+def test_what_an_episode_holds_can_be_written_to_without_harm():
+    data = dataset("none")
+    before = digest(data[0, 0])
+    data[0, 0].support_images.zero_()
+    assert digest(data[0, 0]) == before
+
+
+class Listener(lightning.LightningModule):
+    """Notes what each outer step is given; takes no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.automatic_optimization = False
+        self.heard, self.validated = [], []
+
+    def training_step(self, batch, index):
+        assert all(isinstance(episode, Episode) for episode in batch)
+        self.heard.append([digest(episode) for episode in batch])
+        self.weight.grad = torch.ones(())
+        self.optimizers().step()
+
+    def validation_step(self, episode, index):
+        self.validated.append(digest(episode))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.fixture
+def small_twins(monkeypatch):
+    monkeypatch.setattr(module, "load_pool", lambda name, **_: pool(name))
+
+
+def fit(tmp_path, workers, steps, checkpoint=None):
+    data = module.EpisodicData(
+        pools=["ph2", "kvasir"],
+        targets=["isic"],
+        data={"source": "", "root": "", "size": 32, "validation": 0.2, "augment": "standard", "workers": workers},
+        tasks={
+            "mixing": "exclusive",
+            "order": "interleaved",
+            "count": 6,
+            "per_step": 1,
+            "resample": True,
+            "query": 2,
+            "validation": 1,
+        },
+        shots=2,
+        seed=0,
+    )
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    listener = Listener()
+    trainer.fit(listener, data, ckpt_path=checkpoint)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    return listener
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_number_of_workers_gives_the_same_episodes_in_every_epoch_and_after_a_stop(tmp_path, small_twins):
+    alone = fit(tmp_path, 0, 7)
+    assert len(alone.heard) == 7  # two epochs of three outer steps, and one step of the third
+    assert len({name for step in alone.heard for name in step}) == 14
+    assert len(set(alone.validated)) == 2
+    for workers in (1, 2):
+        first = fit(tmp_path, workers, 4)
+        rest = fit(tmp_path, workers, 7, checkpoint=tmp_path / "last.ckpt")
+        assert first.heard + rest.heard == alone.heard
+        assert set(first.validated + rest.validated) == set(alone.validated)
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked_give_the_same_episodes():
+    data = dataset("standard")
+    keys = [(0, 1), (5, 2)]
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=keys,
+        num_workers=1,
+        worker_init_fn=one_thread,
+        multiprocessing_context="spawn",
+    )
+    assert [digest(RawEpisode(*raw)) for raw in loader] == [digest(data[key]) for key in keys]
+
+
+def test_augmentation_depends_on_the_seed_alone_not_on_threads():
+    cv2 = pytest.importorskip("cv2")
+    data, threads = dataset("standard"), cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(2)
+        whole = digest(data[3, 1])
+        one_thread()
+        assert digest(data[3, 1]) == whole
+    finally:
+        cv2.setNumThreads(threads)
+    assert digest(data[3, 2]) != whole
+
+
+def test_how_many_workers_auto_means(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 8)
+    assert module.worker_count("auto", "standard", on_cpu=False) == 2
+    assert module.worker_count("auto", "standard", on_cpu=False, ranks=8) == 1
+    assert module.worker_count("auto", "standard", on_cpu=True) == 0
+    assert module.worker_count("auto", "none", on_cpu=False) == 0
+    assert module.worker_count(5, "none", on_cpu=True) == 5
+    for wrong in ("two", -1, None):
+        with pytest.raises(MetasegError, match=r"data\.workers must be auto or a number"):
+            module.worker_count(wrong, "none", on_cpu=True)
+
+
+def test_a_pool_in_memory_survives_pickling():
+    before = pool()
+    after = pickle.loads(pickle.dumps(before))
+    assert (after.name, after.ids) == (before.name, before.ids)
+    assert np.array_equal(after.images, before.images)
+    with pytest.raises(ValueError, match="read-only"):
+        after.images[0] = 0

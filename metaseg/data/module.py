@@ -8,15 +8,14 @@ import lightning as L
 import numpy as np
 
 from metaseg.data import catalogue
-from metaseg.data.augment import one_thread
 from metaseg.data.batches import (
     Episode,
     EpisodeDataset,
     OuterSteps,
     RawEpisode,
     ResumableLoader,
-    ResumableSteps,
     SupportSet,
+    step_loader,
 )
 from metaseg.data.check import cores
 from metaseg.data.episodes import Plan, Stream, target_support
@@ -250,15 +249,7 @@ class EpisodicData(L.LightningDataModule):
         )
         device = trainer.strategy.root_device.type
         workers = worker_count(self.settings["workers"], steps.augmentation, device == "cpu", trainer.num_devices)
-        return ResumableLoader(
-            steps,
-            batch_size=None,
-            sampler=ResumableSteps(len(steps), lambda: trainer.global_step),
-            num_workers=workers,
-            worker_init_fn=one_thread,
-            persistent_workers=workers > 0,
-            pin_memory=device == "cuda",
-        )
+        return step_loader(steps, lambda: trainer.global_step, workers, pin_memory=device == "cuda")
 
     def val_dataloader(self) -> ResumableLoader:
         """This rank's share of the validation episodes; the same ones every epoch, never augmented."""

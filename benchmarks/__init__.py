@@ -1,0 +1,1 @@
+"""What an outer step costs, beside other libraries, in one run: `python -m benchmarks outer_step`."""

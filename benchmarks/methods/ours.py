@@ -1,0 +1,122 @@
+"""metaseg, through its learners: the one file to change when their settings do."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.methods.base import Answer, Method, Quantity, Run
+from benchmarks.setting import LOSS, Problem, Setting
+from metaseg.learners.base import Learner
+from metaseg.learners.fomaml import FirstOrderMAML
+from metaseg.learners.imaml import ImplicitMAML
+from metaseg.learners.maml import MAML
+from metaseg.meta import gradients
+from metaseg.meta.losses import LOSSES
+from metaseg.meta.vectors import Parameters
+from metaseg.networks.build import build
+
+TOLERANCE = 2e-2
+"""Relative residual at which the solves that are not forced stop."""
+
+
+def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learner:
+    """A learner on the benchmark's network, by batch statistics, with the proximal term in its inner loop."""
+    inner = {"optimizer": "sgd", "lr": setting.lr, "steps": setting.inner_steps, "proximal": True}
+    learner = kind(
+        network=build(name="attention_unet", features=setting.features, norm="batch", seed=setting.seed),
+        loss=LOSSES[LOSS],
+        norm="batch",
+        adapt={"optimizer": "adam", "lr": 1e-3, "steps": 1, "lam": 0.0},
+        optimizer={"lr": 1e-3, "weight_decay": 0.0, "clip_norm": None},
+        inner=inner | changes.pop("inner", {}),
+        lam=setting.lam,
+        **changes,
+    )
+    return learner.to(setting.device, getattr(torch, setting.dtype))
+
+
+def imaml_learner(setting: Setting, matrix: str, tolerance: float) -> Learner:
+    """The learner of iMAML."""
+    cg = {"steps": setting.cg_steps, "tolerance": tolerance}
+    return make_learner(ImplicitMAML, setting, cg=cg, curvature=matrix)
+
+
+def maml_learner(setting: Setting, checkpoint: bool = False) -> Learner:
+    """The learner of MAML, on request with inner steps that are evaluated again on the way back."""
+    return make_learner(MAML, setting, checkpoint=checkpoint)
+
+
+def _run(learner: Learner, problem: Problem) -> Run:
+    theta = learner.theta()
+
+    def run() -> Answer:
+        result = learner.meta_gradient(theta, problem.episode)
+        if result.solution is None:
+            return Answer(result.gradient)
+        return Answer(result.gradient, result.solution.iterations, result.solution.residual)
+
+    return run
+
+
+def imaml(problem: Problem, matrix: str, tolerance: float) -> Run:
+    """iMAML; a tolerance of 0 forces all steps."""
+    return _run(imaml_learner(problem.setting, matrix, tolerance), problem)
+
+
+def maml(problem: Problem, checkpoint: bool = False) -> Run:
+    """MAML, second order."""
+    return _run(maml_learner(problem.setting, checkpoint), problem)
+
+
+def first_order(problem: Problem) -> Run:
+    """MAML, first order."""
+    return _run(make_learner(FirstOrderMAML, problem.setting), problem)
+
+
+def hessian_product(problem: Problem, phi: Parameters) -> Callable[[Tensor], Tensor]:
+    """v → ∇²L(φ) v by the learners' fast products; whatever they set up once at φ is set up here."""
+    task = _task(problem)
+    return gradients.PRODUCTS["replay"](task.support, task.support_loss, phi, None, True).hessian
+
+
+def gauss_newton_product(problem: Problem, phi: Parameters) -> Callable[[Tensor], Tensor]:
+    """v → Jᵀ B J v by the learners' fast products; whatever they set up once at φ is set up here."""
+    task = _task(problem)
+    in_logits = task.logit_curvature
+    assert in_logits is not None
+    return partial(
+        gradients.PRODUCTS["replay"](task.support, task.support_loss, phi, None, False).gauss_newton, in_logits
+    )
+
+
+def _task(problem: Problem) -> gradients.Task:
+    return imaml_learner(problem.setting, "hessian", TOLERANCE).task(problem.episode)
+
+
+def _imaml(short: str, matrix: Quantity, words: str, tolerance: float) -> Method:
+    how = f"to residual {tolerance:g}" if tolerance else "all CG steps"
+    name = f"imaml_{short}" if tolerance else f"imaml_{short}_forced"
+    title = f"iMAML, metaseg, {words}, {how}"
+    return Method(name, title, matrix, partial(imaml, matrix=matrix, tolerance=tolerance))
+
+
+LEARNERS: dict[str, Callable[[Setting], Learner]] = {
+    "imaml_hessian": partial(imaml_learner, matrix="hessian", tolerance=TOLERANCE),
+    "imaml_gn": partial(imaml_learner, matrix="gauss_newton", tolerance=TOLERANCE),
+    "maml": maml_learner,
+    "first_order": partial(make_learner, FirstOrderMAML),
+}
+"""The learners that run many tasks in a row."""
+
+METHODS = (
+    _imaml("hessian", "hessian", "Hessian", TOLERANCE),
+    _imaml("gn", "gauss_newton", "Gauss-Newton", TOLERANCE),
+    _imaml("hessian", "hessian", "Hessian", 0.0),
+    _imaml("gn", "gauss_newton", "Gauss-Newton", 0.0),
+    Method("maml", "MAML, metaseg, second order", "unrolled", maml),
+    Method("first_order", "MAML, metaseg, first order", "first_order", first_order),
+)
+CHECKPOINTED = Method("maml_checkpointed", "MAML, metaseg, checkpointed", "unrolled", partial(maml, checkpoint=True))

@@ -1,0 +1,104 @@
+"""Command line: `python -m benchmarks outer_step | products | memory | tasks`, from the root of the repository."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from benchmarks.memory import memory
+from benchmarks.methods.registry import METHODS, choose
+from benchmarks.outer_step import outer_step
+from benchmarks.products import products
+from benchmarks.report import Report
+from benchmarks.setting import Setting
+from benchmarks.tasks import tasks
+from benchmarks.worker import quieten
+from metaseg.cli import fail
+from metaseg.errors import MetasegError
+from metaseg.provenance import check_gpu
+
+COMMANDS = {
+    "outer_step": "time, memory and error of every way to a meta-gradient, beside other libraries",
+    "products": "cost of one curvature product in forward+backward units",
+    "memory": "peak memory over the number of inner steps",
+    "tasks": "many tasks in a row: memory and time of the first ten and the last ten",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one benchmark, print its table, write it."""
+    quieten()
+    options = _options(arguments)
+    try:
+        setting = _setting(options)
+        setting.apply()
+        _carry_out(options, setting).publish(options.out)
+    except MetasegError as error:
+        fail(str(error))
+
+
+def _carry_out(options: argparse.Namespace, setting: Setting) -> Report:
+    if options.command == "outer_step":
+        methods = choose(options.only)
+        return outer_step(setting, methods, options.repeats, not options.no_errors, not options.no_memory)
+    if options.command == "products":
+        return products(setting, options.repeats)
+    if options.command == "memory":
+        return memory(setting, options.repeats)
+    return tasks(setting, options.count)
+
+
+def _setting(options: argparse.Namespace) -> Setting:
+    given = {field.name: getattr(options, field.name) for field in fields(Setting) if hasattr(options, field.name)}
+    if given["device"] == "cuda":
+        if not torch.cuda.is_available():
+            raise MetasegError("--device cuda needs a GPU, but torch sees none; use --device cpu.")
+        check_gpu()
+    for name in ("features", "size", "shots", "inner_steps", "cg_steps", "lam", "lr", "threads"):
+        if given[name] <= 0:
+            raise MetasegError(f"--{name.replace('_', '-')} must be positive, found {given[name]}.")
+    if given["size"] % 16:
+        raise MetasegError(f"--size must be a multiple of 16, found {given['size']}.")
+    return Setting(**given)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    shape = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    default = Setting()
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, formatter_class=shape)
+        add = command.add_argument
+        add("--features", type=int, default=default.features, help="width of the attention U-Net")
+        add("--size", type=int, default=default.size, help="side of the images in pixels")
+        add("--shots", type=int, default=default.shots, help="support images, and as many query images")
+        add("--inner-steps", type=int, default=default.inner_steps, help="K")
+        add("--cg-steps", type=int, default=default.cg_steps, help="steps of conjugate gradient")
+        add("--lam", type=float, default=default.lam, help="lambda of the proximal term")
+        add("--lr", type=float, default=default.lr, help="learning rate of the inner steps")
+        add("--seed", type=int, default=default.seed, help="of weights and images")
+        add("--threads", type=int, default=_cores(), help="threads of torch")
+        add("--device", choices=("cpu", "cuda"), default=default.device, help="where to compute")
+        add("--tf32", action="store_true", help="let a GPU round to TF32")
+        add("--out", type=Path, default=Path("benchmarks/results"), help="folder for the Markdown and JSON files")
+        if name == "tasks":
+            add("--count", type=int, default=50, help="tasks in a row")
+        else:
+            add("--repeats", type=int, default=10, help="rounds of timing")
+        if name == "outer_step":
+            add("--only", nargs="+", metavar="NAME", help=f"methods out of {', '.join(METHODS)}; None: all")
+            add("--no-errors", action="store_true", help="leave out the double-precision reference")
+            add("--no-memory", action="store_true", help="leave out the peaks, each of which takes a fresh process")
+    return parser.parse_args(arguments)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Many tasks in a row with one learner: whether memory or time grows from the first ten to the last ten."""
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.methods import ours
+from benchmarks.methods.base import MissingError
+from benchmarks.peak import HOW, MIB, of_call, resident, tidy
+from benchmarks.report import Report
+from benchmarks.setting import Setting, make_episode
+from benchmarks.timing import timed
+from benchmarks.worker import in_fresh_process
+
+COLUMNS = ("learner", "tasks", "ms, first", "ms, last", "in use after, MiB, first", "last", "peak, MiB, first", "last")
+SPAN = 10
+
+
+def measure(setting: Setting, name: str, count: str) -> dict[str, Any]:
+    """Seconds, memory in use after, and peak above what was in use before (MiB) of each task; for a fresh process."""
+    learner = ours.LEARNERS[name](setting)
+    theta = learner.theta()
+    learner.meta_gradient(theta, make_episode(setting))
+    tidy(setting.device)
+    found: dict[str, Any] = {"seconds": [], "in_use": [], "peak": []}
+    for index in range(int(count)):
+        run = partial(learner.meta_gradient, theta, make_episode(setting, index + 1))
+
+        def task(run: Callable[[], object] = run) -> None:
+            found["seconds"].append(timed(run, setting.device))
+
+        # Nothing is tidied between the tasks but what Python and torch tidy by themselves, as in training.
+        peak, found["how"] = of_call(task, setting.device)
+        found["peak"].append(peak)
+        found["in_use"].append(torch.cuda.memory_allocated() / MIB if setting.device == "cuda" else resident())
+    return found
+
+
+def tasks(setting: Setting, count: int) -> Report:
+    """Run the benchmark, a process a learner."""
+    report = Report("tasks", f"{count} tasks in a row", setting, COLUMNS)
+    how = ""
+    with Console(stderr=True).status("tasks") as status:
+        for name in ours.LEARNERS:
+            status.update(f"tasks: {name}")
+            try:
+                found = in_fresh_process("benchmarks.tasks:measure", setting, name, str(count))
+            except MissingError as reason:
+                report.rows.append([name, str(reason), *("" for _ in COLUMNS[2:])])
+                report.numbers[name] = {"missing": str(reason)}
+                continue
+            report.numbers[name], how = found, HOW[found["how"]]
+            cells = [f"{1000 * value:.0f}" for value in ends(found["seconds"])]
+            cells += [f"{value:.0f}" for key in ("in_use", "peak") for value in ends(found[key])]
+            report.rows.append([name, str(count), *cells])
+    report.notes = [
+        f"First, last: medians over the first and the last {min(SPAN, max(count // 2, 1))} tasks, after one that is "
+        "not counted. Every learner in a process of its own, every task another episode, θ the same.",
+        f"In use after: {'allocated by torch' if setting.device == 'cuda' else 'resident memory of the process'} after "
+        f"a task. Peak: above what was in use before the task, by {how}.",
+    ]
+    return report
+
+
+def ends(values: list[float]) -> tuple[float, float]:
+    """Medians of the first and the last `SPAN` values, or halves."""
+    span = min(SPAN, max(len(values) // 2, 1))
+    return median(values[:span]), median(values[-span:])

@@ -1,21 +1,23 @@
 """What every learner shares: the outer step, validation by episodes, and adaptation to a target."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_f1_score
 
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
 from metaseg.learners.segmenter import Segmenter
-from metaseg.meta.gradients import MetaGradient, Task, trial
-from metaseg.meta.inner_loop import InnerLoop, descend
+from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
+from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
 from metaseg.meta.losses import Loss
+from metaseg.meta.replay import Unsupported
 from metaseg.meta.vectors import Parameters, detach, unflatten
 from metaseg.networks.build import fingerprint
 from metaseg.networks.functional import Statistics, forward, running_statistics, update_running
@@ -36,6 +38,8 @@ class Learner(L.LightningModule):
             longest gradient allowed; None: any).
         inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal; None: no steps.
         lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
+        products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
+            the first of these that the network allows.
 
     Raises:
         MetasegError: on a value out of range.
@@ -53,13 +57,17 @@ class Learner(L.LightningModule):
         optimizer: Mapping[str, Any],
         inner: Mapping[str, Any] | None = None,
         lam: float = 0.0,
+        products: str = "auto",
     ) -> None:
         super().__init__()
         if norm not in NORMS:
             raise MetasegError(f"model.norm must be one of {', '.join(NORMS)}, found {norm!r}.")
         if lam < 0:
             raise MetasegError(f"learner.lam must not be negative, found {lam}.")
+        if products not in ("auto", *PRODUCTS):
+            raise MetasegError(f"learner.products must be one of auto, {', '.join(PRODUCTS)}, found {products!r}.")
         self.automatic_optimization = False
+        self.products = products
         self.network = network
         self.loss = loss
         self.norm = norm
@@ -102,9 +110,9 @@ class Learner(L.LightningModule):
             yield 0, segmenter(theta)
         loop = InnerLoop(self.adapt_loop.optimizer, self.adapt_loop.lr, max(wanted, default=0), self.adapt_loop.lam)
         with torch.enable_grad():
-            for step in descend(objective, theta, loop):
+            for step in descend(by_autograd(objective), theta, loop):
                 steps_taken += 1
-                running = _moved(running, step.found)
+                running = _moved(running, step.before.found)
                 if steps_taken in wanted:
                     yield steps_taken, segmenter(step.parameters)
 
@@ -117,22 +125,42 @@ class Learner(L.LightningModule):
         running = running_statistics(self.network) if self.norm == "running" else {}
 
         def support(parameters: Parameters) -> tuple[Tensor, Statistics]:
-            logits, statistics = forward(self.network, parameters, episode.support_images)
-            return self.loss(logits, episode.support_masks), statistics
+            return forward(self.network, parameters, episode.support_images)
+
+        def support_loss(logits: Tensor) -> Tensor:
+            return self.loss(logits, episode.support_masks)
 
         def query(parameters: Parameters, found: Statistics) -> tuple[Tensor, Tensor]:
             logits, _ = forward(self.network, parameters, episode.query_images, self._statistics(found, running))
             return self.loss(logits, episode.query_masks), logits.detach()
 
-        def support_logits(parameters: Parameters) -> Tensor:
-            return forward(self.network, parameters, episode.support_images)[0]
-
         curvature = self.loss.curvature
         if curvature is None:
-            return Task(support, query)
+            return Task(support, support_loss, query)
         return Task(
-            support, query, support_logits, lambda logits, vector: curvature(logits, episode.support_masks, vector)
+            support, support_loss, query, lambda logits, vector: curvature(logits, episode.support_masks, vector)
         )
+
+    def with_products(self, compute: Callable[[str], MetaGradient]) -> MetaGradient:
+        """Call `compute` with the curvature products that the network allows.
+
+        Raises:
+            MetasegError: if ``products`` is "replay" and the network uses an operation that cannot be replayed.
+        """
+        if self.products != "auto":
+            try:
+                return compute(self.products)
+            except Unsupported as error:
+                raise MetasegError(
+                    f"learner.products=replay needs networks of known operations, found {error}; "
+                    "set learner.products=autograd, or auto."
+                ) from error
+        try:
+            return compute("replay")
+        except Unsupported as error:
+            rank_zero_warn(f"The network uses {error}, so curvature products go the slower way: autograd.")
+            self.products = "autograd"
+            return compute("autograd")
 
     def training_step(self, batch: list[Episode], batch_idx: int) -> None:
         """One outer step: the mean of the tasks' gradients over all ranks, reduced as one flat vector."""

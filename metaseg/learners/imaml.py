@@ -39,12 +39,15 @@ class ImplicitMAML(Learner):
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The implicit gradient of one task."""
-        return implicit_gradient(
-            self.task(episode),
-            theta,
-            self.inner,
-            lam=self.lam,
-            cg_steps=self.cg_steps,
-            cg_tolerance=self.cg_tolerance,
-            curvature=self.curvature,
+        return self.with_products(
+            lambda products: implicit_gradient(
+                self.task(episode),
+                theta,
+                self.inner,
+                lam=self.lam,
+                cg_steps=self.cg_steps,
+                cg_tolerance=self.cg_tolerance,
+                curvature=self.curvature,
+                products=products,
+            )
         )

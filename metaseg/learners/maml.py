@@ -1,5 +1,7 @@
 """MAML [Finn et al. 2017], the paper's main competitor: back-propagation through the inner loop."""
 
+from typing import Any
+
 from metaseg.data.batches import Episode
 from metaseg.learners.base import Learner
 from metaseg.meta.gradients import MetaGradient, unrolled_gradient
@@ -7,8 +9,21 @@ from metaseg.meta.vectors import Parameters
 
 
 class MAML(Learner):
-    """Second-order MAML; arguments as ``Learner``."""
+    """Second-order MAML.
+
+    Args:
+        checkpoint: whether inner steps are evaluated a second time on the way back instead of being kept.
+        settings: see ``Learner``.
+    """
+
+    def __init__(self, *, checkpoint: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.checkpoint = checkpoint
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The gradient of the query loss through all inner steps."""
-        return unrolled_gradient(self.task(episode), theta, self.inner)
+        return self.with_products(
+            lambda products: unrolled_gradient(
+                self.task(episode), theta, self.inner, products=products, checkpoint=self.checkpoint
+            )
+        )

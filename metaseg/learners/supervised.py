@@ -26,4 +26,4 @@ class Supervised(Learner):
         of_query = logits.detach()[len(episode.support_images) :]
         diagnostics = {"query_loss_after": loss.item(), "gradient_norm": gradient.norm().item()}
         found = {layer: (mean.detach(), variance.detach()) for layer, (mean, variance) in found.items()}
-        return MetaGradient(gradient, detach(leaves), diagnostics, found, of_query, of_query)
+        return MetaGradient(gradient, detach(leaves), diagnostics, found, of_query)

@@ -1,55 +1,92 @@
-"""Curvature-vector products at one point, set up once and applied many times."""
+"""Curvature-vector products at one point, set up once and applied many times.
+
+Two classes with one interface: ``DoubleBackward`` here, which asks nothing of the network, and ``replay.Replay``, which
+is faster. C is the Hessian ∇²L(φ), or the Gauss-Newton matrix Jᵀ B J with J the Jacobian of the logits and B the
+curvature of the loss in logit space: positive semi-definite whenever B is, also where the Hessian is indefinite
+[Schraudolph 2002].
+"""
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from metaseg.meta.vectors import Parameters, flatten, unflatten
 
-Product = Callable[[Tensor], Tensor]
-"""v → C v on vectors of shape (N,)."""
+Forward = Callable[[Parameters], tuple[Tensor, Any]]
+"""Parameters → (logits, whatever else the forward pass found)."""
+
+LogitCurvature = Callable[[Tensor, Tensor], Tensor]
+"""(logits, u) → B u, shaped as the logits."""
 
 
-def hessian_product(gradient: Tensor, phi: Parameters) -> Product:
-    """v → ∇²L(φ) v by a second backward pass through the kept graph of the gradient [Pearlmutter 1994].
+class Linearisation(Protocol):
+    """A loss at φ with its gradient, from which curvature products are had.
+
+    Attributes:
+        loss: L(φ), detached.
+        gradient: ∇L(φ), shape (N,), detached.
+        before: what the callable of this name returned.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    before: Any
+
+    def hessian(self, vector: Tensor) -> Tensor:
+        """∇²L(φ) v for v of shape (N,)."""
+
+    def gauss_newton(self, curvature: LogitCurvature, vector: Tensor) -> Tensor:
+        """Jᵀ B J v for v of shape (N,)."""
+
+
+class DoubleBackward:
+    """Products by PyTorch's autograd: ∇²L v by a second backward pass through the kept graph of the gradient
+    [Pearlmutter 1994], J v by ``torch.func.jvp`` and Jᵀ u by a backward pass.
 
     Args:
-        gradient: ∇L(φ) as a vector of shape (N,), computed with ``create_graph=True``.
-        phi: the parameters it was taken at.
+        logits_of: parameters → (logits, found).
+        loss_of: logits → scalar loss.
+        phi: where; leaves that require gradients.
+        before: called with what ``logits_of`` returned.
+        exact: whether ``hessian`` is wanted; without it the gradient's graph is not kept.
     """
-    leaves = list(phi.values())
 
-    def product(vector: Tensor) -> Tensor:
-        rows = torch.autograd.grad(gradient, leaves, grad_outputs=vector, retain_graph=True, materialize_grads=True)
+    def __init__(
+        self,
+        logits_of: Forward,
+        loss_of: Callable[[Tensor], Tensor],
+        phi: Parameters,
+        before: Callable[[Tensor, Any], Any] | None = None,
+        exact: bool = True,
+    ) -> None:
+        self._logits_of, self._phi = logits_of, phi
+        self._leaves = list(phi.values())
+        with torch.enable_grad():
+            self._logits, found = logits_of(phi)
+            self.before = None if before is None else before(self._logits, found)
+            loss = loss_of(self._logits)
+            rows = torch.autograd.grad(
+                loss, self._leaves, create_graph=exact, retain_graph=True, materialize_grads=True
+            )
+            self._graph = flatten(rows)
+        self.loss, self.gradient = loss.detach(), self._graph.detach()
+
+    def hessian(self, vector: Tensor) -> Tensor:
+        """∇²L(φ) v for v of shape (N,)."""
+        rows = torch.autograd.grad(
+            self._graph, self._leaves, grad_outputs=vector, retain_graph=True, materialize_grads=True
+        )
         return flatten(rows)
 
-    return product
-
-
-def gauss_newton_product(
-    logits_of: Callable[[Parameters], Tensor], curvature: Callable[[Tensor, Tensor], Tensor], phi: Parameters
-) -> Product:
-    """v → Jᵀ B J v with J the Jacobian of the logits and B the curvature of the loss in logit space.
-
-    Positive semi-definite whenever B is, also where the Hessian is indefinite [Schraudolph 2002]. J v is a forward-mode
-    pass; Jᵀ u a backward pass through a graph that is kept.
-
-    Args:
-        logits_of: parameters → logits, any shape; must be fit for ``torch.func.jvp``.
-        curvature: (logits, u) → B u, shaped as the logits.
-        phi: where to linearise; leaves that require gradients.
-    """
-    frozen = {name: value.detach() for name, value in phi.items()}
-    logits = logits_of(phi)
-    fixed = logits.detach()
-    leaves = list(phi.values())
-
-    def product(vector: Tensor) -> Tensor:
+    def gauss_newton(self, curvature: LogitCurvature, vector: Tensor) -> Tensor:
+        """Jᵀ B J v for v of shape (N,)."""
         with torch.no_grad():
-            pushed = torch.func.jvp(logits_of, (frozen,), (unflatten(vector, frozen),))[1]
-            tangent = curvature(fixed, pushed)
-        rows = torch.autograd.grad(logits, leaves, grad_outputs=tangent, retain_graph=True, materialize_grads=True)
+            frozen = {name: value.detach() for name, value in self._phi.items()}
+            pushed = torch.func.jvp(lambda p: self._logits_of(p)[0], (frozen,), (unflatten(vector, frozen),))[1]
+            tangent = curvature(self._logits.detach(), pushed)
+        rows = torch.autograd.grad(
+            self._logits, self._leaves, grad_outputs=tangent, retain_graph=True, materialize_grads=True
+        )
         return flatten(rows)
-
-    return product

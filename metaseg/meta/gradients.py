@@ -19,11 +19,26 @@ import torch
 from torch import Tensor
 
 from metaseg.meta.conjugate_gradient import Outcome, Solution, conjugate_gradient
-from metaseg.meta.curvature import Product, gauss_newton_product, hessian_product
-from metaseg.meta.inner_loop import InnerLoop, Objective, Step, descend
-from metaseg.meta.vectors import Parameters, detach, flatten
+from metaseg.meta.curvature import DoubleBackward, Forward, Linearisation, LogitCurvature
+from metaseg.meta.inner_loop import (
+    Evaluate,
+    Evaluation,
+    InnerLoop,
+    State,
+    at,
+    by_autograd,
+    cut,
+    descend,
+    initial_state,
+    update,
+)
+from metaseg.meta.replay import Replay
+from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
 
 CURVATURES = ("hessian", "gauss_newton")
+
+PRODUCTS: dict[str, Callable[..., Linearisation]] = {"replay": Replay, "autograd": DoubleBackward}
+"""How curvature products are computed: fast, for networks of known operations, or by autograd, for all."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +46,22 @@ class Task:
     """One task, as callables of a parameter dictionary.
 
     Attributes:
-        support: parameters → (support loss, found), where ``found`` goes to ``query`` (e.g. normalisation statistics).
+        support: parameters → (logits of the support set, found), where ``found`` goes to ``query`` (e.g. normalisation
+            statistics).
+        support_loss: these logits → scalar loss.
         query: (parameters, found) → (query loss, whatever else is worth keeping, e.g. detached logits).
-        support_logits: parameters → logits of the support set; only the Gauss-Newton product needs it.
         logit_curvature: (logits, u) → B u of the support loss in logit space; only the Gauss-Newton product needs it.
     """
 
-    support: Objective
+    support: Forward
+    support_loss: Callable[[Tensor], Tensor]
     query: Callable[[Parameters, Any], tuple[Tensor, Any]]
-    support_logits: Callable[[Parameters], Tensor] | None = None
-    logit_curvature: Callable[[Tensor, Tensor], Tensor] | None = None
+    logit_curvature: LogitCurvature | None = None
+
+    def objective(self, parameters: Parameters) -> tuple[Tensor, Any]:
+        """The support loss and what was found on the way."""
+        logits, found = self.support(parameters)
+        return self.support_loss(logits), found
 
 
 @dataclass(frozen=True)
@@ -50,12 +71,11 @@ class MetaGradient:
     Attributes:
         gradient: d L_query / dθ as a vector of shape (N,).
         adapted: φ, detached.
-        diagnostics: name → number: support_loss_before, support_loss_after, query_loss_before, query_loss_after,
-            gradient_norm (of the meta-gradient), stationarity (‖∇L + λ(φ - θ)‖ at φ over the same at θ); with the
-            implicit gradient also cg_residual, cg_iterations, smallest_curvature (of I + C/λ) and
-            cg_negative_curvature (1 if that ended the solve).
+        diagnostics: name → number: support_loss_before, support_loss_after, query_loss_after, gradient_norm (of the
+            meta-gradient), stationarity (‖∇L + λ(φ - θ)‖ at φ over the same at θ); with the implicit gradient also
+            cg_residual, cg_iterations, smallest_curvature (of I + C/λ) and cg_negative_curvature (1 if that ended the
+            solve).
         found: what the support pass at φ found.
-        query_before: what the query pass at θ found.
         query_after: what the query pass at φ found.
         solution: the solve's full report (implicit only).
     """
@@ -64,7 +84,6 @@ class MetaGradient:
     adapted: Parameters
     diagnostics: dict[str, float]
     found: Any
-    query_before: Any
     query_after: Any
     solution: Solution | None = None
 
@@ -78,10 +97,12 @@ def implicit_gradient(
     cg_steps: int,
     cg_tolerance: float,
     curvature: str = "hessian",
+    products: str = "autograd",
+    evaluate: Evaluate | None = None,
 ) -> MetaGradient:
     """iMAML: d L_query / dθ = (I + C/λ)⁻¹ ∇L_query(φ) [paper eq. 2; iMAML eq. 6].
 
-    Memory does not grow with the number of inner steps: only the graph at φ is kept.
+    Memory does not grow with the number of inner steps: only the derivative at φ is kept.
 
     Args:
         task: the task.
@@ -92,124 +113,178 @@ def implicit_gradient(
         cg_steps: most curvature products.
         cg_tolerance: relative residual at which the solve stops.
         curvature: "hessian", or "gauss_newton" where λ is so small that I + H/λ would be indefinite.
+        products: a key of ``PRODUCTS``.
+        evaluate: evaluates the support loss in the inner loop; None: autograd of ``task.objective``.
 
     Raises:
-        ValueError: if λ ≤ 0, the curvature is unknown, or the Gauss-Newton callables are missing.
+        ValueError: if λ ≤ 0, a name is unknown, or the Gauss-Newton product lacks its callable.
+        Unsupported: if ``products`` is "replay" and the network uses an operation that it does not know.
     """
     if lam <= 0:
         raise ValueError(f"expected lam > 0 for the implicit gradient, found {lam}")
     if curvature not in CURVATURES:
         raise ValueError(f"expected a curvature out of {', '.join(CURVATURES)}, found {curvature!r}")
-    start, phi, _ = _run(task, theta, inner)
-    phi = detach(phi, requires_grad=True)
-    support_loss, found = task.support(phi)
-    query_loss, query_after = task.query(phi, found)
-    leaves = list(phi.values())
-    right_hand_side = flatten(torch.autograd.grad(query_loss, leaves, retain_graph=True, materialize_grads=True))
     exact = curvature == "hessian"
-    gradient = flatten(torch.autograd.grad(support_loss, leaves, create_graph=exact, materialize_grads=True))
-    product = hessian_product(gradient, phi) if exact else _gauss_newton(task, phi)
-    solution = conjugate_gradient(
-        lambda vector: vector + product(vector) / lam, right_hand_side, steps=cg_steps, tolerance=cg_tolerance
-    )
-    moved = flatten((phi[name] - theta[name]).detach() for name in phi)
-    end_norm = (gradient.detach() + inner.lam * moved).norm()
-    diagnostics = _diagnostics(start, support_loss, query_loss, solution.value, end_norm) | {
+    in_logits = task.logit_curvature
+    if not exact and in_logits is None:
+        raise ValueError("the Gauss-Newton product needs logit_curvature in the task, found none")
+    linearise = _linearise(products)
+    first, phi, _ = _run(task, theta, inner, evaluate)
+
+    leaves = at(flatten(phi.values()), theta)
+
+    def ask_query(_: Tensor, found: Any) -> tuple[Tensor, Any, Tensor, Any]:
+        loss, after = task.query(leaves, found)
+        rows = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, materialize_grads=True)
+        return loss.detach(), after, flatten(rows), cut(found)
+
+    support = linearise(task.support, task.support_loss, leaves, ask_query, exact)
+    query_loss, query_after, right_hand_side, found = support.before
+
+    def operator(vector: Tensor) -> Tensor:
+        if in_logits is None or exact:
+            return vector + support.hessian(vector) / lam
+        return vector + support.gauss_newton(in_logits, vector) / lam
+
+    solution = conjugate_gradient(operator, right_hand_side, steps=cg_steps, tolerance=cg_tolerance)
+    moved = flatten(phi[name] - theta[name] for name in phi)
+    end_norm = (support.gradient + inner.lam * moved).norm()
+    first = first or (support.loss, end_norm)
+    diagnostics = _diagnostics(first, support.loss, query_loss, solution.value, end_norm) | {
         "cg_residual": solution.residual,
         "cg_iterations": float(solution.iterations),
         "smallest_curvature": solution.smallest_curvature,
         "cg_negative_curvature": float(solution.outcome is Outcome.NEGATIVE_CURVATURE),
     }
-    return MetaGradient(solution.value, detach(phi), diagnostics, _cut(found), start.query_found, query_after, solution)
+    return MetaGradient(solution.value, detach(phi), diagnostics, found, query_after, solution)
 
 
-def first_order_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
+def first_order_gradient(
+    task: Task, theta: Parameters, inner: InnerLoop, *, evaluate: Evaluate | None = None
+) -> MetaGradient:
     """First-order MAML: d L_query / dθ ≈ ∇L_query(φ), the limit of the implicit gradient for λ → ∞."""
-    start, phi, last = _run(task, theta, inner)
-    phi = detach(phi, requires_grad=True)
-    support_loss, found = task.support(phi)
-    query_loss, query_after = task.query(phi, found)
-    gradient = flatten(torch.autograd.grad(query_loss, list(phi.values()), materialize_grads=True))
-    end_norm = last.gradient_norm if last else start.gradient_norm
-    diagnostics = _diagnostics(start, support_loss, query_loss, gradient, end_norm)
-    return MetaGradient(gradient, detach(phi), diagnostics, _cut(found), start.query_found, query_after)
+    first, phi, last_norm = _run(task, theta, inner, evaluate)
+    return _with_query(task, theta, phi, first, last_norm)
 
 
-def unrolled_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
-    """MAML: exact d L_query(φ_K(θ)) / dθ through all K inner steps. Memory grows with K."""
-    theta = detach(theta, requires_grad=True)
-    start, phi, last = _run(task, theta, inner, differentiable=True)
-    support_loss, found = task.support(phi)
-    query_loss, query_after = task.query(phi, found)
-    gradient = flatten(torch.autograd.grad(query_loss, list(theta.values()), materialize_grads=True))
-    end_norm = last.gradient_norm if last else start.gradient_norm
-    diagnostics = _diagnostics(start, support_loss, query_loss, gradient, end_norm)
-    return MetaGradient(gradient, detach(phi), diagnostics, _cut(found), start.query_found, query_after)
+def unrolled_gradient(
+    task: Task,
+    theta: Parameters,
+    inner: InnerLoop,
+    *,
+    products: str = "autograd",
+    checkpoint: bool = False,
+    evaluate: Evaluate | None = None,
+) -> MetaGradient:
+    """MAML: exact d L_query(φ_K(θ)) / dθ through all K inner steps.
+
+    The steps are gone through backwards: a step's gradient ∇L(φ_k) passes a cotangent v on as ∇²L(φ_k) v, and the
+    arithmetic of its optimiser as autograd says.
+
+    Args:
+        task: the task.
+        theta: meta-parameters θ.
+        inner: the inner loop.
+        products: a key of ``PRODUCTS``.
+        checkpoint: keep of every step only φ and the optimiser's moments, and evaluate each a second time on the way
+            back: the memory of one step for any number of steps, plus a few N per step.
+        evaluate: evaluates the support loss in the inner loop; read only with ``checkpoint``, as the derivative is
+            otherwise recorded on the way. None: autograd of ``task.objective``.
+
+    Raises:
+        ValueError: if ``products`` is unknown.
+        Unsupported: if ``products`` is "replay" and the network uses an operation that it does not know.
+    """
+    linearise = _linearise(products)
+    evaluate = evaluate or by_autograd(task.objective)
+
+    def linearised(phi: Tensor) -> Linearisation:
+        return linearise(task.support, task.support_loss, at(phi, theta), None, True)
+
+    start = flatten(theta.values()).detach()
+    phi, state = start, initial_state(inner, start)
+    history: list[tuple[Tensor, Tensor, State, Linearisation | None]] = []
+    first, last_norm = None, None
+    for count in range(1, inner.steps + 1):
+        support = None if checkpoint else linearised(phi)
+        here = evaluate(at(phi, theta)) if support is None else Evaluation(support.loss, support.gradient, None)
+        last_norm = (here.gradient + inner.lam * (phi - start)).norm()
+        first = first or (here.loss, last_norm)
+        history.append((phi, here.gradient, state, support))
+        phi, state = update(inner, count, start, phi, here.gradient, state)
+    result = _with_query(task, theta, unflatten(phi, theta), first, last_norm)
+
+    by_phi, by_state, by_theta = result.gradient, initial_state(inner, start), torch.zeros_like(start)
+    for count in range(inner.steps, 0, -1):
+        phi, gradient, state, support = history.pop()
+        inputs = [vector.detach().requires_grad_() for vector in (start, phi, gradient, *state)]
+        with torch.enable_grad():
+            after, state_after = update(inner, count, inputs[0], inputs[1], inputs[2], tuple(inputs[3:]))
+        more, by_phi, by_gradient, *by_moments = torch.autograd.grad(
+            [after, *state_after], inputs, [by_phi, *by_state], materialize_grads=True
+        )
+        by_phi = by_phi + (support or linearised(phi)).hessian(by_gradient)
+        by_theta, by_state = by_theta + more, tuple(by_moments)
+        del support
+    total = by_theta + by_phi
+    diagnostics = result.diagnostics | {"gradient_norm": total.norm().item()}
+    return MetaGradient(total, result.adapted, diagnostics, result.found, result.query_after)
 
 
-def trial(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
+def trial(
+    task: Task, theta: Parameters, inner: InnerLoop, *, evaluate: Evaluate | None = None
+) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
     """What ``task.query`` returns at θ and at φ: (before, after), without a meta-gradient; used for validation."""
-    start, phi, _ = _run(task, theta, inner)
+    _, phi, _ = _run(task, theta, inner, evaluate)
     with torch.no_grad():
-        _, found = task.support(phi)
-        after = task.query(phi, found)
-    return (start.query_loss, start.query_found), after
+        before, after = (task.query(detach(p), task.support(detach(p))[1]) for p in (theta, phi))
+    return before, after
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What was found at θ before the first step."""
-
-    support_loss: Tensor
-    gradient_norm: Tensor
-    query_loss: Tensor
-    query_found: Any
+_First = tuple[Tensor, Tensor]
+"""Support loss and gradient norm at θ."""
 
 
 def _run(
-    task: Task, theta: Parameters, inner: InnerLoop, differentiable: bool = False
-) -> tuple[_Start, Parameters, Step | None]:
-    """The inner loop, with the losses at θ on the way; returns φ and the last step (None if there was none)."""
-    phi, start, last = theta, None, None
-    for last in descend(task.support, theta, inner, differentiable=differentiable):
-        if start is None:
-            with torch.no_grad():
-                query_loss, query_found = task.query(detach(theta), _cut(last.found))
-            start = _Start(last.loss, last.gradient_norm, query_loss, query_found)
-        phi = last.parameters
-    if start is None:
-        with torch.no_grad():
-            support_loss, found = task.support(detach(theta))
-            query_loss, query_found = task.query(detach(theta), found)
-        start = _Start(support_loss, support_loss.new_tensor(float("nan")), query_loss, query_found)
-    return start, phi, last
+    task: Task, theta: Parameters, inner: InnerLoop, evaluate: Evaluate | None
+) -> tuple[_First | None, Parameters, Tensor | None]:
+    """The inner loop: what its first step found (None if there was none), φ, and the last gradient's norm."""
+    phi, first, norm = detach(theta), None, None
+    for step in descend(evaluate or by_autograd(task.objective), theta, inner):
+        phi, norm = step.parameters, step.gradient_norm
+        first = first or (step.before.loss, norm)
+    return first, phi, norm
+
+
+def _with_query(
+    task: Task, theta: Parameters, phi: Parameters, first: _First | None, last_norm: Tensor | None
+) -> MetaGradient:
+    """∇L_query(φ), and the diagnostics of a run that ended in φ."""
+    leaves = at(flatten(phi.values()), theta)
+    with torch.enable_grad():
+        support_loss, found = task.objective(leaves)
+        query_loss, query_after = task.query(leaves, found)
+        gradient = flatten(torch.autograd.grad(query_loss, list(leaves.values()), materialize_grads=True))
+    support_loss, query_loss = support_loss.detach(), query_loss.detach()
+    nothing = support_loss.new_tensor(float("nan"))
+    first = first or (support_loss, nothing)
+    diagnostics = _diagnostics(first, support_loss, query_loss, gradient, nothing if last_norm is None else last_norm)
+    return MetaGradient(gradient, detach(phi), diagnostics, cut(found), query_after)
+
+
+def _linearise(products: str) -> Callable[..., Linearisation]:
+    if products not in PRODUCTS:
+        raise ValueError(f"expected products out of {', '.join(PRODUCTS)}, found {products!r}")
+    return PRODUCTS[products]
 
 
 def _diagnostics(
-    start: _Start, support_loss: Tensor, query_loss: Tensor, gradient: Tensor, end_norm: Tensor
+    first: _First, support_loss: Tensor, query_loss: Tensor, gradient: Tensor, end_norm: Tensor
 ) -> dict[str, float]:
     return {
-        "support_loss_before": start.support_loss.item(),
+        "support_loss_before": first[0].item(),
         "support_loss_after": support_loss.item(),
-        "query_loss_before": start.query_loss.item(),
         "query_loss_after": query_loss.item(),
         "gradient_norm": gradient.norm().item(),
-        "stationarity": (end_norm / start.gradient_norm).item(),
+        "stationarity": (end_norm / first[1]).item(),
     }
-
-
-def _gauss_newton(task: Task, phi: Parameters) -> Product:
-    if task.support_logits is None or task.logit_curvature is None:
-        raise ValueError("the Gauss-Newton product needs support_logits and logit_curvature in the task, found none")
-    return gauss_newton_product(task.support_logits, task.logit_curvature, phi)
-
-
-def _cut(found: Any) -> Any:
-    """The same containers with every tensor cut from its graph."""
-    if isinstance(found, Tensor):
-        return found.detach()
-    if isinstance(found, dict):
-        return {key: _cut(value) for key, value in found.items()}
-    if isinstance(found, tuple):
-        return tuple(_cut(value) for value in found)
-    return found

@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaseg.meta.vectors import Parameters, detach, flatten
-
-Objective = Callable[[Parameters], tuple[Tensor, Any]]
-"""Parameters → (scalar loss, whatever else the forward pass found, e.g. normalisation statistics)."""
+from metaseg.meta.vectors import Parameters, flatten, unflatten
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
 
@@ -41,62 +38,113 @@ class InnerLoop:
             raise ValueError(f"expected lr > 0, steps >= 0 and lam >= 0, found {self}")
 
 
+State = tuple[Tensor, ...]
+"""Moments that the optimiser carries from step to step, each of shape (N,)."""
+
+
+def initial_state(loop: InnerLoop, theta: Tensor) -> State:
+    """The optimiser's moments before the first step."""
+    return tuple(torch.zeros_like(theta) for _ in range(OPTIMIZERS.index(loop.optimizer)))
+
+
+def update(
+    loop: InnerLoop, count: int, theta: Tensor, phi: Tensor, gradient: Tensor, state: State
+) -> tuple[Tensor, State]:
+    """Step number ``count`` (from 1): φ and moments after it; a differentiable function of all its vectors.
+
+    Args:
+        loop: the settings.
+        count: the step's number.
+        theta: θ, shape (N,).
+        phi: φ before the step, shape (N,).
+        gradient: ∇L(φ) of the support loss alone, shape (N,).
+        state: the moments before the step.
+    """
+    if loop.lam:
+        gradient = gradient + loop.lam * (phi - theta)
+    if loop.optimizer == "sgd":
+        return phi - loop.lr * gradient, state
+    if loop.optimizer == "momentum":
+        heavy = 0.9 * state[0] + gradient
+        return phi - loop.lr * heavy, (heavy,)
+    first = 0.9 * state[0] + 0.1 * gradient
+    second = 0.999 * state[1] + 0.001 * gradient * gradient
+    # ε stands inside the root, unlike in torch.optim.Adam: the root's derivative at a zero gradient is then finite,
+    # which MAML's second derivatives need.
+    direction = first / (1 - 0.9**count) / (second / (1 - 0.999**count) + 1e-16).sqrt()
+    return phi - loop.lr * direction, (first, second)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The support loss at one point.
+
+    Attributes:
+        loss: L(φ), detached.
+        gradient: ∇L(φ), shape (N,), detached.
+        found: whatever else the forward pass found (e.g. normalisation statistics), cut from its graph.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    found: Any
+
+
+Evaluate = Callable[[Parameters], Evaluation]
+"""Evaluates the support loss at parameters that require gradients."""
+
+
+def by_autograd(objective: Callable[[Parameters], tuple[Tensor, Any]]) -> Evaluate:
+    """The gradient of a function of parameters that returns (scalar loss, whatever else it finds)."""
+
+    def evaluate(phi: Parameters) -> Evaluation:
+        with torch.enable_grad():
+            loss, found = objective(phi)
+            rows = torch.autograd.grad(loss, list(phi.values()), materialize_grads=True)
+        return Evaluation(loss.detach(), flatten(rows), cut(found))
+
+    return evaluate
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of the inner loop.
 
     Attributes:
         parameters: φ after the step.
-        loss: support loss L at φ before the step, without the proximal term.
-        found: what the objective returned beside the loss, at φ before the step.
+        before: the support loss at φ before the step, without the proximal term.
         gradient_norm: ‖∇L(φ) + λ(φ - θ)‖ at φ before the step.
     """
 
     parameters: Parameters
-    loss: Tensor
-    found: Any
+    before: Evaluation
     gradient_norm: Tensor
 
 
-def descend(
-    objective: Objective, theta: Parameters, loop: InnerLoop, *, differentiable: bool = False
-) -> Iterator[Step]:
-    """Yield every step of the inner loop.
-
-    Args:
-        objective: support loss; called once per step.
-        theta: meta-parameters θ. They must require gradients if ``differentiable``.
-        loop: the settings.
-        differentiable: keep the graph from θ to every φ (MAML); otherwise each φ is cut from it.
-    """
-    phi = theta if differentiable else detach(theta)
-    first = [torch.zeros_like(value) for value in theta.values()]
-    second = [torch.zeros_like(value) for value in theta.values()]
+def descend(evaluate: Evaluate, theta: Parameters, loop: InnerLoop) -> Iterator[Step]:
+    """Yield every step of the inner loop; ``evaluate`` is called once per step."""
+    with torch.no_grad():
+        start = flatten(theta.values())
+        phi, state = start, initial_state(loop, start)
     for count in range(1, loop.steps + 1):
-        if not differentiable:
-            phi = detach(phi, requires_grad=True)
-        loss, found = objective(phi)
-        gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=differentiable, materialize_grads=True)
-        with torch.set_grad_enabled(differentiable):
-            if loop.lam:
-                gradients = tuple(
-                    g + loop.lam * (p - t) for g, p, t in zip(gradients, phi.values(), theta.values(), strict=True)
-                )
-            norm = flatten(g.detach() for g in gradients).norm()
-            if loop.optimizer == "sgd":
-                updates = list(gradients)
-            elif loop.optimizer == "momentum":
-                first = [0.9 * m + g for m, g in zip(first, gradients, strict=True)]
-                updates = first
-            else:
-                first = [0.9 * m + 0.1 * g for m, g in zip(first, gradients, strict=True)]
-                second = [0.999 * v + 0.001 * g * g for v, g in zip(second, gradients, strict=True)]
-                updates = [_adam(m, v, count) for m, v in zip(first, second, strict=True)]
-            phi = {name: p - loop.lr * u for (name, p), u in zip(phi.items(), updates, strict=True)}
-        yield Step(phi, loss.detach(), found, norm)
+        before = evaluate(at(phi, theta))
+        with torch.no_grad():
+            norm = (before.gradient + loop.lam * (phi - start)).norm()
+            phi, state = update(loop, count, start, phi, before.gradient, state)
+        yield Step(unflatten(phi, theta), before, norm)
 
 
-def _adam(first: Tensor, second: Tensor, count: int) -> Tensor:
-    # ε stands inside the root, unlike in torch.optim.Adam: the root's derivative at a zero gradient is then finite,
-    # which MAML's second derivatives need.
-    return first / (1 - 0.9**count) / (second / (1 - 0.999**count) + 1e-16).sqrt()
+def at(vector: Tensor, like: Parameters) -> Parameters:
+    """A point as parameters that require gradients, in the memory of `vector`."""
+    return {name: piece.detach().requires_grad_() for name, piece in unflatten(vector, like).items()}
+
+
+def cut(found: Any) -> Any:
+    """The same containers with every tensor cut from its graph."""
+    if isinstance(found, Tensor):
+        return found.detach()
+    if isinstance(found, dict):
+        return {key: cut(value) for key, value in found.items()}
+    if isinstance(found, tuple):
+        return tuple(cut(value) for value in found)
+    return found

@@ -23,7 +23,6 @@ _BASELINE_DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1
 # Column of metrics.csv, label, colour, line style. Before the inner loop: dashed; after it: solid.
 _LOSS = (
     ("train/loss", "training", _TRAINING, "-"),
-    ("train/query_loss_before", "training, before inner loop", _TRAINING, "--"),
     ("train/query_loss_after", "training, after inner loop", _TRAINING, "-"),
     ("validation/loss", "validation", _VALIDATION, "-"),
     ("validation/query_loss_before", "validation, before inner loop", _VALIDATION, "--"),

@@ -22,15 +22,17 @@ def quadratic(eigenvalues, seed=0):
     a, b, theta = torch.randn(3, SIZE, generator=generator, dtype=torch.float64)
 
     def support(parameters):
-        offset = flatten(parameters.values()) - a
-        return 0.5 * offset @ hessian @ offset, None
+        return flatten(parameters.values()) - a, None
+
+    def support_loss(offset):
+        return 0.5 * offset @ hessian @ offset
 
     def query(parameters, found):
         offset = flatten(parameters.values()) - b
         return 0.5 * offset @ offset, None
 
     like = {"one": torch.empty(3), "two": torch.empty(1, 3)}
-    return Task(support, query), unflatten(theta, like), hessian, a, b
+    return Task(support, support_loss, query), unflatten(theta, like), hessian, a, b
 
 
 SPECTRUM = [0.1, 0.5, 1.0, 2.0, 3.0, 5.0]
@@ -84,21 +86,25 @@ def network_task(seed=0):
         return torch.tanh(inputs @ parameters["w1"].T + parameters["b1"]) @ parameters["w2"].T
 
     def support(parameters):
-        return ((predict(parameters, x) - y) ** 2).mean(), None
+        return predict(parameters, x), None
+
+    def support_loss(logits):
+        return ((logits - y) ** 2).mean()
 
     def query(parameters, found):
         return ((predict(parameters, u) - v) ** 2).mean(), None
 
-    task = Task(support, query, lambda parameters: predict(parameters, x), lambda logits, vector: 2 * vector / 7)
+    task = Task(support, support_loss, query, lambda logits, vector: 2 * vector / 7)
     return task, theta
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("lam", [0.0, 0.7])
-def test_unrolled_gradient_equals_finite_differences_of_the_unrolled_objective(optimizer, lam):
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_unrolled_gradient_equals_finite_differences_of_the_unrolled_objective(optimizer, lam, checkpoint):
     task, theta = network_task()
     inner = InnerLoop(optimizer, lr=0.05, steps=4, lam=lam)
-    gradient = unrolled_gradient(task, theta, inner).gradient
+    gradient = unrolled_gradient(task, theta, inner, checkpoint=checkpoint).gradient
 
     def objective(vector):
         result = unrolled_gradient(task, unflatten(vector, theta), inner)
@@ -154,7 +160,7 @@ def test_gauss_newton_gradient_equals_the_dense_solve(lam):
     result = implicit_gradient(
         task, theta, InnerLoop("sgd", 0.01, 3, lam), lam=lam, cg_steps=60, cg_tolerance=1e-12, curvature="gauss_newton"
     )
-    jacobian = torch.func.jacrev(lambda vector: task.support_logits(unflatten(vector, theta)).flatten())(
+    jacobian = torch.func.jacrev(lambda vector: task.support(unflatten(vector, theta))[0].flatten())(
         flatten(result.adapted.values())
     )
     leaves = {name: value.clone().requires_grad_() for name, value in result.adapted.items()}
@@ -178,7 +184,7 @@ def test_the_inner_loop_lowers_the_support_loss_and_says_so():
     for method in (first_order_gradient, unrolled_gradient):
         diagnostics = method(task, theta, InnerLoop("sgd", 0.05, 10)).diagnostics
         assert diagnostics["support_loss_after"] < diagnostics["support_loss_before"]
-        assert diagnostics["support_loss_before"] == pytest.approx(task.support(theta)[0].item())
+        assert diagnostics["support_loss_before"] == pytest.approx(task.objective(theta)[0].item())
 
 
 def test_wrong_settings_are_refused():
@@ -188,9 +194,11 @@ def test_wrong_settings_are_refused():
         implicit_gradient(task, theta, inner, lam=0, cg_steps=1, cg_tolerance=0)
     with pytest.raises(ValueError, match="hessian, gauss_newton"):
         implicit_gradient(task, theta, inner, lam=1, cg_steps=1, cg_tolerance=0, curvature="fisher")
-    bare = dataclasses.replace(task, support_logits=None)
-    with pytest.raises(ValueError, match="support_logits"):
+    bare = dataclasses.replace(task, logit_curvature=None)
+    with pytest.raises(ValueError, match="logit_curvature"):
         implicit_gradient(bare, theta, inner, lam=1, cg_steps=1, cg_tolerance=0, curvature="gauss_newton")
+    with pytest.raises(ValueError, match="replay, autograd"):
+        unrolled_gradient(task, theta, inner, products="finite_differences")
     with pytest.raises(ValueError, match="sgd, momentum, adam"):
         InnerLoop(optimizer="lbfgs")
     with pytest.raises(ValueError, match="lr > 0"):

@@ -26,8 +26,9 @@ def test_learning_curves_average_training_over_the_epoch(tmp_path, drawn):
         {
             "epoch": [0, 0, 0, 1, 1],
             "step": [0, 1, 1, 2, 3],
-            "train/query_loss_before": [1.0, 2.0, None, 3.0, 5.0],
+            "train/query_loss_after": [1.0, 2.0, None, 3.0, 5.0],
             "train/query_dice_after": [0.25, 0.75, None, 0.5, 0.5],
+            "validation/query_loss_before": [None, None, 0.75, None, None],
             "validation/query_loss_after": [None, None, 0.5, None, None],
             "validation/dice_after": [None, None, 0.625, None, None],
             "train/cg_residual": [None] * 5,
@@ -36,7 +37,8 @@ def test_learning_curves_average_training_over_the_epoch(tmp_path, drawn):
     path = figures.learning_curves(tmp_path / "metrics.csv", tmp_path / "figures" / "curves.png")
     loss, dice = drawn[0].axes
     assert lines(loss) == {
-        "training, before inner loop": ([1, 2], [1.5, 4.0]),
+        "training, after inner loop": ([1, 2], [1.5, 4.0]),
+        "validation, before inner loop": ([1], [0.75]),
         "validation, after inner loop": ([1], [0.5]),
     }
     assert lines(dice) == {

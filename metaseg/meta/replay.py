@@ -1,0 +1,270 @@
+"""Curvature products by replaying a recorded gradient: the forward and backward pass run once, their derivative often.
+
+A network's gradient at φ is computed once, by PyTorch's autograd, while every operation of it is written down. The
+derivative of the record along a direction v (see ``tangents``) is then
+
+    forward part    v → J v, with J the Jacobian of the logits
+    backward part   with tangents of all values:          the rest of ∇²L(φ) v             [Pearlmutter 1994]
+                    with that of the logits' gradient u:  Jᵀ u, as the pass is linear in it
+
+so that a Hessian product costs two convolutions for each of the gradient's, a Gauss-Newton product four for each three,
+and no graph of the gradient is ever built. What the derivative does not read is not kept.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metaseg.meta.curvature import Forward, LogitCurvature
+from metaseg.meta.tangents import RULES, Rule
+from metaseg.meta.vectors import Parameters, flatten, unflatten
+
+_NO_RULE = Rule(lambda *_: None)
+_CLONE = torch.ops.aten.clone.default
+_DETACH = torch.ops.aten.detach.default
+_CONSTANT = 0
+"""The number of all values that do not depend on what is tracked."""
+
+
+class Unsupported(RuntimeError):
+    """The network uses an operation that cannot be replayed; the message names it."""
+
+
+@dataclass
+class _Operation:
+    """One recorded operation; ``inputs`` and ``outputs`` number the values that it read and made."""
+
+    function: Any
+    rule: Rule
+    arguments: list[Any]
+    inputs: list[int | list[int]]
+    results: list[Any]
+    outputs: list[int]
+    single: bool
+
+
+class Record(TorchDispatchMode):
+    """Writes down the operations that run within it and depend on a tracked value; may be entered several times.
+
+    Attributes:
+        operations: in the order in which they ran.
+        versions: the tensors that are kept, and the version in which they were read.
+        keep_below: only values of numbers below this one are kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[_Operation] = []
+        self.versions: list[tuple[Tensor, int]] = []
+        self.keep_below: float = float("inf")
+        self._numbers: dict[Any, int] = {}
+        self._count = _CONSTANT
+
+    def track(self, tensor: Any) -> int:
+        """Give a tensor a number, by which the operations that read it know it."""
+        if not isinstance(tensor, Tensor):
+            return _CONSTANT
+        self._count += 1
+        self._numbers[_identity(tensor)] = self._count
+        return self._count
+
+    def number(self, value: Any) -> int:
+        """The number of a tensor."""
+        return self._numbers.get(_identity(value), _CONSTANT) if isinstance(value, Tensor) else _CONSTANT
+
+    # This runs some five hundred times a pass, while the device waits: it is written for speed.
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DETACH:
+            # The same memory in the same shape: it keeps its number.
+            return func(*args)
+        inputs = [
+            [self.number(item) for item in argument] if isinstance(argument, (list, tuple)) else self.number(argument)
+            for argument in args
+        ]
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        single = isinstance(out, Tensor)
+        results = [out] if single else list(out) if isinstance(out, (tuple, list)) else []
+        if not any(_each(inputs)):
+            # A new constant may lie where a tracked value was before it was freed.
+            for result in results:
+                if isinstance(result, Tensor):
+                    self._numbers.pop(_identity(result), None)
+            return out
+        rule = RULES.get(func, _NO_RULE) if not kwargs or func is _CLONE else _NO_RULE
+        arguments = self._kept(args, rule.arguments, inputs)
+        outputs = [self.track(result) for result in results]
+        kept = self._kept(results, rule.results, outputs)
+        self.operations.append(_Operation(func, rule, arguments, inputs, kept, outputs, single))
+        return out
+
+    def _kept(self, values: Sequence[Any], positions: tuple[int, ...], numbers: Sequence[Any]) -> list[Any]:
+        """The values at these positions, cut from the graph; in place of the other tensors their shapes."""
+        kept = []
+        for position, (value, number) in enumerate(zip(values, numbers, strict=True)):
+            if isinstance(value, Tensor):
+                if position in positions and number < self.keep_below:
+                    # The record must not keep autograd's own memory alive.
+                    value = value.detach()
+                    self.versions.append((value, value._version))
+                else:
+                    value = value.shape
+            elif isinstance(value, (list, tuple)):
+                value = [item.shape if isinstance(item, Tensor) else item for item in value]
+            kept.append(value)
+        return kept
+
+
+def _identity(tensor: Tensor) -> Any:
+    # Autograd hands out what it saved as new objects over the same memory. Memory that was freed and is used again is
+    # no trouble, as whatever is written there is numbered anew.
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _each(items: Iterable[int | list[int]]) -> Iterator[int]:
+    for item in items:
+        if isinstance(item, list):
+            yield from item
+        else:
+            yield item
+
+
+class _Program:
+    """The operations that lead to the wanted values, in order, with the moment of the last use of each tangent.
+
+    Raises:
+        Unsupported: if one of them has no rule.
+    """
+
+    def __init__(self, operations: Sequence[_Operation], wanted: Iterable[int]) -> None:
+        alive = set(wanted) - {_CONSTANT}
+        used_later = set(alive)
+        self.steps: list[tuple[_Operation, list[int]]] = []
+        for operation in reversed(operations):
+            if alive.isdisjoint(operation.outputs):
+                continue
+            if operation.rule is _NO_RULE:
+                raise Unsupported(str(operation.function))
+            reads = set(_each(operation.inputs)) - {_CONSTANT}
+            self.steps.append((operation, sorted(reads - used_later)))
+            used_later |= reads
+            alive |= reads
+        self.steps.reverse()
+
+    def run(self, tangents: dict[int, Tensor]) -> None:
+        """Extend `tangents` by those of all values that depend on them; drop what is not needed any more."""
+        for operation, dead in self.steps:
+            given = [
+                [tangents.get(item) for item in number] if isinstance(number, list) else tangents.get(number)
+                for number in operation.inputs
+            ]
+            if any(t is not None for entry in given for t in (entry if isinstance(entry, list) else (entry,))):
+                made = operation.rule.tangent(operation.arguments, operation.results, given)
+                pairs = zip(operation.outputs, (made,) if operation.single else made, strict=True)
+                tangents.update((number, tangent) for number, tangent in pairs if tangent is not None)
+                # The last one on the list is to be freed now, not after the next operation.
+                del made, pairs
+            given.clear()
+            for number in dead:
+                tangents.pop(number, None)
+
+
+class Replay:
+    """A gradient on record.
+
+    Args:
+        logits_of: parameters → (logits, whatever else it finds); run once.
+        loss_of: logits → scalar loss; its own curvature is taken by autograd.
+        phi: where; leaves that require gradients.
+        before: called with what ``logits_of`` returned, before the graph of the forward pass is freed.
+        exact: whether ``hessian`` is wanted; without it less is kept.
+
+    Attributes:
+        loss: the loss at φ, detached.
+        gradient: ∇L(φ), shape (N,).
+        before: what ``before`` returned.
+
+    Raises:
+        Unsupported: if an operation of the network has no rule.
+    """
+
+    def __init__(
+        self,
+        logits_of: Forward,
+        loss_of: Callable[[Tensor], Tensor],
+        phi: Parameters,
+        before: Callable[[Tensor, Any], Any] | None = None,
+        exact: bool = True,
+    ) -> None:
+        leaves = list(phi.values())
+        self._like = {name: leaf.detach() for name, leaf in phi.items()}
+        record = Record()
+        with torch.enable_grad():
+            self._leaves = [record.track(leaf) for leaf in leaves]
+            with record:
+                logits, found = logits_of(phi)
+            self._logits_number = record.number(logits)
+            self.before = None if before is None else before(logits, found)
+            self._logits = logits.detach().requires_grad_()
+            loss = loss_of(self._logits)
+            (self._slope,) = torch.autograd.grad(loss, self._logits, create_graph=True)
+            seed = self._slope.detach().clone(memory_format=torch.contiguous_format)
+            self._seed = record.track(seed)
+            if not exact:
+                # The backward pass is linear in the gradients it handles: only the Hessian reads their values.
+                record.keep_below = self._seed
+            recorded = len(record.operations)
+            with record:
+                rows = torch.autograd.grad(logits, leaves, seed, allow_unused=True)
+        self.loss = loss.detach()
+        self.gradient = flatten(
+            torch.zeros_like(leaf) if row is None else row for leaf, row in zip(leaves, rows, strict=True)
+        ).detach()
+        if any(tensor._version != version for tensor, version in record.versions):
+            raise Unsupported("an operation that overwrites a value which the derivative needs")
+        self._rows = [record.number(row) for row in rows]
+        self._backward = _Program(record.operations[recorded:], self._rows)
+        self._operations = record.operations[:recorded]
+
+    @cached_property
+    def _forward(self) -> _Program:
+        """Up to the logits."""
+        return _Program(self._operations, {self._logits_number})
+
+    @cached_property
+    def _forward_for_backward(self) -> _Program:
+        """Up to the logits, with the tangents of all values that the backward part reads."""
+        read = {number for operation, _ in self._backward.steps for number in _each(operation.inputs)}
+        return _Program(self._operations, {self._logits_number} | read)
+
+    def hessian(self, vector: Tensor) -> Tensor:
+        """∇²L(φ) v for v of shape (N,)."""
+        with torch.no_grad():
+            tangents = self._start(vector)
+            self._forward_for_backward.run(tangents)
+            along = tangents.pop(self._logits_number)
+        (tangents[self._seed],) = torch.autograd.grad(self._slope, self._logits, along, retain_graph=True)
+        with torch.no_grad():
+            self._backward.run(tangents)
+            return self._collect(tangents)
+
+    def gauss_newton(self, curvature: LogitCurvature, vector: Tensor) -> Tensor:
+        """Jᵀ B J v for v of shape (N,), with ``curvature``: (logits, u) → B u."""
+        with torch.no_grad():
+            tangents = self._start(vector)
+            self._forward.run(tangents)
+            tangents = {self._seed: curvature(self._logits.detach(), tangents[self._logits_number])}
+            self._backward.run(tangents)
+            return self._collect(tangents)
+
+    def _start(self, vector: Tensor) -> dict[int, Tensor]:
+        return dict(zip(self._leaves, unflatten(vector, self._like).values(), strict=True))
+
+    def _collect(self, tangents: dict[int, Tensor]) -> Tensor:
+        rows = [tangents.get(number) for number in self._rows]
+        leaves = self._like.values()
+        return flatten(torch.zeros_like(leaf) if row is None else row for row, leaf in zip(rows, leaves, strict=True))

@@ -1,0 +1,295 @@
+"""Directional derivatives of the operations that a network's forward and backward passes are made of.
+
+For y = op(a, b, …) a rule returns ẏ, given the arguments, what is known of the result, and the tangents ȧ, ḃ, … (None:
+zero). Operations of a backward pass have rules like any other, so that one run over a recorded gradient yields its
+derivative along a direction: a Hessian-vector product (see ``replay``).
+
+The rule of batch norm's backward pass is the reason that this is fast: PyTorch's own second derivative takes some sixty
+elementwise operations for it, and that of a convolution correlates whole images with one another.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+Tangents = Sequence[Any]
+"""One entry per argument: a tensor, None, or for a list of tensors a list of these."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to differentiate one operation.
+
+    Attributes:
+        tangent: (arguments, results, tangents of the arguments) → tangents of the results: a tensor, or a tuple where
+            the operation returns one. In place of those that are not kept stands their shape.
+        arguments: positions of the arguments whose values the rule reads.
+        results: positions of the results whose values it reads.
+    """
+
+    tangent: Callable[[Sequence[Any], Sequence[Any], Tangents], Any]
+    arguments: tuple[int, ...] = ()
+    results: tuple[int, ...] = ()
+
+
+def _linear(operation: Any, position: int = 0, arguments: tuple[int, ...] = ()) -> Rule:
+    """The rule of an operation that is linear in the argument at `position` and constant in all others."""
+
+    def tangent(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Any:
+        return operation(*args[:position], tangents[position], *args[position + 1 :])
+
+    return Rule(tangent, arguments)
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    """The sum of one or two fresh tensors, in the memory of the first."""
+    return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+
+
+def _add(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> Tensor:
+    first, second = tangents
+    if second is None:
+        return first.expand(results[0])
+    return second.expand(results[0]) if first is None else first + second
+
+
+def _subtract(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> Tensor:
+    first, second = tangents
+    if second is None:
+        return first.expand(results[0])
+    return -second.expand(results[0]) if first is None else first - second
+
+
+def _multiply(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
+    return _sum([args[1 - i] * tangent for i, tangent in enumerate(tangents) if tangent is not None])
+
+
+def _concatenate(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
+    any_tangent = next(tangent for tangent in tangents[0] if tangent is not None)
+    filled = [any_tangent.new_zeros(a) if t is None else t for a, t in zip(args[0], tangents[0], strict=True)]
+    return torch.cat(filled, *args[1:])
+
+
+def _sigmoid_backward(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
+    grad, y = args
+    grad_tangent, y_tangent = tangents
+    terms = []
+    if grad_tangent is not None:
+        terms.append(aten.sigmoid_backward(grad_tangent, y))
+    if y_tangent is not None:
+        terms.append(grad * y_tangent * (1 - 2 * y))
+    return _sum(terms)
+
+
+def _max_pool(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> tuple[Tensor, None]:
+    indices = results[1]
+    return tangents[0].flatten(2).gather(2, indices.flatten(2)).view(indices.shape), None
+
+
+def _convolution(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> Tensor:
+    images, weight, _bias, *settings = args
+    images_tangent, weight_tangent, bias_tangent = tangents[:3]
+    terms = []
+    if images_tangent is not None:
+        terms.append(aten.convolution(images_tangent, weight, None, *settings))
+    if weight_tangent is not None:
+        terms.append(aten.convolution(images, weight_tangent, bias_tangent, *settings))
+    elif bias_tangent is not None:
+        terms.append(bias_tangent[:, None, None].expand(results[0]))
+    return _sum(terms)
+
+
+def _convolution_backward(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> tuple[Tensor | None, ...]:
+    grad, images, weight, *settings, wanted = args
+    grad_tangent, images_tangent, weight_tangent = tangents[:3]
+    sums: list[Tensor | None] = [None, None, None]
+    if grad_tangent is not None:
+        sums = list(aten.convolution_backward(grad_tangent, images, weight, *settings, wanted))
+    through = [wanted[0] and weight_tangent is not None, wanted[1] and images_tangent is not None, False]
+    if any(through):
+        # Of what is not differentiated along only the shape is read.
+        more = aten.convolution_backward(
+            grad,
+            images if images_tangent is None else images_tangent,
+            weight if weight_tangent is None else weight_tangent,
+            *settings,
+            through,
+        )
+        sums = [a if b is None else b if a is None else a.add_(b) for a, b in zip(sums, more, strict=True)]
+    return tuple(sums)
+
+
+def _channelwise(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """constant + Σ coefficient · tensor, with constants and coefficients (C,) and tensors (B, C, H, W)."""
+    batch, channels, height, width = terms[0][0].shape
+    if terms[0][0].is_contiguous():
+        total = None
+        for tensor, coefficient in terms:
+            by = coefficient[:, None, None]
+            total = torch.addcmul(constant[:, None, None], tensor, by) if total is None else total.addcmul_(tensor, by)
+        assert total is not None
+        return total
+    # Channels last: whole rows at a time, as loops over a handful of channels cost more than their arithmetic.
+    by_row = torch.stack([constant, *(coefficient for _, coefficient in terms)])
+    by_row = by_row[:, None].expand(-1, width, -1).reshape(len(by_row), -1)
+    total = by_row[0]
+    for (tensor, _), by in zip(terms, by_row[1:], strict=True):
+        rows = tensor.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
+        total = total.addcmul_(rows, by) if total.dim() == 2 else torch.addcmul(total, rows, by)
+    return total.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _moments(of: Tensor, along: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Per channel: mean(of · (along - mean) · scale) and mean(of), by one pass of the fused kernel; two of (C,)."""
+    _, product, total = aten.native_batch_norm_backward(
+        of, along, None, None, None, mean, scale, True, 0.0, [False, True, True]
+    )
+    values = of.numel() // of.shape[1]
+    return product / values, total / values
+
+
+def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tangent is None else tangent
+
+
+def _batch_norm(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> tuple[Tensor, None, None]:
+    # y = γ x̂ + β with x̂ = (x - μ) r. x̂ changes by r (ẋ - mean ẋ - x̂ mean(x̂ ẋ)).
+    x, weight = args[:2]
+    _, mean, r = results
+    x_tangent, weight_tangent, bias_tangent = tangents[:3]
+    weight = torch.ones_like(mean) if weight is None else weight
+    terms = []
+    along = _or_zeros(weight_tangent, mean)
+    constant = _or_zeros(bias_tangent, mean)
+    if x_tangent is not None:
+        slope, shift = _moments(x_tangent, x, mean, r)
+        terms.append((x_tangent, weight * r))
+        along = along - weight * r * slope
+        constant = constant - weight * r * shift
+    terms.append((x, along * r))
+    return _channelwise(constant - along * r * mean, *terms), None, None
+
+
+def _batch_norm_backward(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> tuple[Tensor | None, ...]:
+    # dx = γ P(h) with P(h) = r (h - mean h - x̂ mean(h x̂)), dγ = Σ h x̂, dβ = Σ h; h the gradient of y.
+    # With q = mean(h x̂), s = mean(x̂ ẋ), t = mean(h x̂'), x̂' = P(ẋ), and r' = -r² s:
+    #   P(h)' = P(h') - r s P(h) - r q x̂' - r t x̂,   dγ' = Σ h' x̂ + n t,   dβ' = Σ h'.
+    # All parts are multiples of h', ẋ, h, x̂ and 1 per channel, so they are summed up as such.
+    h, x, weight, _, _, mean, r = args[:7]
+    h_tangent, x_tangent, weight_tangent = tangents[:3]
+    values = x.numel() // x.shape[1]
+    weight = torch.ones_like(mean) if weight is None else weight
+    zeros = torch.zeros_like(mean)
+    slope_h, mean_h = zeros, zeros
+    terms = []
+    if h_tangent is not None:
+        slope_h, mean_h = _moments(h_tangent, x, mean, r)
+        terms.append((h_tangent, weight * r))
+    by_x_hat, constant = -weight * r * slope_h, -weight * r * mean_h
+    t = zeros
+    if x_tangent is not None or weight_tangent is not None:
+        q, h_mean = results[1] / values, results[2] / values
+        by_h = _or_zeros(weight_tangent, mean) * r
+        if x_tangent is not None:
+            s, shift = _moments(x_tangent, x, mean, r)
+            joint, _ = _moments(h, x_tangent, shift, torch.ones_like(r))
+            t = r * (joint - s * q)
+            by_x = -weight * r * r * q
+            by_h = by_h - weight * r * r * s
+            terms.append((x_tangent, by_x))
+            # x̂' = r (ẋ - mean ẋ - x̂ s).
+            constant = constant - by_x * shift
+            by_x_hat = by_x_hat - by_x * s - weight * r * t
+        terms.append((h, by_h))
+        # P(h) = r (h - mean h - x̂ q).
+        constant = constant - by_h * h_mean
+        by_x_hat = by_x_hat - by_h * q
+    terms.append((x, by_x_hat * r))
+    dx = _channelwise(constant - by_x_hat * r * mean, *terms)
+    return dx, values * (slope_h + t), values * mean_h
+
+
+def _silu_backward(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
+    grad, x = args
+    grad_tangent, x_tangent = tangents
+    terms = []
+    if grad_tangent is not None:
+        terms.append(aten.silu_backward(grad_tangent, x))
+    if x_tangent is not None:
+        s = torch.sigmoid(x)
+        terms.append(grad * x_tangent * s * (1 - s) * (2 + x * (1 - 2 * s)))
+    return _sum(terms)
+
+
+def _from_result(operation: Any) -> Rule:
+    """The rule of an activation whose derivative its backward operation computes from the result."""
+    return Rule(lambda args, results, tangents: operation(tangents[0], results[0], *args[1:]), results=(0,))
+
+
+_relu = Rule(lambda args, results, tangents: aten.threshold_backward(tangents[0], results[0], 0), results=(0,))
+_hardtanh = Rule(
+    lambda args, results, tangents: aten.hardtanh_backward(tangents[0], results[0], *(args[1:] or (-1.0, 1.0))),
+    results=(0,),
+)
+
+RULES: dict[Any, Rule] = {
+    **{
+        operation: _linear(operation)
+        for operation in (
+            aten.alias.default,
+            aten.clone.default,
+            aten.expand.default,
+            aten.unsqueeze.default,
+            aten.squeeze.dim,
+            aten.slice.Tensor,
+            aten.select.int,
+            aten.permute.default,
+            aten.transpose.int,
+            aten.constant_pad_nd.default,
+            aten.sum.dim_IntList,
+            aten.mean.dim,
+            aten.neg.default,
+            aten.div.Scalar,
+            aten.mul.Scalar,
+            aten.upsample_nearest2d.default,
+            aten.upsample_nearest2d_backward.default,
+            aten.upsample_bilinear2d.default,
+            aten.upsample_bilinear2d_backward.default,
+            aten.slice_backward.default,
+            aten.select_backward.default,
+            aten.avg_pool2d.default,
+            aten._adaptive_avg_pool2d.default,
+        )
+    },
+    aten.view.default: _linear(torch.Tensor.reshape),
+    aten._unsafe_view.default: _linear(torch.Tensor.reshape),
+    aten.threshold_backward.default: _linear(aten.threshold_backward.default, arguments=(1,)),
+    aten.hardtanh_backward.default: _linear(aten.hardtanh_backward.default, arguments=(1,)),
+    aten.max_pool2d_with_indices_backward.default: _linear(
+        aten.max_pool2d_with_indices_backward.default, arguments=(1, 7)
+    ),
+    aten.add.Tensor: Rule(_add),
+    aten.add_.Tensor: Rule(_add),
+    aten.sub.Tensor: Rule(_subtract),
+    aten.mul.Tensor: Rule(_multiply, arguments=(0, 1)),
+    aten.cat.default: Rule(_concatenate),
+    aten.relu.default: _relu,
+    aten.relu_.default: _relu,
+    aten.hardtanh.default: _hardtanh,
+    aten.hardtanh_.default: _hardtanh,
+    aten.sigmoid.default: _from_result(aten.sigmoid_backward.default),
+    aten.sigmoid_backward.default: Rule(_sigmoid_backward, arguments=(0, 1)),
+    aten.silu.default: Rule(lambda args, _, tangents: aten.silu_backward(tangents[0], args[0]), arguments=(0,)),
+    aten.silu_backward.default: Rule(_silu_backward, arguments=(0, 1)),
+    aten.max_pool2d_with_indices.default: Rule(_max_pool, results=(1,)),
+    aten.convolution.default: Rule(_convolution, arguments=(0, 1)),
+    aten.convolution_backward.default: Rule(_convolution_backward, arguments=(0, 1, 2)),
+    aten.native_batch_norm.default: Rule(_batch_norm, arguments=(0, 1), results=(1, 2)),
+    aten.native_batch_norm_backward.default: Rule(_batch_norm_backward, arguments=(0, 1, 2, 5, 6), results=(1, 2)),
+}
+"""Operation → rule. An operation that is not here cannot be replayed (see ``replay.Unsupported``)."""

@@ -50,7 +50,8 @@ def memory(
             report.rows.append([*cells, f"{median(numbers['ratios']):.2f}" if numbers.get("ratios") else ""])
     report.notes = [
         "Inner steps as in the column, whatever is said above. Implicit gradients with all CG steps forced.",
-        f"Memory: peak of one run above what was in use before it, in a fresh process each, by {HOW[step['how']]}. "
+        f"Memory: peak of one run above what was in use before it, in a fresh process each that hands "
+        f"freed memory back at once, by {HOW[step['how']]}. "
         f"One plain training step: {step['mib']:.0f} MiB."
         if "mib" in step
         else f"No memory of a plain training step: {step['missing']}.",

@@ -187,7 +187,8 @@ def _notes(setting: Setting, floor: Timing, rounds: int, peaks: dict[str, dict[s
     if STEP.name in peaks and "mib" in peaks[STEP.name]:
         step = peaks[STEP.name]
         notes.append(
-            f"Memory: peak of one run above what was in use before it, in a fresh process each, by {HOW[step['how']]}. "
+            f"Memory: peak of one run above what was in use before it, in a fresh process each that hands "
+            f"freed memory back at once, by {HOW[step['how']]}. "
             f"One plain training step (forward and backward over the support set): {step['mib']:.0f} MiB."
         )
     missing = {name: peak["missing"] for name, peak in peaks.items() if "missing" in peak}

@@ -14,6 +14,7 @@ from benchmarks.report import Report
 from benchmarks.setting import Problem, Setting, make_problem
 from benchmarks.timing import Timing, round_robin
 from benchmarks.worker import in_fresh_process
+from metaseg.process import prepare_process
 
 COLUMNS = (
     "method",
@@ -42,6 +43,7 @@ def outer_step(
         memory: measure peaks, each in a fresh process.
     """
     setting.apply()
+    prepare_process(setting.tf32)
     problem = make_problem(setting)
     runs, answers, reasons = first_answers(problem, methods)
     floor = FLOOR.prepare(problem)
@@ -176,7 +178,7 @@ def _notes(setting: Setting, floor: Timing, rounds: int, peaks: dict[str, dict[s
         f"Floor: {setting.inner_steps + 1} forward and backward passes over the support set and one over the query "
         f"set, plain torch.nn.BatchNorm2d; median {1000 * median(floor.seconds):.1f} ms. Time is the median over "
         f"{rounds} rounds of the ratio to the floor of the same round, all methods in turn in one process; "
-        "middle half: 25 % to 75 % of these ratios.",
+        "middle half: 25 % to 75 % of these ratios. As in training, freed memory stays with the process.",
         "Error: ‖x - exact‖ / ‖exact‖ and cosine against what the method should compute, in double precision "
         "(g = ∇L(φ; Q); H, G: Hessian and Gauss-Newton matrix of the support loss at φ): implicit and first-order "
         "gradients at the φ of an inner loop in plain torch at the precision above, unrolled ones from θ "

@@ -27,6 +27,7 @@ from metaseg.evaluation import metatest
 from metaseg.learners.base import Learner
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
+from metaseg.process import prepare_process
 from metaseg.reporting.figures import adaptation_curve, learning_curves
 from metaseg.reporting.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.reporting.summary import print_summary
@@ -52,6 +53,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     targets = [settings["target"]] if isinstance(settings["target"], str) else list(settings["target"])
     if settings["trainer"]["accelerator"] != "cpu":
         provenance.check_gpu()
+    prepare_process(settings["trainer"]["tf32"])
     checkpoint = find_checkpoint(settings["ckpt_path"], directory)
     L.seed_everything(settings["seed"], workers=True, verbose=False)
     data = EpisodicData(

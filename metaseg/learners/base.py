@@ -13,9 +13,10 @@ from torchmetrics.functional.classification import binary_f1_score
 
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
+from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.segmenter import Segmenter
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
-from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
+from metaseg.meta.inner_loop import Evaluate, InnerLoop, by_autograd, descend
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
 from metaseg.meta.vectors import Parameters, detach, unflatten
@@ -38,6 +39,7 @@ class Learner(L.LightningModule):
             longest gradient allowed; None: any).
         inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal; None: no steps.
         lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
+        channels_last: whether images and activations lie in memory with the channels of a pixel side by side.
         products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
             the first of these that the network allows.
 
@@ -58,6 +60,7 @@ class Learner(L.LightningModule):
         inner: Mapping[str, Any] | None = None,
         lam: float = 0.0,
         products: str = "auto",
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if norm not in NORMS:
@@ -68,12 +71,14 @@ class Learner(L.LightningModule):
             raise MetasegError(f"learner.products must be one of auto, {', '.join(PRODUCTS)}, found {products!r}.")
         self.automatic_optimization = False
         self.products = products
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network
         self.loss = loss
         self.norm = norm
         proximal = inner is not None and inner["proximal"]
         self.inner = InnerLoop(steps=0) if inner is None else _loop("inner", {**inner, "lam": lam if proximal else 0.0})
         self.adapt_loop = _loop("adapt", adapt)
+        self._inner_evaluation = InnerEvaluation(network, loss, inner or {})
         self.outer = optimizer
         self._validation: list[Tensor] = []
 
@@ -91,12 +96,14 @@ class Learner(L.LightningModule):
         """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step)."""
         require_gradients()
         theta = self.theta()
-        images = support.clean()[0].to(self.device)
+        images = support.clean()[0].to(self.device, memory_format=self.memory_format)
         running = running_statistics(self.network)
         steps_taken = 0
 
         def objective(parameters: Parameters) -> tuple[Tensor, Statistics]:
-            augmented, labels = (tensor.to(self.device) for tensor in support.augmented(steps_taken))
+            augmented, labels = (
+                tensor.to(self.device, memory_format=self.memory_format) for tensor in support.augmented(steps_taken)
+            )
             logits, statistics = forward(self.network, parameters, augmented)
             return self.loss(logits, labels), statistics
 
@@ -123,6 +130,7 @@ class Learner(L.LightningModule):
     def task(self, episode: Episode) -> Task:
         """The episode as callables of a parameter dictionary."""
         running = running_statistics(self.network) if self.norm == "running" else {}
+        episode = self.laid_out(episode)
 
         def support(parameters: Parameters) -> tuple[Tensor, Statistics]:
             return forward(self.network, parameters, episode.support_images)
@@ -134,12 +142,30 @@ class Learner(L.LightningModule):
             logits, _ = forward(self.network, parameters, episode.query_images, self._statistics(found, running))
             return self.loss(logits, episode.query_masks), logits.detach()
 
-        curvature = self.loss.curvature
-        if curvature is None:
-            return Task(support, support_loss, query)
+        def logit_curvature(logits: Tensor, vector: Tensor) -> Tensor:
+            assert self.loss.curvature is not None
+            return self.loss.curvature(logits, episode.support_masks, vector)
+
         return Task(
-            support, support_loss, query, lambda logits, vector: curvature(logits, episode.support_masks, vector)
+            support,
+            support_loss,
+            query,
+            logit_curvature if self.loss.curvature is not None else None,
+            query_reads_support=self.norm == "support",
         )
+
+    def laid_out(self, episode: Episode) -> Episode:
+        """The episode with its images in the memory layout of choice."""
+        support, query = (
+            images.contiguous(memory_format=self.memory_format)
+            for images in (episode.support_images, episode.query_images)
+        )
+        return episode._replace(support_images=support, query_images=query)
+
+    def evaluate(self, episode: Episode) -> Evaluate | None:
+        """How inner steps evaluate the support loss; None: as the task itself does."""
+        episode = self.laid_out(episode)
+        return self._inner_evaluation.of(episode.support_images, episode.support_masks)
 
     def with_products(self, compute: Callable[[str], MetaGradient]) -> MetaGradient:
         """Call `compute` with the curvature products that the network allows.
@@ -208,7 +234,7 @@ class Learner(L.LightningModule):
         """Adapt to the support set by the inner loop; score the query set before and after."""
         require_gradients()
         with torch.enable_grad():
-            before, after = trial(self.task(episode), self.theta(), self.inner)
+            before, after = trial(self.task(episode), self.theta(), self.inner, evaluate=self.evaluate(episode))
         numbers = [
             before[0].item(),
             after[0].item(),

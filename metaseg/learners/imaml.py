@@ -49,5 +49,6 @@ class ImplicitMAML(Learner):
                 cg_tolerance=self.cg_tolerance,
                 curvature=self.curvature,
                 products=products,
+                evaluate=self.evaluate(episode),
             )
         )

@@ -24,6 +24,11 @@ class MAML(Learner):
         """The gradient of the query loss through all inner steps."""
         return self.with_products(
             lambda products: unrolled_gradient(
-                self.task(episode), theta, self.inner, products=products, checkpoint=self.checkpoint
+                self.task(episode),
+                theta,
+                self.inner,
+                products=products,
+                checkpoint=self.checkpoint,
+                evaluate=self.evaluate(episode),
             )
         )

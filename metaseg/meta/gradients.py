@@ -51,12 +51,14 @@ class Task:
         support_loss: these logits → scalar loss.
         query: (parameters, found) → (query loss, whatever else is worth keeping, e.g. detached logits).
         logit_curvature: (logits, u) → B u of the support loss in logit space; only the Gauss-Newton product needs it.
+        query_reads_support: whether the query loss depends on ``found``.
     """
 
     support: Forward
     support_loss: Callable[[Tensor], Tensor]
     query: Callable[[Parameters, Any], tuple[Tensor, Any]]
     logit_curvature: LogitCurvature | None = None
+    query_reads_support: bool = True
 
     def objective(self, parameters: Parameters) -> tuple[Tensor, Any]:
         """The support loss and what was found on the way."""
@@ -131,7 +133,7 @@ def implicit_gradient(
     linearise = _linearise(products)
     first, phi, _ = _run(task, theta, inner, evaluate)
 
-    leaves = at(flatten(phi.values()), theta)
+    leaves = detach(phi, requires_grad=True)
 
     def ask_query(_: Tensor, found: Any) -> tuple[Tensor, Any, Tensor, Any]:
         loss, after = task.query(leaves, found)
@@ -261,8 +263,9 @@ def _with_query(
 ) -> MetaGradient:
     """∇L_query(φ), and the diagnostics of a run that ended in φ."""
     leaves = at(flatten(phi.values()), theta)
-    with torch.enable_grad():
+    with torch.set_grad_enabled(task.query_reads_support):
         support_loss, found = task.objective(leaves)
+    with torch.enable_grad():
         query_loss, query_after = task.query(leaves, found)
         gradient = flatten(torch.autograd.grad(query_loss, list(leaves.values()), materialize_grads=True))
     support_loss, query_loss = support_loss.detach(), query_loss.detach()

@@ -63,6 +63,7 @@ class Record(TorchDispatchMode):
         self.versions: list[tuple[Tensor, int]] = []
         self.keep_below: float = float("inf")
         self._numbers: dict[Any, int] = {}
+        self._again: dict[int, _Operation] = {}
         self._count = _CONSTANT
 
     def track(self, tensor: Any) -> int:
@@ -77,19 +78,27 @@ class Record(TorchDispatchMode):
         """The number of a tensor."""
         return self._numbers.get(_identity(value), _CONSTANT) if isinstance(value, Tensor) else _CONSTANT
 
-    # This runs some five hundred times a pass, while the device waits: it is written for speed.
+    # This runs some hundreds of times a pass, while the device waits: it is written for speed.
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DETACH:
             # The same memory in the same shape: it keeps its number.
             return func(*args)
-        inputs = [
-            [self.number(item) for item in argument] if isinstance(argument, (list, tuple)) else self.number(argument)
-            for argument in args
-        ]
+        tracked = False
+        inputs: list[int | list[int]] = []
+        for argument in args:
+            if isinstance(argument, Tensor):
+                number: int | list[int] = self._numbers.get(_identity(argument), _CONSTANT)
+                tracked = tracked or number != _CONSTANT
+            elif isinstance(argument, (list, tuple)):
+                number = [self.number(item) for item in argument]
+                tracked = tracked or any(number)
+            else:
+                number = _CONSTANT
+            inputs.append(number)
         out = func(*args, **kwargs) if kwargs else func(*args)
         single = isinstance(out, Tensor)
         results = [out] if single else list(out) if isinstance(out, (tuple, list)) else []
-        if not any(_each(inputs)):
+        if not tracked:
             # A new constant may lie where a tracked value was before it was freed.
             for result in results:
                 if isinstance(result, Tensor):
@@ -98,16 +107,24 @@ class Record(TorchDispatchMode):
         rule = RULES.get(func, _NO_RULE) if not kwargs or func is _CLONE else _NO_RULE
         arguments = self._kept(args, rule.arguments, inputs)
         outputs = [self.track(result) for result in results]
-        kept = self._kept(results, rule.results, outputs)
-        self.operations.append(_Operation(func, rule, arguments, inputs, kept, outputs, single))
+        operation = _Operation(
+            func, rule, arguments, inputs, self._kept(results, rule.results, outputs), outputs, single
+        )
+        self.operations.append(operation)
+        if rule.again is not None:
+            self._again[outputs[0]] = operation
         return out
 
     def _kept(self, values: Sequence[Any], positions: tuple[int, ...], numbers: Sequence[Any]) -> list[Any]:
         """The values at these positions, cut from the graph; in place of the other tensors their shapes."""
         kept = []
-        for position, (value, number) in enumerate(zip(values, numbers, strict=True)):
+        for position, value in enumerate(values):
             if isinstance(value, Tensor):
-                if position in positions and number < self.keep_below:
+                if position in positions and numbers[position] < self.keep_below:
+                    again = self._again.get(numbers[position])
+                    if again is not None:
+                        kept.append(_Again(again))
+                        continue
                     # The record must not keep autograd's own memory alive.
                     value = value.detach()
                     self.versions.append((value, value._version))
@@ -117,6 +134,18 @@ class Record(TorchDispatchMode):
                 value = [item.shape if isinstance(item, Tensor) else item for item in value]
             kept.append(value)
         return kept
+
+
+@dataclass
+class _Again:
+    """A value that is not kept, but computed again from those that its operation keeps."""
+
+    operation: _Operation
+
+    def value(self) -> Tensor:
+        again = self.operation.rule.again
+        assert again is not None
+        return again(self.operation.arguments, self.operation.results)
 
 
 def _identity(tensor: Tensor) -> Any:
@@ -163,11 +192,12 @@ class _Program:
                 for number in operation.inputs
             ]
             if any(t is not None for entry in given for t in (entry if isinstance(entry, list) else (entry,))):
-                made = operation.rule.tangent(operation.arguments, operation.results, given)
+                arguments = [a.value() if isinstance(a, _Again) else a for a in operation.arguments]
+                made = operation.rule.tangent(arguments, operation.results, given)
                 pairs = zip(operation.outputs, (made,) if operation.single else made, strict=True)
                 tangents.update((number, tangent) for number, tangent in pairs if tangent is not None)
                 # The last one on the list is to be freed now, not after the next operation.
-                del made, pairs
+                del made, pairs, arguments
             given.clear()
             for number in dead:
                 tangents.pop(number, None)

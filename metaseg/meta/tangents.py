@@ -30,11 +30,14 @@ class Rule:
             the operation returns one. In place of those that are not kept stands their shape.
         arguments: positions of the arguments whose values the rule reads.
         results: positions of the results whose values it reads.
+        again: (arguments, results) → the first result, for rules that keep enough to compute it cheaply: whoever reads
+            it then need not keep it.
     """
 
     tangent: Callable[[Sequence[Any], Sequence[Any], Tangents], Any]
     arguments: tuple[int, ...] = ()
     results: tuple[int, ...] = ()
+    again: Callable[[Sequence[Any], Sequence[Any]], Tensor] | None = None
 
 
 def _linear(operation: Any, position: int = 0, arguments: tuple[int, ...] = ()) -> Rule:
@@ -144,74 +147,89 @@ def _channelwise(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
     return total.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _moments(of: Tensor, along: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Per channel: mean(of · (along - mean) · scale) and mean(of), by one pass of the fused kernel; two of (C,)."""
+def _sums(of: Tensor, along: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Per channel: Σ of · (along - mean) · scale and Σ of, by one pass of the fused kernel; two of (C,)."""
     _, product, total = aten.native_batch_norm_backward(
         of, along, None, None, None, mean, scale, True, 0.0, [False, True, True]
     )
-    values = of.numel() // of.shape[1]
-    return product / values, total / values
+    return product, total
 
 
-def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if tangent is None else tangent
-
-
-def _batch_norm(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> tuple[Tensor, None, None]:
-    # y = γ x̂ + β with x̂ = (x - μ) r. x̂ changes by r (ẋ - mean ẋ - x̂ mean(x̂ ẋ)).
+def _batch_norm(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> tuple[Tensor | None, ...]:
+    # y = γ x̂ + β with x̂ = r (x - μ), μ' = mean ẋ, r' = -r² mean(x̂ ẋ), x̂' = r (ẋ - μ') + r'/r x̂.
+    # Small operations cost as much as large ones where images are small, so there are few of them.
     x, weight = args[:2]
     _, mean, r = results
     x_tangent, weight_tangent, bias_tangent = tangents[:3]
-    weight = torch.ones_like(mean) if weight is None else weight
-    terms = []
-    along = _or_zeros(weight_tangent, mean)
-    constant = _or_zeros(bias_tangent, mean)
-    if x_tangent is not None:
-        slope, shift = _moments(x_tangent, x, mean, r)
-        terms.append((x_tangent, weight * r))
-        along = along - weight * r * slope
-        constant = constant - weight * r * shift
-    terms.append((x, along * r))
-    return _channelwise(constant - along * r * mean, *terms), None, None
+    by_x_hat = torch.zeros_like(mean) if weight_tangent is None else weight_tangent
+    constant = torch.zeros_like(mean) if bias_tangent is None else bias_tangent
+    if x_tangent is None:
+        by_x = by_x_hat * r
+        return _channelwise(torch.addcmul(constant, by_x, mean, value=-1), (x, by_x)), None, None
+    values = x.numel() // len(mean)
+    product, total = _sums(x_tangent, x, mean, r)
+    mean_tangent = total / values
+    r_tangent = r * r * product / -values
+    scale = r if weight is None else weight * r
+    constant = torch.addcmul(constant, scale, mean_tangent, value=-1)
+    by_x = by_x_hat * r + (r_tangent if weight is None else weight * r_tangent)
+    y_tangent = _channelwise(torch.addcmul(constant, by_x, mean, value=-1), (x_tangent, scale), (x, by_x))
+    return y_tangent, mean_tangent, r_tangent
 
 
 def _batch_norm_backward(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> tuple[Tensor | None, ...]:
-    # dx = γ P(h) with P(h) = r (h - mean h - x̂ mean(h x̂)), dγ = Σ h x̂, dβ = Σ h; h the gradient of y.
-    # With q = mean(h x̂), s = mean(x̂ ẋ), t = mean(h x̂'), x̂' = P(ẋ), and r' = -r² s:
-    #   P(h)' = P(h') - r s P(h) - r q x̂' - r t x̂,   dγ' = Σ h' x̂ + n t,   dβ' = Σ h'.
-    # All parts are multiples of h', ẋ, h, x̂ and 1 per channel, so they are summed up as such.
+    # dx = γ P(h) with P(h) = r (h - mean h - q x̂), q = mean(h x̂); dγ = n q, dβ = Σ h; h the gradient of y. Then
+    #   P(h)' = P(h') + r'/r P(h) - r q x̂' - r t x̂  with  t = mean(h x̂') = r mean(h (ẋ - μ')) + q r'/r,
+    #   dγ' = Σ h' x̂ + n t,   dβ' = Σ h',
+    # in which all is a multiple of h', ẋ, h, x and 1 per channel, and is summed up as such.
     h, x, weight, _, _, mean, r = args[:7]
-    h_tangent, x_tangent, weight_tangent = tangents[:3]
-    values = x.numel() // x.shape[1]
-    weight = torch.ones_like(mean) if weight is None else weight
-    zeros = torch.zeros_like(mean)
-    slope_h, mean_h = zeros, zeros
+    h_tangent, x_tangent, weight_tangent, _, _, mean_tangent, r_tangent = tangents[:7]
+    values = x.numel() // len(mean)
+    scale = r if weight is None else weight * r
     terms = []
+    weight_out, bias_out = None, None
     if h_tangent is not None:
-        slope_h, mean_h = _moments(h_tangent, x, mean, r)
-        terms.append((h_tangent, weight * r))
-    by_x_hat, constant = -weight * r * slope_h, -weight * r * mean_h
-    t = zeros
-    if x_tangent is not None or weight_tangent is not None:
-        q, h_mean = results[1] / values, results[2] / values
-        by_h = _or_zeros(weight_tangent, mean) * r
-        if x_tangent is not None:
-            s, shift = _moments(x_tangent, x, mean, r)
-            joint, _ = _moments(h, x_tangent, shift, torch.ones_like(r))
-            t = r * (joint - s * q)
-            by_x = -weight * r * r * q
-            by_h = by_h - weight * r * r * s
-            terms.append((x_tangent, by_x))
-            # x̂' = r (ẋ - mean ẋ - x̂ s).
-            constant = constant - by_x * shift
-            by_x_hat = by_x_hat - by_x * s - weight * r * t
+        weight_out, bias_out = _sums(h_tangent, x, mean, r)
+        terms.append((h_tangent, scale))
+    by_h, by_x_hat, constant = None, None, None
+    if x_tangent is not None:
+        weight_grad = results[1]
+        joint, _ = _sums(h, x_tangent, mean_tangent, torch.ones_like(r))
+        turned = weight_grad * r_tangent / r
+        more = torch.addcmul(turned, joint, r)
+        weight_out = more if weight_out is None else weight_out + more
+        slope = scale * r * weight_grad / -values
+        terms.append((x_tangent, slope))
+        by_h = r_tangent if weight is None else weight * r_tangent
+        by_x_hat = scale * turned
+        constant = slope * mean_tangent
+    if weight_tangent is not None:
+        by_weight = weight_tangent * r
+        by_h = by_weight if by_h is None else by_h + by_weight
+    # What remains: -scale · (dγ' + turned) x̂ / n - scale dβ'/n - slope μ' + by_h (h - mean h - q x̂).
+    total_x_hat = torch.zeros_like(r) if by_x_hat is None else by_x_hat
+    if weight_out is not None:
+        total_x_hat = torch.addcmul(total_x_hat, scale, weight_out)
+    total = torch.zeros_like(r) if bias_out is None else scale * bias_out
+    if by_h is not None:
+        total_x_hat = torch.addcmul(total_x_hat, by_h, results[1])
+        total = torch.addcmul(total, by_h, results[2])
         terms.append((h, by_h))
-        # P(h) = r (h - mean h - x̂ q).
-        constant = constant - by_h * h_mean
-        by_x_hat = by_x_hat - by_h * q
-    terms.append((x, by_x_hat * r))
-    dx = _channelwise(constant - by_x_hat * r * mean, *terms)
-    return dx, values * (slope_h + t), values * mean_h
+    by_x = total_x_hat * r / -values
+    total = torch.addcmul(total / -values, by_x, mean, value=-1)
+    terms.append((x, by_x))
+    dx = _channelwise(total if constant is None else total - constant, *terms)
+    zeros = torch.zeros_like(r)
+    return dx, zeros if weight_out is None else weight_out, zeros if bias_out is None else bias_out
+
+
+def _batch_norm_backward_again(args: Sequence[Any], results: Sequence[Any]) -> Tensor:
+    h, x, weight, _, _, mean, r = args[:7]
+    _, weight_grad, bias_grad = results
+    scale = r if weight is None else weight * r
+    over_values = scale * (-x.shape[1] / x.numel())
+    by_x = over_values * weight_grad * r
+    return _channelwise(torch.addcmul(over_values * bias_grad, by_x, mean, value=-1), (h, scale), (x, by_x))
 
 
 def _silu_backward(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
@@ -290,6 +308,8 @@ RULES: dict[Any, Rule] = {
     aten.convolution.default: Rule(_convolution, arguments=(0, 1)),
     aten.convolution_backward.default: Rule(_convolution_backward, arguments=(0, 1, 2)),
     aten.native_batch_norm.default: Rule(_batch_norm, arguments=(0, 1), results=(1, 2)),
-    aten.native_batch_norm_backward.default: Rule(_batch_norm_backward, arguments=(0, 1, 2, 5, 6), results=(1, 2)),
+    aten.native_batch_norm_backward.default: Rule(
+        _batch_norm_backward, arguments=(0, 1, 2, 5, 6), results=(1, 2), again=_batch_norm_backward_again
+    ),
 }
 """Operation → rule. An operation that is not here cannot be replayed (see ``replay.Unsupported``)."""

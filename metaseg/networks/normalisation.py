@@ -25,12 +25,14 @@ NORMS = ("support", "batch", "running")
 
 
 class _Scope:
-    """What the norm layers of one forward pass are given, and what they record."""
+    """What the norm layers of one forward pass are given, and what they leave behind."""
 
     def __init__(self, names: dict[nn.Module, str], given: Statistics | None) -> None:
         self.names = names
         self.given = given
-        self.recorded: Statistics = {}
+        self.batches: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        """Name of a layer → its input, and the mean and inverse deviation that the kernel found of it."""
+        self.epsilons: list[float] = []
 
 
 # A context variable and not an attribute of the layers: nothing is left behind when a pass raises.
@@ -39,57 +41,89 @@ _scope: ContextVar[_Scope | None] = ContextVar("metaseg_normalisation", default=
 
 @contextmanager
 def normalising(names: dict[nn.Module, str], given: Statistics | None = None) -> Iterator[Statistics]:
-    """Within this scope the norm layers use the statistics `given`, or, without them, record those of their batch.
+    """Within this scope the norm layers use the statistics `given`, or, without them, those of their batch.
 
     Args:
         names: norm layer → name under which its statistics are given or recorded.
         given: statistics to normalise with; None: every layer uses those of its own batch.
 
     Yields:
-        `given`, or the dict that the layers fill while they run (in the graph, differentiable).
+        `given`, or a dict that is empty within the scope and holds the statistics of the batch after it (in the graph,
+        differentiable).
     """
     scope = _Scope(names, given)
     token = _scope.set(scope)
+    recorded: Statistics = {}
     try:
-        yield scope.recorded if given is None else given
+        yield recorded if given is None else given
     finally:
         _scope.reset(token)
+    if scope.batches:
+        images, means, deviations = zip(*scope.batches.values(), strict=True)
+        moments = _StatisticsOfKernel.apply(tuple(scope.epsilons), *images, *means, *deviations)
+        split = [part.split([len(mean) for mean in means]) for part in moments]
+        recorded |= zip(scope.batches, zip(*split, strict=True), strict=True)
 
 
 class _StatisticsOfKernel(torch.autograd.Function):
-    """Makes the mean and variance that the fused kernel has computed anyway differentiable in its input.
+    """Makes the means and variances that the fused kernels have computed anyway differentiable in their inputs.
 
     `torch.native_batch_norm` returns them as constants. Computing them a second time by `torch.var_mean` costs more
     than the normalisation itself; here the forward pass costs nothing, and the backward pass only runs where they are
-    used.
+    used. All layers are handled together, as a layer's handful of numbers is not worth a call of its own.
+
+    Arguments: one epsilon for each of L layers, then L inputs (B, C, H, W), L means (C,), L inverse deviations (C,).
+    Returns: means and variances of all channels of all layers, each of shape (ΣC,).
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(images: Tensor, mean: Tensor, inverse_deviation: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    def forward(epsilons: tuple[float, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        layers = len(epsilons)
+        means, deviations = tensors[layers : 2 * layers], tensors[2 * layers :]
+        variance = torch.cat(deviations).pow(-2)
+        if len(set(epsilons)) == 1:
+            variance = variance - epsilons[0]
+        else:
+            parts = variance.split([len(deviation) for deviation in deviations])
+            variance = torch.cat([part - epsilon for part, epsilon in zip(parts, epsilons, strict=True)])
         # Rounding can leave a tiny negative value where a channel is constant.
-        return mean.clone(), (inverse_deviation.pow(-2) - epsilon).clamp_min(0.0)
+        return torch.cat(means), variance.clamp_min(0.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        # The mean is saved as an output: a second derivative also runs through it.
-        ctx.save_for_backward(inputs[0], output[0])
-        ctx.save_for_forward(inputs[0], output[0])
+        ctx.layers = len(inputs[0])
+        # The means are saved as an output: a second derivative also runs through them.
+        ctx.save_for_backward(*inputs[1 : ctx.layers + 1], output[0])
+        ctx.save_for_forward(*inputs[1 : ctx.layers + 1], output[0])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        images, mean = ctx.saved_tensors
-        by_mean, by_variance = (grad[:, None, None] / _values_per_channel(images) for grad in grads)
-        return by_mean + 2 * by_variance * (images - mean[:, None, None]), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *images, mean = ctx.saved_tensors
+        channels = [image.shape[1] for image in images]
+        rows = []
+        for image, centre, by_mean, by_variance in zip(
+            images, mean.split(channels), *(grad.split(channels) for grad in grads), strict=True
+        ):
+            count = _values_per_channel(image)
+            slope = 2 * by_variance[:, None, None] / count
+            rows.append(by_mean[:, None, None] / count + slope * (image - centre[:, None, None]))
+        return None, *rows, *[None] * (2 * ctx.layers)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        images, mean = ctx.saved_tensors
-        shift = tangent.mean((0, 2, 3))
-        # Centring the tangent too makes the mean's own derivative vanish, whatever mode is nested around this one.
-        product = (images - mean[:, None, None]) * (tangent - shift[:, None, None])
-        return shift, 2 * product.mean((0, 2, 3))
+    def jvp(ctx: Any, _: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:
+        *images, mean = ctx.saved_tensors
+        shifts, slopes = [], []
+        for image, centre, tangent in zip(
+            images, mean.split([image.shape[1] for image in images]), tangents, strict=False
+        ):
+            shift = tangent.mean((0, 2, 3))
+            # Centring the tangent too makes the mean's own derivative vanish, whatever mode is nested around this one.
+            product = (image - centre[:, None, None]) * (tangent - shift[:, None, None])
+            shifts.append(shift)
+            slopes.append(2 * product.mean((0, 2, 3)))
+        return torch.cat(shifts), torch.cat(slopes)
 
 
 def _values_per_channel(images: Tensor) -> int:
@@ -155,12 +189,13 @@ class EpisodicBatchNorm2d(nn.Module):
         )
         if scope is not None:
             name = scope.names[self]
-            if name in scope.recorded:
+            if name in scope.batches:
                 raise MetasegError(
                     f"Expected each norm layer to run once in a forward pass, found {name} running twice: its "
                     "statistics are then ambiguous; use a network that does not share norm layers."
                 )
-            scope.recorded[name] = _StatisticsOfKernel.apply(images, mean, inverse_deviation, self.eps)
+            scope.batches[name] = images, mean, inverse_deviation
+            scope.epsilons.append(self.eps)
         return normalised
 
     def _by_given(self, images: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

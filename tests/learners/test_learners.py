@@ -200,3 +200,48 @@ def test_no_task_leaves_tensors_behind():
 def test_settings_out_of_range_are_refused_in_words(name, changes, words):
     with pytest.raises(MetasegError, match=words):
         make(name, **changes)
+
+
+@pytest.mark.parametrize("name", ["imaml", "maml", "fomaml"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("tf32", 1e-6), ("bfloat16", 0.1)])
+def test_inner_steps_in_lower_precision_lead_to_nearly_the_same_gradient(name, precision, tolerance):
+    plain = make(name)
+    lower = make(name, inner=EPISODIC[name][1]["inner"] | {"precision": precision})
+    one, other = (learner.meta_gradient(learner.theta(), episode()).gradient for learner in (plain, lower))
+    assert other.dtype == torch.float32
+    torch.testing.assert_close(other / one.norm(), one / one.norm(), rtol=0, atol=tolerance)
+    assert precision == "tf32" or name == "maml" or not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", EPISODIC)
+def test_the_memory_layout_does_not_change_the_gradient(name):
+    by_planes, by_pixels = (make(name, channels_last=last).double() for last in (False, True))
+    task = Episode(*(part.double() for part in episode()))
+    one, other = (learner.meta_gradient(learner.theta(), task).gradient for learner in (by_planes, by_pixels))
+    torch.testing.assert_close(one, other)
+
+
+def test_unknown_precisions_and_products_are_refused_in_words():
+    with pytest.raises(MetasegError, match="float32, tf32, bfloat16, float16"):
+        make("imaml", inner=INNER | {"precision": "float8"})
+    with pytest.raises(MetasegError, match="auto, replay, autograd"):
+        make("imaml", products="finite_differences")
+
+
+class Erf(torch.nn.Module):
+    """A layer that no rule is known for."""
+
+    def forward(self, images):
+        return torch.erf(images)
+
+
+def test_a_network_that_cannot_be_replayed_is_differentiated_by_autograd_and_says_so():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), Erf(), torch.nn.Conv2d(4, 1, 1))
+    learner = make("imaml", network=network, curvature="hessian", lam=100.0)
+    with pytest.warns(UserWarning, match=r"aten\.(erf|exp)"):
+        found = learner.meta_gradient(learner.theta(), episode()).gradient
+    exact = make("imaml", network=network, curvature="hessian", lam=100.0, products="autograd")
+    torch.testing.assert_close(found, exact.meta_gradient(exact.theta(), episode()).gradient)
+    strict = make("imaml", network=network, curvature="hessian", lam=100.0, products="replay")
+    with pytest.raises(MetasegError, match="products=autograd"):
+        strict.meta_gradient(strict.theta(), episode())

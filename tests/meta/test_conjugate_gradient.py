@@ -99,3 +99,20 @@ def test_spent_steps_are_said():
 def test_settings_out_of_range_are_refused(steps, tolerance):
     with pytest.raises(ValueError, match="steps >= 1 and tolerance >= 0"):
         conjugate_gradient(lambda v: v, torch.ones(2), steps=steps, tolerance=tolerance)
+
+
+def test_stops_at_the_earliest_product_at_which_a_krylov_method_can():
+    matrix, b = spectrum([1.0, 1.2, 2.0, 9.0, 40.0, 300.0])
+    for tolerance in (0.5, 0.2, 0.05, 1e-3):
+        solution = conjugate_gradient(lambda v: matrix @ v, b, steps=6, tolerance=tolerance)
+        basis = [b]
+        while True:
+            images = torch.stack([matrix @ vector for vector in basis], dim=1)
+            least = torch.linalg.lstsq(images, b[:, None]).solution
+            if (images @ least - b[:, None]).norm() / b.norm() <= tolerance:
+                break
+            basis.append(matrix @ basis[-1])
+        assert solution.iterations == len(basis)
+        true = ((b - matrix @ solution.value).norm() / b.norm()).item()
+        assert solution.residual == pytest.approx(true, rel=1e-6)
+        assert true <= tolerance

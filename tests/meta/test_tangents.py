@@ -187,6 +187,12 @@ def test_the_derivative_of_batch_norms_backward_pass_includes_that_of_its_statis
         ends.append(gradient_of_batch_norm(*moved)[1])
     arguments, results = gradient_of_batch_norm(*primal)
     given = [*layout(tangents, memory_format), *[None] * 7]
+    if tangents[1] is not None:
+        forward = [primal[1], None, None, None, None, True, 0.0, 1e-5]
+        by_forward = aten.native_batch_norm(*forward)
+        _, given[5], given[6] = RULES[aten.native_batch_norm.default].tangent(
+            forward, by_forward, [given[1], *[None] * 7]
+        )
     found = rule.tangent(*masked(rule, arguments, results), given)
     for tangent, plus, minus in zip(found, *ends, strict=True):
         torch.testing.assert_close(tangent, (plus - minus) / 2e-6, rtol=1e-6, atol=1e-6)
@@ -196,3 +202,11 @@ def test_every_rule_has_a_case():
     tested = {case[0] for case in CASES} | {aten.native_batch_norm_backward.default}
     # An alias is the same memory and has nothing to compute.
     assert set(RULES) - tested == {aten.alias.default}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("weight", [None, draw(4, seed=6)])
+def test_what_is_computed_again_equals_what_was_computed(weight, memory_format):
+    arguments, results = gradient_of_batch_norm(*layout([image(5), image(3), weight], memory_format))
+    (rule,) = (rule for rule in RULES.values() if rule.again)
+    torch.testing.assert_close(rule.again(*masked(rule, arguments, results)), results[0])

@@ -1,0 +1,85 @@
+"""How the inner loop evaluates the support loss: in which precision, and whether compiled."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaseg.errors import MetasegError
+from metaseg.meta.inner_loop import Evaluate, Evaluation, cut
+from metaseg.meta.losses import Loss
+from metaseg.meta.vectors import Parameters, flatten
+from metaseg.networks.functional import Statistics, forward
+
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_SCALE = {"float16": 2.0**12}
+"""What the loss is multiplied by, so that gradients of float16 do not vanish [our decision: a power of two]."""
+
+
+class InnerEvaluation:
+    """Makes the function by which the inner loop evaluates the support loss of an episode.
+
+    Only inner steps run in the precision given here; curvature products, the solver and the query gradient do not
+    (half precision would make the Hessian-vector products useless; a scaled loss would scale the solve).
+
+    Args:
+        network: the network.
+        loss: the segmentation loss; computed in float32.
+        settings: precision ("float32", "tf32", "bfloat16" or "float16") and compile (whether by torch.compile).
+
+    Raises:
+        MetasegError: on an unknown precision.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss, settings: Mapping[str, Any]) -> None:
+        self.precision = settings.get("precision", "float32")
+        if self.precision not in PRECISIONS:
+            raise MetasegError(
+                f"learner.inner.precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}."
+            )
+
+        def objective(parameters: Parameters, images: Tensor, masks: Tensor) -> tuple[Tensor, Statistics]:
+            logits, statistics = forward(network, parameters, images)
+            return loss(logits.float(), masks), statistics
+
+        self._objective: Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Statistics]] = (
+            torch.compile(objective, dynamic=False) if settings.get("compile", False) else objective
+        )
+        self._plain = self.precision == "float32" and not settings.get("compile", False)
+
+    def of(self, images: Tensor, masks: Tensor) -> Evaluate | None:
+        """Evaluates the loss of these images (B, 3, H, W) and masks (B, 1, H, W); None: as the task itself does."""
+        if self._plain:
+            return None
+        scale = _SCALE.get(self.precision, 1.0)
+
+        def evaluate(phi: Parameters) -> Evaluation:
+            with torch.enable_grad(), _precision(self.precision, images.device.type):
+                loss, found = self._objective(phi, images, masks)
+            with torch.enable_grad(), _tf32(self.precision):
+                rows = torch.autograd.grad(loss * scale, list(phi.values()), materialize_grads=True)
+            return Evaluation(loss.detach(), flatten(rows) / scale, cut(found))
+
+        return evaluate
+
+
+@contextmanager
+def _precision(precision: str, device: str) -> Iterator[None]:
+    dtype = _AUTOCAST.get(precision)
+    with torch.autocast(device, dtype, enabled=dtype is not None, cache_enabled=False), _tf32(precision):
+        yield
+
+
+@contextmanager
+def _tf32(precision: str) -> Iterator[None]:
+    """TF32 is a flag of the process: set for as long as this lasts, on devices that have it."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    if precision == "tf32":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

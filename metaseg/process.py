@@ -1,0 +1,31 @@
+"""Settings of the whole process: how memory is handed back, and whether arithmetic may be rounded."""
+
+import ctypes
+import sys
+from contextlib import suppress
+
+import torch
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of glibc's mallopt (malloc.h)."""
+
+
+def prepare_process(tf32: bool) -> None:
+    """Set what a training process wants.
+
+    Freed memory is kept: by default glibc returns it to the system, which hands it out anew page by page and fills it
+    with zeros; every step of training then pays for its activations again (see docs/meta_gradients.md). Elsewhere than
+    on glibc nothing is changed.
+
+    Args:
+        tf32: whether convolutions and matrix products on a GPU may round their inputs to TF32's 10 bits. PyTorch lets
+            convolutions do so by default.
+    """
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(None)
+            # 32 MiB is the most that glibc allows; larger blocks are few.
+            for parameter, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**25), (_TOP_PAD, 2**26)):
+                library.mallopt(parameter, value)

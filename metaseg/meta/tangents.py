@@ -72,6 +72,12 @@ def _multiply(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tens
     return _sum([args[1 - i] * tangent for i, tangent in enumerate(tangents) if tangent is not None])
 
 
+def _matrix_product(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
+    (a, b), (a_tangent, b_tangent) = args, tangents
+    terms = [] if a_tangent is None else [torch.bmm(a_tangent, b)]
+    return _sum(terms if b_tangent is None else [*terms, torch.bmm(a, b_tangent)])
+
+
 def _concatenate(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
     any_tangent = next(tangent for tangent in tangents[0] if tangent is not None)
     filled = [any_tangent.new_zeros(a) if t is None else t for a, t in zip(args[0], tangents[0], strict=True)]
@@ -268,6 +274,7 @@ RULES: dict[Any, Rule] = {
             aten.select.int,
             aten.permute.default,
             aten.transpose.int,
+            aten.t.default,
             aten.constant_pad_nd.default,
             aten.sum.dim_IntList,
             aten.mean.dim,
@@ -295,6 +302,7 @@ RULES: dict[Any, Rule] = {
     aten.add_.Tensor: Rule(_add),
     aten.sub.Tensor: Rule(_subtract),
     aten.mul.Tensor: Rule(_multiply, arguments=(0, 1)),
+    aten.bmm.default: Rule(_matrix_product, arguments=(0, 1)),
     aten.cat.default: Rule(_concatenate),
     aten.relu.default: _relu,
     aten.relu_.default: _relu,

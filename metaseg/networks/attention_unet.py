@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
+from metaseg.networks.pointwise import Pointwise2d
 
 LEVELS = (1, 2, 3, 4)
 STRIDE = 2 ** len(LEVELS)
@@ -42,9 +43,9 @@ class AttentionGate(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = max(channels // 2, 1)
-        self.gating = nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), EpisodicBatchNorm2d(inner))
-        self.skip = nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), EpisodicBatchNorm2d(inner))
-        self.attention = nn.Sequential(nn.Conv2d(inner, 1, 1, bias=False), EpisodicBatchNorm2d(1))
+        self.gating = nn.Sequential(Pointwise2d(channels, inner, bias=False), EpisodicBatchNorm2d(inner))
+        self.skip = nn.Sequential(Pointwise2d(channels, inner, bias=False), EpisodicBatchNorm2d(inner))
+        self.attention = nn.Sequential(Pointwise2d(inner, 1, bias=False), EpisodicBatchNorm2d(1))
 
     def forward(self, gating: Tensor, skip: Tensor) -> Tensor:
         """(B, F, H, W) twice → the weighted skip (B, F, H, W)."""
@@ -80,7 +81,7 @@ class UNet(nn.Module):
             width = widths[level]
             self.add_module(f"upconv{level}", nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2))
             self.add_module(f"decoder{level}", _double_convolution(2 * width, width, f"dec{level}"))
-        self.conv = nn.Conv2d(features, out_channels, kernel_size=1)
+        self.conv = Pointwise2d(features, out_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) → logits (B, O, H, W)."""

@@ -43,6 +43,8 @@ CASES = [
     (aten.select.int, [image(), 1, 2], [0]),
     (aten.permute.default, [image(), [0, 2, 3, 1]], [0]),
     (aten.transpose.int, [image(), 1, 2], [0]),
+    (aten.t.default, [draw(3, 4)], [0]),
+    (aten.bmm.default, [draw(2, 3, 4), draw(2, 4, 5)], [0, 1]),
     (aten.constant_pad_nd.default, [image(), [1, 0, 2, 1]], [0]),
     (aten.sum.dim_IntList, [image(), [1], True], [0]),
     (aten.mean.dim, [image(), [2, 3], True], [0]),

@@ -1,0 +1,33 @@
+"""1x1 convolutions as matrix products."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Pointwise2d(nn.Conv2d):
+    """A 1x1 convolution (B, C, H, W) → (B, O, H, W), computed as the matrix product that it is.
+
+    On a CPU the library of convolutions takes several times as long for few channels: forward and backward of 8 → 4
+    channels at 64x64 about ten times on two threads (python -m benchmarks products shows the sum). Parameters bear the
+    names and shapes of ``nn.Conv2d``.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        bias: whether there is a bias.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Mix the channels of every pixel of (B, C, H, W)."""
+        weight = self.weight.flatten(1)
+        # One product for each image, and not torch.matmul, which transposes and copies the images first.
+        if input.is_contiguous():
+            product = torch.bmm(weight.expand(len(input), -1, -1), input.flatten(2)).unflatten(2, input.shape[2:])
+        else:
+            pixels = input.permute(0, 2, 3, 1)
+            product = torch.bmm(pixels.flatten(1, 2), weight.t().expand(len(input), -1, -1))
+            product = product.unflatten(1, pixels.shape[1:3]).permute(0, 3, 1, 2)
+        return product if self.bias is None else product + self.bias[:, None, None]

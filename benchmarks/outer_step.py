@@ -97,8 +97,8 @@ def first_answers(
             except Exception as error:  # one method that fails must not take the table with it
                 reasons[method.name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
             else:
-                assert answer.gradient is not None
-                answers[method.name] = Answer(answer.gradient.detach().cpu(), answer.products, answer.residual)
+                gradient = None if answer.gradient is None else answer.gradient.detach().cpu()
+                answers[method.name] = Answer(gradient, answer.products, answer.residual)
                 runs[method.name] = run
     return runs, answers, reasons
 
@@ -176,7 +176,7 @@ def _number(value: float | None) -> str:
 def _notes(setting: Setting, floor: Timing, rounds: int, peaks: dict[str, dict[str, Any]]) -> list[str]:
     notes = [
         f"Floor: {setting.inner_steps + 1} forward and backward passes over the support set and one over the query "
-        f"set, plain torch.nn.BatchNorm2d; median {1000 * median(floor.seconds):.1f} ms. Time is the median over "
+        f"set, by torch's own layers; median {1000 * median(floor.seconds):.1f} ms. Time is the median over "
         f"{rounds} rounds of the ratio to the floor of the same round, all methods in turn in one process; "
         "middle half: 25 % to 75 % of these ratios. As in training, freed memory stays with the process.",
         "Error: ‖x - exact‖ / ‖exact‖ and cosine against what the method should compute, in double precision "

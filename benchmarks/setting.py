@@ -10,6 +10,7 @@ from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import Parameters, detach
 from metaseg.networks.build import build
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
+from metaseg.networks.pointwise import Pointwise2d
 
 LOSS = "bce_log_cosh_dice"
 
@@ -63,7 +64,8 @@ class Problem:
 
     Attributes:
         setting: what it was made from.
-        network: the attention U-Net with plain ``nn.BatchNorm2d`` that normalises by its batch, at the initial weights.
+        network: the attention U-Net of torch's own layers (``nn.BatchNorm2d`` that normalises by its batch,
+            ``nn.Conv2d`` also where it is 1x1), at the initial weights.
         theta: its parameters, cut from any graph.
         episode: support and query set.
     """
@@ -93,7 +95,7 @@ class Problem:
 
 def make_problem(setting: Setting) -> Problem:
     """The task of a setting. Weights and images are drawn in float32 on the CPU, so no device or dtype changes them."""
-    network = plain_batch_norm(build(name="attention_unet", features=setting.features, seed=setting.seed))
+    network = plain_layers(build(name="attention_unet", features=setting.features, seed=setting.seed))
     network = network.to(setting.device, getattr(torch, setting.dtype)).train()
     return Problem(setting, network, detach(dict(network.named_parameters())), make_episode(setting))
 
@@ -117,13 +119,17 @@ def _pictures(setting: Setting, generator: torch.Generator) -> tuple[Tensor, Ten
     return images.clamp(-1, 1), masks
 
 
-def plain_batch_norm(module: nn.Module) -> nn.Module:
-    """Swap every norm layer of ours for torch's own, by batch statistics; names and values of parameters stay."""
+def plain_layers(module: nn.Module) -> nn.Module:
+    """Swap the layers of ours for torch's own (batch norm, by batch statistics; 1x1 convolution); parameters stay."""
     for name, child in module.named_children():
-        if isinstance(child, EpisodicBatchNorm2d):
+        if isinstance(child, Pointwise2d):
+            convolution = nn.Conv2d(child.in_channels, child.out_channels, 1, bias=child.bias is not None)
+            convolution.load_state_dict(child.state_dict())
+            setattr(module, name, convolution)
+        elif isinstance(child, EpisodicBatchNorm2d):
             layer = nn.BatchNorm2d(child.num_features, child.eps, track_running_stats=False)
             layer.load_state_dict({key: value.detach() for key, value in child.named_parameters()})
             setattr(module, name, layer)
         else:
-            plain_batch_norm(child)
+            plain_layers(child)
     return module

@@ -14,8 +14,9 @@ from metaseg.learners.fomaml import FirstOrderMAML
 from metaseg.learners.imaml import ImplicitMAML
 from metaseg.learners.maml import MAML
 from metaseg.meta import gradients
+from metaseg.meta.inner_loop import by_autograd
 from metaseg.meta.losses import LOSSES
-from metaseg.meta.vectors import Parameters
+from metaseg.meta.vectors import Parameters, detach
 from metaseg.networks.build import build
 
 TOLERANCE = 2e-2
@@ -76,6 +77,21 @@ def first_order(problem: Problem) -> Run:
     return _run(make_learner(FirstOrderMAML, problem.setting), problem)
 
 
+def passes(problem: Problem) -> Run:
+    """The floor's passes through metaseg's network: how much of a difference is the network's layers alone."""
+    learner = make_learner(FirstOrderMAML, problem.setting)
+    task, theta = learner.task(problem.episode), learner.theta()
+    support = by_autograd(task.objective)
+    query = by_autograd(lambda parameters: task.query(parameters, None))
+
+    def run() -> Answer:
+        for evaluate in (*[support] * (problem.setting.inner_steps + 1), query):
+            evaluate(detach(theta, requires_grad=True))
+        return Answer()
+
+    return run
+
+
 def hessian_product(problem: Problem, phi: Parameters) -> Callable[[Tensor], Tensor]:
     """v → ∇²L(φ) v by the learners' fast products; whatever they set up once at φ is set up here."""
     task = _task(problem)
@@ -112,6 +128,7 @@ LEARNERS: dict[str, Callable[[Setting], Learner]] = {
 """The learners that run many tasks in a row."""
 
 METHODS = (
+    Method("passes", "K+2 passes through metaseg's layers", None, passes),
     _imaml("hessian", "hessian", "Hessian", TOLERANCE),
     _imaml("gn", "gauss_newton", "Gauss-Newton", TOLERANCE),
     _imaml("hessian", "hessian", "Hessian", 0.0),

@@ -54,14 +54,14 @@ class Record(TorchDispatchMode):
     Attributes:
         operations: in the order in which they ran.
         versions: the tensors that are kept, and the version in which they were read.
-        keep_below: only values of numbers below this one are kept.
+        dropped: numbers of values that are not kept, nor is what is computed from them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[_Operation] = []
         self.versions: list[tuple[Tensor, int]] = []
-        self.keep_below: float = float("inf")
+        self.dropped: set[int] = set()
         self._numbers: dict[Any, int] = {}
         self._again: dict[int, _Operation] = {}
         self._count = _CONSTANT
@@ -107,6 +107,9 @@ class Record(TorchDispatchMode):
         rule = RULES.get(func, _NO_RULE) if not kwargs or func is _CLONE else _NO_RULE
         arguments = self._kept(args, rule.arguments, inputs)
         outputs = [self.track(result) for result in results]
+        if self.dropped and not self.dropped.isdisjoint(_each(inputs)):
+            self.dropped.update(outputs)
+            self.dropped.discard(_CONSTANT)
         operation = _Operation(
             func, rule, arguments, inputs, self._kept(results, rule.results, outputs), outputs, single
         )
@@ -120,7 +123,7 @@ class Record(TorchDispatchMode):
         kept = []
         for position, value in enumerate(values):
             if isinstance(value, Tensor):
-                if position in positions and numbers[position] < self.keep_below:
+                if position in positions and numbers[position] not in self.dropped:
                     again = self._again.get(numbers[position])
                     if again is not None:
                         kept.append(_Again(again))
@@ -246,7 +249,7 @@ class Replay:
             self._seed = record.track(seed)
             if not exact:
                 # The backward pass is linear in the gradients it handles: only the Hessian reads their values.
-                record.keep_below = self._seed
+                record.dropped = {self._seed}
             recorded = len(record.operations)
             with record:
                 rows = torch.autograd.grad(logits, leaves, seed, allow_unused=True)

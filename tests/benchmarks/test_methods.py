@@ -16,6 +16,7 @@ from metaseg.meta.vectors import flatten
 
 # At this λ and with so many images I + H/λ is well conditioned, and lr · (λ + largest curvature) < 2.
 TINY = Setting(features=2, size=16, shots=8, inner_steps=2, cg_steps=15, lam=1000.0, lr=5e-4, dtype="float64")
+GRADIENTS = [name for name, method in METHODS.items() if method.quantity]
 PACKAGES = {"torchopt_normal": "torchopt", "torchopt_cg": "torchopt", "author": "higher", "maml_higher": "higher"}
 
 
@@ -30,7 +31,7 @@ def prepare(name, setting):
     return METHODS[name].prepare(make_problem(setting))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_every_method_computes_what_it_should(name, reference):
     answer = prepare(name, TINY)()
     error = reference.error(METHODS[name].quantity, answer.gradient)
@@ -41,7 +42,7 @@ def test_every_method_computes_what_it_should(name, reference):
         assert error.residual < (2e-2 if stops_early else 1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_every_method_gives_the_same_twice_in_single_precision(name):
     setting = replace(TINY, dtype="float32", cg_steps=3)
     run = prepare(name, setting)

@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks outer_step | products | memory | tasks`, from the root of the repository."""
+"""Command line: `python -m benchmarks outer_step | products | memory | tasks | variants`, in the repository's root."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from benchmarks.products import products
 from benchmarks.report import Report
 from benchmarks.setting import Setting
 from benchmarks.tasks import tasks
+from benchmarks.variants import variants
 from benchmarks.worker import quieten
 from metaseg.cli import fail
 from metaseg.errors import MetasegError
@@ -25,6 +26,7 @@ COMMANDS = {
     "products": "cost of one curvature product in forward+backward units",
     "memory": "peak memory over the number of inner steps",
     "tasks": "many tasks in a row: memory and time of the first ten and the last ten",
+    "variants": "iMAML's outer step in other precisions, channels last and compiled; hours for the paper's tables",
 }
 
 
@@ -48,6 +50,8 @@ def _carry_out(options: argparse.Namespace, setting: Setting) -> Report:
         return products(setting, options.repeats)
     if options.command == "memory":
         return memory(setting, options.repeats)
+    if options.command == "variants":
+        return variants(setting, options.repeats, not options.no_compile, options.paper)
     return tasks(setting, options.count)
 
 
@@ -93,6 +97,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--only", nargs="+", metavar="NAME", help=f"methods out of {', '.join(METHODS)}; None: all")
             add("--no-errors", action="store_true", help="leave out the double-precision reference")
             add("--no-memory", action="store_true", help="leave out the peaks, each of which takes a fresh process")
+        if name == "variants":
+            add("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes on a CPU")
+            add("--paper", action="store_true", help="32 features, 256x256, 5 and then 20 shots, whatever is given")
     return parser.parse_args(arguments)
 
 

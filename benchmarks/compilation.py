@@ -1,0 +1,69 @@
+"""What compiling the inner loop takes once, and after how many steps it has paid."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.setting import Setting
+from benchmarks.timing import round_robin, timed
+from metaseg.data.batches import Episode
+from metaseg.learners.base import Learner
+from metaseg.meta.inner_loop import at, by_autograd
+from metaseg.meta.vectors import flatten
+
+
+def compile_cost(setting: Setting, learner: Learner, plain: Learner, episode: Episode, rounds: int) -> dict[str, Any]:
+    """What compiling takes once and saves with each evaluation of the support loss in the inner loop, in seconds.
+
+    Args:
+        setting: the task.
+        learner: one that compiles and has not yet been called.
+        plain: the same, not compiled.
+        episode: the task's images.
+        rounds: how often an evaluation is timed.
+
+    Returns:
+        ``compile_seconds``: the first evaluation less a later one; ``saved_seconds``: median over the rounds of an
+        evaluation not compiled less one compiled; ``break_even_evaluations`` and, at K of them a task,
+        ``break_even_tasks``: None if nothing is saved.
+    """
+    torch.compiler.reset()
+    theta = learner.theta()
+    start, compiled = flatten(theta.values()), learner.evaluate(episode)
+    assert compiled is not None
+    by_eager = by_autograd(plain.task(episode).objective)
+    runs = [lambda evaluate=evaluate: evaluate(at(start, theta)) for evaluate in (compiled, by_eager)]
+    first = timed(runs[0], setting.device)
+    for run in runs:
+        run()
+    of_plain, timings = round_robin({"compiled": runs[0]}, runs[1], rounds, setting.device)
+    seconds = timings["compiled"].seconds
+    once = first - median(seconds)
+    saved = median(before - after for before, after in zip(of_plain.seconds, seconds, strict=True))
+    evaluations = once / saved if saved > 0 else None
+    return {
+        "compile_seconds": once,
+        "evaluation_seconds": median(of_plain.seconds),
+        "saved_seconds": saved,
+        "break_even_evaluations": evaluations,
+        "break_even_tasks": None if evaluations is None else evaluations / setting.inner_steps,
+    }
+
+
+@contextmanager
+def cold_compiler() -> Iterator[None]:
+    """Let torch.compile find nothing that an earlier process has compiled."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(name)
+            os.environ.update({} if before is None else {name: before})

@@ -197,7 +197,7 @@ def _row(shots: int, found: dict[str, Any]) -> list[str]:
 def _notes(setting: Setting, rounds: int, numbers: dict[str, Any]) -> list[str]:
     notes = [
         f"One outer step of one task, solved to a relative residual of {ours.TOLERANCE:g}; shots as in the column. "
-        f"Time: median over {rounds} rounds of the ratio to the base of the same round; middle half: 25 % to 75 % of these. "
+        f"Time: median over {rounds} rounds of the ratio to the base of the same round; middle half: 25 % to 75 %. "
         "Only inner steps run in another precision or compiled, but with TF32 everywhere; channels last holds for all.",
         "Cosine, ‖x - base‖ / ‖base‖ and ‖x‖ / ‖base‖ of the meta-gradient x; in the base's row, of a second run. "
         "Products: curvature products of the solve, and the relative residual that it reached. Peak: of one step above "

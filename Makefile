@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format lock clean
+.PHONY: help install train test test-slow bench lint format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,10 @@ test: $(STAMP) ## the default tests
 
 test-slow: $(STAMP) ## the slow tests as well
 	$(BIN)/python -m pytest -m 'not gpu'
+
+bench: $(STAMP) ## outer steps beside those of other libraries (installs these), some ten minutes
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/benchmarks.txt
+	$(BIN)/python -m benchmarks outer_step
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -29,6 +29,8 @@ _CLONE = torch.ops.aten.clone.default
 _DETACH = torch.ops.aten.detach.default
 _CONSTANT = 0
 """The number of all values that do not depend on what is tracked."""
+_OVERWRITTEN = -1
+"""The number of all values that an operation on another view of their memory has changed."""
 
 
 class Unsupported(RuntimeError):
@@ -63,6 +65,8 @@ class Record(TorchDispatchMode):
         self.versions: list[tuple[Tensor, int]] = []
         self.dropped: set[int] = set()
         self._numbers: dict[Any, int] = {}
+        self._views: dict[int, list[Any]] = {}
+        """Address of a storage → the values that lie in it."""
         self._again: dict[int, _Operation] = {}
         self._count = _CONSTANT
 
@@ -71,7 +75,9 @@ class Record(TorchDispatchMode):
         if not isinstance(tensor, Tensor):
             return _CONSTANT
         self._count += 1
-        self._numbers[_identity(tensor)] = self._count
+        identity = _identity(tensor)
+        self._numbers[identity] = self._count
+        self._views.setdefault(tensor.untyped_storage().data_ptr(), []).append(identity)
         return self._count
 
     def number(self, value: Any) -> int:
@@ -104,7 +110,13 @@ class Record(TorchDispatchMode):
                 if isinstance(result, Tensor):
                     self._numbers.pop(_identity(result), None)
             return out
-        rule = RULES.get(func, _NO_RULE) if not kwargs or func is _CLONE else _NO_RULE
+        rule = RULES.get(func, _NO_RULE)
+        if (kwargs and func is not _CLONE) or _OVERWRITTEN in _each(inputs):
+            rule = _NO_RULE
+        if func._schema.is_mutable:
+            # Whatever else is a view of this memory has changed in a way that no rule describes.
+            for view in self._views.pop(args[0].untyped_storage().data_ptr(), ()):
+                self._numbers[view] = _OVERWRITTEN
         arguments = self._kept(args, rule.arguments, inputs)
         outputs = [self.track(result) for result in results]
         if self.dropped and not self.dropped.isdisjoint(_each(inputs)):

@@ -159,6 +159,25 @@ def test_a_value_that_is_overwritten_after_it_was_read_is_noticed():
         Replay(logits_of, loss_of, phi)
 
 
+def overwriting_a_slice(hidden):
+    doubled = hidden * 2
+    doubled[:, :, :4].mul_(hidden[:, :, 4:8])
+    return doubled
+
+
+def overwriting_through_a_view(hidden):
+    doubled = hidden * 2
+    torch.relu_(doubled.view(-1, 32))
+    return doubled
+
+
+@pytest.mark.parametrize("operation", [overwriting_a_slice, overwriting_through_a_view])
+def test_a_value_that_is_overwritten_through_another_view_is_refused(operation):
+    logits_of, loss_of, phi, *_ = problem(Small(operation))
+    with pytest.raises(Unsupported):
+        Replay(logits_of, loss_of, phi).hessian(*directions(phi, 1))
+
+
 def test_the_record_keeps_no_graph_alive_and_dies_with_its_owner():
     logits_of, loss_of, phi, *_ = problem()
     kept = {}

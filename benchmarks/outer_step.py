@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from benchmarks.methods.base import QUANTITIES, Answer, Method, MissingError, Run
 from benchmarks.methods.plain import FLOOR, STEP
@@ -98,7 +100,7 @@ def first_answers(
                 reasons[method.name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
             else:
                 gradient = None if answer.gradient is None else answer.gradient.detach().cpu()
-                answers[method.name] = Answer(gradient, answer.products, answer.residual)
+                answers[method.name] = Answer(gradient, answer.products, answer.residual, answer.phi)
                 runs[method.name] = run
     return runs, answers, reasons
 
@@ -107,16 +109,17 @@ def judge(setting: Setting, methods: Sequence[Method], answers: dict[str, Answer
     """Each answer's error, or why there is none (the reference may not fit into memory)."""
     found: dict[str, Error | str] = {}
     with Console(stderr=True).status("reference in double precision"):
-        try:
-            reference = Reference(setting)
-        except RuntimeError as error:
-            return dict.fromkeys(answers, f"no reference: {type(error).__name__}")
+        references: list[tuple[Tensor | None, Reference]] = []
         for method in methods:
             if method.name not in answers or method.quantity is None:
                 continue
-            gradient = answers[method.name].gradient
+            gradient, phi = answers[method.name].gradient, answers[method.name].phi
             assert gradient is not None
             try:
+                reference = next((known for at, known in references if _equal(at, phi)), None)
+                if reference is None:
+                    reference = Reference(setting, phi)
+                    references.append((phi, reference))
                 found[method.name] = reference.error(method.quantity, gradient)
             except RuntimeError as error:
                 found[method.name] = f"no reference: {type(error).__name__}"
@@ -125,6 +128,12 @@ def judge(setting: Setting, methods: Sequence[Method], answers: dict[str, Answer
                     residual = reference.unsolved[method.quantity]
                     found[method.name] = f"reference itself unsolved (residual {residual:.0e})"
     return found
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
 
 
 def measure_peaks(setting: Setting, methods: Sequence[Method], wanted: bool = True) -> dict[str, dict[str, Any]]:
@@ -181,7 +190,8 @@ def _notes(setting: Setting, floor: Timing, rounds: int, peaks: dict[str, dict[s
         "middle half: 25 % to 75 % of these ratios. As in training, freed memory stays with the process.",
         "Error: ‖x - exact‖ / ‖exact‖ and cosine against what the method should compute, in double precision "
         "(g = ∇L(φ; Q); H, G: Hessian and Gauss-Newton matrix of the support loss at φ): implicit and first-order "
-        "gradients at the φ of an inner loop in plain torch at the precision above, unrolled ones from θ "
+        "gradients at the φ to which the inner loop led at the precision above (metaseg's own; for the others that "
+        "of plain torch), unrolled ones from θ "
         "on, so that theirs holds what rounding does to the inner loop, the same for all. "
         "Residual: ‖g - A x‖ / ‖g‖ of the method's answer by the double-precision operator; beside it what the method "
         "itself says, where it does. Products: curvature products, those for a first residual included.",

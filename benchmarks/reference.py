@@ -39,21 +39,23 @@ class Reference:
     """Exact meta-gradients of a setting's task; each is computed when first asked for.
 
     The implicit and first-order gradients are those at the φ to which the inner loop leads in the setting's own dtype:
-    a pixel at which a ReLU or the pooling switches moves φ from one dtype to the next, by the same amount for every
-    method. The unrolled gradient has no such point and is in double precision from θ on.
+    a pixel at which a ReLU or the pooling switches moves φ from one dtype, or one order of summation, to the next. The
+    unrolled gradient has no such point and is in double precision from θ on.
 
     Args:
         setting: of the methods to judge.
+        phi: where a method's inner loop led, shape (N,); None: where one in plain torch leads.
         steps: most products that a solve may take. For λ so small that I + H/λ is indefinite it may need hundreds.
         tolerance: relative residual at which a solve stops.
     """
 
-    def __init__(self, setting: Setting, steps: int = 200, tolerance: float = 1e-10) -> None:
+    def __init__(self, setting: Setting, phi: Tensor | None = None, steps: int = 200, tolerance: float = 1e-10) -> None:
         self.problem = make_problem(replace(setting, dtype="float64"))
         self.steps, self.tolerance = steps, tolerance
         judged = make_problem(setting)
-        phi = descend(judged, judged.theta, create_graph=False)
-        self.phi = detach({name: value.double() for name, value in phi.items()}, requires_grad=True)
+        if phi is None:
+            phi = flatten(descend(judged, judged.theta, create_graph=False).values())
+        self.phi = detach(unflatten(phi.to(setting.device, torch.float64), judged.theta), requires_grad=True)
         self.g = flatten(torch.autograd.grad(self.problem.query_loss(self.phi), list(self.phi.values())))
         self._exact: dict[Quantity, Tensor] = {}
         self.unsolved: dict[Quantity, float] = {}

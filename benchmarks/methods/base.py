@@ -33,11 +33,13 @@ class Answer:
         gradient: the meta-gradient, shape (N,); None for the passes that everything else is measured against.
         products: curvature products computed, those spent on a first residual included.
         residual: ‖g - A x‖ / ‖g‖ as the method itself reports it.
+        phi: the adapted parameters, shape (N,), where the method tells them.
     """
 
     gradient: Tensor | None = None
     products: int | None = None
     residual: float | None = None
+    phi: Tensor | None = None
 
 
 Run = Callable[[], Answer]

@@ -16,7 +16,7 @@ from metaseg.learners.maml import MAML
 from metaseg.meta import gradients
 from metaseg.meta.inner_loop import by_autograd
 from metaseg.meta.losses import LOSSES
-from metaseg.meta.vectors import Parameters, detach
+from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.build import build
 
 TOLERANCE = 2e-2
@@ -55,9 +55,10 @@ def _run(learner: Learner, problem: Problem) -> Run:
 
     def run() -> Answer:
         result = learner.meta_gradient(theta, problem.episode)
+        phi = flatten(result.adapted.values())
         if result.solution is None:
-            return Answer(result.gradient)
-        return Answer(result.gradient, result.solution.iterations, result.solution.residual)
+            return Answer(result.gradient, phi=phi)
+        return Answer(result.gradient, result.solution.iterations, result.solution.residual, phi)
 
     return run
 

@@ -130,7 +130,7 @@ def products(setting: Setting, rounds: int) -> Report:
         numbers: dict[str, Any] = {"title": kind.title, "ratios": timing.ratios, "ratio": timing.ratio}
         report.numbers[name] = numbers | {"once": once[name], "error": difference}
     report.notes = [
-        f"Unit: one forward and backward pass over the support set, plain torch.nn.BatchNorm2d; median "
+        f"Unit: one forward and backward pass over the support set, by torch's own layers; median "
         f"{1000 * median(of_unit.seconds):.1f} ms. Each: median over {rounds} rounds of the ratio to the unit of the "
         "same round; middle half: 25 % to 75 % of these ratios.",
         "Once: what is computed at a point before its first product, such as the gradient with its graph, or the trace "

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metaseg.errors import MetasegError
 from metaseg.meta.inner_loop import Evaluate, Evaluation, cut
@@ -41,13 +42,20 @@ class InnerEvaluation:
                 f"learner.inner.precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}."
             )
 
+        # The call alone, so that parameters are inputs of what is compiled: compiled around them, it would be compiled
+        # anew for each step's parameters.
+        def call(network: nn.Module, parameters: Parameters, images: tuple[Tensor]) -> Tensor:
+            logits: Tensor = functional_call(network, parameters, images)
+            return logits
+
+        if settings.get("compile", False):
+            call = torch.compile(call, dynamic=False, fullgraph=True)
+
         def objective(parameters: Parameters, images: Tensor, masks: Tensor) -> tuple[Tensor, Statistics]:
-            logits, statistics = forward(network, parameters, images)
+            logits, statistics = forward(network, parameters, images, call=call)
             return loss(logits.float(), masks), statistics
 
-        self._objective: Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Statistics]] = (
-            torch.compile(objective, dynamic=False) if settings.get("compile", False) else objective
-        )
+        self._objective: Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Statistics]] = objective
         self._plain = self.precision == "float32" and not settings.get("compile", False)
 
     def of(self, images: Tensor, masks: Tensor) -> Evaluate | None:

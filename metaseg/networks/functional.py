@@ -1,5 +1,7 @@
 """A network as a function of its parameters and its norm statistics: the seam between networks and the mathematics."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -11,7 +13,11 @@ __all__ = ["Statistics", "forward", "running_statistics", "update_running"]
 
 
 def forward(
-    network: nn.Module, parameters: dict[str, Tensor], images: Tensor, statistics: Statistics | None = None
+    network: nn.Module,
+    parameters: dict[str, Tensor],
+    images: Tensor,
+    statistics: Statistics | None = None,
+    call: Callable[..., Tensor] = functional_call,
 ) -> tuple[Tensor, Statistics]:
     """Call `network` with `parameters` in place of its own; nothing of the network changes.
 
@@ -24,6 +30,7 @@ def forward(
         parameters: name → tensor, as of `dict(network.named_parameters())`; those left out are the network's own.
         images: (B, C, H, W) in [-1, 1].
         statistics: mean and biased variance of every norm layer; None: every layer uses those of `images`.
+        call: what calls the network: `torch.func.functional_call`, or that compiled.
 
     Returns:
         Logits (B, O, H, W), and the statistics that were used: those given, or those of `images`, in the graph.
@@ -40,7 +47,7 @@ def forward(
             "pass those of the same architecture."
         )
     with normalising({layer: name for name, layer in layers.items()}, statistics) as used:
-        logits = functional_call(network, parameters, (images,))
+        logits = call(network, parameters, (images,))
     return logits, used
 
 

@@ -34,7 +34,7 @@ def compile_cost(setting: Setting, learner: Learner, plain: Learner, episode: Ep
     """
     torch.compiler.reset()
     theta = learner.theta()
-    start, compiled = flatten(theta.values()), learner.evaluate(episode)
+    start, compiled = flatten(theta.values()), learner.task(episode).evaluate
     assert compiled is not None
     by_eager = by_autograd(plain.task(episode).objective)
     runs = [lambda evaluate=evaluate: evaluate(at(start, theta)) for evaluate in (compiled, by_eager)]

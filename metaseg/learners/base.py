@@ -16,7 +16,7 @@ from metaseg.errors import MetasegError
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.segmenter import Segmenter
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
-from metaseg.meta.inner_loop import Evaluate, InnerLoop, by_autograd, descend
+from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
 from metaseg.meta.vectors import Parameters, detach, unflatten
@@ -152,6 +152,7 @@ class Learner(L.LightningModule):
             query,
             logit_curvature if self.loss.curvature is not None else None,
             query_reads_support=self.norm == "support",
+            evaluate=self._inner_evaluation.of(episode.support_images, episode.support_masks),
         )
 
     def laid_out(self, episode: Episode) -> Episode:
@@ -161,11 +162,6 @@ class Learner(L.LightningModule):
             for images in (episode.support_images, episode.query_images)
         )
         return episode._replace(support_images=support, query_images=query)
-
-    def evaluate(self, episode: Episode) -> Evaluate | None:
-        """How inner steps evaluate the support loss; None: as the task itself does."""
-        episode = self.laid_out(episode)
-        return self._inner_evaluation.of(episode.support_images, episode.support_masks)
 
     def with_products(self, compute: Callable[[str], MetaGradient]) -> MetaGradient:
         """Call `compute` with the curvature products that the network allows.
@@ -234,7 +230,7 @@ class Learner(L.LightningModule):
         """Adapt to the support set by the inner loop; score the query set before and after."""
         require_gradients()
         with torch.enable_grad():
-            before, after = trial(self.task(episode), self.theta(), self.inner, evaluate=self.evaluate(episode))
+            before, after = trial(self.task(episode), self.theta(), self.inner)
         numbers = [
             before[0].item(),
             after[0].item(),

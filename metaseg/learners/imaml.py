@@ -49,6 +49,5 @@ class ImplicitMAML(Learner):
                 cg_tolerance=self.cg_tolerance,
                 curvature=self.curvature,
                 products=products,
-                evaluate=self.evaluate(episode),
             )
         )

@@ -29,6 +29,5 @@ class MAML(Learner):
                 self.inner,
                 products=products,
                 checkpoint=self.checkpoint,
-                evaluate=self.evaluate(episode),
             )
         )

@@ -52,6 +52,7 @@ class Task:
         query: (parameters, found) → (query loss, whatever else is worth keeping, e.g. detached logits).
         logit_curvature: (logits, u) → B u of the support loss in logit space; only the Gauss-Newton product needs it.
         query_reads_support: whether the query loss depends on ``found``.
+        evaluate: evaluates the support loss in the inner loop; None: autograd of ``objective``.
     """
 
     support: Forward
@@ -59,11 +60,16 @@ class Task:
     query: Callable[[Parameters, Any], tuple[Tensor, Any]]
     logit_curvature: LogitCurvature | None = None
     query_reads_support: bool = True
+    evaluate: Evaluate | None = None
 
     def objective(self, parameters: Parameters) -> tuple[Tensor, Any]:
         """The support loss and what was found on the way."""
         logits, found = self.support(parameters)
         return self.support_loss(logits), found
+
+    def evaluation(self) -> Evaluate:
+        """How the inner loop evaluates the support loss."""
+        return self.evaluate or by_autograd(self.objective)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,6 @@ def implicit_gradient(
     cg_tolerance: float,
     curvature: str = "hessian",
     products: str = "autograd",
-    evaluate: Evaluate | None = None,
 ) -> MetaGradient:
     """iMAML: d L_query / dθ = (I + C/λ)⁻¹ ∇L_query(φ) [paper eq. 2; iMAML eq. 6].
 
@@ -116,7 +121,6 @@ def implicit_gradient(
         cg_tolerance: relative residual at which the solve stops.
         curvature: "hessian", or "gauss_newton" where λ is so small that I + H/λ would be indefinite.
         products: a key of ``PRODUCTS``.
-        evaluate: evaluates the support loss in the inner loop; None: autograd of ``task.objective``.
 
     Raises:
         ValueError: if λ ≤ 0, a name is unknown, or the Gauss-Newton product lacks its callable.
@@ -131,7 +135,7 @@ def implicit_gradient(
     if not exact and in_logits is None:
         raise ValueError("the Gauss-Newton product needs logit_curvature in the task, found none")
     linearise = _linearise(products)
-    first, phi, _ = _run(task, theta, inner, evaluate)
+    first, phi, _ = _run(task, theta, inner)
 
     leaves = detach(phi, requires_grad=True)
 
@@ -161,11 +165,9 @@ def implicit_gradient(
     return MetaGradient(solution.value, detach(phi), diagnostics, found, query_after, solution)
 
 
-def first_order_gradient(
-    task: Task, theta: Parameters, inner: InnerLoop, *, evaluate: Evaluate | None = None
-) -> MetaGradient:
+def first_order_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
     """First-order MAML: d L_query / dθ ≈ ∇L_query(φ), the limit of the implicit gradient for λ → ∞."""
-    first, phi, last_norm = _run(task, theta, inner, evaluate)
+    first, phi, last_norm = _run(task, theta, inner)
     return _with_query(task, theta, phi, first, last_norm)
 
 
@@ -176,7 +178,6 @@ def unrolled_gradient(
     *,
     products: str = "autograd",
     checkpoint: bool = False,
-    evaluate: Evaluate | None = None,
 ) -> MetaGradient:
     """MAML: exact d L_query(φ_K(θ)) / dθ through all K inner steps.
 
@@ -189,16 +190,15 @@ def unrolled_gradient(
         inner: the inner loop.
         products: a key of ``PRODUCTS``.
         checkpoint: keep of every step only φ and the optimiser's moments, and evaluate each a second time on the way
-            back: the memory of one step for any number of steps, plus a few N per step.
-        evaluate: evaluates the support loss in the inner loop; read only with ``checkpoint``, as the derivative is
-            otherwise recorded on the way. None: autograd of ``task.objective``.
+            back: the memory of one step for any number of steps, plus a few N per step. Only then is
+            ``task.evaluate`` read: the derivative is otherwise recorded on the way.
 
     Raises:
         ValueError: if ``products`` is unknown.
         Unsupported: if ``products`` is "replay" and the network uses an operation that it does not know.
     """
     linearise = _linearise(products)
-    evaluate = evaluate or by_autograd(task.objective)
+    evaluate = task.evaluation()
 
     def linearised(phi: Tensor) -> Linearisation:
         return linearise(task.support, task.support_loss, at(phi, theta), None, True)
@@ -233,11 +233,9 @@ def unrolled_gradient(
     return MetaGradient(total, result.adapted, diagnostics, result.found, result.query_after)
 
 
-def trial(
-    task: Task, theta: Parameters, inner: InnerLoop, *, evaluate: Evaluate | None = None
-) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
+def trial(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
     """What ``task.query`` returns at θ and at φ: (before, after), without a meta-gradient; used for validation."""
-    _, phi, _ = _run(task, theta, inner, evaluate)
+    _, phi, _ = _run(task, theta, inner)
     with torch.no_grad():
         before, after = (task.query(detach(p), task.support(detach(p))[1]) for p in (theta, phi))
     return before, after
@@ -247,12 +245,10 @@ _First = tuple[Tensor, Tensor]
 """Support loss and gradient norm at θ."""
 
 
-def _run(
-    task: Task, theta: Parameters, inner: InnerLoop, evaluate: Evaluate | None
-) -> tuple[_First | None, Parameters, Tensor | None]:
+def _run(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[_First | None, Parameters, Tensor | None]:
     """The inner loop: what its first step found (None if there was none), φ, and the last gradient's norm."""
     phi, first, norm = detach(theta), None, None
-    for step in descend(evaluate or by_autograd(task.objective), theta, inner):
+    for step in descend(task.evaluation(), theta, inner):
         phi, norm = step.parameters, step.gradient_norm
         first = first or (step.before.loss, norm)
     return first, phi, norm
@@ -262,7 +258,7 @@ def _with_query(
     task: Task, theta: Parameters, phi: Parameters, first: _First | None, last_norm: Tensor | None
 ) -> MetaGradient:
     """∇L_query(φ), and the diagnostics of a run that ended in φ."""
-    leaves = at(flatten(phi.values()), theta)
+    leaves = detach(phi, requires_grad=True)
     with torch.set_grad_enabled(task.query_reads_support):
         support_loss, found = task.objective(leaves)
     with torch.enable_grad():

@@ -84,17 +84,6 @@ def _concatenate(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> T
     return torch.cat(filled, *args[1:])
 
 
-def _sigmoid_backward(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
-    grad, y = args
-    grad_tangent, y_tangent = tangents
-    terms = []
-    if grad_tangent is not None:
-        terms.append(aten.sigmoid_backward(grad_tangent, y))
-    if y_tangent is not None:
-        terms.append(grad * y_tangent * (1 - 2 * y))
-    return _sum(terms)
-
-
 def _max_pool(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> tuple[Tensor, None]:
     indices = results[1]
     return tangents[0].flatten(2).gather(2, indices.flatten(2)).view(indices.shape), None
@@ -238,16 +227,25 @@ def _batch_norm_backward_again(args: Sequence[Any], results: Sequence[Any]) -> T
     return _channelwise(torch.addcmul(over_values * bias_grad, by_x, mean, value=-1), (h, scale), (x, by_x))
 
 
-def _silu_backward(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
-    grad, x = args
-    grad_tangent, x_tangent = tangents
-    terms = []
-    if grad_tangent is not None:
-        terms.append(aten.silu_backward(grad_tangent, x))
-    if x_tangent is not None:
-        s = torch.sigmoid(x)
-        terms.append(grad * x_tangent * s * (1 - s) * (2 + x * (1 - 2 * s)))
-    return _sum(terms)
+def _slope_rule(operation: Any, slope: Callable[[Tensor], Tensor]) -> Rule:
+    """The rule of an activation's backward operation, grad · f(a), where `slope` is f' and a what it keeps (x or y)."""
+
+    def tangent(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
+        grad, kept = args
+        grad_tangent, kept_tangent = tangents
+        terms = []
+        if grad_tangent is not None:
+            terms.append(operation(grad_tangent, kept))
+        if kept_tangent is not None:
+            terms.append(grad * kept_tangent * slope(kept))
+        return _sum(terms)
+
+    return Rule(tangent, arguments=(0, 1))
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
 def _from_result(operation: Any) -> Rule:
@@ -309,9 +307,9 @@ RULES: dict[Any, Rule] = {
     aten.hardtanh.default: _hardtanh,
     aten.hardtanh_.default: _hardtanh,
     aten.sigmoid.default: _from_result(aten.sigmoid_backward.default),
-    aten.sigmoid_backward.default: Rule(_sigmoid_backward, arguments=(0, 1)),
+    aten.sigmoid_backward.default: _slope_rule(aten.sigmoid_backward, lambda y: 1 - 2 * y),
     aten.silu.default: Rule(lambda args, _, tangents: aten.silu_backward(tangents[0], args[0]), arguments=(0,)),
-    aten.silu_backward.default: Rule(_silu_backward, arguments=(0, 1)),
+    aten.silu_backward.default: _slope_rule(aten.silu_backward, _silu_slope),
     aten.max_pool2d_with_indices.default: Rule(_max_pool, results=(1,)),
     aten.convolution.default: Rule(_convolution, arguments=(0, 1)),
     aten.convolution_backward.default: Rule(_convolution_backward, arguments=(0, 1, 2)),

@@ -13,7 +13,7 @@ from conftest import ROOT
 from test_tracking import as_dict, of_kind, offline_records
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
-LEARNERS = ["imaml", "maml", "fomaml", "supervised", "scratch"]
+LEARNERS = ["imaml", "maml", "fomaml", "joint", "scratch"]
 
 
 def weights(directory, name="last"):
@@ -71,9 +71,7 @@ def test_one_model_serves_several_targets_and_scratch_stands_beside_it(train, tm
 
 
 def test_the_naive_baseline_trains_on_the_target_and_is_scored_on_the_rest_of_it(train, tmp_path):
-    finished = train(
-        "learner=supervised", "learner.train_on=target", "pair=isic_ph2", "target=kvasir_capsule", "shots=3"
-    )
+    finished = train("learner=joint", "learner.train_on=target", "pair=isic_ph2", "target=kvasir_capsule", "shots=3")
     assert finished.returncode == 0, finished.stderr
     rows = pd.read_csv(tmp_path / "run" / "per_image.csv")
     assert rows["image"].nunique() <= 11

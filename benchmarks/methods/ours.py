@@ -31,7 +31,7 @@ def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learn
         loss=LOSSES[LOSS],
         norm="batch",
         adapt={"optimizer": "adam", "lr": 1e-3, "steps": 1, "lam": 0.0},
-        optimizer={"lr": 1e-3, "weight_decay": 0.0, "clip_norm": None},
+        optimizer={"lr": 1e-3, "weight_decay": 0.0, "clip_norm": None, "schedule": "constant"},
         inner=inner | changes.pop("inner", {}),
         lam=setting.lam,
         **changes,

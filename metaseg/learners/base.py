@@ -1,7 +1,10 @@
 """What every learner shares: the outer step, validation by episodes, and adaptation to a target."""
 
+import math
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -16,13 +19,15 @@ from metaseg.errors import MetasegError
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.segmenter import Segmenter
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
-from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
+from metaseg.meta.inner_loop import InnerLoop, by_autograd, cut, descend
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
-from metaseg.meta.vectors import Parameters, detach, unflatten
+from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
 from metaseg.networks.build import fingerprint
 from metaseg.networks.functional import Statistics, forward, running_statistics, update_running
 from metaseg.networks.normalisation import NORMS
+
+SCHEDULES = ("constant", "cosine")
 
 
 class Learner(L.LightningModule):
@@ -36,9 +41,12 @@ class Learner(L.LightningModule):
         norm: statistics that predictions are normalised with: "support", "batch" or "running" (``model.norm``).
         adapt: the descent on the support set of a target: optimizer, lr, steps, lam.
         optimizer: the outer Adam: lr > 0, weight_decay ≥ 0 (added to the gradient as weight_decay · θ), clip_norm (the
-            longest gradient allowed; None: any).
+            longest gradient allowed; None: any), schedule ("constant", or "cosine": lr falls to 0 over the run).
         inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal; None: no steps.
         lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
+        adapts: regular expression; parameters whose name it matches somewhere adapt, in training and at the target, the
+            others stay at θ. None: all adapt.
+        warmup: outer steps at the start in which no inner loop is run: joint training on the episodes' images.
         channels_last: whether images and activations lie in memory with the channels of a pixel side by side.
         products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
             the first of these that the network allows.
@@ -59,6 +67,8 @@ class Learner(L.LightningModule):
         optimizer: Mapping[str, Any],
         inner: Mapping[str, Any] | None = None,
         lam: float = 0.0,
+        adapts: str | None = None,
+        warmup: int = 0,
         products: str = "auto",
         channels_last: bool = False,
     ) -> None:
@@ -69,6 +79,12 @@ class Learner(L.LightningModule):
             raise MetasegError(f"learner.lam must not be negative, found {lam}.")
         if products not in ("auto", *PRODUCTS):
             raise MetasegError(f"learner.products must be one of auto, {', '.join(PRODUCTS)}, found {products!r}.")
+        if optimizer and optimizer["schedule"] not in SCHEDULES:
+            raise MetasegError(
+                f"learner.optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {optimizer['schedule']!r}."
+            )
+        if warmup < 0:
+            raise MetasegError(f"learner.warmup must not be negative, found {warmup}.")
         self.automatic_optimization = False
         self.products = products
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -76,11 +92,28 @@ class Learner(L.LightningModule):
         self.loss = loss
         self.norm = norm
         proximal = inner is not None and inner["proximal"]
-        self.inner = InnerLoop(steps=0) if inner is None else _loop("inner", {**inner, "lam": lam if proximal else 0.0})
-        self.adapt_loop = _loop("adapt", adapt)
+        self._inner = (
+            InnerLoop(steps=0) if inner is None else _loop("inner", {**inner, "lam": lam if proximal else 0.0})
+        )
+        self._adapt = _loop("adapt", adapt)
+        # A buffer, so that it goes where the network goes; not part of checkpoints, as settings make it.
+        self.register_buffer("_mask", _mask(network, adapts), persistent=False)
+        self.warmup = warmup
         self._inner_evaluation = InnerEvaluation(network, loss, inner or {})
         self.outer = optimizer
         self._validation: list[Tensor] = []
+
+    _mask: Tensor | None
+
+    @property
+    def inner(self) -> InnerLoop:
+        """The inner loop of training and validation episodes."""
+        return replace(self._inner, mask=self._mask)
+
+    @property
+    def adapt_loop(self) -> InnerLoop:
+        """The descent on the support set of a target."""
+        return replace(self._adapt, mask=self._mask)
 
     @abstractmethod
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
@@ -115,13 +148,26 @@ class Learner(L.LightningModule):
         wanted = sorted(set(at))
         if wanted and wanted[0] == 0:
             yield 0, segmenter(theta)
-        loop = InnerLoop(self.adapt_loop.optimizer, self.adapt_loop.lr, max(wanted, default=0), self.adapt_loop.lam)
+        loop = replace(self.adapt_loop, steps=max(wanted, default=0))
         with torch.enable_grad():
             for step in descend(by_autograd(objective), theta, loop):
                 steps_taken += 1
                 running = _moved(running, step.before.found)
                 if steps_taken in wanted:
                     yield steps_taken, segmenter(step.parameters)
+
+    def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
+        """The gradient at θ of the loss of all the episode's images, which normalise one another as in any batch."""
+        episode = self.laid_out(episode)
+        leaves = detach(theta, requires_grad=True)
+        with torch.enable_grad():
+            images = torch.cat([episode.support_images, episode.query_images])
+            logits, found = forward(self.network, leaves, images)
+            loss = self.loss(logits, torch.cat([episode.support_masks, episode.query_masks]))
+            gradient = flatten(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
+        of_query = logits.detach()[len(episode.support_images) :]
+        diagnostics = {"query_loss_after": loss.item(), "gradient_norm": gradient.norm().item()}
+        return MetaGradient(gradient, detach(leaves), diagnostics, cut(found), of_query)
 
     def theta(self) -> Parameters:
         """The meta-parameters, cut from any graph; the values are shared with the network."""
@@ -188,8 +234,9 @@ class Learner(L.LightningModule):
         """One outer step: the mean of the tasks' gradients over all ranks, reduced as one flat vector."""
         theta = self.theta()
         total = torch.zeros(())
+        of_task = self.plain_gradient if self.global_step < self.warmup else self.meta_gradient
         for episode in batch:
-            result = self.meta_gradient(theta, episode)
+            result = of_task(theta, episode)
             numbers = result.diagnostics | {"query_dice_after": _dice(result.query_after, episode.query_masks)}
             like = {f"{layer} {part}": value for layer, pair in result.found.items() for part, value in enumerate(pair)}
             row = torch.tensor([1.0, *numbers.values()], device=self.device)
@@ -218,8 +265,16 @@ class Learner(L.LightningModule):
             parameters[name].grad = piece.clone()
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = self.outer["lr"] * self._schedule()
         optimizer.step()
         optimizer.zero_grad()
+
+    def _schedule(self) -> float:
+        """The share of the outer learning rate that is due: a function of the step alone, so there is no state."""
+        if self.outer["schedule"] == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * self.global_step / self.trainer.estimated_stepping_batches))
 
     def _reduce(self, vector: Tensor) -> Tensor:
         if self._trainer is not None and self.trainer.world_size > 1:
@@ -274,6 +329,23 @@ class Learner(L.LightningModule):
 
     def _statistics(self, of_support: Statistics, running: Statistics) -> Statistics | None:
         return {"support": of_support, "batch": None, "running": running}[self.norm]
+
+
+def _mask(network: nn.Module, adapts: str | None) -> Tensor | None:
+    """1 for each parameter that adapts, 0 for each that does not, in the order of ``flatten``; None: all adapt."""
+    if adapts is None:
+        return None
+    try:
+        chosen = [(value, re.search(adapts, name) is not None) for name, value in network.named_parameters()]
+    except re.error as error:
+        raise MetasegError(f"learner.adapts must be a regular expression, found {adapts!r} ({error}).") from error
+    if not any(adapting for _, adapting in chosen):
+        names = dict.fromkeys(name.split(".")[0] for name, _ in network.named_parameters())
+        raise MetasegError(
+            f"learner.adapts must match the name of a parameter, found {adapts!r}, but the names start with "
+            f"{', '.join(names)}."
+        )
+    return torch.cat([torch.full((value.numel(),), float(adapting)) for value, adapting in chosen])
 
 
 def _loop(key: str, settings: Mapping[str, Any]) -> InnerLoop:

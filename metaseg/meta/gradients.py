@@ -1,10 +1,11 @@
-"""Meta-gradients of one task: implicit, unrolled and first-order, three functions with one signature.
+"""Meta-gradients of one task: implicit, unrolled, first-order and Reptile, functions with one signature.
 
     θ → φ: the inner loop on the support loss;  then  d L_query(φ(θ)) / dθ  by
 
     implicit     (I + C/λ)⁻¹ ∇L_query(φ), C the curvature of the support loss at φ, by conjugate gradient [iMAML eq. 6]
     unrolled     back-propagation through the inner steps                                                  [MAML]
     first_order  ∇L_query(φ), as if dφ/dθ were the identity                                                [MAML 5.2]
+    reptile      θ - φ, the way that the inner loop went                                                    [Reptile]
 
 The implicit gradient is that of the exact minimiser of L + λ/2 ‖φ - θ‖²; how far φ is from it is reported as
 ``stationarity`` (the other two report it at the last gradient they took, one step before φ), how well the linear system
@@ -30,6 +31,7 @@ from metaseg.meta.inner_loop import (
     cut,
     descend,
     initial_state,
+    slope,
     update,
 )
 from metaseg.meta.replay import Replay
@@ -111,6 +113,10 @@ def implicit_gradient(
 
     Memory does not grow with the number of inner steps: only the derivative at φ is kept.
 
+    Where a mask M lets only some parameters adapt, φ solves the problem in these, with the others at θ. The system is
+    then solved in the subspace, (I + M C M/λ) x = M g, and the share of the others is (I - M)(g - C x/λ): what they do
+    to the query loss themselves, and by way of the minimiser.
+
     Args:
         task: the task.
         theta: meta-parameters θ.
@@ -147,22 +153,32 @@ def implicit_gradient(
     support = linearise(task.support, task.support_loss, leaves, ask_query, exact)
     query_loss, query_after, right_hand_side, found = support.before
 
-    def operator(vector: Tensor) -> Tensor:
+    def bend(vector: Tensor) -> Tensor:
         if in_logits is None or exact:
-            return vector + support.hessian(vector) / lam
-        return vector + support.gauss_newton(in_logits, vector) / lam
+            return support.hessian(vector) / lam
+        return support.gauss_newton(in_logits, vector) / lam
 
-    solution = conjugate_gradient(operator, right_hand_side, steps=cg_steps, tolerance=cg_tolerance)
-    moved = flatten(phi[name] - theta[name] for name in phi)
-    end_norm = (support.gradient + inner.lam * moved).norm()
+    def only_adapting(vector: Tensor) -> Tensor:
+        return vector if inner.mask is None else vector * inner.mask
+
+    solution = conjugate_gradient(
+        lambda vector: vector + only_adapting(bend(vector)),
+        only_adapting(right_hand_side),
+        steps=cg_steps,
+        tolerance=cg_tolerance,
+    )
+    gradient = solution.value
+    if inner.mask is not None:
+        gradient = gradient + (1 - inner.mask) * (right_hand_side - bend(gradient))
+    end_norm = slope(inner, flatten(theta.values()), flatten(phi.values()), support.gradient).norm()
     first = first or (support.loss, end_norm)
-    diagnostics = _diagnostics(first, support.loss, query_loss, solution.value, end_norm) | {
+    diagnostics = _diagnostics(first, support.loss, query_loss, gradient, end_norm) | {
         "cg_residual": solution.residual,
         "cg_iterations": float(solution.iterations),
         "smallest_curvature": solution.smallest_curvature,
         "cg_negative_curvature": float(solution.outcome is Outcome.NEGATIVE_CURVATURE),
     }
-    return MetaGradient(solution.value, detach(phi), diagnostics, found, query_after, solution)
+    return MetaGradient(gradient, detach(phi), diagnostics, found, query_after, solution)
 
 
 def first_order_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
@@ -210,7 +226,7 @@ def unrolled_gradient(
     for count in range(1, inner.steps + 1):
         support = None if checkpoint else linearised(phi)
         here = evaluate(at(phi, theta)) if support is None else Evaluation(support.loss, support.gradient, None)
-        last_norm = (here.gradient + inner.lam * (phi - start)).norm()
+        last_norm = slope(inner, start, phi, here.gradient).norm()
         first = first or (here.loss, last_norm)
         history.append((phi, here.gradient, state, support))
         phi, state = update(inner, count, start, phi, here.gradient, state)
@@ -231,6 +247,27 @@ def unrolled_gradient(
     total = by_theta + by_phi
     diagnostics = result.diagnostics | {"gradient_norm": total.norm().item()}
     return MetaGradient(total, result.adapted, diagnostics, result.found, result.query_after)
+
+
+def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
+    """Reptile: (θ - φ) / (lr · K), for SGD the mean of the K gradients on the way [Nichol et al. 2018, section 3].
+
+    No query enters; the query loss is measured all the same, for curves.
+
+    Raises:
+        ValueError: if there are no inner steps.
+    """
+    if not inner.steps:
+        raise ValueError("expected at least one inner step for Reptile, found 0")
+    first, phi, last_norm = _run(task, theta, inner)
+    way = flatten(theta[name] - phi[name] for name in theta) / (inner.lr * inner.steps)
+    with torch.no_grad():
+        support_loss, found = task.objective(phi)
+        query_loss, query_after = task.query(phi, found)
+    assert first is not None
+    assert last_norm is not None
+    diagnostics = _diagnostics(first, support_loss, query_loss, way, last_norm)
+    return MetaGradient(way, detach(phi), diagnostics, found, query_after)
 
 
 def trial(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:

@@ -1,7 +1,7 @@
 """The inner loop: gradient descent on the support loss, with a proximal term that ties it to the meta-parameters."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class InnerLoop:
         lr: learning rate, > 0.
         steps: number of steps, ≥ 0.
         lam: strength λ of the proximal term, ≥ 0; 0 leaves it out.
+        mask: shape (N,), 1 for parameters that adapt and 0 for those that stay at θ; None: all adapt.
 
     Raises:
         ValueError: on a value outside these ranges.
@@ -30,6 +31,7 @@ class InnerLoop:
     lr: float = 0.01
     steps: int = 5
     lam: float = 0.0
+    mask: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -47,6 +49,20 @@ def initial_state(loop: InnerLoop, theta: Tensor) -> State:
     return tuple(torch.zeros_like(theta) for _ in range(OPTIMIZERS.index(loop.optimizer)))
 
 
+def slope(loop: InnerLoop, theta: Tensor, phi: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of L(φ) + λ/2 ‖φ - θ‖² in the parameters that adapt, shape (N,).
+
+    Args:
+        loop: the settings.
+        theta: θ, shape (N,).
+        phi: φ, shape (N,).
+        gradient: ∇L(φ) of the support loss alone, shape (N,).
+    """
+    if loop.lam:
+        gradient = gradient + loop.lam * (phi - theta)
+    return gradient if loop.mask is None else gradient * loop.mask
+
+
 def update(
     loop: InnerLoop, count: int, theta: Tensor, phi: Tensor, gradient: Tensor, state: State
 ) -> tuple[Tensor, State]:
@@ -60,8 +76,7 @@ def update(
         gradient: ∇L(φ) of the support loss alone, shape (N,).
         state: the moments before the step.
     """
-    if loop.lam:
-        gradient = gradient + loop.lam * (phi - theta)
+    gradient = slope(loop, theta, phi, gradient)
     if loop.optimizer == "sgd":
         return phi - loop.lr * gradient, state
     if loop.optimizer == "momentum":
@@ -113,7 +128,7 @@ class Step:
     Attributes:
         parameters: φ after the step.
         before: the support loss at φ before the step, without the proximal term.
-        gradient_norm: ‖∇L(φ) + λ(φ - θ)‖ at φ before the step.
+        gradient_norm: ‖∇L(φ) + λ(φ - θ)‖ at φ before the step, over the parameters that adapt.
     """
 
     parameters: Parameters
@@ -129,7 +144,7 @@ def descend(evaluate: Evaluate, theta: Parameters, loop: InnerLoop) -> Iterator[
     for count in range(1, loop.steps + 1):
         before = evaluate(at(phi, theta))
         with torch.no_grad():
-            norm = (before.gradient + loop.lam * (phi - start)).norm()
+            norm = slope(loop, start, phi, before.gradient).norm()
             phi, state = update(loop, count, start, phi, before.gradient, state)
         yield Step(unflatten(phi, theta), before, norm)
 

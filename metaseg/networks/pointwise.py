@@ -7,9 +7,9 @@ from torch import Tensor, nn
 class Pointwise2d(nn.Conv2d):
     """A 1x1 convolution (B, C, H, W) → (B, O, H, W), computed as the matrix product that it is.
 
-    On a CPU the library of convolutions takes much longer for few channels; what the whole network gains is the row "K+2
-    passes through metaseg's layers" of ``python -m benchmarks outer_step``. Parameters bear the names and shapes of
-    ``nn.Conv2d``.
+    On a CPU the library of convolutions takes much longer for few channels; what the whole network gains is the row
+    "K+2 passes through metaseg's layers" of ``python -m benchmarks outer_step``. Parameters bear the names and shapes
+    of ``nn.Conv2d``.
 
     Args:
         in_channels: C.

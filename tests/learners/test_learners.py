@@ -12,9 +12,9 @@ from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.learners.fomaml import FirstOrderMAML
 from metaseg.learners.imaml import ImplicitMAML
+from metaseg.learners.joint import Joint
 from metaseg.learners.maml import MAML
 from metaseg.learners.scratch import Scratch
-from metaseg.learners.supervised import Supervised
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten, unflatten
 from metaseg.networks.build import build
@@ -32,7 +32,7 @@ EPISODIC = {
     ),
     "maml": (MAML, {"inner": INNER}),
     "fomaml": (FirstOrderMAML, {"inner": INNER}),
-    "supervised": (Supervised, {}),
+    "joint": (Joint, {}),
 }
 
 
@@ -45,7 +45,7 @@ def make(name, norm="support", **changes) -> Learner:
         "adapt": {"optimizer": "adam", "lr": 0.02, "steps": 25, "lam": 0.0},
     }
     if name != "scratch":
-        shared["optimizer"] = {"lr": 1e-2, "weight_decay": 0.0, "clip_norm": None}
+        shared["optimizer"] = {"lr": 1e-2, "weight_decay": 0.0, "clip_norm": None, "schedule": "constant"}
     return kind(**(shared | settings | changes))
 
 
@@ -88,7 +88,7 @@ def trainer(**settings):
 
 @pytest.mark.parametrize(
     ("name", "norm"),
-    [("imaml", "support"), ("maml", "batch"), ("fomaml", "running"), ("supervised", "support")],
+    [("imaml", "support"), ("maml", "batch"), ("fomaml", "running"), ("joint", "support")],
 )
 def test_the_outer_steps_lower_the_query_loss(name, norm):
     learner = make(name, norm)

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from metaseg import provenance, tracking
 from metaseg.callbacks import callbacks
@@ -33,7 +34,7 @@ from metaseg.reporting.overlays import OverlayRow, best_median_worst, overlay, o
 from metaseg.reporting.summary import print_summary
 from metaseg.rundir import RunDirectory, replacing
 
-NOT_THE_LEARNERS = ("name", "train_on")
+NOT_THE_LEARNERS = ("name", "train_on", "train_images", "unlabelled", "network")
 """Keys of a learner's configuration that its constructor does not take."""
 
 
@@ -64,6 +65,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         shots=settings["shots"],
         seed=settings["seed"],
         train_on=settings["learner"]["train_on"],
+        train_images=settings["learner"].get("train_images"),
+        unlabelled=settings["learner"].get("unlabelled", 0.0),
     )
     learner = build_learner(settings, settings["learner"])
     if checkpoint is not None:
@@ -119,12 +122,28 @@ def build_learner(settings: Mapping[str, Any], learner: Mapping[str, Any]) -> Le
     """
     if settings["loss"] not in LOSSES:
         raise MetasegError(f"loss must be one of {', '.join(LOSSES)}, found {settings['loss']!r}.")
-    model = dict(settings["model"])
-    norm = model["norm"]
-    network = build(**model, seed=settings["seed"])
+    network = build_network(settings, learner)
+    norm = settings["model"]["norm"]
     arguments = {key: value for key, value in learner.items() if key not in NOT_THE_LEARNERS}
     kind = get_class(arguments.pop("_target_"))
     return kind(network=network, loss=LOSSES[settings["loss"]], norm=norm, **arguments)
+
+
+def build_network(settings: Mapping[str, Any], learner: Mapping[str, Any]) -> nn.Module:
+    """The network of the group ``model``, or the learner's own where its configuration has one under ``network``.
+
+    Raises:
+        MetasegError: on an unknown network or value.
+    """
+    own = learner.get("network")
+    if own is None:
+        return build(**settings["model"], seed=settings["seed"])
+    arguments = dict(own)
+    kind = get_class(arguments.pop("_target_"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        network: nn.Module = kind(**arguments)
+    return network
 
 
 def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | None:

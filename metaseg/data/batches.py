@@ -14,12 +14,16 @@ from metaseg.data.pools import Pool
 
 
 class Episode(NamedTuple):
-    """One task as tensors: images float32 (B, 3, H, W) in [-1, 1], masks float32 (B, 1, H, W) in {0, 1}."""
+    """One task as tensors: images float32 (B, 3, H, W) in [-1, 1], masks float32 (B, 1, H, W) in {0, 1}.
+
+    ``unlabelled``: an image (1, 3, H, W) of a target dataset, for learners that ask for it (``learner.unlabelled``).
+    """
 
     support_images: Tensor
     support_masks: Tensor
     query_images: Tensor
     query_masks: Tensor
+    unlabelled: Tensor | None = None
 
 
 class RawEpisode(NamedTuple):
@@ -32,6 +36,7 @@ class RawEpisode(NamedTuple):
     support_masks: Tensor
     query_images: Tensor
     query_masks: Tensor
+    unlabelled: Tensor | None = None
 
     def normalised(self) -> Episode:
         """The episode a learner takes, on the device where this one lies."""
@@ -40,6 +45,7 @@ class RawEpisode(NamedTuple):
             mask_tensor(self.support_masks),
             image_tensor(self.query_images),
             mask_tensor(self.query_masks),
+            None if self.unlabelled is None else image_tensor(self.unlabelled),
         )
 
 
@@ -66,12 +72,21 @@ class EpisodeDataset(Dataset[RawEpisode | list[RawEpisode]]):
         pools: the pools that the plan's indices refer to.
         plan: the plan.
         augmentation: name for ``augment``; applied to support and query. Use "none" for validation.
+        unlabelled: pools, with the indices of their images that may be given away without masks; one goes into each
+            episode. Empty: none does.
     """
 
-    def __init__(self, pools: Sequence[Pool], plan: Plan, augmentation: str) -> None:
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        plan: Plan,
+        augmentation: str,
+        unlabelled: Sequence[tuple[Pool, np.ndarray]] = (),
+    ) -> None:
         self.pools = pools
         self.plan = plan
         self.augmentation = augmentation
+        self.unlabelled = unlabelled
 
     def __getitem__(self, key: tuple[int, int]) -> RawEpisode:
         """The episode ``key = (epoch, index)``."""
@@ -80,7 +95,16 @@ class EpisodeDataset(Dataset[RawEpisode | list[RawEpisode]]):
         support = [self.pools[part.pool].take(part.support) for part in parts]
         query = [self.pools[part.pool].take(part.query) for part in parts]
         seed = (self.plan.seed, Stream.AUGMENT, self.plan.stream, epoch, index)
-        return RawEpisode(*self._tensors(support, (*seed, 0)), *self._tensors(query, (*seed, 1)))
+        return RawEpisode(
+            *self._tensors(support, (*seed, 0)), *self._tensors(query, (*seed, 1)), self._without_mask(epoch, index)
+        )
+
+    def _without_mask(self, epoch: int, index: int) -> Tensor | None:
+        if not self.unlabelled:
+            return None
+        generator = np.random.default_rng([self.plan.seed, Stream.UNLABELLED, epoch, index])
+        pool, indices = self.unlabelled[int(generator.integers(len(self.unlabelled)))]
+        return torch.from_numpy(pool.take([generator.choice(indices)])[0])
 
     def _tensors(self, pairs: list[tuple[np.ndarray, np.ndarray]], seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         images, masks = pairs[0] if len(pairs) == 1 else map(np.concatenate, zip(*pairs, strict=True))
@@ -98,9 +122,16 @@ class OuterSteps(EpisodeDataset):
     """
 
     def __init__(
-        self, pools: Sequence[Pool], plan: Plan, augmentation: str, per_step: int, rank: int, world: int
+        self,
+        pools: Sequence[Pool],
+        plan: Plan,
+        augmentation: str,
+        per_step: int,
+        rank: int,
+        world: int,
+        unlabelled: Sequence[tuple[Pool, np.ndarray]] = (),
     ) -> None:
-        super().__init__(pools, plan, augmentation)
+        super().__init__(pools, plan, augmentation, unlabelled)
         self.per_step, self.rank, self.world = per_step, rank, world
 
     def __len__(self) -> int:

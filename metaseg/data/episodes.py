@@ -24,6 +24,8 @@ class Stream(IntEnum):
     TARGET = 2
     AUGMENT = 3
     LIMIT = 4
+    UNLABELLED = 5
+    SUBSET = 6
 
 
 @dataclass(frozen=True)

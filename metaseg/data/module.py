@@ -83,11 +83,33 @@ class Target:
         pool: its images.
         candidates: indices that support sets are drawn from.
         scored: indices that are scored, less those of the draw's support set and their twins.
+        unlabelled: indices whose images, without masks, a learner may train on; none of them is scored.
     """
 
     pool: Pool
     candidates: np.ndarray
     scored: np.ndarray
+    unlabelled: np.ndarray
+
+    @classmethod
+    def of(cls, pool: Pool, unlabelled: float, seed: int) -> "Target":
+        """The target whose images are all candidates for support, and all scored but the share without labels.
+
+        Raises:
+            MetasegError: if the share is not from 0 to below 1.
+        """
+        everything = np.arange(len(pool))
+        if not 0 <= unlabelled < 1:
+            raise MetasegError(f"learner.unlabelled must be a share from 0 to below 1, found {unlabelled}.")
+        if not unlabelled:
+            return cls(pool, everything, everything, np.arange(0))
+        if catalogue.get(pool.name).blocks:
+            # Blocks of one video: a whole block would be a fifth of it, and says no more than some of its frames.
+            generator = np.random.default_rng([seed, Stream.UNLABELLED])
+            chosen = np.sort(generator.choice(len(pool), max(1, round(unlabelled * len(pool))), replace=False))
+        else:
+            chosen = split_by_group(pool, unlabelled, seed)[1]
+        return cls(pool, everything, np.setdiff1d(everything, chosen), chosen)
 
     def draw(self, shots: int, seed: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the support set of one draw, and of the images scored with it.
@@ -132,6 +154,8 @@ class EpisodicData(L.LightningDataModule):
         shots: K.
         seed: the run's seed.
         train_on: "source" or "target".
+        train_images: most training images over all pools, a random subset; None: all.
+        unlabelled: share of each target that goes into training episodes, without masks, and is never scored.
 
     Raises:
         MetasegError: if a target is also a source, or a setting does not fit the data.
@@ -147,6 +171,8 @@ class EpisodicData(L.LightningDataModule):
         shots: int,
         seed: int,
         train_on: str = "source",
+        train_images: int | None = None,
+        unlabelled: float = 0.0,
     ) -> None:
         super().__init__()
         self.settings, self.tasks, self.shots, self.seed = data, tasks, shots, seed
@@ -165,25 +191,24 @@ class EpisodicData(L.LightningDataModule):
         if train_on == "source":
             self.pools = [loaded[name] for name in pools]
             allowed = [np.arange(len(pool)) for pool in self.pools]
-            self.targets = {
-                name: Target(loaded[name], np.arange(len(loaded[name])), np.arange(len(loaded[name])))
-                for name in targets
-            }
+            self.targets = {name: Target.of(loaded[name], unlabelled, seed) for name in targets}
         else:
             pool = loaded[targets[0]]
             # Another seed than that of the validation split below, or the two would hold out the same images.
             train, test = split_by_group(pool, TARGET_TEST_SHARE, seed + 1)
             self.pools, allowed = [pool], [train]
-            self.targets = {pool.name: Target(pool, train, test)}
-        self.train_plan, self.validation_plan = self._plans(allowed)
+            self.targets = {pool.name: Target(pool, train, test, np.arange(0))}
+        self.unlabelled = [(target.pool, target.unlabelled) for target in self.targets.values()] if unlabelled else []
+        self.train_plan, self.validation_plan = self._plans(allowed, train_images)
         self._validate_split()
 
-    def _plans(self, allowed: list[np.ndarray]) -> tuple[Plan, Plan]:
+    def _plans(self, allowed: list[np.ndarray], most: int | None) -> tuple[Plan, Plan]:
         train, held_out = [], []
         for pool, indices in zip(self.pools, allowed, strict=True):
             first, second = split_by_group(pool, self.settings["validation"], self.seed)
             train.append((pool.name, np.intersect1d(first, indices)))
             held_out.append((pool.name, np.intersect1d(second, indices)))
+        train = _subset(train, most, self.seed)
         shared = {"shots": self.shots, "query": self.tasks["query"], "mixing": self.tasks["mixing"], "seed": self.seed}
         return (
             Plan(
@@ -246,6 +271,7 @@ class EpisodicData(L.LightningDataModule):
             self.per_step,
             trainer.global_rank,
             trainer.world_size,
+            self.unlabelled,
         )
         device = trainer.strategy.root_device.type
         workers = worker_count(self.settings["workers"], steps.augmentation, device == "cpu", trainer.num_devices)
@@ -265,6 +291,19 @@ class EpisodicData(L.LightningDataModule):
     ) -> Episode | list[Episode]:
         """Episodes become floats where they are used: on a GPU that costs nothing, on a CPU some milliseconds."""
         return batch.normalised() if isinstance(batch, RawEpisode) else [episode.normalised() for episode in batch]
+
+
+def _subset(pools: list[tuple[str, np.ndarray]], most: int | None, seed: int) -> list[tuple[str, np.ndarray]]:
+    """At most so many of all pools' images, drawn at random over the pools together."""
+    total = sum(len(indices) for _, indices in pools)
+    if most is None or total <= most:
+        return pools
+    if most < 1:
+        raise MetasegError(f"learner.train_images must be at least 1, found {most}.")
+    kept = np.zeros(total, bool)
+    kept[np.random.default_rng([seed, Stream.SUBSET]).permutation(total)[:most]] = True
+    parts = np.split(kept, np.cumsum([len(indices) for _, indices in pools])[:-1])
+    return [(name, indices[part]) for (name, indices), part in zip(pools, parts, strict=True)]
 
 
 class _Keyed(EpisodeDataset):

@@ -100,8 +100,10 @@ def score_target(
     for draw in range(settings.draws):
         support, scored = drawn(target, settings, draw)
         subset = scored[np.isin(scored, limited(target, settings.curve_limit, settings.seed))]
+        # A learner that does not adapt has a curve of one point.
+        steps = [0, end, *settings.curve] if end else [0]
         for step, segmenter in learner.adaptation(
-            target.support_set(support, settings.augmentation, settings.seed + draw), [0, end, *settings.curve]
+            target.support_set(support, settings.augmentation, settings.seed + draw), steps
         ):
             whole = step in (0, end)
             wanted = scored if whole else subset

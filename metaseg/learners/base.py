@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import binary_f1_score
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
 from metaseg.learners.inner import InnerEvaluation
-from metaseg.learners.segmenter import Segmenter
+from metaseg.learners.segmenter import AdaptedNetwork, Segmenter
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, cut, descend
 from metaseg.meta.losses import Loss
@@ -143,7 +143,7 @@ class Learner(L.LightningModule):
         def segmenter(parameters: Parameters) -> Segmenter:
             with torch.no_grad():
                 found = forward(self.network, parameters, images)[1]
-            return Segmenter(self.network, detach(parameters), self._statistics(found, dict(running)))
+            return AdaptedNetwork(self.network, detach(parameters), self._statistics(found, dict(running)))
 
         wanted = sorted(set(at))
         if wanted and wanted[0] == 0:
@@ -285,7 +285,7 @@ class Learner(L.LightningModule):
         """Adapt to the support set by the inner loop; score the query set before and after."""
         require_gradients()
         with torch.enable_grad():
-            before, after = trial(self.task(episode), self.theta(), self.inner)
+            before, after = self.trial(episode)
         numbers = [
             before[0].item(),
             after[0].item(),
@@ -294,6 +294,10 @@ class Learner(L.LightningModule):
             1.0,
         ]
         self._validation.append(torch.tensor(numbers, device=self.device))
+
+    def trial(self, episode: Episode) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Query loss and logits (B, 1, H, W), before and after the inner loop."""
+        return trial(self.task(episode), self.theta(), self.inner)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all validation episodes of all ranks."""

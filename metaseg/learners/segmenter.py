@@ -1,5 +1,6 @@
 """What a learner returns when it has met a dataset: something that segments images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +9,13 @@ from torch import Tensor, nn
 from metaseg.meta.vectors import Parameters
 from metaseg.networks.functional import Statistics, forward
 
+Segmenter = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) in [-1, 1] → foreground probabilities (B, 1, H, W)."""
+
 
 @dataclass(frozen=True)
-class Segmenter:
-    """A network with the parameters and norm statistics that adaptation found.
+class AdaptedNetwork:
+    """A network with the parameters and norm statistics that adaptation found; a `Segmenter`.
 
     Attributes:
         network: the architecture; its own parameters are not used.

@@ -10,10 +10,10 @@ from benchmarks.methods.ours import CHECKPOINTED
 from benchmarks.methods.plain import STEP
 from benchmarks.methods.registry import METHODS
 from benchmarks.outer_step import measure_peaks
-from benchmarks.peak import HOW
 from benchmarks.report import Report
 from benchmarks.setting import Setting, make_problem
 from benchmarks.timing import round_robin
+from metaseg.memory import HOW
 
 COLUMNS = ("method", "inner steps", "memory, MiB", "× plain step", "× fewest steps", "time × not checkpointed")
 IMPLICIT_STEPS = (1, 5, 50)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from benchmarks.methods.base import QUANTITIES, Answer, Method, MissingError, Run
 from benchmarks.methods.plain import FLOOR, STEP
-from benchmarks.peak import HOW
 from benchmarks.reference import Error, Reference
 from benchmarks.report import Report
 from benchmarks.setting import Problem, Setting, make_problem
 from benchmarks.timing import Timing, round_robin
 from benchmarks.worker import in_fresh_process
+from metaseg.memory import HOW
 from metaseg.process import prepare_process
 
 COLUMNS = (

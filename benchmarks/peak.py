@@ -1,29 +1,8 @@
-"""Peak memory of a call: what torch allocated on a GPU, resident memory on a CPU."""
-
-import ctypes
-import gc
-import sys
-import threading
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
-
-import torch
+"""Peak memory of one run of a method."""
 
 from benchmarks.methods.registry import ALL
 from benchmarks.setting import Setting, make_problem
-
-MIB = 2**20
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-HOW = {
-    "cuda": "torch.cuda.max_memory_allocated",
-    "watermark": "the kernel's high watermark of resident memory (VmHWM), reset through /proc/self/clear_refs",
-    "sampling": "resident memory (VmRSS) sampled every millisecond by a thread",
-    "rusage": "growth of ru_maxrss",
-}
-"""Ways to measure, the first that works is taken; words for the report."""
+from metaseg.memory import of_call, tidy
 
 
 def of_method(setting: Setting, name: str) -> dict[str, float | str]:
@@ -32,7 +11,7 @@ def of_method(setting: Setting, name: str) -> dict[str, float | str]:
     What the method sets up once (its network, images, imports) was there before; the weights that it adapts are not.
 
     Returns:
-        ``mib`` and ``how`` (a key of `HOW`).
+        ``mib`` and ``how`` (a key of `metaseg.memory.HOW`).
     """
     method = ALL[name]
     method.prepare(make_problem(setting.miniature()))()
@@ -40,67 +19,3 @@ def of_method(setting: Setting, name: str) -> dict[str, float | str]:
     tidy(setting.device)
     peak, how = of_call(run, setting.device)
     return {"mib": peak, "how": how}
-
-
-def tidy(device: str) -> None:
-    """Collect garbage, and hand freed memory back to the system where that can be done."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def of_call(run: Callable[[], object], device: str) -> tuple[float, str]:
-    """MiB at the peak of a call above what was in use before it, and the way it was measured."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / MIB, "cuda"
-    if not _STATUS.exists():
-        start = _rusage()
-        run()
-        return _rusage() - start, "rusage"
-    before_mib = resident()
-    try:
-        _CLEAR.write_text("5", encoding="ascii")
-    except OSError:
-        return _sampled(run) - before_mib, "sampling"
-    run()
-    return resident("VmHWM") - before_mib, "watermark"
-
-
-def resident(field: str = "VmRSS") -> float:
-    """A memory field of /proc/self/status in MiB; nan where there is none."""
-    if not _STATUS.exists():
-        return float("nan")
-    lines = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="ascii").splitlines() if ":" in line)
-    return int(lines[field].split()[0]) / 1024
-
-
-def _sampled(run: Callable[[], object]) -> float:
-    highest, finished = resident(), threading.Event()
-
-    def sample() -> None:
-        nonlocal highest
-        while not finished.is_set():
-            highest = max(highest, resident())
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        run()
-    finally:
-        finished.set()
-        thread.join()
-    return highest
-
-
-def _rusage() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from benchmarks.methods import ours
 from benchmarks.methods.base import MissingError
-from benchmarks.peak import HOW, MIB, of_call, resident, tidy
 from benchmarks.report import Report
 from benchmarks.setting import Setting, make_episode
 from benchmarks.timing import timed
 from benchmarks.worker import in_fresh_process
+from metaseg.memory import HOW, MIB, of_call, resident, tidy
 
 COLUMNS = (
     "learner",

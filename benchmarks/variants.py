@@ -18,13 +18,13 @@ from benchmarks.compilation import cold_compiler, compile_cost
 from benchmarks.convolutions import HOW, shares
 from benchmarks.methods import ours
 from benchmarks.methods.variants import BASE, VARIANTS
-from benchmarks.peak import of_call, tidy
 from benchmarks.report import Report
 from benchmarks.setting import Setting, make_episode
 from benchmarks.timing import Timing, round_robin
 from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
+from metaseg.memory import of_call, tidy
 from metaseg.meta.gradients import MetaGradient
 from metaseg.process import prepare_process
 

@@ -1,25 +1,37 @@
 """How entry points start: Hydra composes the configuration; problems end in one sentence and exit status 1."""
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from metaseg.errors import MetasegError
 
 CONFIG_FOLDER = Path(__file__).parents[1] / "conf"
+DRY_RUN = "hydra.sweeper.dry_run=true"
+_script: list[Path] = []
+
+
+def script() -> Path:
+    """The entry point that this process runs: what a sweep starts for each of its cells."""
+    return _script[-1]
 
 
 def entry(main: Callable[[DictConfig], None]) -> None:
     """Run ``main`` under Hydra with conf/config.yaml; never returns normally on a user's mistake."""
     # Hydra would print errors in its own many-line way; told to raise them, it leaves the wording to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    _script.append(Path(inspect.getfile(main)).resolve())
+    sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in sys.argv[1:]]
     failed: list[str] = []
 
     @functools.wraps(main)
@@ -34,13 +46,20 @@ def entry(main: Callable[[DictConfig], None]) -> None:
         else:
             return
         tell(failed[-1])
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise MetasegError(failed[-1])  # so that the sweep knows
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         fail(_sentence(error))
+    except MetasegError as error:
+        fail(str(error))
     except KeyboardInterrupt:
-        fail("Interrupted; continue with ckpt_path=last and hydra.run.dir set to the run's directory.", status=130)
+        fail(
+            "Interrupted; continue a run with ckpt_path=last and its hydra.run.dir, a sweep by the same command.",
+            status=130,
+        )
     if failed:
         sys.exit(1)
 

@@ -32,7 +32,7 @@ from metaseg.process import prepare_process
 from metaseg.reporting.figures import adaptation_curve, learning_curves
 from metaseg.reporting.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.reporting.summary import print_summary
-from metaseg.rundir import RunDirectory, replacing
+from metaseg.rundir import RunDirectory, leaves, replacing
 
 NOT_THE_LEARNERS = ("name", "train_on", "train_images", "unlabelled", "network")
 """Keys of a learner's configuration that its constructor does not take."""
@@ -69,6 +69,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         unlabelled=settings["learner"].get("unlabelled", 0.0),
     )
     learner = build_learner(settings, settings["learner"])
+    if settings["train"] and learner.trains:
+        data.require_training_data()
     if checkpoint is not None:
         load_weights(learner, checkpoint)
     # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
@@ -304,19 +306,9 @@ def begin(directory: RunDirectory, settings: Mapping[str, Any], resumed: bool) -
     """Make the directory and write config.yaml; on resuming, print which settings changed. The new ones are used."""
     directory.create()
     if resumed and directory.config.is_file():
-        old, new = _leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), _leaves(settings)
+        old, new = leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), leaves(settings)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and key != "ckpt_path":
                 print(f"resuming with {key}={new.get(key)} (was {old.get(key)})")
     with replacing(directory.config) as path:
         OmegaConf.save(OmegaConf.create(dict(settings)), path)
-
-
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in _leaves(branch, f"{prefix}.{name}".strip(".")).items()
-    }

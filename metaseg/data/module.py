@@ -199,8 +199,20 @@ class EpisodicData(L.LightningDataModule):
             self.pools, allowed = [pool], [train]
             self.targets = {pool.name: Target(pool, train, test, np.arange(0))}
         self.unlabelled = [(target.pool, target.unlabelled) for target in self.targets.values()] if unlabelled else []
-        self.train_plan, self.validation_plan = self._plans(allowed, train_images)
-        self._validate_split()
+        if self.pools:
+            self.train_plan, self.validation_plan = self._plans(allowed, train_images)
+            self._validate_split()
+
+    def require_training_data(self) -> None:
+        """Refuse to train without source pools.
+
+        Raises:
+            MetasegError: if there are none (``pair=none``).
+        """
+        if not self.pools:
+            raise MetasegError(
+                "A learner that trains on a pair needs one, but pair=none; choose a pair, or learner.train_on=target."
+            )
 
     def _plans(self, allowed: list[np.ndarray], most: int | None) -> tuple[Plan, Plan]:
         train, held_out = [], []

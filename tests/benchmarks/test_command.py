@@ -12,11 +12,11 @@ from benchmarks.__main__ import main
 from benchmarks.memory import memory
 from benchmarks.methods.base import Answer, Method, MissingError
 from benchmarks.outer_step import outer_step
-from benchmarks.peak import of_call
 from benchmarks.products import KINDS
 from benchmarks.setting import Setting
 from benchmarks.tasks import ends
 from benchmarks.timing import Timing, round_robin
+from metaseg.memory import of_call
 
 
 @pytest.fixture(autouse=True)

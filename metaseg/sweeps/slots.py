@@ -1,0 +1,155 @@
+"""Cells as processes of this machine: one slot a GPU or a share of the CPU's cores, a log file a cell.
+
+A process of its own keeps what one cell does to itself: memory, threads, W&B's state, a crash of a library.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.utils import JobReturn, JobStatus
+
+from metaseg import cli
+from metaseg.data.check import cores
+from metaseg.errors import MetasegError
+
+if TYPE_CHECKING:
+    from hydra_plugins.metaseg_plugins import SlotLauncher
+
+LOG = "log.txt"
+_PATIENCE = 30  # seconds that an interrupted cell has to write its checkpoint
+
+
+@dataclass
+class _Job:
+    name: str
+    directory: Path
+    overrides: list[str]
+    status: int | None = None
+    process: subprocess.Popen | None = field(default=None, repr=False)
+
+
+def launch(launcher: SlotLauncher, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
+    """Run jobs, as many at a time as there are slots.
+
+    Args:
+        launcher: with the settings of conf/hydra/launcher/slots.yaml.
+        job_overrides: each job's overrides, among them ``hydra.sweep.subdir``.
+
+    Returns:
+        For each job COMPLETED, or FAILED with the last line of its log as the error.
+
+    Raises:
+        MetasegError: on settings out of range.
+        KeyboardInterrupt: passed on when all cells have ended.
+    """
+    devices = _devices()
+    slots = _number("slots", launcher.slots, max(1, len(devices)))
+    threads = _number("threads", launcher.threads, max(1, cores() // slots))
+    root = Path(launcher.config.hydra.sweep.dir)
+    jobs = [_job(root, list(overrides)) for overrides in job_overrides]
+    waiting: queue.SimpleQueue[tuple[int, _Job]] = queue.SimpleQueue()
+    for index, job in enumerate(jobs):
+        waiting.put((index, job))
+    stop = threading.Event()
+
+    def work(slot: int) -> None:
+        device = devices[slot % len(devices)] if devices else None
+        while not stop.is_set():
+            try:
+                index, job = waiting.get_nowait()
+            except queue.Empty:
+                return
+            _run(job, f"[{index + 1}/{len(jobs)}]", threads, device)
+
+    workers = [threading.Thread(target=work, args=(slot,)) for slot in range(slots)]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        stop.set()
+        _interrupt(jobs)
+        for worker in workers:
+            worker.join()
+        raise
+    return [_returned(job) for job in jobs]
+
+
+def _job(root: Path, overrides: list[str]) -> _Job:
+    marker = "hydra.sweep.subdir="
+    name = next(override for override in overrides if override.startswith(marker)).removeprefix(marker).strip("'")
+    kept = [override for override in overrides if not override.startswith(marker)]
+    return _Job(name, root / name, kept)
+
+
+def _run(job: _Job, count: str, threads: int, device: str | None) -> None:
+    job.directory.mkdir(parents=True, exist_ok=True)
+    environment = (
+        {"OMP_NUM_THREADS": str(threads)} | os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+    )
+    command = [sys.executable, str(cli.script()), *job.overrides, f"hydra.run.dir='{job.directory}'", "hydra.mode=RUN"]
+    print(f"{count} {job.name}", flush=True)
+    began = time.monotonic()
+    with (job.directory / LOG).open("ab") as log:
+        # A group of its own, so that Ctrl-C reaches it through `_interrupt` alone, once.
+        job.process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        job.status = job.process.wait()
+    said = "finished" if job.status == 0 else f"FAILED ({_last_line(job)})"
+    print(f"{count} {job.name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _interrupt(jobs: Sequence[_Job]) -> None:
+    running = [job.process for job in jobs if job.process is not None and job.process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end and any(process.poll() is None for process in running):
+        time.sleep(0.1)
+    for process in running:
+        process.kill()  # without effect on one that has ended
+
+
+def _returned(job: _Job) -> JobReturn:
+    status = JobStatus.COMPLETED if job.status == 0 else JobStatus.FAILED
+    error = None if job.status == 0 else MetasegError(f"{job.name}: {_last_line(job)}")
+    returned = JobReturn(overrides=job.overrides, status=status)
+    returned.return_value = error
+    return returned
+
+
+def _last_line(job: _Job) -> str:
+    lines = (job.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return f"{last}; see {job.directory / LOG}"
+
+
+def _devices() -> list[str]:
+    """The GPUs that cells may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device for device in visible.split(",") if device.strip()]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _number(name: str, value: int | str, automatic: int) -> int:
+    if value == "auto":
+        return automatic
+    if not isinstance(value, int) or value < 1:
+        raise MetasegError(f"hydra.launcher.{name} must be auto or a number from 1 on, found {value!r}.")
+    return value

@@ -1,0 +1,136 @@
+"""What `python train.py -m …` does: expand into cells, leave out the finished ones, continue or run the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from metaseg.errors import MetasegError
+from metaseg.rundir import RunDirectory
+from metaseg.sweeps.cells import Cell, Choice, of_multirun, of_tables
+from metaseg.sweeps.standing import Kind, Standing, standing
+
+if TYPE_CHECKING:
+    from hydra_plugins.metaseg_plugins import CellSweeper
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell with its directory, resolved settings and standing."""
+
+    cell: Cell
+    directory: RunDirectory
+    settings: Mapping[str, Any]
+    standing: Standing
+
+
+def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobReturn]]:
+    """Run the missing cells of a sweep.
+
+    Args:
+        sweeper: with Hydra's configuration and the launcher.
+        arguments: the command line's overrides of the jobs.
+
+    Returns:
+        As Hydra expects of a sweeper: what the jobs of the one batch returned.
+
+    Raises:
+        MetasegError: where no cell is left, and after all cells have run, where one failed or had other settings.
+    """
+    assert sweeper.hydra_context is not None
+    assert sweeper.config is not None
+    assert sweeper.launcher is not None
+    loader = sweeper.hydra_context.config_loader
+    choices = [_choice(override) for override in OverridesParser.create(loader).parse_overrides(list(arguments))]
+    tables = _tables(sweeper)
+    cells = of_tables(tables, choices, sweeper.seeds) if tables else of_multirun(choices)
+    root = Path(sweeper.config.hydra.sweep.dir)
+    plan = [_planned(loader, sweeper.config, cell, root) for cell in cells]
+    console = Console(highlight=False, soft_wrap=True)
+    if sweeper.dry_run:
+        from metaseg.sweeps.listing import print_plan
+
+        print_plan(plan, console)
+        return []
+    counts = {kind: sum(one.standing.kind is kind for one in plan) for kind in Kind}
+    missing = [one for one in plan if one.standing.kind in (Kind.NEW, Kind.BEGUN)]
+    console.print(
+        f"{len(plan)} cells in {root}: {counts[Kind.FINISHED]} finished, {counts[Kind.BEGUN]} to continue, "
+        f"{counts[Kind.NEW]} to run" + (f", {counts[Kind.OTHER]} with other settings" if counts[Kind.OTHER] else ""),
+        markup=False,
+    )
+    returns = sweeper.launcher.launch([_job(one) for one in missing], initial_job_idx=0) if missing else []
+    failed = [one for one, job in zip(missing, returns, strict=True) if job.status is not JobStatus.COMPLETED]
+    _report(plan, failed, console)
+    return [returns]
+
+
+def _tables(sweeper: CellSweeper) -> list[Mapping[str, Any]]:
+    if sweeper.tables:
+        from metaseg.reporting.tables import load_table
+
+        return [load_table(number) for number in sweeper.tables]
+    return [sweeper.table] if sweeper.table else []
+
+
+def _choice(override: Any) -> Choice:
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return Choice(key, (override.get_value_element_as_str(),))
+    if not override.is_discrete_sweep():
+        raise MetasegError(f"A sweep needs values to choose from, as in {key}=1,2, found {override.input_line}.")
+    return Choice(key, tuple(override.sweep_string_iterator()))
+
+
+def _planned(loader: ConfigLoader, sweep_config: DictConfig, cell: Cell, root: Path) -> Planned:
+    config = loader.load_sweep_config(sweep_config, cell.arguments())
+    of_job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    settings: dict[str, Any] = OmegaConf.to_container(of_job, resolve=True)  # type: ignore[assignment]
+    directory = RunDirectory(root / cell.name)
+    return Planned(cell, directory, settings, standing(directory, settings))
+
+
+def _job(planned: Planned) -> list[str]:
+    resume = ["ckpt_path=last"] if planned.standing.kind is Kind.BEGUN else []
+    return [*planned.cell.arguments(), *resume, f"hydra.sweep.subdir='{planned.cell.name}'"]
+
+
+def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console) -> None:
+    """The Dice of every cell; raises where something is not as it was asked for."""
+    table = Table("cell", "target", "Dice, %", "95 % interval", box=None, pad_edge=False)
+    for one in plan:
+        try:
+            targets = one.directory.read_result()["targets"]
+        except (MetasegError, KeyError):
+            continue
+        for target, scores in targets.items():
+            low, mean, high = (100 * (scores["dsc"][key] or 0) for key in ("low", "mean", "high"))
+            table.add_row(one.cell.name, target, f"{mean:.1f}", f"{low:.1f} – {high:.1f}")
+    console.print(table)
+    other = [one for one in plan if one.standing.kind is Kind.OTHER]
+    problems = []
+    if failed:
+        problems.append(
+            f"{len(failed)} of {len(plan)} cells failed ({_names(failed)}); repeat the command to try them again"
+        )
+    if other:
+        first = "; ".join(other[0].standing.differences[:3])
+        problems.append(
+            f"{len(other)} of {len(plan)} cells are there with other settings and were left alone ({_names(other)}; "
+            f"the first has {first}); choose another hydra.sweep.dir or move them away"
+        )
+    if problems:
+        raise MetasegError(". ".join(problems) + ".")
+
+
+def _names(cells: Sequence[Planned]) -> str:
+    return ", ".join(one.cell.name for one in cells[:5]) + (", …" if len(cells) > 5 else "")

@@ -39,7 +39,7 @@ def _one(options: argparse.Namespace, dataset: catalogue.Dataset) -> int:
     try:
         if options.command == "check":
             report = check.check(dataset, options.root)
-            _console().print(report.table(), "")
+            wide_console().print(report.table(), "")
             return 1 if report.errors else 0
         pool = pools.prepare(dataset, options.root, options.size, threads=options.threads)
         print(f"{dataset.title}: {len(pool)} images at {options.size}×{options.size}, ready")
@@ -52,7 +52,7 @@ def _one(options: argparse.Namespace, dataset: catalogue.Dataset) -> int:
 def print_table(datasets: Sequence[catalogue.Dataset]) -> None:
     """Table 1 of the paper, and below it where each dataset is, on which terms, and what to cite."""
     rows = catalogue.table(datasets)
-    console = _console()
+    console = wide_console()
     shown = ("name", "dataset", "images", "size", "imaging", "segmented", "foreground")
     table = Table(*shown, title="Table 1: the datasets", title_justify="left", show_edge=False, pad_edge=False)
     for row in rows:
@@ -85,7 +85,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _console() -> Console:
+def wide_console() -> Console:
+    """Standard output, wide enough for the tables where it is no terminal."""
     # Without a terminal, rich would fold tables to 80 columns in whatever file they are sent to.
     console = Console()
     return console if console.is_terminal else Console(width=140)

@@ -17,6 +17,7 @@ from rich.table import Table
 from metaseg.errors import MetasegError
 from metaseg.rundir import RunDirectory
 from metaseg.sweeps.cells import Cell, Choice, of_multirun, of_tables
+from metaseg.sweeps.datasets import table_of_datasets
 from metaseg.sweeps.standing import Kind, Standing, standing
 
 if TYPE_CHECKING:
@@ -44,12 +45,18 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
         As Hydra expects of a sweeper: what the jobs of the one batch returned.
 
     Raises:
-        MetasegError: where no cell is left, and after all cells have run, where one failed or had other settings.
+        MetasegError: where no cell is left, and after all cells have run, where one failed or had other settings; for
+            table 1, where a dataset is missing or faulty.
     """
     assert sweeper.hydra_context is not None
     assert sweeper.config is not None
     assert sweeper.launcher is not None
     loader = sweeper.hydra_context.config_loader
+    if sweeper.table and sweeper.table.get("datasets"):
+        config = loader.load_sweep_config(sweeper.config, list(arguments))
+        data: Any = OmegaConf.to_container(config.data, resolve=True)
+        table_of_datasets(data, Path(sweeper.config.hydra.sweep.dir))
+        return []
     choices = [_choice(override) for override in OverridesParser.create(loader).parse_overrides(list(arguments))]
     tables = _tables(sweeper)
     cells = of_tables(tables, choices, sweeper.seeds) if tables else of_multirun(choices)

@@ -5,6 +5,7 @@ says about a key that a row sets (learner, shots, or one of its overrides) choos
 it changes all cells, and several values multiply them.
 """
 
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from metaseg.errors import MetasegError
 
 _UNNAMED = ("data.root", "data.workers", "logger", "trainer", "experiment", "scale")
 """Settings that do not tell one cell of a sweep from another."""
+_LONGEST = 150
+"""Characters of a directory's name; most file systems take 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -112,5 +115,6 @@ def _name(settings: Mapping[str, str], own: Mapping[str, str]) -> str:
 
 
 def _safe(name: str) -> str:
-    """A name that every file system takes."""
-    return re.sub(r"[^\w.=,+-]", "", name.replace("/", "-"))
+    """A name that every file system takes; a long one ends in its hash."""
+    safe = re.sub(r"[^\w.=,+-]", "", name.replace("/", "-"))
+    return safe if len(safe) <= _LONGEST else f"{safe[: _LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

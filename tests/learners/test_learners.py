@@ -14,6 +14,7 @@ from metaseg.learners.fomaml import FirstOrderMAML
 from metaseg.learners.imaml import ImplicitMAML
 from metaseg.learners.joint import Joint
 from metaseg.learners.maml import MAML
+from metaseg.learners.reptile import Reptile
 from metaseg.learners.scratch import Scratch
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten, unflatten
@@ -32,6 +33,8 @@ EPISODIC = {
     ),
     "maml": (MAML, {"inner": INNER}),
     "fomaml": (FirstOrderMAML, {"inner": INNER}),
+    "anil": (MAML, {"inner": INNER, "adapts": r"^(decoder1|conv)\."}),
+    "reptile": (Reptile, {"inner": INNER}),
     "joint": (Joint, {}),
 }
 
@@ -88,7 +91,14 @@ def trainer(**settings):
 
 @pytest.mark.parametrize(
     ("name", "norm"),
-    [("imaml", "support"), ("maml", "batch"), ("fomaml", "running"), ("joint", "support")],
+    [
+        ("imaml", "support"),
+        ("maml", "batch"),
+        ("fomaml", "running"),
+        ("joint", "support"),
+        ("anil", "support"),
+        ("reptile", "support"),
+    ],
 )
 def test_the_outer_steps_lower_the_query_loss(name, norm):
     learner = make(name, norm)
@@ -194,6 +204,10 @@ def test_no_task_leaves_tensors_behind():
         ("imaml", {"loss": LOSSES["dice"]}, "loss=dice"),
         ("maml", {"inner": INNER | {"optimizer": "newton"}}, "learner.inner: .*sgd, momentum, adam"),
         ("maml", {"norm": "layer"}, "support, batch, running"),
+        ("maml", {"adapts": "head"}, "learner.adapts must match .* encoder1"),
+        ("maml", {"adapts": "("}, "learner.adapts must be a regular expression"),
+        ("maml", {"warmup": -1}, "learner.warmup"),
+        ("joint", {"optimizer": {"schedule": "linear"}}, "constant, cosine"),
         ("fomaml", {"adapt": {"optimizer": "adam", "lr": -1, "steps": 1, "lam": 0}}, "learner.adapt: .*lr > 0"),
     ],
 )
@@ -245,3 +259,44 @@ def test_a_network_that_cannot_be_replayed_is_differentiated_by_autograd_and_say
     strict = make("imaml", network=network, curvature="hessian", lam=100.0, products="replay")
     with pytest.raises(MetasegError, match="products=autograd"):
         strict.meta_gradient(strict.theta(), episode())
+
+
+def test_only_the_parameters_that_a_learner_names_adapt():
+    learner = make("anil")
+    theta = learner.theta()
+    adapted = learner.adapt(support_set()).parameters
+    moved = {name for name in theta if not torch.equal(adapted[name], theta[name])}
+    assert moved
+    assert all(name.startswith(("decoder1.", "conv.")) for name in moved)
+    result = learner.meta_gradient(theta, episode())
+    assert all(torch.equal(result.adapted[name], theta[name]) for name in theta.keys() - moved)
+    # The others are learnt all the same.
+    assert unflatten(result.gradient, theta)["encoder1.enc1conv1.weight"].norm() > 0
+
+
+def outer_steps(learner, count):
+    steps = torch.utils.data.DataLoader(
+        [[episode(seed)] for seed in range(count)], batch_size=None, collate_fn=lambda x: x
+    )
+    trainer(max_epochs=1).fit(learner, steps)
+    return flatten(learner.theta().values())
+
+
+def test_the_first_outer_steps_of_a_warm_up_are_those_of_joint_training():
+    assert torch.equal(outer_steps(make("fomaml", warmup=2), 2), outer_steps(make("joint"), 2))
+    assert not torch.equal(outer_steps(make("fomaml", warmup=2), 3), outer_steps(make("joint"), 3))
+
+
+def test_a_cosine_schedule_ends_near_zero():
+    shared = {"lr": 1e-2, "weight_decay": 0.0, "clip_norm": None}
+    learner = make("joint", optimizer=shared | {"schedule": "cosine"})
+    rates = []
+    original = learner._step
+
+    def step(gradient):
+        original(gradient)
+        rates.append(learner.optimizers().param_groups[0]["lr"])
+
+    learner._step = step
+    outer_steps(learner, 4)
+    assert rates == pytest.approx([1e-2 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(4)])

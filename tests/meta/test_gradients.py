@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from metaseg.meta.conjugate_gradient import Outcome
-from metaseg.meta.gradients import Task, first_order_gradient, implicit_gradient, unrolled_gradient
+from metaseg.meta.gradients import (
+    Task,
+    first_order_gradient,
+    implicit_gradient,
+    reptile_gradient,
+    unrolled_gradient,
+)
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.meta.vectors import flatten, unflatten
 
@@ -203,3 +209,51 @@ def test_wrong_settings_are_refused():
         InnerLoop(optimizer="lbfgs")
     with pytest.raises(ValueError, match="lr > 0"):
         InnerLoop(lr=0)
+
+
+def test_where_only_some_parameters_adapt_the_implicit_gradient_is_that_of_the_problem_in_these():
+    # The quadratic problem of this file in closed form: a adapts, b stays at θ.
+    generator = torch.Generator().manual_seed(3)
+    root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    hessian, pull, wish = root @ root.T + torch.eye(5), root[0].clone(), root[1].clone()
+    mask, lam = torch.tensor([1.0, 1, 0, 0, 1], dtype=torch.float64), 0.7
+    theta = {"x": torch.randn(5, generator=generator, dtype=torch.float64)}
+
+    def minimiser(start):
+        kept = mask.bool()
+        system = hessian[kept][:, kept] + lam * torch.eye(3)
+        right = lam * start[kept] - pull[kept] - hessian[kept][:, ~kept] @ start[~kept]
+        return start.clone().index_put((kept,), torch.linalg.solve(system, right))
+
+    def of_query(start):
+        return 0.5 * (minimiser(start) - wish).square().sum()
+
+    start = theta["x"].clone().requires_grad_()
+    (exact,) = torch.autograd.grad(of_query(start), start)
+    task = Task(
+        support=lambda p: (p["x"], None),
+        support_loss=lambda x: 0.5 * x @ hessian @ x + pull @ x,
+        query=lambda p, _: (0.5 * (p["x"] - wish).square().sum(), None),
+        query_reads_support=False,
+    )
+    inner = InnerLoop("sgd", 0.02, 5000, lam, mask)
+    found = implicit_gradient(task, theta, inner, lam=lam, cg_steps=20, cg_tolerance=1e-12)
+    torch.testing.assert_close(found.gradient, exact, rtol=1e-6, atol=1e-9)
+    assert found.diagnostics["stationarity"] < 1e-8
+    assert torch.equal(found.adapted["x"][2:4], theta["x"][2:4])
+    unrolled = unrolled_gradient(task, theta, inner)
+    torch.testing.assert_close(unrolled.gradient, exact, rtol=1e-6, atol=1e-9)
+
+
+def test_reptile_follows_the_mean_of_the_inner_gradients():
+    target = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    task = Task(
+        support=lambda p: (p["x"], None),
+        support_loss=lambda x: 0.5 * (x - target).square().sum(),
+        query=lambda p, _: (p["x"].sum(), None),
+    )
+    theta = {"x": torch.zeros(2, dtype=torch.float64)}
+    found = reptile_gradient(task, theta, InnerLoop("sgd", 0.1, 3))
+    torch.testing.assert_close(found.gradient, -target * (1 - 0.9**3) / 0.3)
+    with pytest.raises(ValueError, match="at least one inner step"):
+        reptile_gradient(task, theta, InnerLoop("sgd", 0.1, 0))

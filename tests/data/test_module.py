@@ -1,0 +1,89 @@
+"""The data module: which images are trained on, given away without masks, and scored."""
+
+import numpy as np
+import pytest
+
+from metaseg.data import module
+from metaseg.data.pools import prepare_arrays
+from metaseg.errors import MetasegError
+
+SETTINGS = {"source": "synthetic", "root": ".", "size": 16, "validation": 0.2, "augment": "none", "workers": 0}
+TASKS = {"mixing": "exclusive", "order": "interleaved", "count": 4, "per_step": 1, "resample": True, "query": 3}
+TASKS["validation"] = 1
+SIZES = {"ph2": 40, "kvasir": 60, "isic": 50, "kvasir_capsule": 55}
+
+
+@pytest.fixture(autouse=True)
+def small_pools(monkeypatch):
+    def load(name, **_):
+        generator = np.random.default_rng(len(name))
+        images = generator.integers(0, 256, (SIZES[name], 16, 16, 3), dtype=np.uint8)
+        groups = np.arange(SIZES[name]) // 11 if name == "kvasir_capsule" else None
+        return prepare_arrays(name, images, images[..., 0] > 127, groups=groups)
+
+    monkeypatch.setattr(module, "load_pool", load)
+
+
+def data(**changes):
+    settings = {
+        "pools": ["ph2", "kvasir"],
+        "targets": ["isic"],
+        "data": SETTINGS,
+        "tasks": TASKS,
+        "shots": 3,
+        "seed": 0,
+    }
+    return module.EpisodicData(**(settings | changes))
+
+
+@pytest.mark.parametrize("name", ["isic", "kvasir_capsule"])
+def test_images_given_away_without_masks_are_never_scored(name):
+    found = data(targets=[name], unlabelled=0.1).targets[name]
+    assert 1 <= len(found.unlabelled) <= 0.2 * SIZES[name]
+    assert len(found.candidates) == SIZES[name]
+    for draw in range(3):
+        support, scored = found.draw(3, 0, draw)
+        assert not set(scored) & (set(found.unlabelled) | set(support))
+        plain_support, plain_scored = data(targets=[name]).targets[name].draw(3, 0, draw)
+        assert np.array_equal(support, plain_support)
+        assert set(scored) == set(plain_scored) - set(found.unlabelled)
+
+
+def test_an_episode_carries_one_of_them_and_the_same_one_again():
+    found = data(unlabelled=0.1)
+    episodes = module.EpisodeDataset(found.pools, found.train_plan, "none", found.unlabelled)
+    allowed = found.targets["isic"].pool.take(found.targets["isic"].unlabelled)[0]
+    for index in range(4):
+        image = episodes[0, index].unlabelled
+        assert image.shape == (1, 16, 16, 3)
+        assert any(np.array_equal(image[0], one) for one in allowed)
+        assert np.array_equal(image, episodes[0, index].unlabelled)
+        assert episodes[0, index].normalised().unlabelled.shape == (1, 3, 16, 16)
+    assert data().unlabelled == []
+
+
+def test_training_images_are_limited_over_all_pools_together():
+    everything = sum(len(indices) for _, indices in data().train_plan.pools)
+    assert everything == 80
+    limited = data(train_images=50).train_plan.pools
+    assert sum(len(indices) for _, indices in limited) == 50
+    for (name, some), (_, full) in zip(limited, data().train_plan.pools, strict=True):
+        assert set(some) < set(full), name
+    assert sum(len(indices) for _, indices in data(train_images=500).train_plan.pools) == everything
+
+
+def test_without_a_pair_there_are_targets_only():
+    found = data(pools=[])
+    assert list(found.targets) == ["isic"]
+    with pytest.raises(MetasegError, match="pair=none"):
+        found.require_training_data()
+    data(pools=[], train_on="target").require_training_data()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"unlabelled": 1.0}, "learner.unlabelled"), ({"train_images": 0}, "learner.train_images")],
+)
+def test_shares_and_numbers_out_of_range_are_refused(changes, words):
+    with pytest.raises(MetasegError, match=words):
+        data(**changes)

@@ -1,0 +1,92 @@
+"""Which cells a sweep consists of."""
+
+import pytest
+
+from metaseg.errors import MetasegError
+from metaseg.sweeps.cells import Choice, of_multirun, of_tables
+
+TABLE = {
+    "fixed": ["pair=ph2_kvasir", "tasks.mixing=mixed", "tasks.count=50", "target=[isic,kvasir_capsule]"],
+    "paper_rows": [
+        {"overrides": ["learner=imaml"], "shots": [5, 10]},
+        {"overrides": ["learner=naive", "learner.train_on=target", "pair=none", "target=[isic]"], "shots": [5]},
+    ],
+    "further_rows": [{"overrides": ["learner=scratch", "pair=none"], "shots": [5]}],
+}
+
+
+def settings(cell):
+    return dict(cell.overrides)
+
+
+def test_a_multirun_is_the_product_of_its_choices():
+    cells = of_multirun(
+        [Choice("learner", ("imaml", "maml")), Choice("shots", ("5", "20")), Choice("data.root", ("/x",))]
+    )
+    assert [cell.name for cell in cells] == [
+        "learner=imaml,shots=5",
+        "learner=imaml,shots=20",
+        "learner=maml,shots=5",
+        "learner=maml,shots=20",
+    ]
+    assert all(settings(cell)["data.root"] == "/x" for cell in cells)
+
+
+def test_a_table_gives_a_cell_for_each_row_shot_count_and_seed():
+    cells = of_tables([TABLE], [], [0, 1])
+    assert [cell.name for cell in cells] == [
+        "ph2_kvasir_mixed/imaml_5shot_seed0",
+        "ph2_kvasir_mixed/imaml_5shot_seed1",
+        "ph2_kvasir_mixed/imaml_10shot_seed0",
+        "ph2_kvasir_mixed/imaml_10shot_seed1",
+        "alone/naive_5shot_train_on=target_target=isic_seed0",
+        "alone/naive_5shot_train_on=target_target=isic_seed1",
+        "alone/scratch_5shot_seed0",
+        "alone/scratch_5shot_seed1",
+    ]
+    naive = settings(cells[4])
+    assert naive["target"] == "[isic]"
+    assert naive["pair"] == "none"
+    assert naive["tasks.count"] == "50"
+
+
+def test_tables_that_share_cells_run_them_once():
+    other = TABLE | {"paper_rows": [{"overrides": ["learner=imaml"], "shots": [5]}], "further_rows": []}
+    assert len(of_tables([TABLE, other], [], [0])) == len(of_tables([TABLE], [], [0]))
+
+
+def test_the_command_line_chooses_rows_and_changes_the_rest():
+    given = [
+        Choice("learner", ("imaml",)),
+        Choice("shots", ("5",)),
+        Choice("seed", ("3",)),
+        Choice("tasks.count", ("4",)),
+    ]
+    (cell,) = of_tables([TABLE], given, [0, 1])
+    assert cell.name == "ph2_kvasir_mixed/imaml_5shot_seed3"
+    assert settings(cell)["tasks.count"] == "4"
+
+
+def test_several_values_of_another_key_multiply_the_cells_and_are_named():
+    given = [Choice("learner", ("imaml",)), Choice("shots", ("5",)), Choice("learner.lam", ("1", "10"))]
+    assert [cell.name for cell in of_tables([TABLE], given, [0])] == [
+        "ph2_kvasir_mixed/imaml_5shot_lam=1_seed0",
+        "ph2_kvasir_mixed/imaml_5shot_lam=10_seed0",
+    ]
+
+
+def test_a_choice_that_no_row_has_is_refused_in_words():
+    with pytest.raises(MetasegError, match="learner=proto"):
+        of_tables([TABLE], [Choice("learner", ("proto",))], [0])
+
+
+def test_names_suit_every_file_system():
+    (cell,) = of_multirun([Choice("target", ("[isic,ph2]",)), Choice("model.init_path", ("/a b/c'd.pt",))])
+    assert not set(cell.name) & set("/[]' \\:*?\"<>|")
+
+
+def test_long_names_are_cut_and_stay_apart():
+    choices = [Choice(f"some.long.setting.number{index}", ("1",)) for index in range(20)]
+    cells = of_multirun([*choices, Choice("seed", ("0", "1"))])
+    assert all(len(cell.name) <= 150 for cell in cells)
+    assert cells[0].name != cells[1].name

@@ -1,0 +1,148 @@
+"""`train.py -m` as its users run it: skipping, resuming, failures, listing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import ROOT, TINY, environment
+
+from metaseg.rundir import RunDirectory, write_json
+from metaseg.sweeps.standing import Kind, differences, standing
+
+
+@pytest.fixture
+def sweep(train, tmp_path, monkeypatch):
+    """train.py -m in this process."""
+
+    def call(*overrides, directory=tmp_path / "sweep"):
+        import conftest
+
+        monkeypatch.setattr(conftest, "TINY", ["-m", *TINY])
+        return train("hydra/launcher=basic", *overrides, f"hydra.sweep.dir={directory}")
+
+    return call
+
+
+def test_a_sweep_skips_what_is_finished(sweep, tmp_path):
+    first = sweep("learner=scratch", "shots=3,4")
+    assert first.returncode == 0, first.stderr
+    names = sorted(path.parent.name for path in (tmp_path / "sweep").rglob("result.json"))
+    assert len(names) == 2
+    assert "2 cells" in first.stdout
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("result.json")}
+    again = sweep("learner=scratch", "shots=3,4")
+    assert again.returncode == 0, again.stderr
+    assert "2 finished, 0 to continue, 0 to run" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_a_failed_cell_is_told_hides_no_other_and_is_tried_again(sweep, tmp_path):
+    # 150 support images are more than the source pool has.
+    first = sweep("learner=fomaml", "shots=150,3", "tasks.query=3")
+    assert first.returncode == 1
+    assert "1 of 2 cells failed" in first.stderr
+    assert "150 support" in first.stderr
+    assert "Traceback" not in first.stderr
+    (finished,) = (tmp_path / "sweep").rglob("result.json")
+    assert json.loads(finished.read_text())["settings"]["shots"] == 3
+    again = sweep("learner=fomaml", "shots=150,3", "tasks.query=3")
+    assert again.returncode == 1
+    assert "1 finished, 0 to continue, 1 to run" in again.stdout
+
+
+def test_a_cell_with_other_settings_is_left_alone_and_told(sweep, tmp_path):
+    assert sweep("learner=scratch", "shots=3").returncode == 0
+    (path,) = (tmp_path / "sweep").rglob("result.json")
+    changed = json.loads(path.read_text())
+    changed["settings"]["learner"]["adapt"]["lr"] = 0.5
+    write_json(path, changed)
+    content = path.read_bytes()
+    again = sweep("learner=scratch", "shots=3")
+    assert again.returncode == 1
+    assert "learner.adapt.lr=0.001 (was 0.5)" in again.stderr
+    assert path.read_bytes() == content
+
+
+def test_the_listing_runs_nothing(sweep, tmp_path):
+    listed = sweep("learner=fomaml,scratch", "shots=3,4", "--dry-run")
+    assert listed.returncode == 0, listed.stderr
+    assert "4 of 4 cells to run" in listed.stdout
+    assert "hours" in listed.stdout
+    assert not list((tmp_path / "sweep").rglob("config.yaml"))
+
+
+def start(directory, *overrides):
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"hydra.sweep.dir={directory}", *overrides]
+    return subprocess.Popen(
+        command, cwd=directory.parent, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_an_interrupted_sweep_resumes_its_cell(tmp_path):
+    settings = ["learner=fomaml", "tasks.query=3", "tasks.count=400", "trainer.save_every=1", "shots=3"]
+    directory = tmp_path / "sweep"
+    process = start(directory, *settings)
+    metrics = None
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        metrics = next(directory.rglob("metrics.csv"), None)
+        if metrics is not None and len(metrics.read_text().splitlines()) > 5:
+            break
+        time.sleep(0.2)
+    assert metrics is not None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in stderr
+    assert not list(directory.rglob("result.json"))
+    begun = standing(RunDirectory(metrics.parent), yaml.safe_load((metrics.parent / "config.yaml").read_text()))
+    assert begun.kind is Kind.BEGUN
+    assert begun.steps > 2
+
+
+def test_cells_are_processes_of_their_own_and_log_to_their_directory(tmp_path):
+    directory = tmp_path / "sweep"
+    process = start(directory, "learner=scratch", "shots=3,150000", "hydra.launcher.slots=2")
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "1 of 2 cells failed" in stderr
+    assert "finished after" in stdout
+    assert "FAILED (error: shots=150000" in stdout
+    (finished,) = directory.rglob("result.json")
+    assert "after adaptation" in (finished.parent / "log.txt").read_text()
+
+
+def test_settings_that_change_nothing_do_not_count(tmp_path):
+    old = {"data": {"root": "/a", "size": 64}, "logger": {"wandb": True}, "shots": 5, "gone": 1}
+    new = {"data": {"root": "/b", "size": 64}, "logger": {"wandb": False}, "shots": 5, "added": 2}
+    assert differences(old, new) == ()
+    assert differences(old, new | {"shots": 10}) == ("shots=10 (was 5)",)
+    assert standing(RunDirectory(tmp_path), new).kind is Kind.NEW
+
+
+@pytest.mark.parametrize("name", ["slots", "threads"])
+def test_settings_of_the_launcher_out_of_range_are_refused(train, tmp_path, monkeypatch, name):
+    import conftest
+
+    monkeypatch.setattr(conftest, "TINY", ["-m", *TINY])
+    finished = train("learner=scratch", f"hydra.launcher.{name}=0", f"hydra.sweep.dir={tmp_path}")
+    assert finished.returncode == 1
+    assert f"hydra.launcher.{name}" in finished.stderr
+
+
+def test_table_one_lists_the_datasets(sweep, tmp_path):
+    finished = sweep("experiment=table1")
+    assert finished.returncode == 0, finished.stderr
+    assert "KvasirCapsule-SEG" in finished.stdout
+    assert set(json.loads((tmp_path / "sweep" / "table1.json").read_text())) >= {"ph2", "isic"}
+
+
+def test_table_one_without_data_is_an_error(sweep, tmp_path):
+    (tmp_path / "empty").mkdir()
+    finished = sweep("experiment=table1", "data=real", f"data.root={tmp_path / 'empty'}")
+    assert finished.returncode == 1
+    assert "Table 1 needs" in finished.stderr

@@ -161,8 +161,8 @@ def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | No
     return path
 
 
-def load_weights(learner: Learner, path: Path) -> None:
-    """Load a checkpoint's meta-parameters into a learner; nothing in the file is executed.
+def load_weights(learner: L.LightningModule, path: Path) -> None:
+    """Load a checkpoint's parameters into a learner, or into what pre-trains; nothing in the file is executed.
 
     Raises:
         MetasegError: if the file is no checkpoint, or one of another architecture.

@@ -32,7 +32,7 @@ from metaseg.networks.attention_unet import UNet
 from metaseg.networks.brain_mri import save_in_hub_layout
 from metaseg.networks.build import build, fingerprint
 from metaseg.networks.functional import forward, running_statistics, update_running
-from metaseg.process import prepare_process
+from metaseg.process import interruptible, prepare_process
 from metaseg.reporting.figures import learning_curves
 from metaseg.run import begin, find_checkpoint, load_weights, quieten
 from metaseg.rundir import RunDirectory, write_json
@@ -285,9 +285,8 @@ def fit(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with interruptible():
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     path = directory.checkpoints / "best.ckpt"
     load_weights(module, path)
     return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])

@@ -109,7 +109,7 @@ def find(root: str | Path) -> list[Scan]:
     )
 
 
-Files = dict[str, Path]
+Files = dict[str, list[Path]]
 
 
 def _published(folder: Path) -> tuple[Files, Files, dict[str, str]]:
@@ -120,25 +120,23 @@ def _published(folder: Path) -> tuple[Files, Files, dict[str, str]]:
     for path in sorted(folder.glob("*/*.tif*")):
         found = re.fullmatch(r"(.+_\d+)(_mask)?", path.stem)
         if found and not path.name.startswith("."):
-            (masks if found[2] else images)[found[1]] = path
+            (masks if found[2] else images).setdefault(found[1], []).append(path)
             patients[found[1]] = path.parent.name
     return images, masks, patients
 
 
 def _plain(folder: Path) -> tuple[Files, Files, dict[str, str]]:
     """The same of images/ and masks/ with equal stems; patients.csv has the patient of each."""
-    images, masks = (
-        {
-            path.stem: path
-            for path in sorted((folder / name).glob("*"))
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-        }
-        for name in ("images", "masks")
-    )
+    images: Files = {}
+    masks: Files = {}
+    for name, files in (("images", images), ("masks", masks)):
+        for path in sorted((folder / name).glob("*")):
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+                files.setdefault(path.stem, []).append(path)
     table = folder / PATIENTS
     try:
         with table.open(newline="", encoding="utf-8") as file:
-            patients = {row["stem"]: row["patient"] for row in csv.DictReader(file)}
+            patients = {row["stem"]: row["patient"] for row in csv.DictReader(file) if row["patient"]}
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise MetasegError(
             f"{table} should say in columns stem and patient whose slice each image is, but cannot be read "
@@ -149,20 +147,25 @@ def _plain(folder: Path) -> tuple[Files, Files, dict[str, str]]:
 
 
 def _paired(folder: Path, images: Files, masks: Files, patients: Mapping[str, str]) -> list[Scan]:
+    every = sorted(images.keys() | masks.keys(), key=natural_key)
     faults = (
-        ([images[stem].name for stem in sorted(images.keys() - masks.keys())], "images without a mask"),
-        ([masks[stem].name for stem in sorted(masks.keys() - images.keys())], "masks without an image"),
-        ([path.name for stem, path in sorted(images.items()) if stem not in patients], f"images not in {PATIENTS}"),
+        ("images without a mask", [images[stem][0] for stem in every if stem not in masks]),
+        ("masks without an image", [masks[stem][0] for stem in every if stem not in images]),
+        (f"images not in {PATIENTS}", [images[stem][0] for stem in every if stem in images and stem not in patients]),
+        (
+            "files that share a stem",
+            [path for files in (images, masks) for paths in files.values() if len(paths) > 1 for path in paths],
+        ),
     )
-    told = [f"{len(names)} {what} (such as {names[0]})" for names, what in faults if names]
+    told = [f"{len(paths)} {what} (such as {paths[0].name})" for what, paths in faults if paths]
     if told:
         raise MetasegError(
-            f"Each image in {folder} needs a mask and a patient, but there are {', '.join(told)}; add the missing "
-            "files or remove their partners."
+            f"Each image in {folder} needs one mask and one patient, but there are {', '.join(told)}; add the missing "
+            "files or remove those too many."
         )
     scans: dict[str, list[Pair]] = {}
-    for stem in sorted(images, key=natural_key):
-        scans.setdefault(patients[stem], []).append(Pair(stem, images[stem], masks[stem]))
+    for stem in every:
+        scans.setdefault(patients[stem], []).append(Pair(stem, images[stem][0], masks[stem][0]))
     return [Scan(patient, tuple(scans[patient])) for patient in sorted(scans)]
 
 

@@ -26,8 +26,8 @@ def script() -> Path:
     return _script[-1]
 
 
-def entry(main: Callable[[DictConfig], None]) -> None:
-    """Run ``main`` under Hydra with conf/config.yaml; never returns normally on a user's mistake."""
+def entry(main: Callable[[DictConfig], None], config_name: str = "config") -> None:
+    """Run ``main`` under Hydra with conf/``config_name``.yaml; never returns normally on a user's mistake."""
     # Hydra would print errors in its own many-line way; told to raise them, it leaves the wording to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     _script.append(Path(inspect.getfile(main)).resolve())
@@ -50,7 +50,7 @@ def entry(main: Callable[[DictConfig], None]) -> None:
             raise MetasegError(failed[-1])  # so that the sweep knows
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         fail(_sentence(error))
     except MetasegError as error:
@@ -85,4 +85,4 @@ def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text += f" ({' '.join(str(error.__cause__).split())})"
-    return f"{text.rstrip('.')}; see conf/ or `python train.py --help` for the settings there are."
+    return f"{text.rstrip('.')}; see conf/ or `python {Path(sys.argv[0]).name} --help` for the settings there are."

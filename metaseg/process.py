@@ -2,7 +2,8 @@
 
 import ctypes
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -29,3 +30,17 @@ def prepare_process(tf32: bool) -> None:
             # 32 MiB is the most that glibc allows; larger blocks are few.
             for parameter, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**25), (_TOP_PAD, 2**26)):
                 library.mallopt(parameter, value)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let an interruption by the user (Ctrl+C) out of Lightning's Trainer as KeyboardInterrupt.
+
+    The Trainer itself turns it into SystemExit with status 1, without a word; entry points say how to continue.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise

@@ -28,7 +28,7 @@ from metaseg.evaluation import metatest
 from metaseg.learners.base import Learner
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
-from metaseg.process import prepare_process
+from metaseg.process import interruptible, prepare_process
 from metaseg.reporting.figures import adaptation_curve, learning_curves
 from metaseg.reporting.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.reporting.summary import print_summary
@@ -163,8 +163,8 @@ def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | No
     return path
 
 
-def load_weights(learner: Learner, path: Path) -> None:
-    """Load a checkpoint's meta-parameters into a learner; nothing in the file is executed.
+def load_weights(learner: L.LightningModule, path: Path) -> None:
+    """Load a checkpoint's parameters into a learner, or into what pre-trains; nothing in the file is executed.
 
     Raises:
         MetasegError: if the file is no checkpoint, or one of another architecture.
@@ -205,11 +205,10 @@ def fit(
         inference_mode=False,
     )
     data.require_even_shares(trainer.world_size)
-    trainer.fit(learner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with interruptible():
+        trainer.fit(learner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
         load_weights(learner, directory.checkpoints / "best.ckpt")
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     return trainer.global_rank
 
 

@@ -32,6 +32,17 @@ TINY = [
 ]
 """Settings of a run that takes seconds."""
 
+TINY_PRETRAINING = [
+    "data=synthetic",
+    "data.size=32",
+    "model.features=2",
+    "optimizer.lr=1e-2",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "trainer.progress=false",
+]
+"""The same for pretrain.py."""
+
 
 def environment(**changes):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "HYDRA_", "METASEG_"))}
@@ -40,7 +51,7 @@ def environment(**changes):
 
 @dataclass(frozen=True)
 class Finished:
-    """How a run of train.py ended."""
+    """How a run of an entry point ended."""
 
     returncode: int
     stdout: str
@@ -48,28 +59,48 @@ class Finished:
 
 
 @pytest.fixture
-def train(tmp_path, capfd, monkeypatch):
-    """Run train.py with overrides in this process, as its command line would; ``directory`` is the run's directory.
-
-    What a fresh process alone can show (signals, ranks, imports) is run by ``train_process``.
-    """
+def program(tmp_path, capfd, monkeypatch):
+    """Run an entry point with overrides in this process, as its command line would."""
     for key in [key for key in os.environ if key.startswith(("WANDB_", "HYDRA_", "METASEG_"))]:
         monkeypatch.delenv(key)
     monkeypatch.chdir(tmp_path)
 
-    def call(*overrides, directory=tmp_path / "run", **variables):
+    def call(script, *overrides, directory, **variables):
         for key, value in variables.items():
             monkeypatch.setenv(key, value)
-        monkeypatch.setattr(sys, "argv", ["train.py", *TINY, f"hydra.run.dir={directory}", *overrides])
+        monkeypatch.setattr(sys, "argv", [script, f"hydra.run.dir={directory}", *overrides])
         capfd.readouterr()
         status = 0
         try:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
             status = end.code or 0
         finally:
             GlobalHydra.instance().clear()
         return Finished(status, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def train(program, tmp_path):
+    """Run train.py with overrides in this process; ``directory`` is the run's directory.
+
+    What a fresh process alone can show (signals, ranks, imports) is run by ``train_process``.
+    """
+
+    def call(*overrides, directory=tmp_path / "run", **variables):
+        return program("train.py", *TINY, *overrides, directory=directory, **variables)
+
+    return call
+
+
+@pytest.fixture
+def pretrain(program, tmp_path):
+    """Run pretrain.py with overrides in this process; ``directory`` is the run's directory."""
+
+    def call(*overrides, directory=tmp_path / "pretrained", **variables):
+        return program("pretrain.py", *TINY_PRETRAINING, *overrides, directory=directory, **variables)
 
     return call
 

@@ -25,6 +25,7 @@ from metaseg.errors import MetasegError
 if TYPE_CHECKING:
     from rich.console import Group
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Kind = Literal[
     "unpaired", "ambiguous", "unreadable", "size", "empty mask", "not binary", "count", "frame number", "near-duplicate"
@@ -126,18 +127,18 @@ def light(found: Inspected) -> Inspected:
     return Inspected(None, None, found.bits, found.details, found.foreground, found.faults)
 
 
-def for_each(pairs: Sequence[Pair], work: Callable[[Pair], Result], threads: int | None = None) -> Iterator[Result]:
-    """`work` over all pairs on all cores (or so many threads), in order, a few dozen results in memory at a time.
+def for_each(items: Sequence[Item], work: Callable[[Item], Result], threads: int | None = None) -> Iterator[Result]:
+    """`work` over all items on all cores (or so many threads), in order, a few dozen results in memory at a time.
 
-    Threads, because Pillow decodes and resizes outside of Python's lock. Whoever stops half-way waits for the pairs in
+    Threads, because Pillow decodes and resizes outside of Python's lock. Whoever stops half-way waits for the items in
     work only.
     """
     threads = threads or cores()
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
-            for pair in pairs:
-                waiting.append(pool.submit(work, pair))
+            for item in items:
+                waiting.append(pool.submit(work, item))
                 if len(waiting) >= 8 * threads:
                     yield waiting.popleft().result()
             while waiting:

@@ -1,9 +1,12 @@
 """Initial weights from the U-Net of Buda et al. 2019 (arXiv 1906.03720), trained on lower-grade glioma in brain MRI.
 
 The paper's networks start from the file that torch hub hands out for `mateuszbuda/brain-segmentation-pytorch`. It
-exists for 32 features only; files of the same layout, for any width, are written by `save_in_hub_layout`. As is torch
-hub's convention, a file's name carries the first digits of its SHA-256 (`unet-e012d006.pt`), and they are checked
-before the file is read.
+exists for 32 features only; `python pretrain.py` makes files of the same layout for any width (`save_in_hub_layout`).
+The U-Net was trained on MRI that is z-scored over each volume, and here is given photographs in [-1, 1], in the paper
+as well as in this project.
+
+As is torch hub's convention, a file's name carries the first digits of its SHA-256 (`unet-e012d006.pt`), and they are
+checked before the file is read.
 """
 
 import hashlib
@@ -167,7 +170,7 @@ def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], path: P
     if width != own_width:
         raise MetasegError(
             f"Expected initial weights for model.features={own_width}, found weights of {width} features in {path}: "
-            f"set model.features={width}, or pre-train a U-Net of {own_width} features."
+            f"set model.features={width}, or pre-train a U-Net by `python pretrain.py model.features={own_width}`."
         )
     if channels != own_channels:
         raise MetasegError(

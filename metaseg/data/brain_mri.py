@@ -1,0 +1,274 @@
+"""Lower-grade glioma in brain MRI: what the U-Net is trained on that the paper's networks start from.
+
+The data are those of Buda et al. 2019 (arXiv 1906.03720), as published on Kaggle under kaggle_3m: 110 patients, 3929
+axial slices, three sequences as the channels of an image (pre-contrast, FLAIR, post-contrast), masks of the FLAIR
+abnormality. A patient's slices are one volume. [B] marks what is done as in the authors' public code
+(github.com/mateuszbuda/brain-segmentation-pytorch), [D] what is our decision.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from metaseg.data.check import for_each
+from metaseg.data.layouts import SUFFIXES, Pair, natural_key, read_image, read_mask
+from metaseg.errors import MetasegError
+
+FOLDERS = ("lgg_brain_mri", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
+"""Folders looked for under data.root, in this order."""
+PATIENTS = "patients.csv"
+"""Beside images/ and masks/: columns stem and patient."""
+PERCENTILES = (10, 99)
+"""Between which the intensities of a volume are clipped [B]."""
+DARK = 0.1
+"""Below this share of a volume's largest value a pixel counts as outside of the head [B]."""
+
+_HOW = (
+    "get kaggle_3m from https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation, or name another folder by "
+    "data.root=DIR or METASEG_DATA, or try the synthetic twin by data=synthetic"
+)
+
+
+class Scan(NamedTuple):
+    """One patient's slices as files, in the order of their numbers."""
+
+    patient: str
+    slices: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One patient's slices, cropped to the head and resized.
+
+    Attributes:
+        patient: the patient's name.
+        images: uint8 (N, S, S, 3): N slices in order, channels pre-contrast, FLAIR, post-contrast.
+        masks: uint8 {0, 1} (N, S, S).
+        clip: the 10th and 99th percentile of all intensities of the volume.
+        mean: (3,) of each channel of the clipped volume.
+        deviation: (3,) standard deviation of the same.
+    """
+
+    patient: str
+    images: np.ndarray
+    masks: np.ndarray
+    clip: tuple[float, float]
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, patient: str, images: np.ndarray, masks: np.ndarray) -> "Volume":
+        """The volume of slices that are cropped and resized already, with the statistics of its intensities.
+
+        Raises:
+            MetasegError: if the intensities do not vary.
+        """
+        low, high = (float(value) for value in np.percentile(images, PERCENTILES))
+        if low == high:
+            raise MetasegError(
+                f"The slices of patient {patient} should show a head, but 89 % of their pixels have the same value "
+                f"{low:g}; replace them by fresh copies, or remove the patient."
+            )
+        clipped = np.clip(images, low, high, dtype=np.float32)
+        mean = clipped.mean(axis=(0, 1, 2), dtype=np.float64)
+        deviation = clipped.std(axis=(0, 1, 2), dtype=np.float64)
+        # A channel without any contrast is 0 everywhere, instead of a division by zero [D].
+        return cls(patient, images, masks, (low, high), mean, np.asarray(np.where(deviation > 0, deviation, 1)))
+
+    def normalised(self, slices: Sequence[int] | slice = slice(None)) -> np.ndarray:
+        """The slices as float32 (B, S, S, 3): clipped, then mean 0 and deviation 1 per channel over the volume [B]."""
+        clipped = np.clip(self.images[slices], *self.clip, dtype=np.float32)
+        clipped -= self.mean.astype(np.float32)
+        clipped /= self.deviation.astype(np.float32)
+        return clipped
+
+
+def find(root: str | Path) -> list[Scan]:
+    """The scans under `root`, patients in order, laid out as published or as images/, masks/ and patients.csv.
+
+    Raises:
+        MetasegError: if there is none, or an image or mask lacks its partner or its patient.
+    """
+    root = Path(root).expanduser()
+    for folder in (root / name for name in FOLDERS):
+        if not folder.is_dir():
+            continue
+        images, masks, patients = _plain(folder) if (folder / "images").is_dir() else _published(folder)
+        if images or masks:
+            return _paired(folder, images, masks, patients)
+    raise MetasegError(
+        f"Slices of brain MRI were expected under {root.resolve()}, as {' or '.join(FOLDERS)} with TCGA_*/TCGA_*_N.tif "
+        f"and TCGA_*_N_mask.tif, or with images/, masks/ and {PATIENTS}, but none were found; {_HOW}."
+    )
+
+
+Files = dict[str, list[Path]]
+
+
+def _published(folder: Path) -> tuple[Files, Files, dict[str, str]]:
+    """Images and masks by stem, and the patient of each stem: the name of the folder it lies in."""
+    images: Files = {}
+    masks: Files = {}
+    patients: dict[str, str] = {}
+    for path in sorted(folder.glob("*/*.tif*")):
+        found = re.fullmatch(r"(.+_\d+)(_mask)?", path.stem)
+        if found and not path.name.startswith("."):
+            (masks if found[2] else images).setdefault(found[1], []).append(path)
+            patients[found[1]] = path.parent.name
+    return images, masks, patients
+
+
+def _plain(folder: Path) -> tuple[Files, Files, dict[str, str]]:
+    """The same of images/ and masks/ with equal stems; patients.csv has the patient of each."""
+    images: Files = {}
+    masks: Files = {}
+    for name, files in (("images", images), ("masks", masks)):
+        for path in sorted((folder / name).glob("*")):
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+                files.setdefault(path.stem, []).append(path)
+    table = folder / PATIENTS
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            patients = {row["stem"]: row["patient"] for row in csv.DictReader(file) if row["patient"]}
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise MetasegError(
+            f"{table} should say in columns stem and patient whose slice each image is, but cannot be read "
+            f"({type(error).__name__}: {error}); without it, slices of one patient could fall on both sides of the "
+            "split: write it."
+        ) from error
+    return images, masks, patients
+
+
+def _paired(folder: Path, images: Files, masks: Files, patients: Mapping[str, str]) -> list[Scan]:
+    every = sorted(images.keys() | masks.keys(), key=natural_key)
+    faults = (
+        ("images without a mask", [images[stem][0] for stem in every if stem not in masks]),
+        ("masks without an image", [masks[stem][0] for stem in every if stem not in images]),
+        (f"images not in {PATIENTS}", [images[stem][0] for stem in every if stem in images and stem not in patients]),
+        (
+            "files that share a stem",
+            [path for files in (images, masks) for paths in files.values() if len(paths) > 1 for path in paths],
+        ),
+    )
+    told = [f"{len(paths)} {what} (such as {paths[0].name})" for what, paths in faults if paths]
+    if told:
+        raise MetasegError(
+            f"Each image in {folder} needs one mask and one patient, but there are {', '.join(told)}; add the missing "
+            "files or remove those too many."
+        )
+    scans: dict[str, list[Pair]] = {}
+    for stem in every:
+        scans.setdefault(patients[stem], []).append(Pair(stem, images[stem][0], masks[stem][0]))
+    return [Scan(patient, tuple(scans[patient])) for patient in sorted(scans)]
+
+
+def read(scans: Sequence[Scan], size: int) -> list[Volume]:
+    """Decode, crop and resize all scans, on all cores.
+
+    Raises:
+        MetasegError: if a file is damaged, or the sizes of a patient's images and masks differ; all faults are counted.
+    """
+    found = list(for_each(scans, lambda scan: _attempt(scan, size)))
+    faults = [fault for fault in found if isinstance(fault, str)]
+    if faults:
+        more = f" ({len(faults) - 1} more patients cannot be used either)" if len(faults) > 1 else ""
+        raise MetasegError(f"{faults[0]}{more}")
+    return [volume for volume in found if isinstance(volume, Volume)]
+
+
+def _attempt(scan: Scan, size: int) -> Volume | str:
+    try:
+        return read_volume(scan, size)
+    except MetasegError as error:
+        return str(error)
+
+
+def read_volume(scan: Scan, size: int) -> Volume:
+    """One patient's volume at size×size.
+
+    As in [B]: the first and the last slice are left out, slices outside of the head at either end too; what is cropped
+    to the head is padded to a square. Volumes of fewer than three slices are kept whole [D].
+
+    Raises:
+        MetasegError: if a file is damaged, or the sizes of images and masks differ.
+    """
+    images = [read_image(pair.image) for pair in scan.slices]
+    masks = [read_mask(pair.mask) for pair in scan.slices]
+    for pair, image, mask in zip(scan.slices, images, masks, strict=True):
+        if image.shape != images[0].shape or mask.shape != images[0].shape[:2]:
+            raise MetasegError(
+                f"All slices and masks of patient {scan.patient} should be of one size, {_side(images[0])} as "
+                f"{scan.slices[0].image.name}, but {pair.id} has an image of {_side(image)} and a mask of "
+                f"{_side(mask)}; replace them by fresh copies."
+            )
+    inner = slice(1, -1) if len(images) > 2 else slice(None)
+    volume, truth = crop(np.stack(images)[inner], np.stack(masks)[inner].astype(np.uint8))
+    return Volume.of(scan.patient, *resize(volume, truth, size))
+
+
+def _side(array: np.ndarray) -> str:
+    return f"{array.shape[1]}×{array.shape[0]}"
+
+
+def crop(images: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Blacken what is darker than a tenth of the brightest value, and crop to the box around the rest [B].
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        masks: (N, H, W).
+
+    Returns:
+        The same of fewer slices and pixels, padded to a square with black.
+    """
+    images = np.where(images < images.max() * DARK, 0, images).astype(images.dtype)
+    lit = images.any(axis=3)
+    if not lit.any():
+        return images, masks  # all black: `Volume.of` says so
+    box = tuple(slice(int(used.min()), int(used.max()) + 1) for used in np.nonzero(lit))
+    images, masks = images[box], masks[box]
+    height, width = masks.shape[1:]
+    missing = [(0, 0), *((side // 2, side - side // 2) for side in (max(width - height, 0), max(height - width, 0)))]
+    return np.pad(images, [*missing, (0, 0)]), np.pad(masks, missing)
+
+
+def resize(images: np.ndarray, masks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Resize slices to size×size: images bilinearly, averaging where they shrink [D]; masks to nearest pixels [B]."""
+
+    def each(slices: np.ndarray, how: Image.Resampling) -> np.ndarray:
+        return np.stack([np.asarray(Image.fromarray(one).resize((size, size), how)) for one in slices])
+
+    return each(images, Image.Resampling.BILINEAR), each(masks, Image.Resampling.NEAREST)
+
+
+def split(volumes: Sequence[Volume], validation: int | str, seed: int) -> tuple[list[Volume], list[Volume]]:
+    """Training and validation volumes: whole patients, drawn at random by seed.
+
+    Args:
+        volumes: all volumes.
+        validation: number of patients; "auto": 10 [B] where that is at most a tenth, else a tenth of them, at least 1.
+        seed: of the draw.
+
+    Raises:
+        MetasegError: if the number is out of range, or a patient occurs twice.
+    """
+    twice = [name for name, count in Counter(volume.patient for volume in volumes).items() if count > 1]
+    if twice:
+        raise MetasegError(f"Each patient should be one volume, but {twice[0]} occurs more than once.")
+    count = min(10, max(1, len(volumes) // 10)) if validation == "auto" else validation
+    if not isinstance(count, int) or not 1 <= count < len(volumes):
+        raise MetasegError(
+            f"data.validation must be auto or a number of patients from 1 to {len(volumes) - 1} (one less than there "
+            f"are), found {validation!r}."
+        )
+    chosen = set(np.random.default_rng(seed).permutation(len(volumes))[:count].tolist())
+    parts: tuple[list[Volume], list[Volume]] = ([], [])
+    for index, volume in enumerate(volumes):
+        parts[index in chosen].append(volume)
+    return parts

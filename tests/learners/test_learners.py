@@ -72,6 +72,10 @@ def episode(seed=0, shots=3):
     )
 
 
+def in_double(task):
+    return Episode(*(part if part is None else part.double() for part in task))
+
+
 def support_set(augmentation="none"):
     return SupportSet(*pictures(4, 7), augmentation, seed=0)
 
@@ -121,7 +125,7 @@ def test_the_inner_loop_of_training_adapts():
 
 def test_the_gradient_of_maml_through_support_statistics_equals_a_directional_difference():
     learner = make("maml").double()
-    task = episode()._replace(**{name: value.double() for name, value in episode()._asdict().items()})
+    task = in_double(episode())
     theta = learner.theta()
     gradient = learner.meta_gradient(theta, task).gradient
     direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -137,7 +141,7 @@ def test_the_gradient_of_maml_through_support_statistics_equals_a_directional_di
 def test_the_implicit_gradient_of_the_network_equals_the_unrolled_one_at_convergence():
     # A network of ReLUs is smooth only near θ: at a smaller λ the inner loop comes to rest on a kink, where no
     # implicit gradient exists, and the stationarity says so.
-    task = episode()._replace(**{name: value.double() for name, value in episode()._asdict().items()})
+    task = in_double(episode())
     lam = 1e4
     inner = {"optimizer": "sgd", "lr": 0.8 / lam, "steps": 40, "proximal": True}
     implicit = make("imaml", inner=inner, lam=lam, curvature="hessian", cg={"steps": 40, "tolerance": 1e-12}).double()
@@ -230,7 +234,7 @@ def test_inner_steps_in_lower_precision_lead_to_nearly_the_same_gradient(name, p
 @pytest.mark.parametrize("name", EPISODIC)
 def test_the_memory_layout_does_not_change_the_gradient(name):
     by_planes, by_pixels = (make(name, channels_last=last).double() for last in (False, True))
-    task = Episode(*(part.double() for part in episode()))
+    task = in_double(episode())
     one, other = (learner.meta_gradient(learner.theta(), task).gradient for learner in (by_planes, by_pixels))
     torch.testing.assert_close(one, other)
 

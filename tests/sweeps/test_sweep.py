@@ -111,7 +111,7 @@ def test_cells_are_processes_of_their_own_and_log_to_their_directory(tmp_path):
     assert process.returncode == 1
     assert "1 of 2 cells failed" in stderr
     assert "finished after" in stdout
-    assert "FAILED (error: shots=150000" in stdout
+    assert "FAILED (error: An episode needs 150000 support" in stdout
     (finished,) = directory.rglob("result.json")
     assert "after adaptation" in (finished.parent / "log.txt").read_text()
 

@@ -1,0 +1,51 @@
+"""What networks that segment by comparing with the support have in common: three parts, and pooling under a mask."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ComparingNetwork(nn.Module):
+    """A network in three parts, which a learner calls one by one.
+
+    ``functional.forward`` lends parameters and norm statistics to one call of the module. What is called here are its
+    parts, so what is to be computed with them is the argument of the call.
+    """
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Any:
+        """Images (B, 3, H, W) in [-1, 1] → features of each, any nest of tensors."""
+
+    @abstractmethod
+    def summarise(self, features: Any, masks: Tensor) -> Any:
+        """Features of K support images and their masks (K, 1, H, W) in {0, 1} → what queries are compared with."""
+
+    @abstractmethod
+    def compare(self, summary: Any, features: Any) -> Tensor:
+        """What the support says, and features of B queries → their logits (B, 1, H, W)."""
+
+    def forward(self, steps: Callable[[Any], Any]) -> Any:
+        """``steps(self)``."""
+        return steps(self)
+
+
+def at_size_of(features: Tensor, masks: Tensor) -> Tensor:
+    """Masks (K, 1, H, W) at the size of features (K, C, h, w): the share of each cell that is foreground, in [0, 1]."""
+    return F.adaptive_avg_pool2d(masks, features.shape[-2:])
+
+
+def pooled(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean of features (K, C, h, w) under masks (K, 1, h, w), over all images and places together: (C,).
+
+    One is added to the mask's area, so that empty masks give zeros [our decision; the authors of Feyjie et al. divide by
+    the area alone].
+    """
+    return (features * masks).sum((0, 2, 3)) / (masks.sum() + 1)
+
+
+def tiled(vector: Tensor, features: Tensor) -> Tensor:
+    """A vector (C,) at each place of features (B, _, h, w): (B, C, h, w)."""
+    return vector[None, :, None, None].expand(len(features), -1, *features.shape[-2:])

@@ -2,14 +2,16 @@
 
 After PANet [Wang et al. 2019, arXiv 1908.06391]. From it: masked average prototypes of both classes, per image and then
 averaged over the shots; cosine similarity times 20; the alignment loss, of weight 1, in which queries and support change
-roles; no gradient at test. Different from it [our decision]: the features are those of the group ``model`` before its
-last layer, at full resolution and not VGG16's at an eighth of it, so that the learner has the same network and initial
-weights (``model.init``) as those it is compared with, all but a last layer that it has no use for; masks are therefore
-not resized, and logits not upsampled; the loss is the run's.
+roles; no gradient at test. Different from it [our decision]: the features are those of the group ``model``, at full resolution and not VGG16's
+at an eighth of it, so that the learner has the same network and initial weights (``model.init``) as those it is compared
+with; masks are therefore not resized, and logits not upsampled; the loss is the run's. Only the last layer is another: as
+many linear outputs as it has inputs, in place of one logit. The inputs themselves would not do: after a ReLU many pixels
+are zero in all channels, where the cosine has no derivative (PANet, too, leaves out its last ReLU).
 """
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,28 +25,28 @@ class Prototypes(MetricLearner):
     """Segments by the nearer prototype.
 
     Args:
-        network: of the group ``model``; its last layer is taken off, in place.
+        network: of the group ``model``; its last layer is replaced, in place.
         scale: > 0, what cosine similarities are multiplied by.
-        reversal: weight ≥ 0 of the alignment loss.
-        settings: see ``Learner``.
+        seed: of the new last layer's random weights.
+        settings: see ``MetricLearner``; ``reversal`` weighs the alignment loss.
 
     Raises:
         MetasegError: on a value out of range, or a network whose last layer is not known.
     """
 
-    def __init__(self, *, network: nn.Module, scale: float, reversal: float, **settings: Any) -> None:
+    def __init__(self, *, network: nn.Module, scale: float, seed: int, **settings: Any) -> None:
         if scale <= 0:
             raise MetasegError(f"learner.scale must be > 0, found {scale}.")
-        super().__init__(network=PrototypeNetwork(network, scale), reversal=reversal, **settings)
+        super().__init__(network=PrototypeNetwork(network, scale, seed), **settings)
 
 
 class PrototypeNetwork(ComparingNetwork):
-    """A segmentation network without its last layer, and the comparison with prototypes, which has no parameters."""
+    """A segmentation network that gives features for logits, and their comparison, which has no parameters."""
 
-    def __init__(self, network: nn.Module, scale: float) -> None:
+    def __init__(self, network: nn.Module, scale: float, seed: int) -> None:
         super().__init__()
         self.label = f"prototypes of {getattr(network, 'label', type(network).__name__)}"
-        self.backbone = without_last_layer(network)
+        self.backbone = embedding(network, seed)
         self.scale = scale
 
     def encode(self, images: Tensor) -> Tensor:
@@ -71,20 +73,23 @@ def prototype(features: Tensor, masks: Tensor) -> Tensor:
     return ((features * masks).sum((2, 3)) / masks.sum((2, 3)).clamp_min(1e-6)).mean(0)
 
 
-def without_last_layer(network: nn.Module) -> nn.Module:
-    """The network with features in place of logits: what went into its last convolution, at full resolution; in place.
+def embedding(network: nn.Module, seed: int) -> nn.Module:
+    """The network with features in place of logits: its last convolution gets as many outputs as inputs; in place.
 
     Raises:
         MetasegError: if the last layer is not known.
     """
-    if isinstance(network, UNet):
-        network.conv = nn.Identity()
-        return network
-    head = getattr(getattr(network, "network", None), "segmentation_head", None)  # segmentation-models-pytorch
-    if not isinstance(head, nn.Sequential):
+    # The 1x1 convolution of UNet, or the first part of the head of segmentation-models-pytorch.
+    inner = getattr(network, "network", None)
+    holder, name = (network, "conv") if isinstance(network, UNet) else (getattr(inner, "segmentation_head", None), "0")
+    last = getattr(holder, name, None)
+    if holder is None or not isinstance(last, nn.Conv2d):
         raise MetasegError(
             f"learner=prototypes knows the last layer of attention_unet, unet and smp, found {type(network).__name__}; "
             "choose one of these as model."
         )
-    head[0] = nn.Identity()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = nn.Conv2d(last.in_channels, last.in_channels, last.kernel_size, padding=last.padding)
+    setattr(holder, name, new)
     return network

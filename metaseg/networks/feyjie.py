@@ -6,12 +6,13 @@ images and places; the result beside the query's features at each place; conv128
 conv128-BN-ReLU, up by 2, conv128-BN-ReLU, up by 2, conv128-BN-ReLU, conv64-ReLU, conv2-ReLU, 1x1 convolution to one
 logit; the surrogate branch conv128-BN-ReLU, conv64, conv3, sigmoid.
 
-Assumed, where nothing is known: 3x3 convolutions wherever no size is given; upsampling by nearest neighbour (Keras'
-default); no activation after the surrogate's conv64; masks brought to the features' size by area.
+Assumed, where nothing is known: Keras' initial weights in both branches; 3x3 convolutions wherever no size is given;
+upsampling by nearest neighbour (Keras' default); no activation after the surrogate's conv64; masks brought to the
+features' size by area.
 
 Different [our decision]: one is added to the area that the pooled features are divided by (empty masks exist); widths
-scale with F, being the published ones at F = 32, all but the decoder's 2; weights start as torchvision's VGG16 does, not
-as Keras' layers; batch norm is the project's, so a query's prediction does not depend on other queries.
+scale with F, being the published ones at F = 32, all but the decoder's 2; batch norm is the project's, so a query's
+prediction does not depend on other queries.
 """
 
 from pathlib import Path
@@ -19,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from metaseg.networks.comparing import ComparingNetwork, at_size_of, pooled, tiled
+from metaseg.networks.comparing import ComparingNetwork, at_size_of, initialise, pooled, tiled
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
-from metaseg.networks.vgg import FULL, VGG16, initialise
+from metaseg.networks.vgg import FULL, VGG16
 
 DILATED = (14,)
 """conv3_3."""

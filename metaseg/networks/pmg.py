@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaseg.networks.comparing import ComparingNetwork, at_size_of, pooled, tiled
+from metaseg.networks.comparing import ComparingNetwork, at_size_of, initialise, pooled, tiled
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
-from metaseg.networks.vgg import FULL, VGG16, initialise
+from metaseg.networks.vgg import FULL, VGG16
 
 DILATED = (24, 26, 28)
 """Block 5."""

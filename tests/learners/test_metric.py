@@ -21,7 +21,7 @@ from metaseg.networks.feyjie import FeyjieNetwork
 from metaseg.networks.pmg import PMGNetwork, prior_mask, unit
 
 KINDS = {
-    "prototypes": (Prototypes, partial(build, features=2, seed=1), {"scale": 20, "reversal": 1.0}),
+    "prototypes": (Prototypes, partial(build, features=2, seed=1), {"scale": 20, "reversal": 1.0, "seed": 0}),
     "feyjie": (Feyjie, partial(FeyjieNetwork, 2), {"surrogate": 1.0, "pixel_bce": True, "seed": 0}),
     "pmg": (PMG, partial(PMGNetwork, 2), {"reversal": 1.0}),
 }
@@ -55,7 +55,9 @@ def segmented(learner, images, support=None):
     return learner.adapt(support or support_set())(image_tensor(images))
 
 
-@pytest.mark.parametrize(("name", "norm"), [*((name, "support") for name in KINDS), ("pmg", "batch"), ("feyjie", "running")])
+@pytest.mark.parametrize(
+    ("name", "norm"), [*((name, "support") for name in KINDS), ("pmg", "batch"), ("feyjie", "running")]
+)
 def test_the_outer_steps_lower_the_query_loss_and_validation_knows_it(name, norm):
     learner = make(name, norm)
     before = learner.trial(episode(40))
@@ -78,10 +80,10 @@ def test_a_prediction_depends_on_its_neighbours_only_under_batch_statistics(name
     for norm, depends in (("support", False), ("running", False), ("batch", True)):
         learner = make(name, norm)
         alone, among = segmented(learner, images[:1]), segmented(learner, images)[:1]
-        assert torch.allclose(alone, among, atol=1e-5) is not depends
+        assert torch.allclose(alone, among, atol=1e-3) is not depends
 
 
-@pytest.mark.parametrize("norm", ["support", "running"])
+@pytest.mark.parametrize("norm", ["support", "batch"])
 @pytest.mark.parametrize("name", KINDS)
 def test_another_support_set_changes_the_prediction(name, norm):
     learner, images = make(name, norm), pictures(2, 60)[0]
@@ -117,7 +119,12 @@ def test_masks_that_are_all_empty_or_all_full_leave_no_nan(name, filled):
 @pytest.mark.parametrize("name", KINDS)
 def test_the_gradient_equals_a_directional_difference_in_double_precision(name, norm):
     learner, task = make(name, norm).double(), double(episode())
-    theta = learner.theta()
+    # Away from biases of zero, with which pixels whose inputs are all zero lie on the kinks of their ReLUs.
+    generator = torch.Generator().manual_seed(1)
+    theta = {
+        name: value + 0.05 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        for name, value in learner.theta().items()
+    }
     gradient = learner.meta_gradient(theta, task).gradient
     direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     direction /= direction.norm()
@@ -168,17 +175,16 @@ def test_a_prototype_is_the_mean_over_images_of_the_mean_under_the_mask():
     torch.testing.assert_close(prototype(features, masks), torch.tensor([(2.0 + 7.0) / 2]))
 
 
-def test_prototypes_take_off_the_last_layer_of_the_configured_network():
-    full = build(features=2, seed=1)
-    network = make("prototypes").network
-    names = {name.removeprefix("backbone.") for name in network.state_dict()}
-    assert names == {name for name in full.state_dict() if not name.startswith("conv.")}
+def test_prototypes_replace_the_last_layer_of_the_configured_network_alone():
+    full, network = build(features=2, seed=1).state_dict(), make("prototypes").network.backbone.state_dict()
+    assert list(network) == list(full)
+    changed = [name for name, value in full.items() if not torch.equal(value, network[name])]
+    assert changed == ["conv.weight", "conv.bias"]
+    assert network["conv.weight"].shape == (2, 2, 1, 1)
+    assert not torch.equal(network["conv.weight"], make("prototypes", seed=1).network.backbone.conv.weight)
     pytest.importorskip("segmentation_models_pytorch")
     library = make("prototypes", network=build(name="smp", arch="FPN", encoder="resnet18"))
-    features = library.network.encode(image_tensor(pictures(2, 0)[0]))
-    assert features.shape[0] == 2
-    assert features.shape[1] > 1
-    assert features.shape[2:] == (32, 32)
+    assert library.network.encode(image_tensor(pictures(2, 0)[0])).shape == (2, 128, 32, 32)
 
 
 def parts(learner, gradient):
@@ -240,7 +246,9 @@ def test_feyjie_trains_by_cross_entropy_and_is_validated_by_the_runs_loss():
     task = episode()
     published, ours = make("feyjie"), make("feyjie", pixel_bce=False)
     logits = published.segment(published.theta(), task.support_images, task.support_masks, task.query_images)
-    by_bce, by_loss = (one.meta_gradient(one.theta(), task).diagnostics["query_loss_after"] for one in (published, ours))
+    by_bce, by_loss = (
+        one.meta_gradient(one.theta(), task).diagnostics["query_loss_after"] for one in (published, ours)
+    )
     assert by_bce == pytest.approx(bce(logits, task.query_masks).item())
     assert by_loss == pytest.approx(LOSSES["bce_log_cosh_dice"](logits, task.query_masks).item())
     assert published.trial(task)[1][0].item() == pytest.approx(by_loss)
@@ -248,7 +256,7 @@ def test_feyjie_trains_by_cross_entropy_and_is_validated_by_the_runs_loss():
 
 @pytest.mark.parametrize("name", ["prototypes", "pmg"])
 def test_with_reversed_roles_the_predicted_masks_segment_the_support(name):
-    learner, task = make(name), episode()
+    learner, task = make(name).double(), double(episode())
     theta = learner.theta()
     met = learner.meet(theta, task.support_images, task.support_masks)
     logits, features = learner.compare(theta, met, task.query_images)
@@ -256,7 +264,7 @@ def test_with_reversed_roles_the_predicted_masks_segment_the_support(name):
     with torch.no_grad():
 
         def swapped(network):
-            summary = network.summarise(network.encode(task.query_images), (logits > 0).float())
+            summary = network.summarise(network.encode(task.query_images), (logits > 0).double())
             return network.compare(summary, network.encode(task.support_images))
 
         # Each norm layer runs twice here, which given statistics allow.
@@ -264,7 +272,7 @@ def test_with_reversed_roles_the_predicted_masks_segment_the_support(name):
     torch.testing.assert_close(found, expected)
     numbers = learner.meta_gradient(theta, task).diagnostics
     assert numbers["reversed_loss"] == pytest.approx(learner.loss(found, task.support_masks).item(), rel=1e-5)
-    alone = make(name, reversal=0.0).meta_gradient(theta, task)
+    alone = make(name, reversal=0.0).double().meta_gradient(theta, task)
     assert "reversed_loss" not in alone.diagnostics
     assert alone.diagnostics["query_loss_after"] == pytest.approx(numbers["query_loss_after"])
     assert not torch.allclose(alone.gradient, learner.meta_gradient(theta, task).gradient)

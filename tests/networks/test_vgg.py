@@ -143,9 +143,7 @@ def test_without_a_connection_the_remedy_is_named(monkeypatch, tmp_path):
 
 def test_imagenet_means_torchvisions_published_file(monkeypatch, original):
     asked = []
-    monkeypatch.setattr(
-        vgg.hub, "load_state_dict_from_url", lambda url, **_: asked.append(url) or named(original)
-    )
+    monkeypatch.setattr(vgg.hub, "load_state_dict_from_url", lambda url, **_: asked.append(url) or named(original))
     network = VGG16(weights="imagenet")
     assert asked == ["https://download.pytorch.org/models/vgg16-397923af.pth"]
     assert torch.equal(network.features.get_submodule("0").weight, original[0].weight)

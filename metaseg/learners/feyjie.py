@@ -4,16 +4,16 @@ One encoder serves two branches: one segments queries by what the support says, 
 noise from images that need no masks, among them one of the target dataset. The network is described in
 metaseg/networks/feyjie.py.
 
-Established from the authors' public code: pixel-wise binary cross-entropy for both branches; the surrogate's batch is the
-episode's support images and one unlabelled image of the target's domain; its noise s · N(0, 1), s ~ U(0.1, 0.6), is drawn
-once a batch, and its goal the clean image at the features' resolution; Adam at 1e-4.
+Established from the authors' public code: pixel-wise binary cross-entropy for both branches; the surrogate's batch is
+the episode's support images and one unlabelled image of the target's domain; its noise s · N(0, 1), s ~ U(0.1, 0.6),
+is drawn once a batch, and its goal the clean image at the features' resolution; Adam at 1e-4.
 
 Assumed: s is in units of images in [0, 1]; the goal is brought to the features' size by area.
 
 Different [our decision]:
 
-- Theirs are two Adams that take turns, one step each an episode. Here one Adam follows the sum of both gradients in each
-  outer step. What belongs to one branch alone moves as under its own Adam; the encoder takes one step along the sum,
+- Theirs are two Adams that take turns, one step each an episode. Here one Adam follows the sum of both gradients in
+  each outer step. What belongs to one branch alone moves as under its own Adam; the encoder takes one step along the sum,
   where theirs takes two, each of its own scale.
 - They meta-train on FSS-1000, here on the pair's pools like every learner; one outer step is the mean over its tasks.
 - The unlabelled images are a share of the target that is never scored (``learner.unlabelled``).
@@ -102,8 +102,8 @@ class Feyjie(MetricLearner):
     def noise(self, episode: Episode) -> Tensor:
         """The noise (K + 1, 3, H, W) of a task, for images in [0, 1]: on any device and any number of ranks the same.
 
-        A function of the seed, the outer step and the task, which its support masks stand for; so it needs no state that
-        a resumed run would have to find again.
+        A function of the seed, the outer step and the task, which its support masks stand for; so it needs no state
+        that a resumed run would have to find again.
         """
         task = zlib.crc32(episode.support_masks.to("cpu", torch.uint8).numpy().tobytes())
         generator = np.random.default_rng([self.seed, self.global_step, task])

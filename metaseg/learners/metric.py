@@ -42,8 +42,8 @@ class MetricLearner(Learner):
 
     Args:
         network: a `ComparingNetwork`.
-        reversal: weight ≥ 0 of the loss with the roles reversed: the predicted masks of the queries, cut at p > 0.5, are
-            the annotation by which the support images are segmented [PANet's alignment, Wang et al. 2019, section 3.4].
+        reversal: weight ≥ 0 of the loss with the roles reversed: the predicted masks of the queries, cut at p > 0.5,
+            are the annotation by which the support images are segmented [PANet's alignment, Wang et al. 2019, sec. 3.4].
         settings: see ``Learner``; ``adapt.steps`` must be 0 and ``adapts`` None.
 
     Raises:
@@ -143,8 +143,8 @@ class MetricLearner(Learner):
         """What training minimises on one task.
 
         Returns:
-            The scalar, the losses it is made of by name (``query_loss_after`` among them), the norm statistics that were
-            found on the way, and the query logits.
+            The scalar, the losses it is made of by name (``query_loss_after`` among them), the norm statistics that
+            were found on the way, and the query logits.
         """
         met = self.meet(parameters, episode.support_images, episode.support_masks)
         logits, features = self.compare(parameters, met, episode.query_images)

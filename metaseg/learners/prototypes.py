@@ -1,12 +1,13 @@
 """Prototypes: a pixel is foreground where its features look more like the support's foreground than its background.
 
-After PANet [Wang et al. 2019, arXiv 1908.06391]. From it: masked average prototypes of both classes, per image and then
-averaged over the shots; cosine similarity times 20; the alignment loss, of weight 1, in which queries and support change
-roles; no gradient at test. Different from it [our decision]: the features are those of the group ``model``, at full resolution and not VGG16's
-at an eighth of it, so that the learner has the same network and initial weights (``model.init``) as those it is compared
-with; masks are therefore not resized, and logits not upsampled; the loss is the run's. Only the last layer is another: as
-many linear outputs as it has inputs, in place of one logit. The inputs themselves would not do: after a ReLU many pixels
-are zero in all channels, where the cosine has no derivative (PANet, too, leaves out its last ReLU).
+After PANet [Wang et al. 2019, arXiv 1908.06391]. From it: masked average prototypes of both classes, per image and
+then averaged over the shots; cosine similarity times 20; the alignment loss, of weight 1, in which queries and support
+change roles; no gradient at test. Different from it [our decision]: the features are those of the group ``model``, at
+full resolution and not VGG16's at an eighth of it, so that the learner has the same network and initial weights
+(``model.init``) as those it is compared with; masks are therefore not resized, and logits not upsampled; the loss is
+the run's. Only the last layer is another: as many linear outputs as it has inputs, in place of one logit. The inputs
+themselves would not do: after a ReLU many pixels are zero in all channels, where the cosine has no derivative (PANet,
+too, leaves out its last ReLU).
 """
 
 from typing import Any
@@ -60,7 +61,7 @@ class PrototypeNetwork(ComparingNetwork):
         return prototype(features, share), prototype(features, 1 - share)
 
     def compare(self, summary: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
-        """The logit (B, 1, H, W) of a softmax over both similarities: scale · (cosine to foreground - to background)."""
+        """The logit (B, 1, H, W) of a softmax over both similarities: scale · (to foreground - to background)."""
         foreground, background = (F.cosine_similarity(features, one[None, :, None, None], eps=1e-6) for one in summary)
         return self.scale * (foreground - background).unsqueeze(1)
 

@@ -40,8 +40,8 @@ def at_size_of(features: Tensor, masks: Tensor) -> Tensor:
 def pooled(features: Tensor, masks: Tensor) -> Tensor:
     """Mean of features (K, C, h, w) under masks (K, 1, h, w), over all images and places together: (C,).
 
-    One is added to the mask's area, so that empty masks give zeros [our decision; the authors of Feyjie et al. divide by
-    the area alone].
+    One is added to the mask's area, so that empty masks give zeros [our decision; the authors of Feyjie et al. divide
+    by the area alone].
     """
     return (features * masks).sum((0, 2, 3)) / (masks.sum() + 1)
 
@@ -54,8 +54,8 @@ def tiled(vector: Tensor, features: Tensor) -> Tensor:
 def initialise(module: nn.Module) -> None:
     """Keras' initialisation of convolutions: uniform [Glorot and Bengio 2010], biases 0; in place.
 
-    Unlike that of VGG (fan out), it keeps a layer of few outputs as small as its inputs are many. With VGG's, the logits
-    of Feyjie's network start near ±5, and the first steps that shrink them kill both units of the decoder's narrowest
+    Unlike that of VGG (fan out), it keeps a layer of few outputs as small as its inputs are many. With VGG's, the
+    logits of Feyjie's network start near ±5, and the first steps that shrink them kill both units of the decoder's narrowest
     layer: its loss then stays at log 2 [measured].
     """
     for part in module.modules():

@@ -1,7 +1,7 @@
 """A network after the abstract of Xiao et al. 2021 (PMG); see metaseg/learners/pmg.py for what is known of it.
 
-Every layer is our assumption. The encoder is VGG16 with three poolings (the fourth is left out, and block 5 dilated by 2
-in its place): block 5 gives the prior mask; blocks 3 and 4, at a quarter of the images' size, what is compared.
+Every layer is our assumption. The encoder is VGG16 with three poolings (the fourth is left out, and block 5 dilated by
+2 in its place): block 5 gives the prior mask; blocks 3 and 4, at a quarter of the images' size, what is compared.
 """
 
 from pathlib import Path

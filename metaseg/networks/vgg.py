@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class VGG16(nn.Module):
     """The convolutions of VGG16 without batch norm: images (B, 3, H, W) in [-1, 1] → the output of each block.
 
-    Parameters bear torchvision's names (``features.N.weight``). Random weights are torchvision's initialisation (normal,
-    He et al. 2015, fan out; biases 0): PyTorch's own would shrink what passes by a factor of six in variance a layer,
+    Parameters bear torchvision's names (``features.N.weight``). Random weights are torchvision's initialisation
+    (normal, He et al. 2015, fan out; biases 0): PyTorch's own would shrink what passes by a factor of six in variance a layer,
     and without batch norm nothing would be left of it.
 
     Args:

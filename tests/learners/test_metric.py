@@ -321,7 +321,7 @@ def test_settings_out_of_range_are_refused_in_words(name, changes, words):
 
 def test_an_episode_without_an_unlabelled_image_is_refused_in_words():
     learner = make("feyjie")
-    with pytest.raises(MetasegError, match="learner.unlabelled above 0"):
+    with pytest.raises(MetasegError, match=r"learner\.unlabelled above 0"):
         learner.meta_gradient(learner.theta(), labelled_episode())
 
 

@@ -104,7 +104,7 @@ def test_smps_encoder_takes_the_same_file(weights):
 def test_the_few_shot_networks_take_the_file_at_full_width_only(weights, original, kind):
     network = kind(encoder_weights=weights)
     assert torch.equal(network.encoder.features.get_submodule("10").weight, original[10].weight)
-    with pytest.raises(MetasegError, match="model.features=32"):
+    with pytest.raises(MetasegError, match=r"model\.features=32"):
         kind(features=8, encoder_weights=weights)
 
 

@@ -13,8 +13,8 @@ Assumed: s is in units of images in [0, 1]; the goal is brought to the features'
 Different [our decision]:
 
 - Theirs are two Adams that take turns, one step each an episode. Here one Adam follows the sum of both gradients in
-  each outer step. What belongs to one branch alone moves as under its own Adam; the encoder takes one step along the sum,
-  where theirs takes two, each of its own scale.
+  each outer step. What belongs to one branch alone moves as under its own Adam; the encoder takes one step
+  along the sum, where theirs takes two, each of its own scale.
 - They meta-train on FSS-1000, here on the pair's pools like every learner; one outer step is the mean over its tasks.
 - The unlabelled images are a share of the target that is never scored (``learner.unlabelled``).
 - They choose weights on the test set; here the validation loss of the pair decides. It is the run's loss.

@@ -43,7 +43,7 @@ class MetricLearner(Learner):
     Args:
         network: a `ComparingNetwork`.
         reversal: weight ≥ 0 of the loss with the roles reversed: the predicted masks of the queries, cut at p > 0.5,
-            are the annotation by which the support images are segmented [PANet's alignment, Wang et al. 2019, sec. 3.4].
+            are the annotation by which the support images are segmented [PANet's alignment, Wang et al. 2019].
         settings: see ``Learner``; ``adapt.steps`` must be 0 and ``adapts`` None.
 
     Raises:

@@ -55,8 +55,8 @@ def initialise(module: nn.Module) -> None:
     """Keras' initialisation of convolutions: uniform [Glorot and Bengio 2010], biases 0; in place.
 
     Unlike that of VGG (fan out), it keeps a layer of few outputs as small as its inputs are many. With VGG's, the
-    logits of Feyjie's network start near ±5, and the first steps that shrink them kill both units of the decoder's narrowest
-    layer: its loss then stays at log 2 [measured].
+    logits of Feyjie's network start near ±5, and the first steps that shrink them kill both units of the decoder's
+    narrowest layer: its loss then stays at log 2 [measured].
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):

@@ -30,8 +30,8 @@ class VGG16(nn.Module):
     """The convolutions of VGG16 without batch norm: images (B, 3, H, W) in [-1, 1] → the output of each block.
 
     Parameters bear torchvision's names (``features.N.weight``). Random weights are torchvision's initialisation
-    (normal, He et al. 2015, fan out; biases 0): PyTorch's own would shrink what passes by a factor of six in variance a layer,
-    and without batch norm nothing would be left of it.
+    (normal, He et al. 2015, fan out; biases 0): PyTorch's own would shrink what passes by a factor of six in variance a
+    layer, and without batch norm nothing would be left of it.
 
     Args:
         features: F ≥ 1. Blocks have 2F, 4F, 8F, 16F and 16F channels; 32 is VGG16 itself.

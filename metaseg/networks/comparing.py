@@ -34,7 +34,8 @@ class ComparingNetwork(nn.Module):
 
 def at_size_of(features: Tensor, masks: Tensor) -> Tensor:
     """Masks (K, 1, H, W) at the size of features (K, C, h, w): the share of each cell that is foreground, in [0, 1]."""
-    return F.adaptive_avg_pool2d(masks, features.shape[-2:])
+    height, width = features.shape[-2:]
+    return F.adaptive_avg_pool2d(masks, (height, width))
 
 
 def pooled(features: Tensor, masks: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ def embedding(network: nn.Module, seed: int) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        new = nn.Conv2d(last.in_channels, last.in_channels, last.kernel_size, padding=last.padding)
+        kernel = last.kernel_size[0]  # square, and padded to keep the size, in all of these networks
+        new = nn.Conv2d(last.in_channels, last.in_channels, kernel, padding=kernel // 2)
     setattr(holder, name, new)
     return network

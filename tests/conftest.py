@@ -82,6 +82,21 @@ def program(tmp_path, capfd, monkeypatch):
     return call
 
 
+@pytest.fixture(scope="session")
+def vgg16_weights(tmp_path_factory):
+    """A file in the layout of VGG16's published weights, of small random numbers."""
+    import torch
+    from safetensors.torch import save_file
+
+    from metaseg.networks.vgg import VGG16
+
+    torch.manual_seed(0)
+    tensors = {name: value.half() for name, value in VGG16().state_dict().items() if name.startswith("features.")}
+    path = tmp_path_factory.mktemp("weights") / "vgg16.safetensors"
+    save_file(tensors, path)
+    return path
+
+
 @pytest.fixture
 def train(program, tmp_path):
     """Run train.py with overrides in this process; ``directory`` is the run's directory.

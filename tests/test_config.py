@@ -72,10 +72,25 @@ def test_pairs_bring_the_targets_of_the_paper():
 
 
 @pytest.mark.parametrize(("learner", "pair"), list(product(options("learner"), options("pair"))))
-def test_the_learner_that_a_configuration_names_can_be_built(learner, pair):
+def test_the_learner_that_a_configuration_names_can_be_built(learner, pair, vgg16_weights, monkeypatch):
     from metaseg.run import build_learner
 
+    monkeypatch.setenv("METASEG_VGG16", str(vgg16_weights))
     settings = composed(f"learner={learner}", f"pair={pair}", "model.features=2")
     built = build_learner(settings, settings["learner"])
     assert built.norm == settings["model"]["norm"]
     assert built.adapt_loop.steps == settings["learner"]["adapt"]["steps"]
+
+
+def test_networks_of_learners_have_the_models_width_and_otherwise_that_of_vgg16():
+    assert composed("learner=feyjie", "model.features=8")["learner"]["network"]["features"] == 8
+    assert composed("learner=pmg", "model=smp")["learner"]["network"]["features"] == 32
+
+
+def test_the_pretrained_encoder_is_a_file_where_one_is_named(monkeypatch):
+    monkeypatch.delenv("METASEG_VGG16", raising=False)
+    assert composed("learner=pretrained")["learner"]["network"]["encoder_weights"] == "imagenet"
+    monkeypatch.setenv("METASEG_VGG16", "/somewhere/vgg16.pth")
+    settings = composed("learner=pretrained")["learner"]
+    assert settings["network"]["encoder_weights"] == "/somewhere/vgg16.pth"
+    assert settings["adapt"] == composed("learner=scratch")["learner"]["adapt"]

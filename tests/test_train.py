@@ -13,7 +13,9 @@ from conftest import ROOT
 from test_tracking import as_dict, of_kind, offline_records
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
-LEARNERS = ["imaml", "maml", "fomaml", "joint", "scratch"]
+COMPARING = ["prototypes", "feyjie", "pmg"]  # nothing is fitted at the target
+ON_SUPPORT_ALONE = ["scratch", "pretrained"]
+LEARNERS = ["imaml", "maml", "fomaml", "joint", *ON_SUPPORT_ALONE, *COMPARING]
 
 
 def weights(directory, name="last"):
@@ -31,8 +33,9 @@ def assert_fails_in_words(finished, *words):
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner):
-    finished = train(f"learner={learner}")
+def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner, vgg16_weights):
+    steps = ["learner.adapt.steps=0"] if learner in COMPARING else []
+    finished = train(f"learner={learner}", *steps, METASEG_VGG16=str(vgg16_weights))
     assert finished.returncode == 0, finished.stderr
     directory = tmp_path / "run"
     result = json.loads((directory / "result.json").read_text())
@@ -41,7 +44,7 @@ def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner):
     assert scores["images"] >= 8
     assert scores["dsc"]["low"] <= scores["dsc"]["mean"] <= scores["dsc"]["high"]
     assert set(scores["trivial"]) == {"all_foreground", "centred_disc", "mean_support_mask", "otsu"}
-    assert scores["curve"]["steps"] == [0, 1]
+    assert scores["curve"]["steps"] == ([0] if learner in COMPARING else [0, 1])
     assert result["settings"]["learner"]["name"] == learner
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
     rows = pd.read_csv(directory / "per_image.csv")
@@ -50,7 +53,7 @@ def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner):
     assert yaml.safe_load((directory / "config.yaml").read_text())["learner"]["name"] == learner
     assert (directory / "figures" / "overlays_isic.png").stat().st_size > 0
     assert (directory / "figures" / "adaptation_isic.png").stat().st_size > 0
-    if learner != "scratch":
+    if learner not in ON_SUPPORT_ALONE:
         metrics = pd.read_csv(directory / "metrics.csv")
         assert metrics["train/query_loss_after"].notna().sum() == 2
         assert metrics["validation/query_loss_after"].notna().sum() == 1
@@ -91,9 +94,10 @@ def test_two_draws_score_the_same_images_for_every_learner(train, tmp_path):
     assert first[["image", "draw"]].equals(second[["image", "draw"]])
 
 
-def test_a_run_killed_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(train, train_process, tmp_path, killer):
+@pytest.mark.parametrize("learner", [["learner=imaml"], ["learner=feyjie", "learner.adapt.steps=0"]])
+def test_a_run_killed_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(train_process, tmp_path, killer, learner):
     settings = [
-        "learner=imaml",
+        *learner,
         "tasks.count=8",
         "trainer.max_epochs=2",
         "trainer.save_every=1",
@@ -184,6 +188,12 @@ def test_resuming_says_which_settings_changed(train):
         (["trainer.devices=3", "trainer.strategy=ddp"], ["divide evenly"]),
         (["learner.curvature=gauss_newton", "loss=lovasz"], ["loss=lovasz", "hessian"]),
         (["model.norm=layer"], ["support, batch, running"]),
+        (["learner=pmg"], ["learner.adapt.steps must be 0", "found 2"]),  # the tests' own setting
+        (
+            ["learner=feyjie", "learner.adapt.steps=0", "learner.train_on=target", "pair=ph2_kvasir"],
+            ["learner.unlabelled", "learner.train_on=target"],
+        ),
+        (["learner=pretrained", "learner.network.encoder_weights=none.pth"], ["none.pth", "no such file"]),
     ],
 )
 def test_wrong_settings_are_refused_in_one_sentence(train, overrides, words):

@@ -180,6 +180,11 @@ class EpisodicData(L.LightningDataModule):
             raise MetasegError(f"learner.train_on must be one of {', '.join(TRAIN_ON)}, found {train_on!r}.")
         if train_on == "target" and len(targets) != 1:
             raise MetasegError(f"learner.train_on=target needs exactly one target, found {', '.join(targets)}.")
+        if train_on == "target" and unlabelled:
+            raise MetasegError(
+                f"learner.unlabelled={unlabelled} sets images of the target aside, on which learner.train_on=target "
+                "trains with their masks; set one of them back: learner.unlabelled=0 or learner.train_on=source."
+            )
         both = set(pools) & set(targets)
         if both and train_on == "source":
             raise MetasegError(

@@ -1,7 +1,6 @@
 """Networks of segmentation-models-pytorch (smp), made fit for episodes."""
 
 import difflib
-from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -10,6 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import replace_batch_norm
+from metaseg.networks.rescaling import IMAGENET, rescaling
+from metaseg.networks.vgg import is_file, load_vgg16
 
 SMALLEST = {"PAN": 128}
 """Height and width, in pixels, below which an architecture's feature maps would be empty."""
@@ -29,8 +30,8 @@ class LibraryNetwork(nn.Module):
     Args:
         arch: one of `ARCHITECTURES`.
         encoder: a name of smp's, or "tu-<name>" for one of timm's.
-        encoder_weights: such as "imagenet", downloaded; the images are then rescaled to what the encoder was trained
-            on. None: random.
+        encoder_weights: such as "imagenet", downloaded, or for encoder "vgg16" the path of a file (see `load_vgg16`);
+            the images are then rescaled to what the encoder was trained on (a file: ImageNet). None: random.
 
     Raises:
         MetasegError: an unknown name; two that do not go together; weights that cannot be had; in the forward pass, a
@@ -43,6 +44,12 @@ class LibraryNetwork(nn.Module):
 
     def __init__(self, arch: str = "Unet", encoder: str = "resnet18", encoder_weights: str | None = None) -> None:
         super().__init__()
+        by_file = is_file(encoder_weights)
+        if by_file and encoder != "vgg16":
+            raise MetasegError(
+                f"Expected a file of encoder weights only together with encoder vgg16, found {encoder_weights} for "
+                f"{encoder}: set model.encoder=vgg16, or name the weights as smp does."
+            )
         if arch not in ARCHITECTURES:
             raise MetasegError(
                 f"Expected model.arch to be one of {', '.join(ARCHITECTURES)}, found {arch!r}: choose one of them."
@@ -58,9 +65,9 @@ class LibraryNetwork(nn.Module):
         order, scale, offset = torch.arange(3), torch.ones(3), torch.zeros(3)
         try:
             network = ARCHITECTURES[arch](
-                encoder_name=encoder, encoder_weights=encoder_weights, in_channels=3, classes=1
+                encoder_name=encoder, encoder_weights=None if by_file else encoder_weights, in_channels=3, classes=1
             )
-            if encoder_weights is not None:
+            if encoder_weights is not None and not by_file:
                 trained_on = smp.encoders.get_preprocessing_params(encoder, encoder_weights)
                 order, scale, offset = rescaling(trained_on)
         except (KeyError, ValueError, RuntimeError, OSError, NotImplementedError) as error:
@@ -69,6 +76,9 @@ class LibraryNetwork(nn.Module):
                 f"Expected smp to build {arch} with encoder {encoder} and weights {encoder_weights}, found that it "
                 f"does not ({reason}): choose another model.arch, model.encoder or model.encoder_weights."
             ) from error
+        if encoder_weights is not None and by_file:
+            load_vgg16(network.encoder, encoder_weights)
+            order, scale, offset = rescaling(IMAGENET)
         # Buffers, and so part of a checkpoint: whoever loads one need not have the encoder's weights.
         self.register_buffer("order", order)
         self.register_buffer("scale", scale)
@@ -98,16 +108,3 @@ class LibraryNetwork(nn.Module):
         # Of PyTorch's attention kernels only this one can be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH):
             return self.network(images[:, self.order] * self.scale[:, None, None] + self.offset[:, None, None])
-
-
-def rescaling(trained_on: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Order, scale and offset of the channels, (3,) each, that take RGB in [-1, 1] to what an encoder was trained on.
-
-    Args:
-        trained_on: smp's preprocessing parameters: input_space "RGB" or "BGR", input_range (0, 1) or (0, 255), mean (3)
-            and std (3) in that order and range.
-    """
-    order = torch.tensor([2, 1, 0] if trained_on["input_space"] == "BGR" else [0, 1, 2])
-    half = max(trained_on["input_range"]) / 2
-    mean, deviation = torch.tensor(trained_on["mean"]), torch.tensor(trained_on["std"])
-    return order, half / deviation, (half - mean) / deviation

@@ -10,7 +10,8 @@ from metaseg.errors import MetasegError
 from metaseg.networks.build import build, fingerprint
 from metaseg.networks.functional import forward
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
-from metaseg.networks.smp import LibraryNetwork, rescaling
+from metaseg.networks.rescaling import rescaling
+from metaseg.networks.smp import LibraryNetwork
 
 
 def smp_network(**settings):

@@ -1,0 +1,46 @@
+"""PMG after Xiao et al. 2021, "A prior-mask-guided few-shot learning for skin lesion segmentation" (Computing 105:717).
+
+A re-implementation from the abstract: neither code nor text is public.
+
+Established, by the abstract: (1) the co-occurring region of support and query is found and used as a prior mask that
+excludes irrelevant background; (2) it is concatenated with the features, and an inference module predicts the query's
+mask; (3) as the structure is symmetric, the network is trained again with support and query reversed.
+
+Assumed, after the nearest public mechanisms:
+
+- The prior mask is that of PFENet [Tian et al. 2020, arXiv 2008.01449]: cosine similarity in high-level features, which
+  has no parameters of its own. Gradients pass through it, since a randomly initialised encoder's last block would else
+  keep its random weights; PFENet's encoder is pre-trained and frozen.
+- It is concatenated with the query's reduced mid-level features and with the support's masked average prototype at each
+  place, as in PFENet.
+- The inference module is a few residual convolutions with batch norm, upsampling in between.
+- Reversing the roles is PANet's alignment [Wang et al. 2019, section 3.4]: the predicted query masks, cut at p > 0.5,
+  become the annotation by which the support images are segmented; both losses weigh the same.
+- The encoder is VGG16, all layers trained; the loss is the run's.
+
+Its authors train and test on skin lesions (ISIC-2017, ISIC-2019, PH²); here the pair's pools are trained on.
+"""
+
+from typing import Any
+
+from metaseg.errors import MetasegError
+from metaseg.learners.metric import MetricLearner
+from metaseg.networks.pmg import PMGNetwork
+
+
+class PMG(MetricLearner):
+    """Prior-mask-guided segmentation; arguments as ``MetricLearner``.
+
+    Raises:
+        MetasegError: on a value out of range, or another network.
+    """
+
+    network: PMGNetwork
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if not isinstance(self.network, PMGNetwork):
+            raise MetasegError(
+                f"learner=pmg needs metaseg.networks.pmg.PMGNetwork, found {type(self.network).__name__}; set "
+                "learner.network._target_ to it."
+            )

@@ -1,0 +1,97 @@
+"""Prototypes: a pixel is foreground where its features look more like the support's foreground than its background.
+
+After PANet [Wang et al. 2019, arXiv 1908.06391]. From it: masked average prototypes of both classes, per image and
+then averaged over the shots; cosine similarity times 20; the alignment loss, of weight 1, in which queries and support
+change roles; no gradient at test. Different from it [our decision]: the features are those of the group ``model``, at
+full resolution and not VGG16's at an eighth of it, so that the learner has the same network and initial weights
+(``model.init``) as those it is compared with; masks are therefore not resized, and logits not upsampled; the loss is
+the run's. Only the last layer is another: as many linear outputs as it has inputs, in place of one logit. The inputs
+themselves would not do: after a ReLU many pixels are zero in all channels, where the cosine has no derivative (PANet,
+too, leaves out its last ReLU).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaseg.errors import MetasegError
+from metaseg.learners.metric import MetricLearner
+from metaseg.networks.attention_unet import UNet
+from metaseg.networks.comparing import ComparingNetwork, at_size_of
+
+
+class Prototypes(MetricLearner):
+    """Segments by the nearer prototype.
+
+    Args:
+        network: of the group ``model``; its last layer is replaced, in place.
+        scale: > 0, what cosine similarities are multiplied by.
+        seed: of the new last layer's random weights.
+        settings: see ``MetricLearner``; ``reversal`` weighs the alignment loss.
+
+    Raises:
+        MetasegError: on a value out of range, or a network whose last layer is not known.
+    """
+
+    def __init__(self, *, network: nn.Module, scale: float, seed: int, **settings: Any) -> None:
+        if scale <= 0:
+            raise MetasegError(f"learner.scale must be > 0, found {scale}.")
+        super().__init__(network=PrototypeNetwork(network, scale, seed), **settings)
+
+
+class PrototypeNetwork(ComparingNetwork):
+    """A segmentation network that gives features for logits, and their comparison, which has no parameters."""
+
+    def __init__(self, network: nn.Module, scale: float, seed: int) -> None:
+        super().__init__()
+        self.label = f"prototypes of {getattr(network, 'label', type(network).__name__)}"
+        self.backbone = embedding(network, seed)
+        self.scale = scale
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → features (B, C, H, W)."""
+        features: Tensor = self.backbone(images)
+        return features
+
+    def summarise(self, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Prototypes (C,) of foreground and background."""
+        share = at_size_of(features, masks)
+        return prototype(features, share), prototype(features, 1 - share)
+
+    def compare(self, summary: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
+        """The logit (B, 1, H, W) of a softmax over both similarities: scale · (to foreground - to background)."""
+        foreground, background = (F.cosine_similarity(features, one[None, :, None, None], eps=1e-6) for one in summary)
+        return self.scale * (foreground - background).unsqueeze(1)
+
+
+def prototype(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean of features (K, C, h, w) under masks (K, 1, h, w), per image, then over the images: (C,).
+
+    An image whose mask is empty adds nothing; where all are, the prototype is zero and similar to nothing.
+    """
+    return ((features * masks).sum((2, 3)) / masks.sum((2, 3)).clamp_min(1e-6)).mean(0)
+
+
+def embedding(network: nn.Module, seed: int) -> nn.Module:
+    """The network with features in place of logits: its last convolution gets as many outputs as inputs; in place.
+
+    Raises:
+        MetasegError: if the last layer is not known.
+    """
+    # The 1x1 convolution of UNet, or the first part of the head of segmentation-models-pytorch.
+    inner = getattr(network, "network", None)
+    holder, name = (network, "conv") if isinstance(network, UNet) else (getattr(inner, "segmentation_head", None), "0")
+    last = getattr(holder, name, None)
+    if holder is None or not isinstance(last, nn.Conv2d):
+        raise MetasegError(
+            f"learner=prototypes knows the last layer of attention_unet, unet and smp, found {type(network).__name__}; "
+            "choose one of these as model."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        kernel = last.kernel_size[0]  # square, and padded to keep the size, in all of these networks
+        new = nn.Conv2d(last.in_channels, last.in_channels, kernel, padding=kernel // 2)
+    setattr(holder, name, new)
+    return network

@@ -1,0 +1,93 @@
+"""The two-branch network of Feyjie et al. 2020 (arXiv 2003.08462), from facts of its authors' public Keras code.
+
+Established there: VGG16's blocks 1 to 4 with two poolings and conv3_3 dilated by 2, shared by both branches, all layers
+trained; a 3x3 convolution to 128 + ReLU of its own for support and for query; masked average pooling over all support
+images and places; the result beside the query's features at each place; conv128-BN-ReLU, then as the decoder
+conv128-BN-ReLU, up by 2, conv128-BN-ReLU, up by 2, conv128-BN-ReLU, conv64-ReLU, conv2-ReLU, 1x1 convolution to one
+logit; the surrogate branch conv128-BN-ReLU, conv64, conv3, sigmoid.
+
+Assumed, where nothing is known: Keras' initial weights in both branches; 3x3 convolutions wherever no size is given;
+upsampling by nearest neighbour (Keras' default); no activation after the surrogate's conv64; masks brought to the
+features' size by area.
+
+Different [our decision]: one is added to the area that the pooled features are divided by (empty masks exist); widths
+scale with F, being the published ones at F = 32, all but the decoder's 2; batch norm is the project's, so a query's
+prediction does not depend on other queries.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metaseg.networks.comparing import ComparingNetwork, at_size_of, initialise, pooled, tiled
+from metaseg.networks.normalisation import EpisodicBatchNorm2d
+from metaseg.networks.vgg import FULL, VGG16
+
+DILATED = (14,)
+"""conv3_3."""
+
+
+class FeyjieNetwork(ComparingNetwork):
+    """Segmentation and denoising on one encoder.
+
+    Args:
+        features: F ≥ 1; 32 is the published width.
+        encoder_weights: of VGG16 (see `load_vgg16`): a file's path or "imagenet"; only at F = 32. None: random.
+
+    Raises:
+        MetasegError: see `VGG16`.
+    """
+
+    def __init__(self, features: int = FULL, encoder_weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.label = f"FeyjieNetwork(features={features})"
+        self.encoder = VGG16(features, blocks=4, pools=2, dilated=DILATED, weights=encoder_weights)
+        deep, width, half = self.encoder.widths[-1], 4 * features, 2 * features
+        self.of_support = nn.Sequential(_convolution(deep, width), nn.ReLU())
+        self.of_query = nn.Sequential(_convolution(deep, width), nn.ReLU())
+        self.decoder = nn.Sequential(
+            *_normalised(2 * width, width),
+            *_normalised(width, width),
+            nn.Upsample(scale_factor=2),
+            *_normalised(width, width),
+            nn.Upsample(scale_factor=2),
+            *_normalised(width, width),
+            _convolution(width, half),
+            nn.ReLU(),
+            _convolution(half, 2),
+            nn.ReLU(),
+            nn.Conv2d(2, 1, 1),
+        )
+        self.surrogate = nn.Sequential(*_normalised(deep, width), _convolution(width, half), _convolution(half, 3))
+        for part in (self.of_support, self.of_query, self.decoder, self.surrogate):
+            initialise(part)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → features (B, 16F, H/4, W/4)."""
+        features: Tensor = self.encoder(images)[-1]
+        return features
+
+    def summarise(self, features: Tensor, masks: Tensor) -> Tensor:
+        """The support's foreground as one vector (4F,)."""
+        hidden = self.of_support(features)
+        return pooled(hidden, at_size_of(hidden, masks))
+
+    def compare(self, summary: Tensor, features: Tensor) -> Tensor:
+        """Logits (B, 1, H, W)."""
+        hidden = self.of_query(features)
+        logits: Tensor = self.decoder(torch.cat((hidden, tiled(summary, hidden)), dim=1))
+        return logits
+
+    def denoise(self, images: Tensor) -> Tensor:
+        """Noisy images (B, 3, H, W) → logits (B, 3, H/4, W/4) of the clean images, whose values lie in [0, 1]."""
+        logits: Tensor = self.surrogate(self.encode(images))
+        return logits
+
+
+def _convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, padding=1)
+
+
+def _normalised(channels_in: int, channels_out: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    return _convolution(channels_in, channels_out), EpisodicBatchNorm2d(channels_out), nn.ReLU()

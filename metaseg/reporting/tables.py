@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -66,6 +67,11 @@ class Row:
         """The paper's Dice in %, None where it has none."""
         values = self.paper.get(target)
         return None if values is None else values[self.shots.index(shots)]
+
+    @property
+    def learner(self) -> str:
+        """The learner that its overrides name."""
+        return _assignments(self.overrides)["learner"]
 
 
 @dataclass(frozen=True)
@@ -256,10 +262,15 @@ def _within(path: str, groups: Sequence[str]) -> bool:
 
 def _assignments(overrides: Sequence[str]) -> dict[str, Any]:
     """Hydra's reading of overrides, key → value, so that `1e-3` is the number that a run's settings hold."""
+    return dict(_parsed(tuple(overrides)))
+
+
+@cache
+def _parsed(overrides: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
     from hydra.core.override_parser.overrides_parser import OverridesParser  # a third of a second
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return {override.key_or_group: override.value() for override in parsed}
+    return tuple((override.key_or_group, override.value()) for override in parsed)
 
 
 def _key(override: str) -> str:

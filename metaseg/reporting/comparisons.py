@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from metaseg.reporting.figures import PALETTE, look_of, plain_axes, save
+from metaseg.reporting.figures import look_of, plain_axes, save
 from metaseg.reporting.runs import Run
 
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
@@ -48,18 +48,20 @@ def mean_curve(runs: Sequence[Run], target: str) -> dict[str, list[float]] | Non
     return found
 
 
-def epoch_curves(groups: Sequence[tuple[str, int, Sequence[Run]]], path: Path) -> Path | None:
+def epoch_curves(
+    groups: Sequence[tuple[str, int, Sequence[Run]]], path: Path, places: Mapping[str, int]
+) -> Path | None:
     """Draw loss and Dice after the inner loop over epochs, in training and validation: the paper's figure 2.
 
     Args:
         groups: (learner's label, shots, runs); seeds are averaged epoch by epoch. A colour a learner, a line style a
             number of shots.
         path: where the PNG goes.
+        places: label → place among the looks of systems, for its colour.
 
     Returns:
         `path`, or None where nothing was logged.
     """
-    learners = list(dict.fromkeys(label for label, _, _ in groups))
     numbers = sorted({shots for _, shots, _ in groups})
     figure = Figure(figsize=(6.8, 5.8), layout="constrained")
     drawn = False
@@ -73,7 +75,7 @@ def epoch_curves(groups: Sequence[tuple[str, int, Sequence[Run]]], path: Path) -
                 values.index + 1,
                 scale * values,
                 label=f"{label}, {shots} shots",
-                color=PALETTE[learners.index(label) % len(PALETTE)],
+                color=look_of(places[label])["color"],
                 linestyle=_DASHES[numbers.index(shots) % len(_DASHES)],
                 linewidth=1.6,
                 marker="o" if len(values) <= 15 else None,
@@ -98,7 +100,7 @@ def violins(series: Mapping[str, np.ndarray], path: Path, title: str, places: Ma
         series: label → Dice of each image (its mean over seeds and draws), fractions in [0, 1]; at least one value.
         path: where the PNG goes.
         title: stands above the figure.
-        places: label → place in the table, for its colour.
+        places: label → place among the looks of systems, for its colour.
     """
     figure = Figure(figsize=(6.4, 1.0 + 0.36 * len(series)), layout="constrained")
     axes = figure.subplots()

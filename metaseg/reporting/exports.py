@@ -11,7 +11,8 @@ from metaseg.rundir import replacing, write_csv
 
 NOT_RUN = "–, not run"
 
-HEADINGS = ("System", "Shots", "Steps", "Paper", "Ours", "95 % interval", "Difference", "Seeds, draws, images", "Scratch")
+COUNTS = "Seeds, draws, images"
+HEADINGS = ("System", "Shots", "Paper", "Ours", "95 % interval", "Difference", "Steps", COUNTS, "Scratch")
 CSV_COLUMNS = (
     *("table", "target", "system", "beyond_paper", "shots", "adaptation_steps", "paper", "quoted", "ours", "low", "high"),
     *("difference", "best", "seeds", "draws", "images", "scratch", *TRIVIAL),
@@ -60,9 +61,11 @@ def texts(line: Line) -> dict[str, str]:
     """A line of a table as text, heading → text; the same in every format."""
     shots = ", ".join(map(str, line.shots))
     beside = {"Scratch": percent(line.scratch)} | {key: percent(line.trivial.get(key)) for key in TRIVIAL}
+    if len(line.shots) > 1:
+        beside = dict.fromkeys(beside, "")
     found = {"System": line.row.label, "Shots": shots, "Paper": paper(line)}
     if line.ours is None:
-        return {**found, "Steps": "", "Ours": NOT_RUN, "95 % interval": "", "Difference": "", HEADINGS[7]: "", **beside}
+        return {**found, "Steps": "", "Ours": NOT_RUN, "95 % interval": "", "Difference": "", COUNTS: "", **beside}
     dice = line.ours.dice
     return {
         **found,
@@ -70,7 +73,7 @@ def texts(line: Line) -> dict[str, str]:
         "Ours": percent(dice.mean),
         "95 % interval": interval(dice.low, dice.high),
         "Difference": signed(line.difference) if line.paper is not None else "",
-        HEADINGS[7]: f"{line.ours.seeds}, {line.ours.draws}, {line.ours.images}",
+        COUNTS: f"{line.ours.seeds}, {line.ours.draws}, {line.ours.images}",
         **beside,
     }
 
@@ -145,8 +148,8 @@ def rows(blocks: Sequence[Block]) -> list[dict[str, object]]:
                         "seeds": mine.seeds if mine else None,
                         "draws": mine.draws if mine else None,
                         "images": mine.images if mine else None,
-                        "scratch": number(line.scratch),
-                        **{key: number(line.trivial.get(key)) for key in TRIVIAL},
+                        "scratch": number(line.scratch) if len(line.shots) == 1 else None,
+                        **{key: number(line.trivial.get(key)) if len(line.shots) == 1 else None for key in TRIVIAL},
                     }
                 )
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -100,10 +101,12 @@ def _part(part: Part, titles: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
+    spans = Counter(id(line.row) for line in block.lines)
     lines = []
     previous = None
     for line in block.lines:
-        lines.append({"line": line, "texts": exports.texts(line), "first": line.row is not previous})
+        first = line.row is not previous
+        lines.append({"line": line, "texts": exports.texts(line), "first": first, "span": spans[id(line.row)]})
         previous = line.row
     return {
         "target": titles.get(block.target, block.target),

@@ -19,6 +19,8 @@ from metaseg.reporting.tables import NUMBERS, Cell, load_table
 from metaseg.rundir import replacing
 
 CURVE_WIDTH, PHOTOGRAPH_WIDTH = 900, 620  # pixels in the page; the files in report/figures are larger
+FIRST_LOOKS = ("imaml", "maml", "joint", "fomaml", "anil", "reptile", "scratch")
+"""Learners with the colours that differ most, in every table alike; scratch is black."""
 
 
 def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, Found]:
@@ -63,7 +65,9 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
 def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> list[Picture]:
     """Curves over adaptation steps, distributions, learning curves and overlays of a table."""
     table = filled[0].table
-    places = {row.label: place for place, row in enumerate(table.rows)}
+    order = {learner: place for place, learner in enumerate(FIRST_LOOKS)}
+    ranked = sorted(table.rows, key=lambda row: order.get(row.learner, len(order)))
+    places = {row.label: place for place, row in enumerate(ranked)}
     found = []
     for block in filled:
         for shots in sorted({cell.shots for cell in block.cells}):
@@ -77,7 +81,7 @@ def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> 
             path = comparisons.violins(values, folder / f"{stem}_images.png", where, places)
             caption = f"Dice of single images after adaptation, {where}: each is the mean over support draws and seeds."
             found.append(Picture("images", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells)))
-    found += _learning_curves(filled[0], folder)
+    found += _learning_curves(filled[0], folder, places)
     for block in filled:
         found += _overlays(block, titles)
     return found
@@ -109,11 +113,11 @@ def _adaptation(cells: Sequence[Cell], path: Path, where: str, places: dict[str,
     return [Picture("adaptation", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
 
 
-def _learning_curves(block: Block, folder: Path) -> list[Picture]:
+def _learning_curves(block: Block, folder: Path, places: dict[str, int]) -> list[Picture]:
     cells = [cell for cell in block.cells if cell.runs and cell.row.learner in ("maml", "imaml")]
     groups = [(cell.row.label, cell.shots, cell.runs) for cell in cells]
     path = folder / f"table{block.table.number}_learning_curves.png"
-    if not groups or comparisons.epoch_curves(groups, path) is None:
+    if not groups or comparisons.epoch_curves(groups, path, places) is None:
         return []
     caption = (
         "Loss and Dice after the inner loop over epochs, as the paper's figure 2; validation is on held-out images of "

@@ -45,8 +45,8 @@ _PAIR_WITHOUT = {"kvasir": "isic_ph2"}
 # Settings that cannot change a score: where and how a run was carried out, and values that others are made of.
 _NO_PART = (
     *("seed", "target", "pair.target", "train", "ckpt_path", "protocol", "logger", "evaluation.scratch"),
-    *("evaluation.batch", "data.root", "data.workers", "trainer.accelerator", "trainer.devices", "trainer.strategy"),
-    *("trainer.progress", "trainer.save_every"),
+    *("evaluation.batch", "evaluation.curve", "evaluation.curve_limit", "data.root", "data.workers"),
+    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.progress", "trainer.save_every"),
 )
 _MISSING = object()
 

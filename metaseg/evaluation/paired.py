@@ -52,8 +52,8 @@ def paired_test(first: np.ndarray, second: np.ndarray, level: float = 0.95, seed
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.shape != second.shape or first.ndim != 2:
         raise MetasegError(
-            f"A paired test needs two matrices (draws, images) of the same draws and images, but found {first.shape} and "
-            f"{second.shape}."
+            f"A paired test needs two matrices (draws, images) of the same draws and images, but found "
+            f"{first.shape} and {second.shape}."
         )
     gaps = first - second
     there = ~np.isnan(gaps)

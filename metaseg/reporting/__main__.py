@@ -14,9 +14,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write a report; exit status 1 where nothing could be reported or a directory was unreadable."""
     parser = argparse.ArgumentParser(
         prog="python -m metaseg.reporting",
-        description="Put all finished runs below DIR beside the paper's tables. Writes DIR/report/: index.html, one page "
-        "that needs nothing else, and for each of tables 2 to 7 tableN.md, tableN.tex (booktabs) and tableN.csv, with "
-        "the figures in figures/. A run belongs to a line of a table by its settings, not by its directory's name; "
+        description="Put all finished runs below DIR beside the paper's tables. Writes DIR/report/: index.html, one "
+        "page that needs nothing else; for each of tables 2 to 7 tableN.md, tableN.tex (booktabs) and tableN.csv; and "
+        "the figures. A run belongs to a line of a table by its settings, not by its directory's name; "
         "conf/experiment/tableN.yaml defines the lines. Several seeds of one line are pooled.",
         epilog="Exit status 1: no finished run was found, or a directory could not be read (the others are reported).",
     )

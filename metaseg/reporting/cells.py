@@ -1,4 +1,4 @@
-"""The numbers in a table's cells: ours with its interval, the paper's, their difference, and what stands beside them."""
+"""The numbers in a table's cells: ours with its interval, the paper's, their difference, and what stands beside."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ _OPPONENTS = ("maml", "joint", "scratch")
 class Ours:
     """What our runs of a cell say: Dice as a fraction in [0, 1] with its 95 % interval.
 
-    `draws` are support sets over all seeds; `steps` adaptation steps, 0 where the system does not adapt.
+    `draws` are support sets over all seeds; `steps` adaptation steps, 0 where the system does not adapt; `by_seed` the
+    mean of each seed's run.
     """
 
     dice: Interval
@@ -36,6 +37,7 @@ class Ours:
     draws: int
     images: int
     steps: int
+    by_seed: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Line:
     """One line of a table: a system at a number of shots, on one target. Dice as fractions, `paper` too.
 
     `shots` has several values where a system was run at none of them and the paper has no figure either. `scratch` is
-    the mean of training from scratch at the same shots. `best`: the highest mean of ours at these shots, of systems that
-    were not trained on the target.
+    the mean of training from scratch at the same shots. `best`: the highest mean of ours at these shots, of systems
+    that were not trained on the target.
     """
 
     row: Row
@@ -106,8 +108,8 @@ def matrix(cell: Cell) -> pd.DataFrame:
 def ours(cell: Cell) -> Ours | None:
     """The numbers of a cell's runs, pooled over seeds; None where there is no run.
 
-    The rows of all seeds are resampled alike: with few seeds the interval covers other support sets and images, and
-    other seeds only as far as the rows of these seeds differ.
+    The rows of all seeds are resampled alike, as if the draws of one seed's network were independent networks: where
+    seeds differ more than draws do, the interval is too narrow, so the seeds' own means stand beside it.
     """
     if not cell.runs:
         return None
@@ -120,6 +122,7 @@ def ours(cell: Cell) -> Ours | None:
         draws=len(scores),
         images=scores.shape[1],
         steps=cell.runs[0].adapt_steps,
+        by_seed=tuple(float(np.nanmean(run.matrix(cell.target).to_numpy())) for run in cell.runs),
     )
 
 

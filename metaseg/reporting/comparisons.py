@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,9 +86,17 @@ def epoch_curves(
         plain_axes(axes, "epoch", title)
     if not drawn:
         return None
-    entries = {text: handle for axes in figure.axes for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    entries = {
+        text: handle for axes in figure.axes for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(
-        list(entries.values()), list(entries), frameon=False, fontsize=8, ncols=3, loc="outside lower center", handlelength=3
+        list(entries.values()),
+        list(entries),
+        frameon=False,
+        fontsize=8,
+        ncols=3,
+        loc="outside lower center",
+        handlelength=3,
     )
     save(figure, path)
     return path
@@ -104,16 +113,18 @@ def violins(series: Mapping[str, np.ndarray], path: Path, title: str, places: Ma
     """
     figure = Figure(figsize=(6.4, 1.0 + 0.36 * len(series)), layout="constrained")
     axes = figure.subplots()
-    for height, (label, values) in enumerate(reversed(list(series.items()))):
-        percents = 100 * values
+    labels = list(series)[::-1]
+    for height, label in enumerate(labels):
+        percents = 100 * series[label]
         colour = look_of(places[label])["color"]
         if percents.min() < percents.max():  # a violin of equal values has no width and is refused
-            (body,) = axes.violinplot([percents], [height], orientation="horizontal", widths=0.8, showextrema=False)["bodies"]
+            parts: Any = axes.violinplot([percents], [height], orientation="horizontal", widths=0.8, showextrema=False)
+            (body,) = parts["bodies"]
             body.set(facecolor=colour, alpha=0.45, edgecolor="none")
         lower, middle, upper = np.percentile(percents, [25, 50, 75])
         axes.plot([lower, upper], [height, height], color=colour, linewidth=4, solid_capstyle="butt")
         axes.plot([middle], [height], "o", color="white", markeredgecolor="black", markersize=4.5)
-    axes.set_yticks(range(len(series)), list(reversed(series)), fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set_xlim(-1, 101)
     plain_axes(axes, "Dice of an image, %", "")
     axes.set_title(title, fontsize=10)

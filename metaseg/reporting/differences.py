@@ -13,7 +13,7 @@ from metaseg.reporting.tables import identity, leaves
 # Shown in columns of their own, or no setting that a reader compares.
 _ELSEWHERE = (
     *("seed", "shots", "learner.name", "learner._target_", "logger.", "ckpt_path", "data.root", "trainer.progress"),
-    *("protocol.",),
+    *("protocol.", "pair.pools", "pair.target"),
 )
 _INITIAL = (
     *("model.name", "model.init", "model.init_path", "model.arch", "model.encoder", "model.encoder_weights"),
@@ -23,8 +23,7 @@ _INITIAL = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Path → value as text: of all runs, of each learner's runs, and of single runs (by name). No path is in two of them
-    for the same run."""
+    """Path → value as text: of all runs, of each learner's runs, of single runs by name; each path once for a run."""
 
     common: dict[str, str]
     by_learner: dict[str, dict[str, str]]
@@ -64,7 +63,8 @@ def initial_weights(runs: Sequence[Run]) -> list[Initial]:
     groups: dict[Any, dict[str, list[Run]]] = {}
     for run in runs:
         # Another network or start may come with another name of the learner, but not with another learner.
-        key = tuple(sorted((path, repr(value)) for path, value in identity(run.settings, _INITIAL).items()))
+        skipped = _INITIAL if run.outer_steps else (*_INITIAL, "pair", "tasks")
+        key = tuple(sorted((path, repr(value)) for path, value in identity(run.settings, skipped).items()))
         groups.setdefault(key, {}).setdefault(described(run.settings), []).append(run)
     return [
         Initial(next(iter(variants.values()))[0].learner, next(iter(variants.values()))[0].settings["shots"], variants)

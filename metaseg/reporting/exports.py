@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from metaseg.reporting.cells import TRIVIAL, Block, Line
 from metaseg.rundir import replacing, write_csv
@@ -14,8 +15,20 @@ NOT_RUN = "–, not run"
 COUNTS = "Seeds, draws, images"
 HEADINGS = ("System", "Shots", "Paper", "Ours", "95 % interval", "Difference", "Steps", COUNTS, "Scratch")
 CSV_COLUMNS = (
-    *("table", "target", "system", "beyond_paper", "shots", "adaptation_steps", "paper", "quoted", "ours", "low", "high"),
-    *("difference", "best", "seeds", "draws", "images", "scratch", *TRIVIAL),
+    *(
+        "table",
+        "target",
+        "system",
+        "beyond_paper",
+        "shots",
+        "adaptation_steps",
+        "paper",
+        "quoted",
+        "ours",
+        "low",
+        "high",
+    ),
+    *("difference", "best", "seeds", "lowest_seed", "highest_seed", "draws", "images", "scratch", *TRIVIAL),
 )
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -95,15 +108,21 @@ def markdown(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
 
 
 def latex(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
-    r"""The table for LaTeX with \usepackage{booktabs}: one tabular a target; the best of ours at each shots is bold."""
+    r"""The table for LaTeX with \usepackage{booktabs}, one tabular a target; the best of ours at each shots is bold."""
     table = blocks[0].table
-    lines = ["% needs \\usepackage{booktabs}", "\\begin{table*}", "  \\centering\\footnotesize"]
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table*}",
+        "  \\centering\\scriptsize\\setlength{\\tabcolsep}{3pt}",
+    ]
     lines += [f"  \\caption{{{escaped(table.title)}. Dice in \\%; the interval is over support draws and images.}}"]
     lines += [f"  \\label{{tab:metaseg{table.number}}}"]
     for block in blocks:
         headings = [*HEADINGS, *(heading.replace("- ", "") for heading in TRIVIAL.values())]
         lines += [f"  \\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", "    \\toprule"]
-        lines += [f"    \\multicolumn{{{len(headings)}}}{{l}}{{{escaped(titles.get(block.target, block.target))}}} \\\\"]
+        lines += [
+            f"    \\multicolumn{{{len(headings)}}}{{l}}{{{escaped(titles.get(block.target, block.target))}}} \\\\"
+        ]
         lines += ["    \\midrule", "    " + " & ".join(map(escaped, headings)) + " \\\\", "    \\midrule"]
         further = False
         for line in block.lines:
@@ -118,41 +137,40 @@ def latex(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
     return "\n".join([*lines[:-1], "\\end{table*}"]) + "\n"
 
 
-def rows(blocks: Sequence[Block]) -> list[dict[str, object]]:
+def rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """The table as rows of `CSV_COLUMNS`: numbers in % with four digits, None where there is none."""
+    return [_row(block, line, shots) for block in blocks for line in block.lines for shots in line.shots]
 
+
+def _row(block: Block, line: Line, shots: int) -> dict[str, Any]:
     def number(value: float | None) -> float | None:
         return None if value is None or math.isnan(value) else round(100 * value, 4)
 
-    found = []
-    for block in blocks:
-        for line in block.lines:
-            mine = line.ours
-            mean, low, high = mine.dice if mine else (None, None, None)
-            for shots in line.shots:
-                found.append(
-                    {
-                        "table": block.table.number,
-                        "target": block.target,
-                        "system": line.row.label,
-                        "beyond_paper": line.row.further,
-                        "shots": shots,
-                        "adaptation_steps": mine.steps if mine else None,
-                        "paper": number(line.paper),
-                        "quoted": line.row.quoted,
-                        "ours": number(mean),
-                        "low": number(low),
-                        "high": number(high),
-                        "difference": number(line.difference),
-                        "best": line.best,
-                        "seeds": mine.seeds if mine else None,
-                        "draws": mine.draws if mine else None,
-                        "images": mine.images if mine else None,
-                        "scratch": number(line.scratch) if len(line.shots) == 1 else None,
-                        **{key: number(line.trivial.get(key)) if len(line.shots) == 1 else None for key in TRIVIAL},
-                    }
-                )
-    return found
+    mine = line.ours
+    mean, low, high = mine.dice if mine else (None, None, None)
+    alone = len(line.shots) == 1  # what stands beside a line of several shots belongs to the first of them
+    return {
+        "table": block.table.number,
+        "target": block.target,
+        "system": line.row.label,
+        "beyond_paper": line.row.further,
+        "shots": shots,
+        "adaptation_steps": mine.steps if mine else None,
+        "paper": number(line.paper),
+        "quoted": line.row.quoted,
+        "ours": number(mean),
+        "low": number(low),
+        "high": number(high),
+        "difference": number(line.difference),
+        "best": line.best,
+        "seeds": mine.seeds if mine else None,
+        "lowest_seed": number(min(mine.by_seed)) if mine else None,
+        "highest_seed": number(max(mine.by_seed)) if mine else None,
+        "draws": mine.draws if mine else None,
+        "images": mine.images if mine else None,
+        "scratch": number(line.scratch) if alone else None,
+        **{key: number(line.trivial.get(key)) if alone else None for key in TRIVIAL},
+    }
 
 
 def export(blocks: Sequence[Block], titles: Mapping[str, str], folder: Path) -> list[Path]:

@@ -20,8 +20,8 @@ CAPSULE = "kvasir_capsule"
 
 
 class Picture(NamedTuple):
-    """A figure of a table: kind (adaptation, images, epochs, overlays; reference and missing are words alone), data URI,
-    caption, and the runs it shows."""
+    """A figure of a table: kind (adaptation, images, epochs, overlays; reference and missing are words alone), data
+    URI, caption, and the runs it shows."""
 
     kind: str
     uri: str
@@ -84,9 +84,11 @@ def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def capsule_facts(parts: Sequence[Part]) -> dict[str, Any]:
-    """The all-foreground score of our runs on KvasirCapsule-SEG, None without such a run; and the paper's best figure."""
+    """The all-foreground score of our runs on KvasirCapsule-SEG (None: no such run), and the paper's best figure."""
     blocks = [block for part in parts for block in part.blocks if block.target == CAPSULE]
-    ours = [line.trivial["all_foreground"] for block in blocks for line in block.lines if "all_foreground" in line.trivial]
+    ours = [
+        line.trivial["all_foreground"] for block in blocks for line in block.lines if "all_foreground" in line.trivial
+    ]
     published = [line.paper for block in blocks for line in block.lines if line.paper is not None]
     return {"ours": statistics.fmean(ours) if ours else None, "paper": max(published) if published else None}
 
@@ -111,6 +113,11 @@ def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
     return {
         "target": titles.get(block.target, block.target),
         "lines": lines,
+        "by_seed": [
+            (f"{line.row.label}, {line.shots[0]} shots", ", ".join(exports.percent(mean) for mean in line.ours.by_seed))
+            for line in block.lines
+            if line.ours is not None and line.ours.seeds > 1
+        ],
         "comparisons": [_comparison(one) for one in block.comparisons],
     }
 
@@ -118,7 +125,14 @@ def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
 def _comparison(one: Comparison) -> dict[str, str]:
     found = {"pair": f"{one.first} − {one.second}", "shots": str(one.shots)}
     if one.test is None:
-        return {**found, "difference": "–", "interval": "no common images and draws", "p": "", "effect": "", "counts": ""}
+        return {
+            **found,
+            "difference": "–",
+            "interval": "no common images and draws",
+            "p": "",
+            "effect": "",
+            "counts": "",
+        }
     mean, low, high = one.test.difference
     return {
         **found,
@@ -146,7 +160,9 @@ def _initial(group: Any, titles: Mapping[str, str]) -> dict[str, Any]:
                     "target": titles.get(target, target),
                     "before": exports.percent(_mean(run.result["targets"][target].get("dsc_before") for run in scored)),
                     "after": exports.percent(_mean(run.result["targets"][target].get("dsc") for run in scored)),
-                    "interval": _score_interval(scored[0].result["targets"][target].get("dsc")) if len(scored) == 1 else "",
+                    "interval": _score_interval(scored[0].result["targets"][target].get("dsc"))
+                    if len(scored) == 1
+                    else "",
                     "seeds": str(len(scored)),
                 }
             )
@@ -178,7 +194,9 @@ def _ledger(run: Run) -> dict[str, str]:
     hardware, memory = run.result.get("hardware") or {}, run.result.get("peak_memory_mib") or {}
     gpus = [gpu.get("name", "") if isinstance(gpu, Mapping) else str(gpu) for gpu in hardware.get("gpus") or []]
     seconds = run.result.get("wall_seconds")
-    peaks = [value for value in memory.values() if isinstance(value, int | float)] if isinstance(memory, Mapping) else []
+    peaks = (
+        [value for value in memory.values() if isinstance(value, int | float)] if isinstance(memory, Mapping) else []
+    )
     commit = run.result.get("commit")
     return {
         "name": run.name,

@@ -1,4 +1,4 @@
-"""The report: all finished runs below a folder beside the paper's tables, as one page and as tables for other documents."""
+"""The report: all finished runs below a folder beside the paper's tables, as a page and as tables for documents."""
 
 from __future__ import annotations
 

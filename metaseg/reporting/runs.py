@@ -167,8 +167,8 @@ def _check_result(path: Path, result: Mapping[str, Any]) -> None:
     )
     if not good:
         raise MetasegError(
-            f"{path} should hold `settings` with learner.name, shots and seed, and `targets` with the scores of at least "
-            "one: run the evaluation again"
+            f"{path} should hold `settings` with learner.name, shots and seed, and `targets` with the scores of at "
+            "least one: run the evaluation again"
         )
 
 

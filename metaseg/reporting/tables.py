@@ -53,7 +53,7 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Row:
-    """One system of a table; the keys of the module's docstring. `paper` maps a target to a value for each of `shots`."""
+    """One system of a table, as the module's docstring describes; `paper`: target → a value for each of `shots`."""
 
     label: str
     overrides: tuple[str, ...]
@@ -102,7 +102,7 @@ class Finished(Protocol):
 
 
 class Cell(NamedTuple):
-    """One cell: its runs, one a seed, all with equal settings; and those that match but were left out, with the reason."""
+    """One cell: its runs, one a seed, all with equal settings; and (name, reason) of others that match."""
 
     row: Row
     shots: int
@@ -134,19 +134,18 @@ def load_table(number: int, folder: Path = FOLDER) -> Table:
 
 def commands(table: Table) -> list[tuple[str, ...]]:
     """The overrides of every run that the table needs, less the seed; equal ones of other tables are the same run."""
-    found: dict[tuple[str, ...], None] = {}
+    found: list[tuple[str, ...]] = []
     for row in table.rows:
         chosen = _assignments(table.fixed) | _assignments(row.overrides)
         texts = {_key(text): text for text in (*table.fixed, *row.overrides)}
         wanted = [text for key, text in texts.items() if not _within(key, _irrelevant(row))]
-        for target in chosen["target"] if row_is_free(row) else [None]:
+        for target in [one for one in table.columns if one in chosen["target"]] if row_is_free(row) else [None]:
             own = [text for text in wanted if _key(text) != "target"] if target else wanted
             if target:
                 own += [f"target=[{target}]"]
                 own += [f"pair={_PAIR_WITHOUT[target]}"] if target in _PAIR_WITHOUT and not row.trains else []
-            for shots in row.shots:
-                found[(*own, f"shots={shots}")] = None
-    return list(found)
+            found += [(*own, f"shots={shots}") for shots in row.shots]
+    return list(dict.fromkeys(found))
 
 
 def row_is_free(row: Row) -> bool:
@@ -207,11 +206,7 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def identity(settings: Mapping[str, Any], irrelevant: Sequence[str] = ()) -> dict[str, Any]:
     """The settings that can change a score, path → value, less the seed and the groups or values named `irrelevant`."""
     skipped = (*_NO_PART, *irrelevant)
-    return {
-        path: value
-        for path, value in leaves(settings).items()
-        if not _within(path, skipped)
-    }
+    return {path: value for path, value in leaves(settings).items() if not _within(path, skipped)}
 
 
 def _chosen(row: Row, runs: Sequence[Any], usual: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
@@ -236,7 +231,8 @@ def _chosen(row: Row, runs: Sequence[Any], usual: Mapping[str, Any]) -> tuple[tu
             left_out.append((run.name, f"same settings and seed as {first.name}"))
     for variant, others in variants.items():
         own, theirs = dict(best), dict(variant)
-        gaps = [f"{path}={theirs.get(path, 'absent')}" for path in sorted({*own, *theirs}) if own.get(path) != theirs.get(path)]
+        changed = [path for path in sorted({*own, *theirs}) if own.get(path) != theirs.get(path)]
+        gaps = [path + "=" + theirs.get(path, "absent").strip("'") for path in changed]
         left_out += [(run.name, f"other settings: {', '.join(gaps)}") for run in others]
     return tuple(shown[seed] for seed in sorted(shown, key=str)), tuple(left_out)
 

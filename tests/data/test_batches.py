@@ -39,7 +39,9 @@ def dataset(augmentation, mixing="mixed"):
 
 
 def digest(episode):
-    return hashlib.blake2b(b"".join(part.contiguous().numpy().tobytes() for part in episode if part is not None)).hexdigest()
+    return hashlib.blake2b(
+        b"".join(part.contiguous().numpy().tobytes() for part in episode if part is not None)
+    ).hexdigest()
 
 
 def test_images_become_planes_between_minus_one_and_one():

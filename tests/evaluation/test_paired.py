@@ -13,7 +13,7 @@ def test_ranks_effect_and_p_by_hand():
     # Differences 0.1, -0.2, 0.3, 0.4, 0.5: ranks 1 to 5, W- = 2, W+ = 13, effect 11/15. Of the 32 equally likely signs,
     # W- <= 2 for three (none, {1}, {2}), so the two-sided p is 6/32.
     second = np.full((1, 5), 0.25)
-    result = paired_test(second + [[0.1, -0.2, 0.3, 0.4, 0.5]], second)
+    result = paired_test(second + np.array([[0.1, -0.2, 0.3, 0.4, 0.5]]), second)
     assert result.rank_biserial == pytest.approx(11 / 15)
     assert result.p == pytest.approx(6 / 32)
     assert result.difference.mean == pytest.approx(0.22)

@@ -157,6 +157,8 @@ def _block(table: Table, target: str, cells: list[Cell]) -> Block:
     numbers = {id(cell): ours(cell) for cell in cells}
     general = [run for cell in cells if cell.row.learner != "naive" for run in cell.runs]
     from_scratch = {cell.shots: numbers[id(cell)] for cell in cells if cell.row.learner == "scratch"}
+    # Without a run at these shots: the baselines that do not look at the support set, from runs at other shots.
+    anywhere = {name: value for name, value in trivial(general, target).items() if name != "mean_support_mask"}
     lines = []
     for group in _grouped(cells):
         cell = group[0]
@@ -170,7 +172,7 @@ def _block(table: Table, target: str, cells: list[Cell]) -> Block:
                 paper=None if published is None else published / 100,
                 ours=numbers[id(cell)],
                 scratch=known.dice.mean if known else scratch_beside(cell.runs or at_shots, target),
-                trivial=trivial(cell.runs or at_shots or general, target),
+                trivial=trivial(cell.runs or at_shots, target) or anywhere,
             )
         )
     return Block(table, target, cells, _with_best(lines), _comparisons(cells))

@@ -138,12 +138,14 @@ def commands(table: Table) -> list[tuple[str, ...]]:
     for row in table.rows:
         chosen = _assignments(table.fixed) | _assignments(row.overrides)
         texts = {_key(text): text for text in (*table.fixed, *row.overrides)}
-        wanted = [text for key, text in texts.items() if not _within(key, _irrelevant(row))]
+        said = {_key(text) for text in row.overrides}  # what a row itself says stays, relevant or not
+        wanted = [text for key, text in texts.items() if key in said or not _within(key, _irrelevant(row))]
+        needs_pair = not row.trains and "pair" not in said
         for target in [one for one in table.columns if one in chosen["target"]] if row_is_free(row) else [None]:
             own = [text for text in wanted if _key(text) != "target"] if target else wanted
             if target:
                 own += [f"target=[{target}]"]
-                own += [f"pair={_PAIR_WITHOUT[target]}"] if target in _PAIR_WITHOUT and not row.trains else []
+                own += [f"pair={_PAIR_WITHOUT[target]}"] if target in _PAIR_WITHOUT and needs_pair else []
             found += [(*own, f"shots={shots}") for shots in row.shots]
     return list(dict.fromkeys(found))
 

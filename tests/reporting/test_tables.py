@@ -1,6 +1,6 @@
 """Which runs belong to which cell, on settings alone; and which commands would make these runs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import yaml
@@ -93,6 +93,15 @@ def test_what_sees_no_pair_is_one_run_for_all_tables():
     naive = made("n", "naive", pair="cvc_ph2", targets=["kvasir_capsule"], learner__train_on="target")
     for number in (5, 6):
         assert cell_of(fill(load_table(number), [naive]), "naive", 5, "kvasir_capsule").runs == (naive,)
+
+
+def test_a_pair_that_a_row_names_is_used_and_still_not_compared():
+    table = load_table(6)
+    row = row_of(table, "scratch")
+    named = replace(table, rows=(replace(row, overrides=(*row.overrides, "pair=ph2_kvasir")),))
+    assert {next(text for text in command if "pair" in text) for command in commands(named)} == {"pair=ph2_kvasir"}
+    run = made("s", "scratch", pair="isic_ph2", targets=["kvasir"])
+    assert cell_of(fill(named, [run]), "scratch", 5, "kvasir").runs == (run,)
 
 
 def test_a_row_of_its_own_target_has_no_cell_in_other_columns():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError
@@ -13,7 +12,7 @@ from metaseg.reporting.cells import Block, blocks, matrix, trivial
 from metaseg.reporting.exports import export
 from metaseg.reporting.figures import adaptation_curve
 from metaseg.reporting.page import Part, Picture, render
-from metaseg.reporting.runs import REPORT, Found, Run, read_runs
+from metaseg.reporting.runs import REPORT, Found, read_runs
 from metaseg.reporting.summary import TRIVIAL_NAMES
 from metaseg.reporting.tables import NUMBERS, Cell, load_table
 from metaseg.rundir import replacing
@@ -163,12 +162,3 @@ def _refer_back(parts: list[Part]) -> None:
                 part.pictures[place] = Picture("reference", "", text, picture.runs)
             else:
                 shown[picture.runs] = part.table.number
-
-
-def summary_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """For the last line of the command: how many runs, learners and seeds."""
-    return {
-        "runs": len(runs),
-        "learners": len({run.learner for run in runs}),
-        "seeds": len({run.settings["seed"] for run in runs}),
-    }

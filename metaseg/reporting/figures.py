@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,9 @@ _DICE = (
     ("validation/dice_before", "validation, before inner loop", _VALIDATION, "--"),
     ("validation/dice_after", "validation, after inner loop", _VALIDATION, "-"),
 )
+# Systems beyond the palette repeat its colours with hollow markers.
+_MARKERS = "osD^vPX<>*hp"
+_INSIDE = 6  # entries of a legend that fit beside a figure; more stand below it
 _ADAPTATION_TICKS = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -85,7 +89,7 @@ def learning_curves(metrics: Path, path: Path) -> Path | None:
             marker = "o" if len(values) <= 15 else None  # a curve of one point would be invisible
             axes.plot(places, values, style, color=colour, label=name, marker=marker, markersize=4, linewidth=1.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _style(axes, axis, title)
+        plain_axes(axes, axis, title)
         # Below the panel: inside, it would hide part of a line in one run or another.
         axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     save(figure, path)
@@ -97,31 +101,39 @@ def adaptation_curve(
     path: Path,
     baselines: Mapping[str, float | None] | None = None,
     title: str = "",
+    places: Mapping[str, int] | None = None,
 ) -> Path:
     """Draw the mean Dice over adaptation steps with its interval as a band.
 
     Args:
         series: label → {steps, dsc, low, high}, lists of equal length; Dice as fractions in [0, 1]; `low` and `high`
-            may be absent. This is the `curve` of result.json.
+            may be absent. This is the `curve` of result.json. A series of one point, a system that does not adapt, is
+            drawn as a dashed line.
         path: where the PNG goes.
         baselines: label → Dice in [0, 1], drawn as horizontal lines; None: left out.
         title: stands above the figure.
+        places: label → place in a list that several figures share, so that a system looks the same in all; default: the
+            order of `series`.
 
     Raises:
         MetasegError: a series is empty or its lists differ in length.
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    entries = len(series) + sum(value is not None for value in (baselines or {}).values())
+    figure = Figure(figsize=(6.4, 4.2 if entries <= _INSIDE else 4.0 + 0.21 * (entries // 2 + 1)), layout="constrained")
     axes = figure.subplots()
     last = 1.0
     for index, (label, curve) in enumerate(series.items()):
         steps, dsc = np.asarray(curve["steps"], float), 100 * np.asarray(curve["dsc"], float)
         if not len(steps) or len(steps) != len(dsc):
             raise MetasegError(f"the curve {label!r} should have a Dice a step, found {len(steps)} and {len(dsc)}")
-        colour = PALETTE[index % len(PALETTE)]
+        look = look_of(places[label] if places else index)
+        if len(steps) == 1:
+            axes.axhline(float(dsc[0]), label=label, linestyle=(0, (6, 3)), linewidth=1.5, **look, markevery=(0, 1))
+            continue
         if curve.get("low") is not None and curve.get("high") is not None:
             low, high = (100 * np.asarray(curve[bound], float) for bound in ("low", "high"))
-            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(steps, dsc, color=colour, label=label, marker="o", markersize=3.5, linewidth=1.8, clip_on=False)
+            axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+        axes.plot(steps, dsc, label=label, linewidth=1.6, clip_on=False, **look)
         last = max(last, float(steps.max()))
     drawn = {label: value for label, value in (baselines or {}).items() if value is not None}
     for index, (label, value) in enumerate(drawn.items()):
@@ -134,14 +146,30 @@ def adaptation_curve(
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0, last * 1.04)
-    _style(axes, "adaptation steps", "Dice, %")
+    plain_axes(axes, "adaptation steps", "Dice, %")
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if entries <= _INSIDE:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        figure.legend(frameon=False, fontsize=8, ncols=2, loc="outside lower center", handlelength=3)
     save(figure, path)
     return path
 
 
-def _style(axes: Axes, horizontal: str, vertical: str) -> None:
+def look_of(place: int) -> dict[str, Any]:
+    """Colour and marker of the system at a place in a table, told apart at 12 and more."""
+    colour = PALETTE[place % len(PALETTE)]
+    hollow = place >= len(PALETTE)
+    return {
+        "color": colour,
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "markersize": 4.5,
+        "markerfacecolor": "white" if hollow else colour,
+    }
+
+
+def plain_axes(axes: Axes, horizontal: str, vertical: str) -> None:
+    """Labels, a light grid, and no box."""
     axes.set_xlabel(horizontal)
     axes.set_ylabel(vertical)
     axes.grid(color="0.9", linewidth=0.7)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from metaseg.rundir import RunDirectory
 
-_TRIVIAL = {
+TRIVIAL_NAMES = {
     "all_foreground": "all foreground",
     "centred_disc": "centred disc",
     "mean_support_mask": "mean support mask",
@@ -67,7 +67,7 @@ def _table(target: str, scores: Mapping[str, Any], scratch: Any) -> Table:
         ("trained from scratch on the support", scratch),
     ]
     trivial = scores.get("trivial") or {}
-    rows += [(_TRIVIAL.get(name, name.replace("_", " ")), value) for name, value in trivial.items()]
+    rows += [(TRIVIAL_NAMES.get(name, name.replace("_", " ")), value) for name, value in trivial.items()]
     for label, value in rows:
         if value is None:
             continue

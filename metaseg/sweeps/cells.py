@@ -10,9 +10,9 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from metaseg.errors import MetasegError
+from metaseg.reporting.tables import Table
 
 _UNNAMED = ("data.root", "data.workers", "logger", "trainer", "experiment", "scale")
 """Settings that do not tell one cell of a sweep from another."""
@@ -55,12 +55,11 @@ def of_multirun(choices: Sequence[Choice]) -> list[Cell]:
     return cells
 
 
-def of_tables(tables: Iterable[Mapping[str, Any]], choices: Sequence[Choice], seeds: Sequence[int]) -> list[Cell]:
+def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequence[int]) -> list[Cell]:
     """The cells of tables, each once.
 
     Args:
-        tables: as in conf/experiment: fixed (overrides of all rows), paper_rows and further_rows (each with overrides,
-            which go before the fixed ones, and shots).
+        tables: those of conf/experiment; a row's own overrides go before the fixed ones.
         choices: the command line's.
         seeds: where the command line names none.
 
@@ -71,10 +70,10 @@ def of_tables(tables: Iterable[Mapping[str, Any]], choices: Sequence[Choice], se
     seeds_wanted = given.pop("seed", tuple(str(seed) for seed in seeds))
     cells: dict[str, Cell] = {}
     for table in tables:
-        fixed = _pairs(table["fixed"])
-        for row in [*table["paper_rows"], *table.get("further_rows", [])]:
-            own = _pairs(row["overrides"])
-            for shots, seed in itertools.product(row["shots"], seeds_wanted):
+        fixed = _pairs(table.fixed)
+        for row in table.rows:
+            own = _pairs(row.overrides)
+            for shots, seed in itertools.product(row.shots, seeds_wanted):
                 chosen = own | {"shots": str(shots)}
                 if any(value not in given.get(key, (value,)) for key, value in chosen.items()):
                     continue

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metaseg.errors import MetasegError
+from metaseg.reporting import tables as definitions
 from metaseg.rundir import RunDirectory
 from metaseg.sweeps.cells import Cell, Choice, of_multirun, of_tables
 from metaseg.sweeps.datasets import table_of_datasets
@@ -81,12 +82,9 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
     return [returns]
 
 
-def _tables(sweeper: CellSweeper) -> list[Mapping[str, Any]]:
-    if sweeper.tables:
-        from metaseg.reporting.tables import load_table
-
-        return [load_table(number) for number in sweeper.tables]
-    return [sweeper.table] if sweeper.table else []
+def _tables(sweeper: CellSweeper) -> list[definitions.Table]:
+    numbers = sweeper.tables or ([sweeper.table["number"]] if sweeper.table else [])
+    return [definitions.load_table(number) for number in numbers]
 
 
 def _choice(override: Any) -> Choice:

@@ -93,3 +93,30 @@ def test_adaptation_curve_shows_steps_band_and_baselines(tmp_path, drawn):
 def test_curve_with_lists_of_unequal_length_is_refused(tmp_path):
     with pytest.raises(MetasegError, match="'x' should have a Dice a step, found 2 and 1"):
         figures.adaptation_curve({"x": {"steps": [0, 1], "dsc": [0.5]}}, tmp_path / "a.png")
+
+
+def test_a_system_that_does_not_adapt_is_a_dashed_line_across(tmp_path, drawn):
+    series = {"adapts": {"steps": [0, 20], "dsc": [0.25, 0.5]}, "prototypes": {"steps": [0], "dsc": [0.75]}}
+    figures.adaptation_curve(series, tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "prototypes"]
+    assert line.get_linestyle() == "--"
+    assert set(line.get_ydata()) == {75}
+    assert axes.get_xlim()[1] >= 20
+
+
+def test_many_systems_are_told_apart_and_look_the_same_in_every_figure(tmp_path, drawn):
+    looks = [figures.look_of(place) for place in range(14)]
+    assert len({(look["color"], look["marker"], look["markerfacecolor"]) for look in looks}) == 14
+    names = [f"system {place}" for place in range(14)]
+    curve = {"steps": [0, 5], "dsc": [0.25, 0.5]}
+    places = {name: place for place, name in enumerate(names)}
+    figures.adaptation_curve(dict.fromkeys(names, curve), tmp_path / "a.png", places=places)
+    figures.adaptation_curve({names[9]: curve}, tmp_path / "b.png", places=places)
+    (first,), (second,) = (figure.axes for figure in drawn)
+    one = next(line for line in first.get_lines() if line.get_label() == names[9])
+    (other,) = second.get_lines()
+    assert (one.get_color(), one.get_marker()) == (other.get_color(), other.get_marker())
+    # So many entries stand below the axes, where they hide nothing.
+    (legend,) = drawn[0].legends
+    assert legend.get_window_extent().y1 < first.get_window_extent().y0

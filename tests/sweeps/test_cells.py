@@ -1,18 +1,25 @@
 """Which cells a sweep consists of."""
 
+from dataclasses import replace
+
 import pytest
 
 from metaseg.errors import MetasegError
+from metaseg.reporting.tables import NUMBERS, Row, Table, load_table
 from metaseg.sweeps.cells import Choice, of_multirun, of_tables
 
-TABLE = {
-    "fixed": ["pair=ph2_kvasir", "tasks.mixing=mixed", "tasks.count=50", "target=[isic,kvasir_capsule]"],
-    "paper_rows": [
-        {"overrides": ["learner=imaml"], "shots": [5, 10]},
-        {"overrides": ["learner=naive", "learner.train_on=target", "pair=none", "target=[isic]"], "shots": [5]},
-    ],
-    "further_rows": [{"overrides": ["learner=scratch", "pair=none"], "shots": [5]}],
-}
+
+def row(overrides, shots):
+    return Row("", tuple(overrides), tuple(shots), {}, quoted=False, trains=True, further=False)
+
+
+ROWS = (
+    row(["learner=imaml"], [5, 10]),
+    row(["learner=naive", "learner.train_on=target", "pair=none", "target=[isic]"], [5]),
+    row(["learner=scratch", "pair=none"], [5]),
+)
+FIXED = ("pair=ph2_kvasir", "tasks.mixing=mixed", "tasks.count=50", "target=[isic,kvasir_capsule]")
+TABLE = Table(3, "", FIXED, ("isic",), ROWS)
 
 
 def settings(cell):
@@ -51,7 +58,7 @@ def test_a_table_gives_a_cell_for_each_row_shot_count_and_seed():
 
 
 def test_tables_that_share_cells_run_them_once():
-    other = TABLE | {"paper_rows": [{"overrides": ["learner=imaml"], "shots": [5]}], "further_rows": []}
+    other = replace(TABLE, rows=(row(["learner=imaml"], [5]),))
     assert len(of_tables([TABLE, other], [], [0])) == len(of_tables([TABLE], [], [0]))
 
 
@@ -90,3 +97,16 @@ def test_long_names_are_cut_and_stay_apart():
     cells = of_multirun([*choices, Choice("seed", ("0", "1"))])
     assert all(len(cell.name) <= 150 for cell in cells)
     assert cells[0].name != cells[1].name
+
+
+def test_the_paper_s_tables_share_what_can_be_shared():
+    cells = of_tables([load_table(number) for number in NUMBERS], [], [0])
+    names = [cell.name for cell in cells]
+    assert len(names) == len(set(names))
+    each = [{cell.name for cell in of_tables([load_table(number)], [], [0])} for number in NUMBERS]
+    two, three, four, five, six, seven = each
+    assert {name for name in five if "imaml" in name} == {name for name in three if "imaml" in name}
+    assert {name for name in two if name.startswith("alone/scratch")} <= three & four & five & six
+    assert "alone/naive_5shot_train_on=target_target=kvasir_capsule_seed0" in five & six
+    assert len(seven) == 3
+    assert len(set.union(*each)) == len(names)

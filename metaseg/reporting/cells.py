@@ -1,0 +1,221 @@
+"""The numbers in a table's cells: ours with its interval, the paper's, their difference, and what stands beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from metaseg.evaluation.intervals import Interval, bootstrap_interval
+from metaseg.evaluation.paired import PairedTest, paired_test
+from metaseg.reporting.runs import Run
+from metaseg.reporting.tables import Cell, Row, Table, fill, row_is_free
+
+TRIVIAL = {
+    "all_foreground": "all fore- ground",
+    "centred_disc": "centred disc",
+    "mean_support_mask": "mean mask",
+    "otsu": "Otsu",
+}
+"""Trivial baselines in the order of tables, key in result.json → heading."""
+
+_OPPONENTS = ("maml", "joint", "scratch")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What our runs of a cell say: Dice as a fraction in [0, 1] with its 95 % interval.
+
+    `draws` are support sets over all seeds; `steps` adaptation steps, 0 where the system does not adapt; `by_seed` the
+    mean of each seed's run.
+    """
+
+    dice: Interval
+    seeds: int
+    draws: int
+    images: int
+    steps: int
+    by_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: a system at a number of shots, on one target. Dice as fractions, `paper` too.
+
+    `shots` has several values where a system was run at none of them and the paper has no figure either. `scratch` is
+    the mean of training from scratch at the same shots. `best`: the highest mean of ours at these shots, of systems
+    that were not trained on the target.
+    """
+
+    row: Row
+    shots: tuple[int, ...]
+    paper: float | None
+    ours: Ours | None
+    scratch: float | None
+    trivial: dict[str, float]
+    best: bool = False
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's."""
+        return None if self.paper is None or self.ours is None else self.ours.dice.mean - self.paper
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired test at a number of shots; None where the two were not scored on a common image in a common draw."""
+
+    first: str
+    second: str
+    shots: int
+    test: PairedTest | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table on one of its targets."""
+
+    table: Table
+    target: str
+    cells: list[Cell]
+    lines: list[Line]
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run in it, once."""
+        return list({run.name: run for cell in self.cells for run in cell.runs}.values())
+
+    @property
+    def begun(self) -> bool:
+        """Whether it holds a run of its own: training from scratch alone serves every table and begins none."""
+        return any(cell.runs and not row_is_free(cell.row) for cell in self.cells)
+
+
+def blocks(table: Table, runs: Sequence[Run]) -> list[Block]:
+    """The table filled with runs, target by target."""
+    cells = fill(table, runs)
+    return [_block(table, target, [cell for cell in cells if cell.target == target]) for target in table.columns]
+
+
+def matrix(cell: Cell) -> pd.DataFrame:
+    """Scores of a cell's runs: a row for each (seed, draw), a column an image, NaN where an image was not scored."""
+    return pd.concat([run.matrix(cell.target) for run in cell.runs])
+
+
+def ours(cell: Cell) -> Ours | None:
+    """The numbers of a cell's runs, pooled over seeds; None where there is no run.
+
+    The rows of all seeds are resampled alike, as if the draws of one seed's network were independent networks: where
+    seeds differ more than draws do, the interval is too narrow, so the seeds' own means stand beside it.
+    """
+    if not cell.runs:
+        return None
+    scores = matrix(cell)
+    mean, low, high = bootstrap_interval(scores.to_numpy(np.float64))
+    return Ours(
+        # With few draws the interval can be wider than the scale; np.maximum keeps the NaN of a single score.
+        dice=Interval(mean, float(np.maximum(low, 0.0)), float(np.minimum(high, 1.0))),
+        seeds=len(cell.runs),
+        draws=len(scores),
+        images=scores.shape[1],
+        steps=cell.runs[0].adapt_steps,
+        by_seed=tuple(float(np.nanmean(run.matrix(cell.target).to_numpy())) for run in cell.runs),
+    )
+
+
+def trivial(runs: Sequence[Run], target: str) -> dict[str, float]:
+    """Dice of each trivial baseline, mean over the runs that have it."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in (run.result["targets"].get(target, {}).get("trivial") or {}).items():
+            if value is not None and np.isfinite(value):
+                found.setdefault(name, []).append(float(value))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def scratch_beside(runs: Sequence[Run], target: str) -> float | None:
+    """Training from scratch as the runs themselves did it on the same support sets, mean over runs; None: none did."""
+    means = [((run.result.get("scratch") or {}).get(target) or {}).get("mean") for run in runs]
+    known = [mean for mean in means if mean is not None]
+    return float(np.mean(known)) if known else None
+
+
+def compare(first: Cell, second: Cell) -> PairedTest | None:
+    """First - second on the (seed, draw) and the images that both have; None where there are none."""
+    one, other = matrix(first), matrix(second)
+    rows, images = one.index.intersection(other.index), one.columns.intersection(other.columns)
+    pair = [frame.loc[rows, images].to_numpy(np.float64) for frame in (one, other)]
+    if not (~np.isnan(pair[0]) & ~np.isnan(pair[1])).any():
+        return None
+    return paired_test(*pair)
+
+
+def _block(table: Table, target: str, cells: list[Cell]) -> Block:
+    numbers = {id(cell): ours(cell) for cell in cells}
+    general = [run for cell in cells if cell.row.learner != "naive" for run in cell.runs]
+    from_scratch = {cell.shots: numbers[id(cell)] for cell in cells if cell.row.learner == "scratch"}
+    # Without a run at these shots: the baselines that do not look at the support set, from runs at other shots.
+    anywhere = {name: value for name, value in trivial(general, target).items() if name != "mean_support_mask"}
+    lines = []
+    for group in _grouped(cells):
+        cell = group[0]
+        at_shots = [run for run in general if run.settings["shots"] == cell.shots]
+        known = from_scratch.get(cell.shots)
+        published = cell.row.published(target, cell.shots)
+        lines.append(
+            Line(
+                row=cell.row,
+                shots=tuple(one.shots for one in group),
+                paper=None if published is None else published / 100,
+                ours=numbers[id(cell)],
+                scratch=known.dice.mean if known else scratch_beside(cell.runs or at_shots, target),
+                trivial=trivial(cell.runs or at_shots, target) or anywhere,
+            )
+        )
+    return Block(table, target, cells, _with_best(lines), _comparisons(cells))
+
+
+def _grouped(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells line by line; those of a system that neither was run nor has a published figure share one line."""
+    found: list[list[Cell]] = []
+    for row in {id(cell.row): cell.row for cell in cells}.values():
+        own = [cell for cell in cells if cell.row is row]
+        empty = not any(cell.runs for cell in own) and not any(row.published(own[0].target, s) for s in row.shots)
+        found += [own] if empty else [[cell] for cell in own]
+    return found
+
+
+def _with_best(lines: list[Line]) -> list[Line]:
+    best: dict[int, float] = {}
+    for line in lines:
+        if _may_win(line):
+            best[line.shots[0]] = max(best.get(line.shots[0], 0.0), line.ours.dice.mean)  # type: ignore[union-attr]
+    return [
+        Line(**{**line.__dict__, "best": _may_win(line) and line.ours.dice.mean == best[line.shots[0]]})  # type: ignore[union-attr]
+        for line in lines
+    ]
+
+
+def _may_win(line: Line) -> bool:
+    """Trained on most of the target, a system is no rival of those that saw a few of its images."""
+    return line.ours is not None and "learner.train_on=target" not in line.row.overrides
+
+
+def _comparisons(cells: Sequence[Cell]) -> list[Comparison]:
+    """iMAML against the others; where all rows are of one learner, each against the first."""
+    rows = list({id(cell.row): cell.row for cell in cells}.values())
+    if len({row.learner for row in rows}) == 1:
+        pairs = [(row, rows[0]) for row in rows[1:]]
+    else:
+        by_learner = {row.learner: row for row in rows}
+        pairs = [(by_learner["imaml"], by_learner[name]) for name in _OPPONENTS if {name, "imaml"} <= set(by_learner)]
+    where = {(id(cell.row), cell.shots): cell for cell in cells if cell.runs}
+    return [
+        Comparison(one.label, other.label, shots, compare(where[id(one), shots], where[id(other), shots]))
+        for one, other in pairs
+        for shots in one.shots
+        if (id(one), shots) in where and (id(other), shots) in where
+    ]

@@ -1,0 +1,159 @@
+"""Figures that put the runs of a table beside each other, and pictures small enough to stand in a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from metaseg.reporting.figures import look_of, plain_axes, save
+from metaseg.reporting.runs import Run
+
+_DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+_PANELS = (
+    ("training loss", "train/query_loss_after", 1),
+    ("training Dice, %", "train/query_dice_after", 100),
+    ("validation loss", "validation/query_loss_after", 1),
+    ("validation Dice, %", "validation/dice_after", 100),
+)
+
+
+def mean_curve(runs: Sequence[Run], target: str) -> dict[str, list[float]] | None:
+    """Dice over adaptation steps, mean over runs at the steps that all of them have; with its interval for one run.
+
+    None where there is no such step. Points without a value are left out.
+    """
+    curves = [run.result["targets"][target].get("curve") or {} for run in runs]
+    values = [
+        {
+            step: point
+            for step, *point in zip(*(curve.get(key) or [] for key in ("steps", "dsc", "low", "high")), strict=False)
+            if point[0] is not None
+        }
+        for curve in curves
+    ]
+    steps = sorted(set.intersection(*map(set, values))) if values else []
+    if not steps:
+        return None
+    found = {"steps": list(steps), "dsc": [float(np.mean([value[step][0] for value in values])) for step in steps]}
+    if len(runs) == 1 and not any(bound is None for step in steps for bound in values[0][step]):
+        found |= {"low": [values[0][step][1] for step in steps], "high": [values[0][step][2] for step in steps]}
+    return found
+
+
+def epoch_curves(
+    groups: Sequence[tuple[str, int, Sequence[Run]]], path: Path, places: Mapping[str, int]
+) -> Path | None:
+    """Draw loss and Dice after the inner loop over epochs, in training and validation: the paper's figure 2.
+
+    Args:
+        groups: (learner's label, shots, runs); seeds are averaged epoch by epoch. A colour a learner, a line style a
+            number of shots.
+        path: where the PNG goes.
+        places: label → place among the looks of systems, for its colour.
+
+    Returns:
+        `path`, or None where nothing was logged.
+    """
+    numbers = sorted({shots for _, shots, _ in groups})
+    figure = Figure(figsize=(6.8, 5.8), layout="constrained")
+    drawn = False
+    for axes, (title, column, scale) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        for label, shots, runs in groups:
+            values = _over_epochs(runs, column)
+            if values is None:
+                continue
+            drawn = True
+            axes.plot(
+                values.index + 1,
+                scale * values,
+                label=f"{label}, {shots} shots",
+                color=look_of(places[label])["color"],
+                linestyle=_DASHES[numbers.index(shots) % len(_DASHES)],
+                linewidth=1.6,
+                marker="o" if len(values) <= 15 else None,
+                markersize=3.5,
+            )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plain_axes(axes, "epoch", title)
+    if not drawn:
+        return None
+    entries = {
+        text: handle for axes in figure.axes for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        frameon=False,
+        fontsize=8,
+        ncols=3,
+        loc="outside lower center",
+        handlelength=3,
+    )
+    save(figure, path)
+    return path
+
+
+def violins(series: Mapping[str, np.ndarray], path: Path, title: str, places: Mapping[str, int]) -> Path:
+    """Draw how the images' Dice is distributed: a violin a system, quartiles as a bar, median as a white dot.
+
+    Args:
+        series: label → Dice of each image (its mean over seeds and draws), fractions in [0, 1]; at least one value.
+        path: where the PNG goes.
+        title: stands above the figure.
+        places: label → place among the looks of systems, for its colour.
+    """
+    figure = Figure(figsize=(6.4, 1.0 + 0.36 * len(series)), layout="constrained")
+    axes = figure.subplots()
+    labels = list(series)[::-1]
+    for height, label in enumerate(labels):
+        percents = 100 * series[label]
+        colour = look_of(places[label])["color"]
+        if percents.min() < percents.max():  # a violin of equal values has no width and is refused
+            parts: Any = axes.violinplot([percents], [height], orientation="horizontal", widths=0.8, showextrema=False)
+            (body,) = parts["bodies"]
+            body.set(facecolor=colour, alpha=0.45, edgecolor="none")
+        lower, middle, upper = np.percentile(percents, [25, 50, 75])
+        axes.plot([lower, upper], [height, height], color=colour, linewidth=4, solid_capstyle="butt")
+        axes.plot([middle], [height], "o", color="white", markeredgecolor="black", markersize=4.5)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_xlim(-1, 101)
+    plain_axes(axes, "Dice of an image, %", "")
+    axes.set_title(title, fontsize=10)
+    save(figure, path)
+    return path
+
+
+def embedded(path: Path, width: int, photograph: bool = False) -> str:
+    """A picture as a data URI, at most `width` pixels wide: JPEG for photographs, a PNG of 64 colours for curves."""
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    if picture.width > width:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    memory = io.BytesIO()
+    if photograph:
+        picture.save(memory, "JPEG", quality=72, optimize=True)
+    else:
+        picture.quantize(64, dither=Image.Dither.NONE).save(memory, "PNG", optimize=True)
+    kind = "jpeg" if photograph else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(memory.getvalue()).decode('ascii')}"
+
+
+def _over_epochs(runs: Sequence[Run], column: str) -> pd.Series | None:
+    """Mean of a column over an epoch's steps, then over runs; None where no run logged it."""
+    means = []
+    for run in runs:
+        table = run.metrics
+        if table is not None and {column, "epoch"} <= set(table):
+            mean = table.groupby("epoch")[column].mean().dropna()
+            if not mean.empty:
+                means.append(mean)
+    return pd.concat(means, axis=1).mean(axis=1).sort_index() if means else None

@@ -1,0 +1,239 @@
+"""The page: what the template shows, worked out from runs and tables. The template holds all markup, this file none."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from metaseg.reporting import exports
+from metaseg.reporting.cells import TRIVIAL, Block, Comparison
+from metaseg.reporting.differences import initial_weights, settings_of
+from metaseg.reporting.runs import Found, Run
+from metaseg.reporting.tables import Table
+
+CAPSULE = "kvasir_capsule"
+
+
+class Picture(NamedTuple):
+    """A figure of a table: kind (adaptation, images, epochs, overlays; reference and missing are words alone), data
+    URI, caption, and the runs it shows."""
+
+    kind: str
+    uri: str
+    caption: str
+    runs: tuple[str, ...]
+
+
+class Part(NamedTuple):
+    """A table with its blocks and figures; a table without runs has no figures."""
+
+    table: Table
+    blocks: list[Block]
+    pictures: list[Picture]
+
+
+def render(found: Found, parts: Sequence[Part], titles: Mapping[str, str]) -> str:
+    """The whole page.
+
+    Args:
+        found: the runs, and the directories that could not be used.
+        parts: the tables.
+        titles: targets' names for readers.
+    """
+    environment = Environment(
+        loader=PackageLoader("metaseg.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"percent": exports.percent, "signed": exports.signed}
+    runs = found.runs
+    return environment.get_template("report.html").render(
+        size=size_of(runs),
+        synthetic=sorted(run.name for run in runs if (run.settings.get("data") or {}).get("source") == "synthetic"),
+        parts=[_part(part, titles) for part in parts if any(block.begun for block in part.blocks)],
+        empty=[part.table for part in parts if not any(block.begun for block in part.blocks)],
+        trivial=TRIVIAL,
+        capsule=capsule_facts(parts),
+        initial=[_initial(group, titles) for group in initial_weights(runs)],
+        others=_others(runs, parts, titles),
+        settings=settings_of(runs),
+        ledger=[_ledger(run) for run in runs],
+        versions=_versions(runs),
+        unreadable=found.unreadable,
+        unfinished=found.unfinished,
+    )
+
+
+def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """How large the runs are: (what, values over all runs)."""
+    trained = [run for run in runs if run.outer_steps]
+    facts: list[tuple[str, Iterable[Any]]] = [
+        ("image side, pixels", (_at(run, "data", "size") for run in runs)),
+        ("features of the first level", (_at(run, "model", "features") for run in runs)),
+        ("epochs trained", (run.epochs for run in trained)),
+        ("outer steps", (run.outer_steps for run in trained)),
+        ("protocol", (_at(run, "protocol", "name") for run in runs)),
+        ("initial weights", (_at(run, "model", "init") for run in runs)),
+        ("batch-norm statistics", (_at(run, "model", "norm") for run in runs)),
+        ("seeds", (run.settings["seed"] for run in runs)),
+    ]
+    return [(name, _values(values)) for name, values in facts]
+
+
+def capsule_facts(parts: Sequence[Part]) -> dict[str, Any]:
+    """The all-foreground score of our runs on KvasirCapsule-SEG (None: no such run), and the paper's best figure."""
+    blocks = [block for part in parts for block in part.blocks if block.target == CAPSULE]
+    ours = [
+        line.trivial["all_foreground"] for block in blocks for line in block.lines if "all_foreground" in line.trivial
+    ]
+    published = [line.paper for block in blocks for line in block.lines if line.paper is not None]
+    return {"ours": statistics.fmean(ours) if ours else None, "paper": max(published) if published else None}
+
+
+def _part(part: Part, titles: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "table": part.table,
+        "blocks": [_block(block, titles) for block in part.blocks],
+        "pictures": part.pictures,
+        "left_out": sorted({reason for block in part.blocks for cell in block.cells for reason in cell.left_out}),
+    }
+
+
+def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
+    spans = Counter(id(line.row) for line in block.lines)
+    lines = []
+    previous = None
+    for line in block.lines:
+        first = line.row is not previous
+        lines.append({"line": line, "texts": exports.texts(line), "first": first, "span": spans[id(line.row)]})
+        previous = line.row
+    return {
+        "target": titles.get(block.target, block.target),
+        "lines": lines,
+        "by_seed": [
+            (f"{line.row.label}, {line.shots[0]} shots", ", ".join(exports.percent(mean) for mean in line.ours.by_seed))
+            for line in block.lines
+            if line.ours is not None and line.ours.seeds > 1
+        ],
+        "comparisons": [_comparison(one) for one in block.comparisons],
+    }
+
+
+def _comparison(one: Comparison) -> dict[str, str]:
+    found = {"pair": f"{one.first} − {one.second}", "shots": str(one.shots)}
+    if one.test is None:
+        return {
+            **found,
+            "difference": "–",
+            "interval": "no common images and draws",
+            "p": "",
+            "effect": "",
+            "counts": "",
+        }
+    mean, low, high = one.test.difference
+    return {
+        **found,
+        "difference": exports.signed(mean),
+        "interval": "–" if math.isnan(low) else f"{exports.signed(low)} to {exports.signed(high)}",
+        "p": probability(one.test.p),
+        "effect": f"{one.test.rank_biserial:+.2f}".replace("-", "−"),
+        "counts": f"{one.test.images} ({one.test.ahead} / {one.test.behind}), {one.test.draws}",
+    }
+
+
+def probability(p: float) -> str:
+    """A p value as a reader wants it: two digits, and no digits of what is beyond measure."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+
+
+def _initial(group: Any, titles: Mapping[str, str]) -> dict[str, Any]:
+    lines = []
+    for described, runs in sorted(group.variants.items()):
+        for target in runs[0].targets:
+            scored = [run for run in runs if target in run.targets]
+            lines.append(
+                {
+                    "start": described,
+                    "target": titles.get(target, target),
+                    "before": exports.percent(_mean(run.result["targets"][target].get("dsc_before") for run in scored)),
+                    "after": exports.percent(_mean(run.result["targets"][target].get("dsc") for run in scored)),
+                    "interval": _score_interval(scored[0].result["targets"][target].get("dsc"))
+                    if len(scored) == 1
+                    else "",
+                    "seeds": str(len(scored)),
+                }
+            )
+    return {"learner": group.learner, "shots": group.shots, "lines": lines}
+
+
+def _others(runs: Sequence[Run], parts: Sequence[Part], titles: Mapping[str, str]) -> list[dict[str, str]]:
+    """Runs that fill no cell, with their own numbers."""
+    used = {run.name for part in parts for block in part.blocks for run in block.runs}
+    return [
+        {
+            "name": run.name,
+            "learner": run.learner,
+            "shots": str(run.settings["shots"]),
+            "steps": str(run.adapt_steps or "–"),
+            "target": titles.get(target, target),
+            "before": exports.percent(_mean([scores.get("dsc_before")])),
+            "after": exports.percent(_mean([scores.get("dsc")])),
+            "interval": _score_interval(scores.get("dsc")),
+        }
+        for run in runs
+        if run.name not in used
+        for target, scores in run.result["targets"].items()
+    ]
+
+
+def _ledger(run: Run) -> dict[str, str]:
+    """One line of the list of runs."""
+    hardware, memory = run.result.get("hardware") or {}, run.result.get("peak_memory_mib") or {}
+    gpus = [gpu.get("name", "") if isinstance(gpu, Mapping) else str(gpu) for gpu in hardware.get("gpus") or []]
+    seconds = run.result.get("wall_seconds")
+    peaks = (
+        [value for value in memory.values() if isinstance(value, int | float)] if isinstance(memory, Mapping) else []
+    )
+    commit = run.result.get("commit")
+    return {
+        "name": run.name,
+        "learner": run.learner,
+        "shots": str(run.settings["shots"]),
+        "seed": str(run.settings["seed"]),
+        "commit": f"{commit[:8]}{' + changes' if run.result.get('dirty') else ''}" if commit else "–",
+        "minutes": "–" if seconds is None else f"{seconds / 60:.1f}",
+        "memory": f"{max(peaks):.0f}" if peaks else "–",
+        "hardware": ", ".join(gpus) or f"{hardware.get('cpu', '–')}, {hardware.get('cores', '?')} cores",
+    }
+
+
+def _versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    names = dict.fromkeys(name for run in runs for name in run.result.get("versions") or {})
+    return [(name, _values((run.result.get("versions") or {}).get(name) for run in runs)) for name in names]
+
+
+def _values(values: Iterable[Any]) -> str:
+    known = list(dict.fromkeys(value for value in values if value is not None))
+    if known and all(isinstance(value, int | float) for value in known):
+        known.sort()
+        if len(known) > 6:
+            return f"{known[0]} to {known[-1]}"
+    return ", ".join(map(str, known)) or "–"
+
+
+def _mean(scores: Iterable[Mapping[str, Any] | None]) -> float | None:
+    known = [score["mean"] for score in scores if score and score.get("mean") is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _score_interval(score: Mapping[str, Any] | None) -> str:
+    if not score or score.get("low") is None or score.get("high") is None:
+        return "–"
+    return exports.interval(score["low"], score["high"])
+
+
+def _at(run: Run, group: str, key: str) -> Any:
+    return (run.settings.get(group) or {}).get(key)

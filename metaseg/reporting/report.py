@@ -1,0 +1,164 @@
+"""The report: all finished runs below a folder beside the paper's tables, as a page and as tables for documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from metaseg.data import catalogue
+from metaseg.errors import MetasegError
+from metaseg.reporting import comparisons
+from metaseg.reporting.cells import Block, blocks, matrix, trivial
+from metaseg.reporting.exports import export
+from metaseg.reporting.figures import adaptation_curve
+from metaseg.reporting.page import Part, Picture, render
+from metaseg.reporting.runs import REPORT, Found, read_runs
+from metaseg.reporting.summary import TRIVIAL_NAMES
+from metaseg.reporting.tables import NUMBERS, Cell, load_table
+from metaseg.rundir import replacing
+
+CURVE_WIDTH, PHOTOGRAPH_WIDTH = 900, 620  # pixels in the page; the files in report/figures are larger
+FIRST_LOOKS = ("imaml", "maml", "joint", "fomaml", "anil", "reptile", "scratch")
+"""Learners with the colours that differ most, in every table alike; scratch is black."""
+
+
+def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, Found]:
+    """Write folder/report: index.html, and tableN.md, .tex, .csv and the figures of each table.
+
+    Args:
+        folder: run directories at any depth.
+        numbers: tables to fill.
+
+    Returns:
+        The page, and what was found below the folder.
+
+    Raises:
+        MetasegError: the folder holds no finished run that can be read, or the report cannot be written.
+    """
+    found = read_runs(folder)
+    if not found.runs:
+        broken = "".join(f"; {name} is unreadable: {reason}" for name, reason in found.unreadable)
+        raise MetasegError(
+            f"expected at least one finished run (a directory with result.json) below {folder}, found none{broken}: "
+            "run `python train.py`, or give the folder that holds your runs"
+        )
+    out = folder / REPORT
+    figures = out / "figures"
+    for old in figures.glob("*.png"):  # of an earlier report, perhaps of runs that are gone
+        old.unlink()
+    titles = {name: catalogue.get(name).title for name in catalogue.names()}
+    parts = []
+    for number in numbers:
+        filled = blocks(load_table(number), found.runs)
+        export(filled, titles, out)
+        begun = any(block.begun for block in filled)
+        parts.append(Part(filled[0].table, filled, _pictures(filled, figures, titles) if begun else []))
+    _refer_back(parts)
+    page = out / "index.html"
+    text = render(found, parts, titles)
+    with replacing(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return page, found
+
+
+def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> list[Picture]:
+    """Curves over adaptation steps, distributions, learning curves and overlays of a table."""
+    table = filled[0].table
+    order = {learner: place for place, learner in enumerate(FIRST_LOOKS)}
+    ranked = sorted(table.rows, key=lambda row: order.get(row.learner, len(order)))
+    places = {row.label: place for place, row in enumerate(ranked)}
+    found = []
+    for block in filled:
+        for shots in sorted({cell.shots for cell in block.cells}):
+            cells = [cell for cell in block.cells if cell.shots == shots and cell.runs]
+            if not cells:
+                continue
+            where = f"{titles.get(block.target, block.target)}, {shots} shots"
+            stem = f"table{table.number}_{block.target}_{shots}shot"
+            found += _adaptation(cells, folder / f"{stem}_adaptation.png", where, places)
+            values = {cell.row.label: matrix(cell).mean().to_numpy(float) for cell in cells}
+            path = comparisons.violins(values, folder / f"{stem}_images.png", where, places)
+            caption = f"Dice of single images after adaptation, {where}: each is the mean over support draws and seeds."
+            found.append(Picture("images", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells)))
+    found += _learning_curves(filled[0], folder, places)
+    for block in filled:
+        found += _overlays(block, titles)
+    return found
+
+
+def _adaptation(cells: Sequence[Cell], path: Path, where: str, places: dict[str, int]) -> list[Picture]:
+    target = cells[0].target
+    curves = {cell.row.label: comparisons.mean_curve(cell.runs, target) for cell in cells}
+    known = {label: curve for label, curve in curves.items() if curve is not None}
+    places = dict(places)
+    if not any(cell.row.learner == "scratch" for cell in cells):
+        beside = [(run.result.get("scratch") or {}).get(target) for cell in cells for run in cell.runs]
+        first = next((one["curve"] for one in beside if one and (one.get("curve") or {}).get("steps")), None)
+        if first is not None:
+            known["Training from scratch"] = first
+            places.setdefault("Training from scratch", len(places))
+    if not known:
+        return []
+    # Bands of more than a few series hide each other.
+    if len(known) > 3:
+        known = {label: {key: curve[key] for key in ("steps", "dsc")} for label, curve in known.items()}
+    floors = trivial([run for cell in cells if cell.row.learner != "naive" for run in cell.runs], target)
+    names = {TRIVIAL_NAMES.get(key, key.replace("_", " ")): value for key, value in floors.items()}
+    adaptation_curve(known, path, names, where, places)
+    caption = (
+        f"Dice over adaptation steps, {where}. Coloured dashes: a system that does not adapt; grey lines: trivial "
+        "baselines. Mean over seeds; taken on a subset of the images (evaluation.curve_limit)."
+    )
+    return [Picture("adaptation", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
+
+
+def _learning_curves(block: Block, folder: Path, places: dict[str, int]) -> list[Picture]:
+    cells = [cell for cell in block.cells if cell.runs and cell.row.learner in ("maml", "imaml")]
+    groups = [(cell.row.label, cell.shots, cell.runs) for cell in cells]
+    path = folder / f"table{block.table.number}_learning_curves.png"
+    if not groups or comparisons.epoch_curves(groups, path, places) is None:
+        return []
+    caption = (
+        "Loss and Dice after the inner loop over epochs, as the paper's figure 2; validation is on held-out images of "
+        "the source pair, never on the target. Mean over seeds."
+    )
+    return [Picture("epochs", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
+
+
+def _overlays(block: Block, titles: dict[str, str]) -> list[Picture]:
+    """Best, median and worst image of iMAML at its most shots, of the first run that drew them."""
+    cells = sorted((cell for cell in block.cells if cell.row.learner == "imaml"), key=lambda cell: -cell.shots)
+    for cell in cells:
+        for run in cell.runs:
+            path = run.directory.overlays(cell.target)
+            if not path.is_file():
+                continue
+            caption = (
+                f"{cell.row.label} on {titles.get(cell.target, cell.target)}, {cell.shots} shots, seed "
+                f"{run.settings['seed']}, first draw: best, median and worst image, as the paper's figures 3 and 4."
+            )
+            try:
+                picture = comparisons.embedded(path, PHOTOGRAPH_WIDTH, photograph=True)
+            except (OSError, ValueError):
+                caption = f"{path.name} of {run.name} cannot be read as a picture."
+                return [Picture("missing", "", caption, (run.name,))]
+            return [Picture("overlays", picture, caption, (run.name,))]
+    return []
+
+
+def _names(cells: Iterable[Cell]) -> tuple[str, ...]:
+    return tuple(sorted({run.name for cell in cells for run in cell.runs}))
+
+
+def _refer_back(parts: list[Part]) -> None:
+    """Tables that share their training runs show the learning curves once."""
+    shown: dict[tuple[str, ...], int] = {}
+    for part in parts:
+        for place, picture in enumerate(part.pictures):
+            if picture.kind != "epochs":
+                continue
+            if picture.runs in shown:
+                text = f"Learning curves: the same training runs as in table {shown[picture.runs]}."
+                part.pictures[place] = Picture("reference", "", text, picture.runs)
+            else:
+                shown[picture.runs] = part.table.number

@@ -1,0 +1,287 @@
+"""The report, as its users run it, on run directories with made-up scores."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import ROOT, environment
+from run_directories import TRIVIAL, write_run
+
+from metaseg.evaluation.intervals import bootstrap_interval
+from metaseg.reporting.__main__ import main
+from metaseg.reporting.cells import blocks
+from metaseg.reporting.differences import initial_weights, settings_of
+from metaseg.reporting.exports import escaped, markdown
+from metaseg.reporting.runs import read_runs
+from metaseg.reporting.tables import load_table
+
+TITLES = {"isic": "ISIC-2018"}
+
+
+class Page(HTMLParser):
+    """Rows of cells of every table, addresses of every picture and link, and whether each tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.addresses, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.addresses += [given[key] for key in ("src", "href") if key in given]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data.strip()
+
+
+def page_of(folder):
+    page = Page((folder / "report" / "index.html").read_text(encoding="utf-8"))
+    assert not page.open
+    return page
+
+
+def table_of(folder, number):
+    with (folder / "report" / f"table{number}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def line_of(rows, system, shots=5, target="isic"):
+    (found,) = [row for row in rows if (row["system"], row["shots"], row["target"]) == (system, str(shots), target)]
+    return found
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two seeds of iMAML, one of MAML, joint, scratch and naive on ISIC; two targets; pictures."""
+    folder = tmp_path / "runs"
+    write_run(folder / "a" / "imaml0", "imaml", dice=0.75, pictures=True, packed=True)
+    write_run(folder / "a" / "imaml1", "imaml", seed=1, dice=0.71, pictures=True)
+    write_run(folder / "maml", "maml", dice=0.65, pictures=True)
+    write_run(folder / "joint", "joint", dice=0.8)
+    write_run(folder / "scratch", "scratch", dice=0.6, pair="isic_ph2", learner__adapt={"steps": 200})
+    write_run(folder / "naive", "naive", dice=0.9, learner__train_on="target")
+    write_run(folder / "mixed", "imaml", dice=0.5, mixing="mixed", targets=["isic", "kvasir_capsule"], pictures=True)
+    return folder
+
+
+def test_the_report_of_some_cells(runs, capsys):
+    assert main([str(runs)]) == 0
+    assert "index.html: 7 runs" in capsys.readouterr().out
+    rows = table_of(runs, 2)
+    imaml = line_of(rows, "iMAML")
+    assert (imaml["seeds"], imaml["draws"], imaml["images"]) == ("2", "4", "12")
+    assert imaml["paper"] == "77.39"
+    assert float(imaml["difference"]) == pytest.approx(float(imaml["ours"]) - 77.39, abs=1e-3)
+    assert float(imaml["scratch"]) == pytest.approx(float(line_of(rows, "Training from scratch")["ours"]), abs=1e-3)
+    assert float(imaml["all_foreground"]) == pytest.approx(100 * TRIVIAL["all_foreground"])
+    assert imaml["otsu"] == ""
+    empty = line_of(rows, "iMAML", 10)
+    assert (empty["ours"], empty["mean_support_mask"], empty["centred_disc"]) == ("", "", "53.0")
+    assert line_of(rows, "Feyjie et al.")["quoted"] == "True"
+    # The naive baseline saw most of the target and does not compete.
+    assert [row["system"] for row in rows if row["best"] == "True"] == ["Joint training + fine-tuning"]
+    for number in range(2, 8):
+        assert (runs / "report" / f"table{number}.tex").read_text(encoding="utf-8").count("\\toprule") >= 1
+        assert (runs / "report" / f"table{number}.md").is_file()
+
+
+def test_the_page_holds_everything_itself(runs):
+    assert main([str(runs)]) == 0
+    page = page_of(runs)
+    assert page.addresses
+    assert all(address.startswith(("#", "data:image/")) for address in page.addresses)
+    text = (runs / "report" / "index.html").read_text(encoding="utf-8")
+    assert "url(" not in text
+    assert "<script" not in text
+    # Tables 2, 3 and 5 have runs; the rest is a sentence.
+    assert {address for address in page.addresses if address.startswith("#table")} == {"#table2", "#table3", "#table5"}
+    assert "No run yet for" in text
+    assert "the same training runs as in table 3" in text
+    (line,) = [row for row in page.rows if row[:2] == ["iMAML", "5"] and "77.39" in row]
+    assert line[6:10] == ["50", "2", "4", "12"]
+    assert ["Feyjie et al.", "5", "61.38quoted", "–, not run"] in [row[:4] for row in page.rows]
+    # iMAML against MAML, joint and scratch on the draws and images of seed 0, of which one a draw is the support.
+    pairs = {row[0]: row for row in page.rows if row and row[0].startswith("iMAML − ")}
+    assert list(pairs) == ["iMAML − MAML", "iMAML − Joint training + fine-tuning", "iMAML − Training from scratch"]
+    assert pairs["iMAML − MAML"][-1] == "12 (12 / 0), 2"
+    assert "synthetic images" not in text
+
+
+def test_a_cell_is_the_bootstrap_of_all_draws_of_all_seeds(runs):
+    found = read_runs(runs)
+    (block,) = blocks(load_table(2), found.runs)
+    (line,) = [line for line in block.lines if line.row.label == "iMAML" and line.ours]
+    of = [run for run in found.runs if run.name.startswith("a/")]
+    scores = np.concatenate([run.matrix("isic").to_numpy() for run in of])
+    assert scores.shape == (4, 12)
+    assert np.isnan(scores).sum() == 4
+    assert line.ours.dice == pytest.approx(bootstrap_interval(scores))
+    assert line.ours.by_seed == pytest.approx([np.nanmean(scores[:2]), np.nanmean(scores[2:])])
+
+
+def test_scratch_beside_a_run_stands_in_for_runs_of_scratch(tmp_path):
+    write_run(tmp_path / "a", "imaml", scratch=0.42)
+    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
+    assert {line.scratch for line in block.lines if line.shots == (5,)} == {0.42}
+
+
+def test_systems_that_were_not_run_share_a_line(tmp_path):
+    write_run(tmp_path / "a", "imaml")
+    text = markdown(blocks(load_table(2), read_runs(tmp_path).runs), TITLES)
+    assert "| ANIL | 5, 10, 20 |  | –, not run |" in text
+    assert "| MAML | 10 | 77.31 | –, not run |" in text
+    assert re.search(
+        r"\| iMAML \| 5 \| 77\.39 \| \*\*\d\d\.\d\*\* \| \d\d\.\d to \d\d\.\d \| −\d+\.\d \| 50 \| 1, 2, 12", text
+    )
+
+
+def test_nothing_to_report(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert "at least one finished run" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+    assert main([str(tmp_path / "nowhere")]) == 1
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_broken_and_unfinished_directories_are_named_and_the_rest_is_reported(tmp_path, capsys):
+    write_run(tmp_path / "good")
+    for name, fault in {
+        "no_json": lambda path: (path / "result.json").write_text("{"),
+        "no_settings": lambda path: (path / "result.json").write_text("{}"),
+        "no_scores": lambda path: (path / "per_image.csv").unlink(),
+        "empty_scores": lambda path: (path / "per_image.csv").write_text(""),
+        "no_column": lambda path: (path / "per_image.csv").write_text("dataset,image,draw\nisic,1,0\n"),
+        "per_cent": lambda path: (path / "per_image.csv").write_text("dataset,image,draw,dsc_after\nisic,1,0,70\n"),
+        "twice": lambda path: (path / "per_image.csv").write_text(
+            "dataset,image,draw,dsc_after\n" + "isic,1,0,0.7\n" * 2
+        ),
+        "other_target": lambda path: (path / "per_image.csv").write_text("dataset,image,draw,dsc_after\nph2,1,0,0.7\n"),
+    }.items():
+        fault(write_run(tmp_path / name))
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text("seed: 0\n")
+    assert main([str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "1 run\n" in out
+    assert "not finished, left out: begun" in out
+    named = re.findall(r"error: (\w+) is unreadable", err)
+    assert sorted(named) == sorted(set(os.listdir(tmp_path)) - {"good", "begun", "report"})  # noqa: PTH208
+    text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "no_json" in text
+    assert "begun" in text
+    # A second report does not take the first for a run.
+    assert main([str(tmp_path)]) == 1
+    assert "1 run\n" in capsys.readouterr().out
+
+
+def test_null_and_nan_are_dashes(tmp_path):
+    path = write_run(tmp_path / "a", "imaml", pictures=True, images=3, draws=1)
+    result = json.loads((path / "result.json").read_text())
+    score = result["targets"]["isic"]
+    score["curve"]["dsc"][2] = score["curve"]["low"][1] = None
+    score["dsc"]["low"] = None
+    score["trivial"] = None
+    for key in ("wall_seconds", "peak_memory_mib", "commit", "versions", "hardware"):
+        result[key] = None
+    (path / "result.json").write_text(json.dumps(result))
+    (path / "per_image.csv").write_text("dataset,image,draw,dsc_after\nisic,1,0,0.5\nisic,2,0,\n")
+    (path / "figures" / "overlays_isic.png").write_text("no picture")
+    assert main([str(tmp_path)]) == 0
+    row = line_of(table_of(tmp_path, 2), "iMAML")
+    assert (row["ours"], row["low"], row["high"], row["otsu"]) == ("50.0", "", "", "")
+    text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert ">nan" not in text.lower()
+    assert "None" not in text
+    assert "overlays_isic.png of a cannot be read" in text
+
+
+def test_a_run_without_curve_metrics_and_pictures(tmp_path):
+    path = write_run(tmp_path / "a", "imaml")
+    result = json.loads((path / "result.json").read_text())
+    del result["targets"]["isic"]["curve"], result["targets"]["isic"]["trivial"], result["scratch"]
+    (path / "result.json").write_text(json.dumps(result))
+    assert main([str(tmp_path)]) == 0
+
+
+def test_names_cannot_break_the_page_or_the_tables(tmp_path):
+    write_run(tmp_path / "a <b> & c", "imaml", synthetic_note="<script>alert(1)</script>", data__source="synthetic")
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "a &lt;b&gt; &amp; c" in text
+    assert "<script>" not in text
+    assert "synthetic images" in text
+    assert escaped("50 % of PH² & a_b") == r"50 \% of PH\textsuperscript{2} \& a\_b"
+
+
+def test_runs_outside_the_tables_are_shown_with_the_reason(runs):
+    write_run(runs / "wider", "imaml", model__features=16)
+    write_run(runs / "other", "supervised", dice=0.7)
+    assert main([str(runs)]) == 0
+    page = page_of(runs)
+    shown = {row[0]: row for row in page.rows if row and row[0] in ("wider", "other") and len(row) == 8}
+    assert shown["other"][1:5] == ["supervised", "5", "50", "ISIC-2018"]
+    assert set(shown) == {"wider", "other"}
+    assert "wider: other settings: model.features=16" in (runs / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_initial_weights_are_set_against_each_other(runs):
+    write_run(
+        runs / "mri0", "imaml", dice=0.77, pictures=True, model__init="brain_mri", model__init_path="x-e012d006.pt"
+    )
+    network = {"_target_": "metaseg.networks.vgg.VGGUNet", "weights": "imagenet"}
+    write_run(
+        runs / "vgg",
+        "pretrained",
+        learner__network=network,
+        learner___target_="metaseg.learners.scratch.Learner",
+        learner__adapt={"steps": 200},
+    )
+    (of_scratch, of_imaml) = sorted(
+        initial_weights(read_runs(runs).runs), key=lambda group: group.learner, reverse=True
+    )
+    assert of_imaml.learner == "imaml"
+    assert {text: len(found) for text, found in of_imaml.variants.items()} == {
+        "attention_unet, 8 features: random weights": 2,
+        "attention_unet, 8 features: brain_mri weights": 1,
+    }
+    assert set(of_scratch.variants) == {"attention_unet, 8 features: random weights", "VGGUNet (weights=imagenet)"}
+
+
+def test_every_setting_stands_once(runs):
+    found = read_runs(runs).runs
+    settings = settings_of(found)
+    assert settings.common["model.features"] == "8"
+    assert settings.by_learner["imaml"]["learner.curvature"] == "gauss_newton"
+    assert settings.by_run["mixed"]["tasks.mixing"] == "mixed"
+    assert "tasks.mixing" not in settings.by_learner["imaml"]
+    for run in found:
+        own, learner = settings.by_run[run.name], settings.by_learner[run.learner]
+        assert len({*own, *learner, *settings.common}) == len(own) + len(learner) + len(settings.common)
+
+
+def test_help_is_quick_and_complete(tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "metaseg.reporting", "--help"]
+    started = time.monotonic()
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT, check=False)
+    assert finished.returncode == 0
+    assert time.monotonic() - started < 20  # on a busy machine; what counts is what it loads
+    assert "tableN.tex" in finished.stdout
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in finished.stderr.splitlines()}
+    assert not loaded & {"torch", "pandas", "scipy", "matplotlib", "numpy", "hydra", "jinja2"}

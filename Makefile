@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow bench lint format lock clean
+.PHONY: help install train test test-slow tables-smoke bench lint format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,12 @@ test: $(STAMP) ## the default tests
 
 test-slow: $(STAMP) ## the slow tests as well
 	$(BIN)/python -m pytest -m 'not gpu'
+
+tables-smoke: $(STAMP) ## all tables of the paper end to end on synthetic twins at toy size, and their report
+	$(BIN)/python train.py -m experiment=table1 scale=toy data=synthetic hydra.sweep.dir=runs/tables-smoke
+	$(BIN)/python train.py -m experiment=tables scale=toy data=synthetic protocol=tuned shots=5 seed=0 tasks.count=4 \
+		trainer=cpu hydra.sweep.dir=runs/tables-smoke
+	$(BIN)/python -m metaseg.reporting runs/tables-smoke
 
 bench: $(STAMP) ## outer steps beside those of other libraries (installs these), some ten minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/benchmarks.txt

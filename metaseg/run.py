@@ -251,7 +251,7 @@ def test(
                 of_scratch = metatest.summarise(scores[" from scratch"], how.seed)
                 result["scratch"][name] = of_scratch["dsc"] | {"curve": of_scratch["curve"]}
             draw_figures(name, data, scores[""], result, directory, loggers)
-    directory.write_per_image(rows)
+    directory.write_per_image(rows, settings["evaluation"]["compress"])
     if directory.metrics.is_file():
         learning_curves(directory.metrics, directory.learning_curves)
     tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])

@@ -6,6 +6,7 @@ Reports and resumed runs read directories, never memory, so this file is the onl
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 import os
@@ -54,8 +55,9 @@ class RunDirectory:
 
     @property
     def per_image(self) -> Path:
-        """Scores of every target image in every draw; columns: `PER_IMAGE_COLUMNS`."""
-        return self.path / "per_image.csv"
+        """Scores of every target image in every draw, compressed or not; columns: `PER_IMAGE_COLUMNS`."""
+        packed = self.path / "per_image.csv.gz"
+        return packed if packed.is_file() else self.path / "per_image.csv"
 
     @property
     def result(self) -> Path:
@@ -126,9 +128,17 @@ class RunDirectory:
             )
         return result
 
-    def write_per_image(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write per_image.csv; `rows` need every one of `PER_IMAGE_COLUMNS`, scores as fractions in [0, 1]."""
-        write_csv(self.per_image, rows, PER_IMAGE_COLUMNS)
+    def write_per_image(self, rows: Iterable[Mapping[str, Any]], compress: bool = False) -> None:
+        """Write per_image.csv, or per_image.csv.gz; `rows` need all `PER_IMAGE_COLUMNS`, scores as fractions in [0, 1].
+
+        Scores are written to four decimals, a hundredth of a per cent.
+        """
+        plain = self.path / "per_image.csv"
+        path = self.path / "per_image.csv.gz" if compress else plain
+        rounded = ({key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()} for row in rows)
+        write_csv(path, rounded, PER_IMAGE_COLUMNS)
+        if compress:
+            plain.unlink(missing_ok=True)  # of an earlier test of this run
 
 
 @contextmanager
@@ -182,14 +192,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write `rows` under a header of `columns`, whole or not at all; None becomes an empty cell.
+    """Write `rows` under a header of `columns`, whole or not at all; None becomes an empty cell; *.gz is compressed.
 
     Raises:
         MetasegError: the file cannot be written.
         ValueError: a row lacks a column or has one too many.
     """
     wanted = set(columns)
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with replacing(path) as temporary, opened(temporary, "wt", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=columns)
         writer.writeheader()
         for number, row in enumerate(rows):

@@ -49,7 +49,7 @@ def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner, vg
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
     rows = pd.read_csv(directory / "per_image.csv")
     assert len(rows) == 16
-    assert rows["dsc_after"].mean() == pytest.approx(scores["dsc"]["mean"], abs=1e-6)
+    assert rows["dsc_after"].mean() == pytest.approx(scores["dsc"]["mean"], abs=1e-4)
     assert yaml.safe_load((directory / "config.yaml").read_text())["learner"]["name"] == learner
     assert (directory / "figures" / "overlays_isic.png").stat().st_size > 0
     assert (directory / "figures" / "adaptation_isic.png").stat().st_size > 0

@@ -46,7 +46,8 @@ class Learner(L.LightningModule):
         lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
         adapts: regular expression; parameters whose name it matches somewhere adapt, in training and at the target, the
             others stay at θ. None: all adapt.
-        warmup: outer steps at the start in which no inner loop is run: joint training on the episodes' images.
+        warmup: share of the run's outer steps, from 0 to 1, in which no inner loop is run yet: joint training on the
+            episodes' images.
         channels_last: whether images and activations lie in memory with the channels of a pixel side by side.
         products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
             the first of these that the network allows.
@@ -68,7 +69,7 @@ class Learner(L.LightningModule):
         inner: Mapping[str, Any] | None = None,
         lam: float = 0.0,
         adapts: str | None = None,
-        warmup: int = 0,
+        warmup: float = 0.0,
         products: str = "auto",
         channels_last: bool = False,
     ) -> None:
@@ -83,8 +84,8 @@ class Learner(L.LightningModule):
             raise MetasegError(
                 f"learner.optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {optimizer['schedule']!r}."
             )
-        if warmup < 0:
-            raise MetasegError(f"learner.warmup must not be negative, found {warmup}.")
+        if not 0 <= warmup <= 1:
+            raise MetasegError(f"learner.warmup must be a share from 0 to 1, found {warmup}.")
         self.automatic_optimization = False
         self.products = products
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -234,7 +235,7 @@ class Learner(L.LightningModule):
         """One outer step: the mean of the tasks' gradients over all ranks, reduced as one flat vector."""
         theta = self.theta()
         total = torch.zeros(())
-        of_task = self.plain_gradient if self.global_step < self.warmup else self.meta_gradient
+        of_task = self.plain_gradient if self._done() < self.warmup else self.meta_gradient
         for episode in batch:
             result = of_task(theta, episode)
             numbers = result.diagnostics | {"query_dice_after": _dice(result.query_after, episode.query_masks)}
@@ -274,7 +275,11 @@ class Learner(L.LightningModule):
         """The share of the outer learning rate that is due: a function of the step alone, so there is no state."""
         if self.outer["schedule"] == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * self.global_step / self.trainer.estimated_stepping_batches))
+        return 0.5 * (1 + math.cos(math.pi * self._done()))
+
+    def _done(self) -> float:
+        """The share of the run's outer steps that have been taken, were it not to stop early."""
+        return self.global_step / self.trainer.estimated_stepping_batches
 
     def _reduce(self, vector: Tensor) -> Tensor:
         if self._trainer is not None and self.trainer.world_size > 1:

@@ -210,7 +210,7 @@ def test_no_task_leaves_tensors_behind():
         ("maml", {"norm": "layer"}, "support, batch, running"),
         ("maml", {"adapts": "head"}, "learner.adapts must match .* encoder1"),
         ("maml", {"adapts": "("}, "learner.adapts must be a regular expression"),
-        ("maml", {"warmup": -1}, "learner.warmup"),
+        ("maml", {"warmup": 100}, "learner.warmup must be a share"),
         ("joint", {"optimizer": {"schedule": "linear"}}, "constant, cosine"),
         ("fomaml", {"adapt": {"optimizer": "adam", "lr": -1, "steps": 1, "lam": 0}}, "learner.adapt: .*lr > 0"),
     ],
@@ -287,8 +287,8 @@ def outer_steps(learner, count):
 
 
 def test_the_first_outer_steps_of_a_warm_up_are_those_of_joint_training():
-    assert torch.equal(outer_steps(make("fomaml", warmup=2), 2), outer_steps(make("joint"), 2))
-    assert not torch.equal(outer_steps(make("fomaml", warmup=2), 3), outer_steps(make("joint"), 3))
+    assert torch.equal(outer_steps(make("fomaml", warmup=1.0), 2), outer_steps(make("joint"), 2))
+    assert not torch.equal(outer_steps(make("fomaml", warmup=0.5), 3), outer_steps(make("joint"), 3))
 
 
 def test_a_cosine_schedule_ends_near_zero():

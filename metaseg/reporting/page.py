@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metaseg.reporting import exports
 from metaseg.reporting.cells import TRIVIAL, Block, Comparison
-from metaseg.reporting.differences import initial_weights, settings_of
+from metaseg.reporting.differences import Initial, settings_of
 from metaseg.reporting.runs import Found, Run
 from metaseg.reporting.tables import Table
 
@@ -37,13 +37,21 @@ class Part(NamedTuple):
     pictures: list[Picture]
 
 
-def render(found: Found, parts: Sequence[Part], titles: Mapping[str, str]) -> str:
+def render(
+    found: Found,
+    parts: Sequence[Part],
+    titles: Mapping[str, str],
+    starts: Sequence[tuple[Initial, list[Picture]]],
+    datasets: Sequence[Mapping[str, str]],
+) -> str:
     """The whole page.
 
     Args:
         found: the runs, and the directories that could not be used.
         parts: the tables.
         titles: targets' names for readers.
+        starts: groups of runs that differ in their initial weights alone, with their figures.
+        datasets: rows of table 1.
     """
     environment = Environment(
         loader=PackageLoader("metaseg.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -57,7 +65,8 @@ def render(found: Found, parts: Sequence[Part], titles: Mapping[str, str]) -> st
         empty=[part.table for part in parts if not any(block.begun for block in part.blocks)],
         trivial=TRIVIAL,
         capsule=capsule_facts(parts),
-        initial=[_initial(group, titles) for group in initial_weights(runs)],
+        initial=[_initial(group, titles) | {"pictures": pictures} for group, pictures in starts],
+        datasets=datasets,
         others=_others(runs, parts, titles),
         settings=settings_of(runs),
         ledger=[_ledger(run) for run in runs],
@@ -149,7 +158,7 @@ def probability(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
 
 
-def _initial(group: Any, titles: Mapping[str, str]) -> dict[str, Any]:
+def _initial(group: Initial, titles: Mapping[str, str]) -> dict[str, Any]:
     lines = []
     for described, runs in sorted(group.variants.items()):
         for target in runs[0].targets:

@@ -9,6 +9,8 @@ from metaseg.data import catalogue
 from metaseg.errors import MetasegError
 from metaseg.reporting import comparisons
 from metaseg.reporting.cells import Block, blocks, matrix, trivial
+from metaseg.reporting.datasets import export_datasets, read_datasets
+from metaseg.reporting.differences import Initial, initial_weights
 from metaseg.reporting.exports import export
 from metaseg.reporting.figures import adaptation_curve
 from metaseg.reporting.page import Part, Picture, render
@@ -54,8 +56,11 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
         begun = any(block.begun for block in filled)
         parts.append(Part(filled[0].table, filled, _pictures(filled, figures, titles) if begun else []))
     _refer_back(parts)
+    datasets = read_datasets(folder)
+    export_datasets(datasets, out)
+    starts = [(group, _starts(group, figures, titles)) for group in initial_weights(found.runs)]
     page = out / "index.html"
-    text = render(found, parts, titles)
+    text = render(found, parts, titles, starts, datasets)
     with replacing(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return page, found
@@ -110,6 +115,24 @@ def _adaptation(cells: Sequence[Cell], path: Path, where: str, places: dict[str,
         "baselines. Mean over seeds; taken on a subset of the images (evaluation.curve_limit)."
     )
     return [Picture("adaptation", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
+
+
+def _starts(group: Initial, folder: Path, titles: dict[str, str]) -> list[Picture]:
+    """Dice over adaptation steps from each of a group's initial weights."""
+    found = []
+    variants = sorted(group.variants.items())
+    for target in variants[0][1][0].targets:
+        curves = {name: comparisons.mean_curve(runs, target) for name, runs in variants}
+        known = {name: curve for name, curve in curves.items() if curve is not None}
+        if not known:
+            continue
+        where = f"{titles.get(target, target)}, {group.shots} shots"
+        path = folder / f"initial_{group.learner}_{group.shots}shot_{target}.png"
+        adaptation_curve(known, path, title=where)
+        caption = f"Dice over adaptation steps from different initial weights: {group.learner}, {where}."
+        names = tuple(sorted(run.name for _, runs in variants for run in runs))
+        found.append(Picture("initial", comparisons.embedded(path, CURVE_WIDTH), caption, names))
+    return found
 
 
 def _learning_curves(block: Block, folder: Path, places: dict[str, int]) -> list[Picture]:

@@ -9,9 +9,8 @@ from metaseg.data.__main__ import print_table, wide_console
 from metaseg.data.check import check
 from metaseg.data.synthetic import DEFAULT_COUNTS
 from metaseg.errors import MetasegError
+from metaseg.reporting.datasets import FILE
 from metaseg.rundir import write_json
-
-FILE = "table1.json"
 
 
 def table_of_datasets(data: Mapping[str, Any], folder: Path) -> None:

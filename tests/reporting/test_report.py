@@ -111,7 +111,8 @@ def test_the_page_holds_everything_itself(runs):
     assert "url(" not in text
     assert "<script" not in text
     # Tables 2, 3 and 5 have runs; the rest is a sentence.
-    assert {address for address in page.addresses if address.startswith("#table")} == {"#table2", "#table3", "#table5"}
+    links = {address for address in page.addresses if address.startswith("#table")}
+    assert links == {"#table1", "#table2", "#table3", "#table5"}
     assert "No run yet for" in text
     assert "the same training runs as in table 3" in text
     (line,) = [row for row in page.rows if row[:2] == ["iMAML", "5"] and "77.39" in row]
@@ -262,6 +263,23 @@ def test_initial_weights_are_set_against_each_other(runs):
         "attention_unet, 8 features: brain_mri weights": 1,
     }
     assert set(of_scratch.variants) == {"attention_unet, 8 features: random weights", "VGGUNet (weights=imagenet)"}
+
+    assert main([str(runs)]) == 0
+    assert (runs / "report" / "figures" / "initial_imaml_5shot_isic.png").stat().st_size > 0
+    assert "from different initial weights: imaml, ISIC-2018, 5 shots" in (runs / "report" / "index.html").read_text()
+
+
+def test_table_one_shows_what_was_found(runs):
+    assert main([str(runs)]) == 0
+    (line,) = [row for row in page_of(runs).rows if row[:1] == ["ISIC-2018"] and "dermoscopy" in row]
+    assert line[1:5] == ["2596", "2594", "–", "–"]
+    (runs / "table1.json").write_text(json.dumps({"isic": {"found": 2584, "source": "files", "foreground": 0.2141}}))
+    assert main([str(runs)]) == 0
+    (row,) = [row for row in csv.DictReader((runs / "report" / "table1.csv").open()) if row["dataset"] == "ISIC-2018"]
+    assert (row["found"], row["foreground"]) == ("2584", "21.4")
+    assert "toprule" in (runs / "report" / "table1.tex").read_text()
+    (runs / "table1.json").write_text("[")
+    assert main([str(runs)]) == 1
 
 
 def test_every_setting_stands_once(runs):

@@ -16,8 +16,8 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_table_runs_end_to_end_on_the_twins(program, tmp_path, results, number):
     finished = program(
-        "train.py", "-m", f"experiment=table{number}", "scale=toy", "shots=5", "seed=0", "tasks.count=4",
-        "hydra/launcher=basic", f"hydra.sweep.dir={results}", directory=tmp_path,
+        "train.py", f"experiment=table{number}", "scale=toy", "shots=5", "seed=0", "tasks.count=4",
+        "hydra/launcher=basic", f"hydra.sweep.dir={results}", "-m", directory=tmp_path,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     cells = {path.parent for path in results.rglob("result.json")}
@@ -30,9 +30,9 @@ def test_every_table_runs_end_to_end_on_the_twins(program, tmp_path, results, nu
 
 
 def test_a_table_whose_cells_are_there_is_finished_at_once(program, tmp_path, results):
-    settings = ["-m", "experiment=table7", "scale=toy", "shots=5", "seed=0", "tasks.count=4", "hydra/launcher=basic"]
-    first = program("train.py", *settings, f"hydra.sweep.dir={results}", directory=tmp_path)
+    settings = ["experiment=table7", "scale=toy", "shots=5", "seed=0", "tasks.count=4", "hydra/launcher=basic"]
+    first = program("train.py", *settings, f"hydra.sweep.dir={results}", "-m", directory=tmp_path)
     assert first.returncode == 0, first.stderr
-    again = program("train.py", *settings, f"hydra.sweep.dir={results}", directory=tmp_path)
+    again = program("train.py", *settings, f"hydra.sweep.dir={results}", "-m", directory=tmp_path)
     assert "3 cells" in again.stdout
     assert "3 finished, 0 to continue, 0 to run" in again.stdout

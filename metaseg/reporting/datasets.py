@@ -1,0 +1,66 @@
+"""Table 1: the datasets, as `experiment=table1` found them, beside the numbers that the paper states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaseg.data import catalogue
+from metaseg.errors import MetasegError
+from metaseg.reporting.exports import escaped
+from metaseg.rundir import replacing, write_csv
+
+FILE = "table1.json"
+COLUMNS = ("dataset", "paper", "published", "found", "source", "image_size", "imaging", "lesion", "foreground")
+_HEADINGS = ("Dataset", "Paper", "Published", "Found", "In", "Image size", "Imaging", "Segmented", "Foreground, %")
+
+
+def read_datasets(folder: Path) -> list[dict[str, str]]:
+    """Rows of table 1 as texts; what was found is – where `experiment=table1` has not been run.
+
+    Raises:
+        MetasegError: table1.json is there and is no JSON object.
+    """
+    path = folder / FILE
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise MetasegError(f"{path} should hold what experiment=table1 found, but cannot be read: {error}.") from error
+    rows = []
+    for name in catalogue.names():
+        dataset, row = catalogue.get(name), found.get(name, {})
+        foreground = row.get("foreground")
+        values = (
+            dataset.title,
+            dataset.paper_count,
+            dataset.count,
+            row.get("found"),
+            row.get("source"),
+            dataset.image_size,
+            dataset.imaging,
+            dataset.lesion,
+            None if foreground is None else f"{100 * foreground:.1f}",
+        )
+        texts = ("–" if value is None else str(value) for value in values)
+        rows.append(dict(zip(COLUMNS, texts, strict=True)))
+    return rows
+
+
+def export_datasets(rows: list[dict[str, str]], folder: Path) -> None:
+    """Write table1.md, table1.tex and table1.csv."""
+    cells = [[row[column] for column in COLUMNS] for row in rows]
+    markdown = [f"| {' | '.join(line)} |" for line in (_HEADINGS, ["---"] * len(COLUMNS), *cells)]
+    latex = [
+        r"\begin{tabular}{lrrrlllll}",
+        r"\toprule",
+        *(" & ".join(map(escaped, line)) + r" \\" for line in (_HEADINGS, *cells)),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    latex.insert(3, r"\midrule")
+    for suffix, lines in (("md", ["# Table 1: the datasets", "", *markdown]), ("tex", latex)):
+        with replacing(folder / f"table1.{suffix}") as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_csv(folder / "table1.csv", rows, COLUMNS)

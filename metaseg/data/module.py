@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import lightning as L
@@ -67,10 +68,17 @@ def load_pool(name: str, *, source: str, root: str, size: int) -> Pool:
         return prepare(dataset, root, size)
     if source != "synthetic":
         raise MetasegError(f"data.source must be real or synthetic, found {source!r}.")
-    from metaseg.data.synthetic import DEFAULT_COUNTS, TWIN_SEED, twin
+    from metaseg.data.synthetic import DEFAULT_COUNTS
 
     if name not in DEFAULT_COUNTS:
         raise MetasegError(f"data=synthetic has twins of {', '.join(DEFAULT_COUNTS)} only, found {name!r}.")
+    return _twin_pool(name, size)
+
+
+@lru_cache(maxsize=8)  # cells of a sweep that share a process share the twins
+def _twin_pool(name: str, size: int) -> Pool:
+    from metaseg.data.synthetic import DEFAULT_COUNTS, TWIN_SEED, twin
+
     images, masks, ids, groups = twin(name, DEFAULT_COUNTS[name], size, TWIN_SEED)
     return prepare_arrays(name, images, masks, ids, groups)
 

@@ -46,7 +46,8 @@ class LastCheckpoint(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save within an epoch."""
-        if trainer.global_step % self.every == 0:
+        # After the last batch of an epoch its validation is still to come, and would be skipped on resuming from here.
+        if trainer.global_step % self.every == 0 and not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:

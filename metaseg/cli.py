@@ -31,6 +31,8 @@ def entry(main: Callable[[DictConfig], None], config_name: str = "config") -> No
     # Hydra would print errors in its own many-line way; told to raise them, it leaves the wording to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     _script.append(Path(inspect.getfile(main)).resolve())
+    if "--dry-run" in sys.argv and not {"-m", "--multirun"} & set(sys.argv):
+        fail("--dry-run lists the cells of a sweep: add -m.")
     sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in sys.argv[1:]]
     failed: list[str] = []
 
@@ -38,6 +40,7 @@ def entry(main: Callable[[DictConfig], None], config_name: str = "config") -> No
     def job(config: DictConfig) -> None:
         # Caught here, a problem of one job of a sweep does not keep the others from running.
         try:
+            refuse_half_a_sweep()
             main(config)
         except MetasegError as error:
             failed.append(str(error))
@@ -62,6 +65,18 @@ def entry(main: Callable[[DictConfig], None], config_name: str = "config") -> No
         )
     if failed:
         sys.exit(1)
+
+
+def refuse_half_a_sweep() -> None:
+    """Refuse a table without -m: it is a sweep, and would be a single run of the defaults.
+
+    Raises:
+        MetasegError: if there is one.
+    """
+    hydra_config = HydraConfig.get()
+    chosen = hydra_config.runtime.choices.get("experiment", "none")
+    if hydra_config.mode == RunMode.RUN and chosen != "none":
+        raise MetasegError(f"experiment={chosen} is a sweep: add -m, or --dry-run -m to list its cells.")
 
 
 def fail(sentence: str, status: int = 1) -> None:

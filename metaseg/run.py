@@ -1,9 +1,11 @@
 """One run: train a learner on the episodes of a pair, meta-test it on each target, leave a directory of results."""
 
+import json
 import logging
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,19 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     if checkpoint is not None:
         load_weights(learner, checkpoint)
     # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
+    with directory.held() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+        return carry_out(settings, learner, data, directory, checkpoint, started)
+
+
+def carry_out(
+    settings: dict[str, Any],
+    learner: Learner,
+    data: EpisodicData,
+    directory: RunDirectory,
+    checkpoint: Path | None,
+    started: float,
+) -> dict[str, Any] | None:
+    """Train, test and write down; as `run`, once all is built. `started`: time.monotonic() at the start."""
     resumed = settings["train"] and checkpoint is not None
     begin(directory, settings, resumed)
     loggers = tracking.build_loggers(
@@ -189,6 +204,10 @@ def fit(
     if not (settings["train"] and learner.trains):
         return 0
     chosen = settings["trainer"]
+    end = json.dumps([chosen[key] for key in ("max_epochs", "patience", "min_delta")])
+    if settings["ckpt_path"] == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
+        load_weights(learner, directory.checkpoints / "best.ckpt")  # stopped by the same rule, and killed while testing
+        return 0
     trainer = L.Trainer(
         accelerator=chosen["accelerator"],
         devices=chosen["devices"],
@@ -209,6 +228,8 @@ def fit(
         trainer.fit(learner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
         load_weights(learner, directory.checkpoints / "best.ckpt")
+        with replacing(directory.trained) as path:
+            path.write_text(end)
     return trainer.global_rank
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from metaseg.errors import MetasegError
 
 PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after")
@@ -68,6 +70,32 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def trained(self) -> Path:
+        """By which rule training ended, once it has: a run killed in its tests is not trained further."""
+        return self.checkpoints / "trained"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no other process work in this directory meanwhile; a process that dies lets go.
+
+        Raises:
+            MetasegError: another process holds it, or the directory cannot be written to.
+        """
+        with _told(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise MetasegError(
+                    f"{self.path} is held by another process: wait for its end, or choose another hydra.run.dir"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def figures(self) -> Path:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,6 +13,8 @@ import torch
 import yaml
 from conftest import ROOT
 from test_tracking import as_dict, of_kind, offline_records
+
+from metaseg.callbacks import LastCheckpoint
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
 COMPARING = ["prototypes", "feyjie", "pmg"]  # nothing is fitted at the target
@@ -264,3 +268,28 @@ def test_by_default_an_offline_dashboard_holds_the_whole_run(train_process, tmp_
     assert {"overlays/isic", "per_image"} <= logged
     assert "test/isic/dsc" in {key for row in of_kind(records, "summary") for key in as_dict(row.update)}
     assert of_kind(records, "exit")[0].exit_code == 0
+
+
+def test_a_run_killed_in_its_tests_is_not_trained_further(train, tmp_path):
+    settings = ["learner=fomaml", "trainer.patience=1", "trainer.min_delta=100", "trainer.max_epochs=6"]
+    assert train(*settings).returncode == 0
+    directory = tmp_path / "run"
+    before = weights(directory, "best")
+    epochs = pd.read_csv(directory / "metrics.csv")["validation/query_loss_after"].notna().sum()
+    assert epochs < 6
+    (directory / "result.json").unlink()
+    again = train(*settings, "ckpt_path=last")
+    assert again.returncode == 0, again.stderr
+    assert (directory / "result.json").is_file()
+    after = weights(directory, "best")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert pd.read_csv(directory / "metrics.csv")["validation/query_loss_after"].notna().sum() == epochs
+
+
+def test_no_checkpoint_stands_between_an_epoch_and_its_validation():
+    saved = []
+    callback = LastCheckpoint(Path("last.ckpt"), 2)
+    callback._save = lambda trainer: saved.append(trainer.global_step)
+    for step in range(1, 9):
+        callback.on_train_batch_end(SimpleNamespace(global_step=step, is_last_batch=step % 4 == 0))
+    assert saved == [2, 6]

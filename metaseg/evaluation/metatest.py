@@ -150,9 +150,13 @@ def drawn(target: Target, settings: Settings, draw: int) -> tuple[np.ndarray, np
 
 
 def limited(target: Target, count: int, seed: int) -> np.ndarray:
-    """A random subset of the scored images, the same for every draw and every learner."""
+    """A random subset of the scored images, the same for every draw and every learner.
+
+    The whole target is permuted: where a learner keeps some images unscored, the others keep their order.
+    """
     generator = np.random.default_rng([seed, Stream.LIMIT])
-    return generator.permutation(target.scored)[:count]
+    everything = generator.permutation(len(target.pool))
+    return everything[np.isin(everything, target.scored)][:count]
 
 
 def summarise(scores: Scores, seed: int) -> dict[str, Any]:

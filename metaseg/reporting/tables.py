@@ -1,4 +1,4 @@
-"""The paper's tables as data: which runs fill which cell, and which commands make these runs.
+"""The paper's tables as data: which runs fill which cell, by their settings.
 
 A table is conf/experiment/tableN.yaml. Its key `table` holds
     number, title   as in the paper
@@ -15,8 +15,8 @@ and a row
     quoted          optional: the published figures are quotations or of unknown splits
     trains          optional: false where nothing is learnt from the pair
 
-The same definition serves both ways: `commands` gives the overrides of the runs that a table needs, `fill` finds the
-runs that are there. A run is judged by its resolved settings alone, never by the name of its directory.
+The same definition serves both ways: metaseg.sweeps makes the runs that a table needs, `fill` finds those that are
+there. A run is judged by its resolved settings alone, never by the name of its directory.
 
 What does not depend on the pair is run once for all tables: where a row does not train, `pair` and `tasks` are neither
 compared nor part of its commands; where it trains on the target, `pair` and `tasks.mixing` (there is one pool). Such a
@@ -40,14 +40,14 @@ FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
 NUMBERS = (2, 3, 4, 5, 6, 7)
 """Tables of results; table 1 lists the datasets."""
 
-# A pair that does not hold the target has to be named even where nothing is trained; the default holds only Kvasir-SEG.
-_PAIR_WITHOUT = {"kvasir": "isic_ph2"}
 # Settings that cannot change a score: where and how a run was carried out, and values that others are made of.
 _NO_PART = (
     *("seed", "target", "pair.target", "train", "ckpt_path", "protocol", "logger", "evaluation.scratch"),
-    *("evaluation.batch", "evaluation.curve", "evaluation.curve_limit", "data.root", "data.workers"),
+    *("evaluation.batch", "evaluation.curve", "evaluation.curve_limit", "evaluation.compress"),
+    *("data.root", "data.workers", "scale"),
     *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.progress", "trainer.save_every"),
 )
+_SIZE = ("protocol.name", "data.source", "data.size", "model.name", "model.features")
 _MISSING = object()
 
 
@@ -132,24 +132,6 @@ def load_table(number: int, folder: Path = FOLDER) -> Table:
         ) from error
 
 
-def commands(table: Table) -> list[tuple[str, ...]]:
-    """The overrides of every run that the table needs, less the seed; equal ones of other tables are the same run."""
-    found: list[tuple[str, ...]] = []
-    for row in table.rows:
-        chosen = _assignments(table.fixed) | _assignments(row.overrides)
-        texts = {_key(text): text for text in (*table.fixed, *row.overrides)}
-        said = {_key(text) for text in row.overrides}  # what a row itself says stays, relevant or not
-        wanted = [text for key, text in texts.items() if key in said or not _within(key, _irrelevant(row))]
-        needs_pair = not row.trains and "pair" not in said
-        for target in [one for one in table.columns if one in chosen["target"]] if row_is_free(row) else [None]:
-            own = [text for text in wanted if _key(text) != "target"] if target else wanted
-            if target:
-                own += [f"target=[{target}]"]
-                own += [f"pair={_PAIR_WITHOUT[target]}"] if target in _PAIR_WITHOUT and needs_pair else []
-            found += [(*own, f"shots={shots}") for shots in row.shots]
-    return list(dict.fromkeys(found))
-
-
 def row_is_free(row: Row) -> bool:
     """Whether the row's runs do not depend on the pair."""
     return not row.trains or _assignments(row.overrides).get("learner.train_on") == "target"
@@ -176,21 +158,38 @@ def matches(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 def fill(table: Table, runs: Sequence[Finished]) -> list[Cell]:
     """All cells of the table, row by row, shots by shots, target by target; those without runs have none.
 
-    Several seeds fill a cell together. Runs that match but differ in other settings do not: the settings with the most
-    seeds are shown, at a tie those that agree most with all other runs; the rest is left out with the reason.
+    A table is of one protocol, network and image size: those that most of its runs have. Several seeds fill a cell
+    together. Runs that match but differ in other settings do not: the settings with the most seeds are shown, at a tie
+    those that agree most with all other runs. The rest is left out with the reason.
     """
     usual = _usual(runs)
+    found = [
+        (row, shots, [run for run in runs if matches(run.settings, {**required(table, row), "shots": shots})])
+        for row in table.rows
+        for shots in row.shots
+    ]
+    sizes = Counter(_size(run) for _, _, some in found for run in some)
+    size = min(sizes, key=lambda one: (-sizes[one], one), default=())
     cells = []
-    for row in table.rows:
-        wanted = required(table, row)
+    for row, shots, some in found:
         own = _assignments(row.overrides).get("target")
-        columns = [target for target in table.columns if own is None or target in own]
-        for shots in row.shots:
-            found = [run for run in runs if matches(run.settings, {**wanted, "shots": shots})]
-            for target in columns:
-                here = [run for run in found if target in run.targets]
-                cells.append(Cell(row, shots, target, *_chosen(row, here, usual)))
+        for target in [target for target in table.columns if own is None or target in own]:
+            here = [run for run in some if target in run.targets]
+            shown, left_out = _chosen(row, [run for run in here if _size(run) == size], usual)
+            others = [run for run in here if _size(run) != size]
+            reasons = tuple((run.name, f"another size or protocol: {_apart(_size(run), size)}") for run in others)
+            cells.append(Cell(row, shots, target, shown, left_out + reasons))
     return cells
+
+
+def _size(run: Finished) -> tuple[tuple[str, str], ...]:
+    """What all runs of a table have to share to be compared."""
+    known = leaves(run.settings)
+    return tuple((path, repr(value).strip("'")) for path, value in sorted(known.items()) if _within(path, _SIZE))
+
+
+def _apart(one: tuple[tuple[str, str], ...], other: tuple[tuple[str, str], ...]) -> str:
+    return ", ".join(f"{path}={value}" for path, value in one if (path, value) not in other)
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -251,7 +250,7 @@ def _usual(runs: Sequence[Finished]) -> dict[str, str]:
 def _irrelevant(row: Row) -> tuple[str, ...]:
     if not row.trains:
         return "pair", "tasks"
-    return ("pair", "tasks.mixing") if row_is_free(row) else ()
+    return ("pair", "tasks.mixing", "tasks.query") if row_is_free(row) else ()
 
 
 def _within(path: str, groups: Sequence[str]) -> bool:

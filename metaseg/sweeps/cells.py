@@ -14,8 +14,20 @@ from dataclasses import dataclass
 from metaseg.errors import MetasegError
 from metaseg.reporting.tables import Table
 
-_UNNAMED = ("data.root", "data.workers", "logger", "trainer", "experiment", "scale")
-"""Settings that do not tell one cell of a sweep from another."""
+WITHOUT_EFFECT = (
+    "data.root",
+    "data.workers",
+    "logger",
+    "evaluation.compress",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.strategy",
+    "trainer.progress",
+    "trainer.save_every",
+)
+"""Settings, and groups of them, that do not change what a run finds: where and how it is carried out."""
+_OF_THE_SWEEP = ("experiment", "scale", "protocol")
+"""What the directory of a table's sweep is named by already."""
 _LONGEST = 150
 """Characters of a directory's name; most file systems take 255 bytes."""
 
@@ -50,9 +62,14 @@ def of_multirun(choices: Sequence[Choice]) -> list[Cell]:
     cells = []
     for values in itertools.product(*(choice.values for choice in choices)):
         overrides = tuple((choice.key, value) for choice, value in zip(choices, values, strict=True))
-        named = [(key, value) for key, value in overrides if not key.startswith(_UNNAMED)]
-        cells.append(Cell(_safe(",".join(f"{key}={value}" for key, value in named)) or "defaults", overrides))
-    return cells
+        named = [f"{key}={value}" for key, value in overrides if not without_effect(key) and key != "trainer"]
+        cells.append(Cell(_safe(",".join(named)) or "defaults", overrides))
+    return _apart(cells)
+
+
+def without_effect(key: str) -> bool:
+    """Whether a setting does not change what a run finds."""
+    return any(key == one or key.startswith(f"{one}.") for one in WITHOUT_EFFECT)
 
 
 def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequence[int]) -> list[Cell]:
@@ -67,27 +84,31 @@ def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequenc
         MetasegError: if nothing is left of the tables.
     """
     given = {choice.key: choice.values for choice in choices}
+    several = [key for key in _OF_THE_SWEEP if len(given.get(key, ())) > 1]
+    if several:
+        raise MetasegError(
+            f"A sweep of tables has one {several[0]}, found {','.join(given[several[0]])}; give one a command."
+        )
     seeds_wanted = given.pop("seed", tuple(str(seed) for seed in seeds))
-    cells: dict[str, Cell] = {}
+    cells: list[Cell] = []
     for table in tables:
         fixed = _pairs(table.fixed)
         for row in table.rows:
             own = _pairs(row.overrides)
             for shots, seed in itertools.product(row.shots, seeds_wanted):
                 chosen = own | {"shots": str(shots)}
-                if any(value not in given.get(key, (value,)) for key, value in chosen.items()):
+                if any(_bare(value) not in map(_bare, given.get(key, (value,))) for key, value in chosen.items()):
                     continue
                 free = [(key, values) for key, values in given.items() if key not in chosen]
                 for combination in itertools.product(*(values for _, values in free)):
                     added = dict(zip((key for key, _ in free), combination, strict=True))
                     settings = fixed | chosen | added | {"seed": seed}
-                    swept = {key: added[key] for key, values in free if len(values) > 1}
-                    name = _name(settings, own | swept)
-                    cells.setdefault(name, Cell(name, tuple(settings.items())))
+                    told = {key: value for key, value in added.items() if key not in (*_OF_THE_SWEEP, "trainer")}
+                    cells.append(Cell(_name(settings, own, told), tuple(settings.items())))
     if not cells:
         said = " ".join(f"{key}={','.join(values)}" for key, values in given.items())
         raise MetasegError(f"No cell of the table is left with {said}; choose learners and shots that it has.")
-    return list(cells.values())
+    return _apart(cells)
 
 
 def _pairs(overrides: Iterable[str]) -> dict[str, str]:
@@ -95,25 +116,53 @@ def _pairs(overrides: Iterable[str]) -> dict[str, str]:
     return {key: value for key, _, value in parts}
 
 
-def _name(settings: Mapping[str, str], own: Mapping[str, str]) -> str:
-    """<pair>_<mixing>/<learner>_<shots>shot_<what else sets it apart>_seed<seed>; without a pair: alone/…"""
+def _apart(cells: Iterable[Cell]) -> list[Cell]:
+    """Each cell once.
+
+    Raises:
+        MetasegError: if two that differ would share a directory.
+    """
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        other = found.setdefault(cell.name, cell)
+        if dict(other.overrides) != dict(cell.overrides):
+            raise MetasegError(
+                f"Two cells would share the directory {cell.name}: {' '.join(other.arguments())} and "
+                f"{' '.join(cell.arguments())}; run them as two sweeps with different hydra.sweep.dir."
+            )
+    return list(found.values())
+
+
+def _bare(value: str) -> str:
+    """A value for comparison: a list of one is that one, spaces do not count."""
+    return re.sub(r"[\[\] ]", "", value)
+
+
+def _name(settings: Mapping[str, str], own: Mapping[str, str], told: Mapping[str, str]) -> str:
+    """<pair>_<mixing>/<learner>_<shots>shot_<what else sets it apart>_seed<seed>; without a pair: alone/…
+
+    Args:
+        settings: all its overrides.
+        own: those of its row.
+        told: those of the command line.
+    """
     pair = settings.get("pair")
-    alone = pair in (None, "none")
-    folder = "alone" if alone else f"{pair}_{settings.get('tasks.mixing', 'exclusive')}"
-    general = ("learner", "pair", "tasks.mixing", "shots", "seed", "scale", "experiment")
+    folder = "alone" if pair in (None, "none") else f"{pair}_{settings.get('tasks.mixing', 'exclusive')}"
+    general = ("learner", "pair", "tasks.mixing", "tasks.query")
     apart = [
         f"{key.rpartition('.')[2]}={value}"
         for key, value in own.items()
-        if key not in general and not key.startswith(_UNNAMED) and (key != "target" or settings.get("learner.train_on"))
+        if key not in general and (key != "target" or "learner.train_on" in own)
     ]
-    return (
-        folder
-        + "/"
-        + _safe("_".join([settings["learner"], f"{settings['shots']}shot", *apart, f"seed{settings['seed']}"]))
-    )
+    apart += [f"{key}={value}" for key, value in told.items() if not without_effect(key)]
+    parts = [settings["learner"], f"{settings['shots']}shot", *apart, f"seed{settings['seed']}"]
+    return f"{folder}/{_safe('_'.join(parts))}"
 
 
 def _safe(name: str) -> str:
-    """A name that every file system takes; a long one ends in its hash."""
-    safe = re.sub(r"[^\w.=,+-]", "", name.replace("/", "-"))
-    return safe if len(safe) <= _LONGEST else f"{safe[: _LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    """A name that every file system takes; one that is long, or had to be changed, ends in its hash."""
+    plain = _bare(name)
+    safe = re.sub(r"[^\w.=,+-]", "-", plain)
+    if safe == plain and len(safe) <= _LONGEST:
+        return safe
+    return f"{safe[: _LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from metaseg.errors import MetasegError
 from metaseg.sweeps.estimate import Step, kind, measure, of_cell
 from metaseg.sweeps.standing import Kind
 
@@ -19,16 +20,12 @@ _SAYS = {Kind.FINISHED: "finished", Kind.NEW: "to run", Kind.OTHER: "other setti
 
 
 def print_plan(plan: Sequence[Planned], console: Console) -> None:
-    """Print a line a cell, and the sum.
-
-    Raises:
-        MetasegError: on settings that a cell would be refused for.
-    """
+    """Print a line a cell, and the sum; settings that a cell would be refused for are told in its line."""
     missing = [one for one in plan if one.standing.kind in (Kind.NEW, Kind.BEGUN)]
     kinds = {kind(one.settings): one.settings for one in missing}
     progress = Console(stderr=True)
-    measured: dict[str, Step] = {
-        name: measure(settings)
+    measured: dict[str, Step | str] = {
+        name: _measured(settings)
         for name, settings in track(
             kinds.items(), "measuring one step of each kind", console=progress, transient=True, disable=not kinds
         )
@@ -43,7 +40,11 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
         if one not in missing:
             table.add_row(one.cell.name, said, "", "")
             continue
-        estimate = of_cell(one.settings, measured[kind(one.settings)], one.standing.steps)
+        step = measured[kind(one.settings)]
+        if isinstance(step, str):
+            table.add_row(one.cell.name, f"{said}, would be refused: {step}", "", "")
+            continue
+        estimate = of_cell(one.settings, step, one.standing.steps)
         seconds, mib = seconds + estimate.seconds, max(mib, estimate.mib)
         table.add_row(one.cell.name, said, f"{estimate.seconds / 60:.1f}", f"{estimate.mib / 1024:.2f}")
     console.print(table)
@@ -51,3 +52,10 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
         f"{len(missing)} of {len(plan)} cells to run: about {seconds / 3600:.1f} hours one after another, at most "
         f"{mib / 1024:.2f} GiB beside what the libraries need; estimated from one step on this machine. None was run."
     )
+
+
+def _measured(settings: Mapping[str, Any]) -> Step | str:
+    try:
+        return measure(settings)
+    except MetasegError as error:
+        return str(error)

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +23,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from metaseg import cli
 from metaseg.data.check import cores
 from metaseg.errors import MetasegError
+from metaseg.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from hydra_plugins.metaseg_plugins import SlotLauncher
 
 LOG = "log.txt"
-_PATIENCE = 30  # seconds that an interrupted cell has to write its checkpoint
+_PATIENCE = 30  # seconds that an interrupted cell has to end its dashboard and its files
 
 
 @dataclass
@@ -36,6 +38,7 @@ class _Job:
     directory: Path
     overrides: list[str]
     status: int | None = None
+    problem: str | None = None
     process: subprocess.Popen | None = field(default=None, repr=False)
 
 
@@ -70,14 +73,16 @@ def launch(launcher: SlotLauncher, job_overrides: Sequence[Sequence[str]]) -> li
                 index, job = waiting.get_nowait()
             except queue.Empty:
                 return
-            _run(job, f"[{index + 1}/{len(jobs)}]", threads, device)
+            _run(job, f"[{index + 1}/{len(jobs)}]", flags, threads, device)
 
+    flags = _flags(launcher)
     workers = [threading.Thread(target=work, args=(slot,)) for slot in range(slots)]
     for worker in workers:
         worker.start()
     try:
-        for worker in workers:
-            worker.join()
+        with _ended_by_signals():
+            for worker in workers:
+                worker.join()
     except KeyboardInterrupt:
         stop.set()
         _interrupt(jobs)
@@ -90,26 +95,65 @@ def launch(launcher: SlotLauncher, job_overrides: Sequence[Sequence[str]]) -> li
 def _job(root: Path, overrides: list[str]) -> _Job:
     marker = "hydra.sweep.subdir="
     name = next(override for override in overrides if override.startswith(marker)).removeprefix(marker).strip("'")
-    kept = [override for override in overrides if not override.startswith(marker)]
+    # A table is what the sweep is made of; the cell itself is a single run.
+    kept = [override for override in overrides if not override.startswith((marker, "experiment="))]
     return _Job(name, root / name, kept)
 
 
-def _run(job: _Job, count: str, threads: int, device: str | None) -> None:
-    job.directory.mkdir(parents=True, exist_ok=True)
-    environment = (
-        {"OMP_NUM_THREADS": str(threads)} | os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
-    )
-    command = [sys.executable, str(cli.script()), *job.overrides, f"hydra.run.dir='{job.directory}'", "hydra.mode=RUN"]
+def _run(job: _Job, count: str, flags: Sequence[str], threads: int, device: str | None) -> None:
+    if RunDirectory(job.directory).result.is_file():  # there was none when the sweep began
+        job.status = 0
+        print(f"{count} {job.name}: finished by another sweep meanwhile", flush=True)
+        return
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    if device is not None:
+        environment |= {"CUDA_VISIBLE_DEVICES": device}
+    command = [
+        sys.executable,
+        str(cli.script()),
+        *flags,
+        *job.overrides,
+        f"hydra.run.dir='{job.directory}'",
+        "hydra.mode=RUN",
+    ]
     print(f"{count} {job.name}", flush=True)
     began = time.monotonic()
-    with (job.directory / LOG).open("ab") as log:
-        # A group of its own, so that Ctrl-C reaches it through `_interrupt` alone, once.
-        job.process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-        job.status = job.process.wait()
-    said = "finished" if job.status == 0 else f"FAILED ({_last_line(job)})"
+    try:
+        job.directory.mkdir(parents=True, exist_ok=True)
+        with (job.directory / LOG).open("ab") as log:
+            # A group of its own, so that Ctrl-C reaches it through `_interrupt` alone, once.
+            job.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+            job.status = job.process.wait()
+    except OSError as error:
+        job.problem = f"{job.directory} cannot be written to ({error.strerror})"
+    if job.status != 0 and job.problem is None:
+        job.problem = _last_line(job)
+    said = "finished" if job.status == 0 else f"FAILED ({job.problem})"
     print(f"{count} {job.name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A terminal that is closed and a polite kill end the cells as Ctrl-C does; else they would go on by themselves."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    caught = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, end) for number in caught]
+    try:
+        yield
+    finally:
+        for number, handler in zip(caught, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _flags(launcher: SlotLauncher) -> list[str]:
+    """What the cells need of the command line beside overrides: where further configuration lies."""
+    sources = launcher.config.hydra.runtime.config_sources
+    return [part for one in sources if one.provider == "command-line" for part in ("--config-dir", one.path)]
 
 
 def _interrupt(jobs: Sequence[_Job]) -> None:
@@ -125,7 +169,7 @@ def _interrupt(jobs: Sequence[_Job]) -> None:
 
 def _returned(job: _Job) -> JobReturn:
     status = JobStatus.COMPLETED if job.status == 0 else JobStatus.FAILED
-    error = None if job.status == 0 else MetasegError(f"{job.name}: {_last_line(job)}")
+    error = None if job.status == 0 else MetasegError(f"{job.name}: {job.problem}")
     returned = JobReturn(overrides=job.overrides, status=status)
     returned.return_value = error
     return returned

@@ -3,25 +3,17 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
 from metaseg.rundir import RunDirectory, leaves
+from metaseg.sweeps.cells import without_effect
 
-_WITHOUT_EFFECT = (
-    "data.root",
-    "data.workers",
-    "logger",
-    "ckpt_path",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.strategy",
-    "trainer.progress",
-    "trainer.save_every",
-)
-"""Settings that do not change what a run finds."""
+_MADE_INTO_OTHERS = ("scale", "protocol", "ckpt_path")
+"""Settings that others are made of, which are compared themselves; and that by which a run is continued."""
 
 
 class Kind(enum.Enum):
@@ -57,7 +49,7 @@ def standing(directory: RunDirectory, settings: Mapping[str, Any]) -> Standing:
     last = directory.checkpoints / "last.ckpt"
     if last.is_file() and directory.config.is_file():
         apart = differences(OmegaConf.to_container(OmegaConf.load(directory.config)), settings)  # type: ignore[arg-type]
-        return Standing(Kind.OTHER, differences=apart) if apart else Standing(Kind.BEGUN, steps=_steps(directory))
+        return Standing(Kind.OTHER, differences=apart) if apart else Standing(Kind.BEGUN, steps=_steps(last))
     return Standing(Kind.NEW)
 
 
@@ -67,14 +59,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ..
     return tuple(
         f"{key}={after[key]} (was {before[key]})"
         for key in before
-        if key in after and before[key] != after[key] and not key.startswith(_WITHOUT_EFFECT)
+        if key in after
+        and before[key] != after[key]
+        and not without_effect(key)
+        and key.partition(".")[0] not in _MADE_INTO_OTHERS
     )
 
 
-def _steps(directory: RunDirectory) -> int:
-    import pandas as pd
+def _steps(checkpoint: Path) -> int:
+    import torch
 
     try:
-        return int(pd.read_csv(directory.metrics, usecols=["step"])["step"].max()) + 1
-    except (OSError, ValueError, KeyError):
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception:  # damaged: what is wrong with it is told when it is continued from
         return 0

@@ -6,6 +6,7 @@ import pytest
 from metaseg.data import module
 from metaseg.data.pools import prepare_arrays
 from metaseg.errors import MetasegError
+from metaseg.evaluation.metatest import limited
 
 SETTINGS = {"source": "synthetic", "root": ".", "size": 16, "validation": 0.2, "augment": "none", "workers": 0}
 TASKS = {"mixing": "exclusive", "order": "interleaved", "count": 4, "per_step": 1, "resample": True, "query": 3}
@@ -87,3 +88,9 @@ def test_without_a_pair_there_are_targets_only():
 def test_shares_and_numbers_out_of_range_are_refused(changes, words):
     with pytest.raises(MetasegError, match=words):
         data(**changes)
+
+
+def test_a_limit_keeps_the_same_images_where_some_are_not_scored():
+    whole, less = (data(unlabelled=share).targets["isic"] for share in (0.0, 0.2))
+    kept, fewer = limited(whole, 20, 0), limited(less, 20, 0)
+    assert [index for index in kept if index in fewer] == [index for index in kept if index not in less.unlabelled]

@@ -11,7 +11,8 @@ from run_directories import settings_of
 
 from metaseg.errors import MetasegError
 from metaseg.reporting import tables
-from metaseg.reporting.tables import NUMBERS, commands, fill, load_table, matches, required
+from metaseg.reporting.tables import NUMBERS, fill, load_table, matches, required
+from metaseg.sweeps.cells import of_tables
 
 
 @dataclass
@@ -61,7 +62,8 @@ def test_every_command_composes_to_settings_that_fill_their_own_row(number):
     known = {path.stem for path in (ROOT / "conf" / "learner").glob("*.yaml")}
     runs = []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for index, overrides in enumerate(commands(table)):
+        for index, cell in enumerate(of_tables([table], [], [0])):
+            overrides = cell.arguments()
             learner = next(text for text in overrides if text.startswith("learner=")).partition("=")[2]
             if learner not in known:
                 continue
@@ -76,17 +78,7 @@ def test_every_command_composes_to_settings_that_fill_their_own_row(number):
     assert {run.name for cell in cells for run in cell.runs} == {run.name for run in runs}
 
 
-def test_tables_3_and_5_are_the_same_training_runs():
-    def trained(number):
-        return {command for command in commands(load_table(number)) if "pair=ph2_kvasir" in command}
-
-    assert trained(5) < trained(3)  # table 3 has the two quoted systems as well
-
-
 def test_what_sees_no_pair_is_one_run_for_all_tables():
-    scratch = {number: {c for c in commands(load_table(number)) if "learner=scratch" in c} for number in NUMBERS}
-    assert scratch[2] == scratch[3] == scratch[4]
-    assert scratch[5] < scratch[6]
     run = made("s", "scratch", pair="isic_ph2", mixing="mixed", targets=["kvasir_capsule"])
     for number in (5, 6):
         assert cell_of(fill(load_table(number), [run]), "scratch", 5, "kvasir_capsule").runs == (run,)
@@ -99,7 +91,6 @@ def test_a_pair_that_a_row_names_is_used_and_still_not_compared():
     table = load_table(6)
     row = row_of(table, "scratch")
     named = replace(table, rows=(replace(row, overrides=(*row.overrides, "pair=ph2_kvasir")),))
-    assert {next(text for text in command if "pair" in text) for command in commands(named)} == {"pair=ph2_kvasir"}
     run = made("s", "scratch", pair="isic_ph2", targets=["kvasir"])
     assert cell_of(fill(named, [run]), "scratch", 5, "kvasir").runs == (run,)
 
@@ -166,14 +157,14 @@ def test_seeds_are_pooled_and_other_settings_are_not():
 
 
 def test_of_equally_many_seeds_the_usual_settings_are_shown():
-    runs = [made("a", model__features=2), made("b"), made("c", "maml"), made("d", "joint")]
+    runs = [made("a", model__init="brain_mri"), made("b"), made("c", "maml"), made("d", "joint")]
     cell = cell_of(fill(load_table(2), runs), "imaml", 5)
     assert [run.name for run in cell.runs] == ["b"]
-    assert cell.left_out == (("a", "other settings: model.features=2"),)
+    assert cell.left_out == (("a", "other settings: model.init=brain_mri"),)
 
 
 def test_settings_that_change_no_score_do_not_part_seeds():
-    runs = [made("a"), made("b", seed=1, data__root="elsewhere", protocol__name="paper", target=["isic", "kvasir"])]
+    runs = [made("a"), made("b", seed=1, data__root="elsewhere", scale={"name": "full"}, target=["isic", "kvasir"])]
     assert len(cell_of(fill(load_table(2), runs), "imaml", 5).runs) == 2
 
 
@@ -199,3 +190,15 @@ def test_a_missing_definition_is_told(tmp_path):
     (tmp_path / "table7.yaml").write_text("title: x")
     with pytest.raises(MetasegError, match="should have a key `table`"):
         load_table(7, tmp_path)
+
+
+def test_a_table_compares_runs_of_one_size_and_protocol():
+    small = [made(f"small{seed}", seed=seed) for seed in (0, 1)] + [made("maml", "maml")]
+    large = [made("large", "maml", data__size=256), made("paper", "joint", protocol__name="paper")]
+    cells = fill(load_table(2), small + large)
+    assert {run.name for cell in cells for run in cell.runs} == {"small0", "small1", "maml"}
+    reasons = dict(reason for cell in cells for reason in cell.left_out)
+    assert reasons == {
+        "large": "another size or protocol: data.size=256",
+        "paper": "another size or protocol: protocol.name=paper",
+    }

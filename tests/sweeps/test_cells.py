@@ -70,15 +70,52 @@ def test_the_command_line_chooses_rows_and_changes_the_rest():
         Choice("tasks.count", ("4",)),
     ]
     (cell,) = of_tables([TABLE], given, [0, 1])
-    assert cell.name == "ph2_kvasir_mixed/imaml_5shot_seed3"
+    assert cell.name == "ph2_kvasir_mixed/imaml_5shot_tasks.count=4_seed3"
     assert settings(cell)["tasks.count"] == "4"
+
+
+def test_what_changes_no_result_is_not_in_the_name():
+    given = [
+        ("learner", "imaml"),
+        ("shots", "5"),
+        ("scale", "toy"),
+        ("trainer", "cpu"),
+        ("logger", "csv"),
+        ("data.root", "x"),
+    ]
+    (cell,) = of_tables([TABLE], [Choice(key, (value,)) for key, value in given], [0])
+    assert cell.name == "ph2_kvasir_mixed/imaml_5shot_seed0"
+
+
+def test_a_choice_is_compared_as_a_value_and_not_as_text():
+    names = [cell.name for cell in of_tables([TABLE], [Choice("target", ("isic",))], [0]) if "naive" in cell.name]
+    assert names == ["alone/naive_5shot_train_on=target_target=isic_seed0"]
+
+
+@pytest.mark.parametrize("key", ["learner.inner.lr", "learner.adapt.lr", "trainer.max_epochs", "learner.adapts"])
+def test_values_of_any_setting_make_cells_apart(key):
+    values = ("^(a|b)", "^ab") if key == "learner.adapts" else ("1", "2")
+    for cells in (of_multirun([Choice(key, values)]), of_tables([TABLE], [Choice(key, values)], [0])):
+        assert len({cell.name for cell in cells}) == len(cells) > 1
+
+
+def test_cells_that_would_share_a_directory_are_refused():
+    twice = replace(
+        TABLE, rows=(row(["learner=imaml", "tasks.query=3"], [5]), row(["learner=imaml", "tasks.query=4"], [5]))
+    )
+    with pytest.raises(MetasegError, match="share the directory"):
+        of_tables([twice], [], [0])
+    with pytest.raises(MetasegError, match="one scale"):
+        of_tables([TABLE], [Choice("scale", ("toy", "small"))], [0])
+    with pytest.raises(MetasegError, match="share the directory"):
+        of_multirun([Choice("trainer", ("cpu", "gpu"))])
 
 
 def test_several_values_of_another_key_multiply_the_cells_and_are_named():
     given = [Choice("learner", ("imaml",)), Choice("shots", ("5",)), Choice("learner.lam", ("1", "10"))]
     assert [cell.name for cell in of_tables([TABLE], given, [0])] == [
-        "ph2_kvasir_mixed/imaml_5shot_lam=1_seed0",
-        "ph2_kvasir_mixed/imaml_5shot_lam=10_seed0",
+        "ph2_kvasir_mixed/imaml_5shot_learner.lam=1_seed0",
+        "ph2_kvasir_mixed/imaml_5shot_learner.lam=10_seed0",
     ]
 
 

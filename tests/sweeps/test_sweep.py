@@ -15,14 +15,11 @@ from metaseg.sweeps.standing import Kind, differences, standing
 
 
 @pytest.fixture
-def sweep(train, tmp_path, monkeypatch):
+def sweep(train, tmp_path):
     """train.py -m in this process."""
 
-    def call(*overrides, directory=tmp_path / "sweep"):
-        import conftest
-
-        monkeypatch.setattr(conftest, "TINY", ["-m", *TINY])
-        return train("hydra/launcher=basic", *overrides, f"hydra.sweep.dir={directory}")
+    def call(*overrides):
+        return train("hydra/launcher=basic", *overrides, f"hydra.sweep.dir={tmp_path / 'sweep'}", "-m")
 
     return call
 
@@ -125,11 +122,8 @@ def test_settings_that_change_nothing_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["slots", "threads"])
-def test_settings_of_the_launcher_out_of_range_are_refused(train, tmp_path, monkeypatch, name):
-    import conftest
-
-    monkeypatch.setattr(conftest, "TINY", ["-m", *TINY])
-    finished = train("learner=scratch", f"hydra.launcher.{name}=0", f"hydra.sweep.dir={tmp_path}")
+def test_settings_of_the_launcher_out_of_range_are_refused(train, tmp_path, name):
+    finished = train("learner=scratch", f"hydra.launcher.{name}=0", f"hydra.sweep.dir={tmp_path}", "-m")
     assert finished.returncode == 1
     assert f"hydra.launcher.{name}" in finished.stderr
 
@@ -146,3 +140,59 @@ def test_table_one_without_data_is_an_error(sweep, tmp_path):
     finished = sweep("experiment=table1", "data=real", f"data.root={tmp_path / 'empty'}")
     assert finished.returncode == 1
     assert "Table 1 needs" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--dry-run"], ["--dry-run", "-m"]),
+        (["experiment=table2"], ["experiment=table2 is a sweep", "-m"]),
+        (["-m", "experiment=table9"], ["experiment must be one of", "table2"]),
+        (["-m", "experiment=table2", "learner=nobody"], ["No cell of the table", "learner=nobody"]),
+    ],
+)
+def test_half_a_sweep_is_refused_in_words(program, tmp_path, overrides, words):
+    finished = program("train.py", *overrides[1:], *overrides[:1], directory=tmp_path / "run")
+    assert finished.returncode == 1
+    for word in words:
+        assert word in finished.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_two_processes_do_not_share_a_directory(train, tmp_path):
+    with RunDirectory(tmp_path / "run").held():
+        finished = train("learner=scratch")
+    assert finished.returncode == 1
+    assert "held by another process" in finished.stderr
+    assert train("learner=scratch").returncode == 0
+
+
+def test_a_closed_terminal_ends_the_cells_too(tmp_path):
+    directory = tmp_path / "sweep"
+    process = start(directory, "learner=fomaml", "tasks.query=3", "tasks.count=400")
+    end = time.monotonic() + 120
+    while time.monotonic() < end and next(directory.rglob("metrics.csv"), None) is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    (cell,) = {path.parent for path in directory.rglob("config.yaml") if path.parent.name != ".hydra"}
+    with RunDirectory(cell).held():  # nobody works there any more
+        pass
+
+
+def test_a_cell_that_cannot_be_written_is_a_failed_cell(tmp_path):
+    directory = tmp_path / "sweep"
+    directory.mkdir()
+    (directory / "learner=scratch,shots=3").write_text("in the way")
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "-m",
+        "learner=scratch",
+        "shots=3",
+        f"hydra.sweep.dir={directory}",
+    ]
+    finished = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
+    assert "Traceback" not in finished.stderr
+    assert "1 of 1 cells failed" in finished.stderr

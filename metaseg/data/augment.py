@@ -1,6 +1,7 @@
 """Augmentation of support images and training queries, deterministic by seed; never of images that are scored."""
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -63,3 +64,32 @@ def augment(name: str, images: np.ndarray, masks: np.ndarray, seed: tuple[int, .
         pair = pipeline(image=image, mask=mask)
         out_images[position], out_masks[position] = pair["image"], pair["mask"]
     return out_images, out_masks
+
+
+def recolour(images: Sequence[np.ndarray], share: float, seed: tuple[int, ...]) -> list[np.ndarray]:
+    """Give all images of a task the same random colours, or leave them all as they are.
+
+    With two source datasets a network can learn both by heart and need no support set; colours that differ from task to
+    task, and not within one, make the support set say something that nothing else says [our decision, after Yin et al.
+    2020, "Meta-learning without memorization", and Rajendran et al. 2020, "Meta-learning requires meta-augmentation"].
+
+    Args:
+        images: arrays uint8 (B, H, W, 3), of the task's support and query.
+        share: probability, 0 to 1, that the task is recoloured: a permutation of the channels, a gamma of 0.5 to 2 in
+            each, and with one half the negative.
+        seed: any tuple of non-negative integers; equal seeds give equal results.
+
+    Raises:
+        MetasegError: if the share is out of range.
+    """
+    if not 0 <= share <= 1:
+        raise MetasegError(f"tasks.recolour must be a share from 0 to 1, found {share}.")
+    generator = np.random.default_rng(seed)
+    if generator.uniform() >= share:
+        return list(images)
+    order = generator.permutation(3)
+    levels = (np.arange(256) / 255) ** np.exp(generator.uniform(-np.log(2), np.log(2), (3, 1)))
+    if generator.uniform() < 0.5:
+        levels = 1 - levels
+    table = np.rint(255 * levels).astype(np.uint8)
+    return [np.stack([table[channel][some[..., order[channel]]] for channel in range(3)], axis=-1) for some in images]

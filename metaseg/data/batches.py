@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from metaseg.data.augment import augment, one_thread
+from metaseg.data.augment import augment, one_thread, recolour
 from metaseg.data.episodes import Plan, Stream
 from metaseg.data.pools import Pool
 
@@ -74,6 +74,7 @@ class EpisodeDataset(Dataset[RawEpisode | list[RawEpisode]]):
         augmentation: name for ``augment``; applied to support and query. Use "none" for validation.
         unlabelled: pools, with the indices of their images that may be given away without masks; one goes into each
             episode. Empty: none does.
+        recolour: share of the tasks that get colours of their own (`metaseg.data.augment.recolour`).
     """
 
     def __init__(
@@ -82,11 +83,13 @@ class EpisodeDataset(Dataset[RawEpisode | list[RawEpisode]]):
         plan: Plan,
         augmentation: str,
         unlabelled: Sequence[tuple[Pool, np.ndarray]] = (),
+        recolour: float = 0.0,
     ) -> None:
         self.pools = pools
         self.plan = plan
         self.augmentation = augmentation
         self.unlabelled = unlabelled
+        self.recolour = recolour
 
     def __getitem__(self, key: tuple[int, int]) -> RawEpisode:
         """The episode ``key = (epoch, index)``."""
@@ -95,8 +98,15 @@ class EpisodeDataset(Dataset[RawEpisode | list[RawEpisode]]):
         support = [self.pools[part.pool].take(part.support) for part in parts]
         query = [self.pools[part.pool].take(part.query) for part in parts]
         seed = (self.plan.seed, Stream.AUGMENT, self.plan.stream, epoch, index)
+        support_images, support_masks = self._augmented(support, (*seed, 0))
+        query_images, query_masks = self._augmented(query, (*seed, 1))
+        support_images, query_images = recolour([support_images, query_images], self.recolour, (*seed, 2))
         return RawEpisode(
-            *self._tensors(support, (*seed, 0)), *self._tensors(query, (*seed, 1)), self._without_mask(epoch, index)
+            torch.from_numpy(support_images),
+            torch.from_numpy(support_masks),
+            torch.from_numpy(query_images),
+            torch.from_numpy(query_masks),
+            self._without_mask(epoch, index),
         )
 
     def _without_mask(self, epoch: int, index: int) -> Tensor | None:
@@ -106,10 +116,11 @@ class EpisodeDataset(Dataset[RawEpisode | list[RawEpisode]]):
         pool, indices = self.unlabelled[int(generator.integers(len(self.unlabelled)))]
         return torch.from_numpy(pool.take([generator.choice(indices)])[0])
 
-    def _tensors(self, pairs: list[tuple[np.ndarray, np.ndarray]], seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _augmented(
+        self, pairs: list[tuple[np.ndarray, np.ndarray]], seed: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
         images, masks = pairs[0] if len(pairs) == 1 else map(np.concatenate, zip(*pairs, strict=True))
-        images, masks = augment(self.augmentation, images, masks, seed)
-        return torch.from_numpy(images), torch.from_numpy(masks)
+        return augment(self.augmentation, images, masks, seed)
 
 
 class OuterSteps(EpisodeDataset):
@@ -130,8 +141,9 @@ class OuterSteps(EpisodeDataset):
         rank: int,
         world: int,
         unlabelled: Sequence[tuple[Pool, np.ndarray]] = (),
+        recolour: float = 0.0,
     ) -> None:
-        super().__init__(pools, plan, augmentation, unlabelled)
+        super().__init__(pools, plan, augmentation, unlabelled, recolour)
         self.per_step, self.rank, self.world = per_step, rank, world
 
     def __len__(self) -> int:

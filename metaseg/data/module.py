@@ -297,6 +297,7 @@ class EpisodicData(L.LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
             self.unlabelled,
+            self.tasks["recolour"],
         )
         device = trainer.strategy.root_device.type
         workers = worker_count(self.settings["workers"], steps.augmentation, device == "cpu", trainer.num_devices)

@@ -10,7 +10,7 @@ from metaseg.evaluation.metatest import limited
 
 SETTINGS = {"source": "synthetic", "root": ".", "size": 16, "validation": 0.2, "augment": "none", "workers": 0}
 TASKS = {"mixing": "exclusive", "order": "interleaved", "count": 4, "per_step": 1, "resample": True, "query": 3}
-TASKS["validation"] = 1
+TASKS |= {"validation": 1, "recolour": 0}
 SIZES = {"ph2": 40, "kvasir": 60, "isic": 50, "kvasir_capsule": 55}
 
 

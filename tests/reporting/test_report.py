@@ -239,7 +239,8 @@ def test_runs_outside_the_tables_are_shown_with_the_reason(runs):
     shown = {row[0]: row for row in page.rows if row and row[0] in ("wider", "other") and len(row) == 8}
     assert shown["other"][1:5] == ["supervised", "5", "50", "ISIC-2018"]
     assert set(shown) == {"wider", "other"}
-    assert "wider: another size or protocol: model.features=16" in (runs / "report" / "index.html").read_text(encoding="utf-8")
+    page = (runs / "report" / "index.html").read_text(encoding="utf-8")
+    assert "wider: another size or protocol: model.features=16" in page
 
 
 def test_initial_weights_are_set_against_each_other(runs):

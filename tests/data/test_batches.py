@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from metaseg.data import module
-from metaseg.data.augment import one_thread
+from metaseg.data.augment import one_thread, recolour
 from metaseg.data.batches import Episode, EpisodeDataset, RawEpisode, image_tensor, mask_tensor
 from metaseg.data.episodes import Plan
 from metaseg.data.pools import prepare_arrays
@@ -118,6 +118,7 @@ def fit(tmp_path, workers, steps, checkpoint=None):
             "count": 6,
             "per_step": 1,
             "resample": True,
+            "recolour": 0.5,
             "query": 2,
             "validation": 1,
         },
@@ -200,3 +201,27 @@ def test_a_pool_in_memory_survives_pickling():
     assert np.array_equal(after.images, before.images)
     with pytest.raises(ValueError, match="read-only"):
         after.images[0] = 0
+
+
+def test_the_images_of_a_task_share_their_colours_and_other_tasks_have_others():
+    greys = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, 3)).reshape(1, 16, 16, 3)
+    support, query = recolour([greys, greys], 1.0, (1, 2))
+    assert np.array_equal(support, query)
+    assert support.dtype == np.uint8
+    assert not np.array_equal(support, greys)
+    assert not np.array_equal(support, recolour([greys], 1.0, (1, 3))[0])
+    # Monotone in each channel, so that what could be told apart still can.
+    levels = support.reshape(256, 3).astype(int)
+    assert all(abs(np.sign(np.diff(levels[:, channel])).sum()) >= 100 for channel in range(3))
+    assert np.array_equal(recolour([greys], 0.0, (1, 2))[0], greys)
+    with pytest.raises(MetasegError, match="recolour"):
+        recolour([greys], 1.5, (1, 2))
+
+
+def test_a_share_of_the_tasks_is_recoloured():
+    plain = dataset("none")
+    coloured = EpisodeDataset(plain.pools, plain.plan, "none", recolour=0.5)
+    changed = [not torch.equal(plain[0, index].support_images, coloured[0, index].support_images) for index in range(4)]
+    assert any(changed)
+    assert not all(changed)
+    assert all(torch.equal(plain[0, index].support_masks, coloured[0, index].support_masks) for index in range(4))

@@ -148,7 +148,7 @@ def test_table_one_without_data_is_an_error(sweep, tmp_path):
         (["--dry-run"], ["--dry-run", "-m"]),
         (["experiment=table2"], ["experiment=table2 is a sweep", "-m"]),
         (["-m", "experiment=table9"], ["experiment must be one of", "table2"]),
-        (["-m", "experiment=table2", "learner=nobody"], ["No cell of the table", "learner=nobody"]),
+        (["-m", "experiment=table2", "learner=scratch", "shots=7"], ["No cell of the table", "shots=7"]),
     ],
 )
 def test_half_a_sweep_is_refused_in_words(program, tmp_path, overrides, words):

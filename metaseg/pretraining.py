@@ -27,10 +27,11 @@ from metaseg.data.brain_mri import Volume
 from metaseg.data.slices import Batch, BrainMRI, WholeVolumes
 from metaseg.errors import MetasegError
 from metaseg.evaluation import scores
+from metaseg.learners.network_module import NetworkModule
 from metaseg.meta.losses import dice
 from metaseg.networks.attention_unet import UNet
 from metaseg.networks.brain_mri import save_in_hub_layout
-from metaseg.networks.build import build, fingerprint
+from metaseg.networks.build import build
 from metaseg.networks.functional import forward, running_statistics, update_running
 from metaseg.process import interruptible, prepare_process
 from metaseg.reporting.figures import learning_curves
@@ -120,7 +121,7 @@ def check(settings: Mapping[str, Any]) -> None:
         raise MetasegError(f"optimizer.lr must be above 0, found {settings['optimizer']['lr']}.")
 
 
-class Pretraining(L.LightningModule):
+class Pretraining(NetworkModule):
     """Supervised training of a U-Net on brain-MRI slices; validation by volume.
 
     Training normalises by the batch and moves the running statistics, which validation uses [B], and which the saved
@@ -130,6 +131,8 @@ class Pretraining(L.LightningModule):
         network: the U-Net.
         lr: learning rate of Adam.
     """
+
+    network: UNet
 
     def __init__(self, network: torch.nn.Module, lr: float) -> None:
         super().__init__()
@@ -175,23 +178,6 @@ class Pretraining(L.LightningModule):
         """Logits (N, 1, S, S) of slices (N, 3, S, S), by the running statistics, so many slices at a time."""
         statistics = running_statistics(self.network)
         return torch.cat([forward(self.network, {}, part, statistics)[0] for part in images.split(at_once)])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down the architecture, so that another one is refused in words."""
-        checkpoint["architecture"] = fingerprint(self.network)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture.
-
-        Raises:
-            MetasegError: if the checkpoint's network is not this one.
-        """
-        expected, found = fingerprint(self.network), checkpoint.get("architecture", "an unknown network")
-        if expected != found:
-            raise MetasegError(
-                f"The checkpoint must hold the configured network ({expected}), but holds {found}; "
-                "set model.features as in the run that wrote it."
-            )
 
 
 def batch_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:

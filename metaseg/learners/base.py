@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -17,20 +16,20 @@ from torchmetrics.functional.classification import binary_f1_score
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
 from metaseg.learners.inner import InnerEvaluation
+from metaseg.learners.network_module import NetworkModule
 from metaseg.learners.segmenter import AdaptedNetwork, Segmenter
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, cut, descend
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
 from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
-from metaseg.networks.build import fingerprint
 from metaseg.networks.functional import Statistics, forward, running_statistics, update_running
 from metaseg.networks.normalisation import NORMS
 
 SCHEDULES = ("constant", "cosine")
 
 
-class Learner(L.LightningModule):
+class Learner(NetworkModule):
     """A learner answers two questions: what a task teaches (``meta_gradient``), and how it meets a dataset (``adapt``).
 
     The arguments beside the first three are the keys of conf/learner/*.yaml, as they stand there.
@@ -318,23 +317,6 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over θ [paper, section 4]."""
         return torch.optim.Adam(self.network.parameters(), lr=self.outer["lr"], weight_decay=self.outer["weight_decay"])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down the architecture, so that another one is refused in words."""
-        checkpoint["architecture"] = fingerprint(self.network)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture.
-
-        Raises:
-            MetasegError: if the checkpoint's network is not this one.
-        """
-        expected, found = fingerprint(self.network), checkpoint.get("architecture", "an unknown network")
-        if expected != found:
-            raise MetasegError(
-                f"The checkpoint must hold the configured network ({expected}), but holds {found}; "
-                "set model and model.features as in the run that wrote it."
-            )
 
     def _statistics(self, of_support: Statistics, running: Statistics) -> Statistics | None:
         return {"support": of_support, "batch": None, "running": running}[self.norm]

@@ -1,0 +1,32 @@
+"""A Lightning module whose checkpoints know of which network they are."""
+
+from typing import Any
+
+import lightning as L
+from torch import nn
+
+from metaseg.errors import MetasegError
+from metaseg.networks.build import fingerprint
+
+
+class NetworkModule(L.LightningModule):
+    """Writes the architecture of ``network`` into its checkpoints, and refuses those of another one in words."""
+
+    network: nn.Module
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down the architecture."""
+        checkpoint["architecture"] = fingerprint(self.network)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture.
+
+        Raises:
+            MetasegError: if the checkpoint's network is not this one.
+        """
+        expected, found = fingerprint(self.network), checkpoint.get("architecture", "an unknown network")
+        if expected != found:
+            raise MetasegError(
+                f"The checkpoint must hold the configured network ({expected}), but holds {found}; "
+                "set model and model.features as in the run that wrote it."
+            )

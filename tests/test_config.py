@@ -68,6 +68,7 @@ def test_pairs_bring_the_targets_of_the_paper():
         "cvc_kvasir": ["isic"],
         "isic_ph2": ["kvasir", "kvasir_capsule"],
         "cvc_ph2": ["isic"],
+        "none": ["isic"],
     }
 
 

@@ -12,7 +12,7 @@ from metaseg.errors import MetasegError
 from metaseg.rundir import RunDirectory, leaves
 from metaseg.sweeps.cells import without_effect
 
-_MADE_INTO_OTHERS = ("scale", "protocol", "ckpt_path")
+_MADE_INTO_OTHERS = ("scale", "protocol", "pair.target", "ckpt_path")
 """Settings that others are made of, which are compared themselves; and that by which a run is continued."""
 
 
@@ -62,7 +62,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ..
         if key in after
         and before[key] != after[key]
         and not without_effect(key)
-        and key.partition(".")[0] not in _MADE_INTO_OTHERS
+        and not any(key == one or key.startswith(f"{one}.") for one in _MADE_INTO_OTHERS)
     )
 
 

@@ -35,9 +35,8 @@ test-slow: $(STAMP) ## the slow tests as well
 	$(BIN)/python -m pytest -m 'not gpu'
 
 tables-smoke: $(STAMP) ## all tables of the paper end to end on synthetic twins at toy size, and their report
-	$(BIN)/python train.py -m experiment=table1 scale=toy data=synthetic hydra.sweep.dir=runs/tables-smoke
-	$(BIN)/python train.py -m experiment=tables scale=toy data=synthetic protocol=tuned shots=5 seed=0 tasks.count=4 \
-		trainer=cpu hydra.sweep.dir=runs/tables-smoke
+	$(BIN)/python train.py -m experiment=table1 scale=toy hydra.sweep.dir=runs/tables-smoke
+	$(BIN)/python train.py -m experiment=tables scale=toy shots=5 seed=0 tasks.count=4 hydra.sweep.dir=runs/tables-smoke
 	$(BIN)/python -m metaseg.reporting runs/tables-smoke
 
 bench: $(STAMP) ## outer steps beside those of other libraries (installs these), some ten minutes

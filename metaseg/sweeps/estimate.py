@@ -74,7 +74,8 @@ def measure(settings: Mapping[str, Any]) -> Step:
         wide = _seconds(lambda: learner.meta_gradient(theta, wider), cuda)
         of_query = min(max(0.0, wide - narrow), narrow) / IMAGES
         of_support = (narrow - IMAGES * of_query) / IMAGES
-        joint = _seconds(lambda: learner.plain_gradient(theta, episode), cuda) / (2 * IMAGES)
+        if settings["learner"].get("warmup"):
+            joint = _seconds(lambda: learner.plain_gradient(theta, episode), cuda) / (2 * IMAGES)
         mib = of_call(lambda: learner.meta_gradient(theta, episode), device)[0] / (2 * IMAGES)
         validation = _seconds(lambda: learner.trial(episode), cuda) / (2 * IMAGES)
     segmenter = learner.adapt(support)

@@ -72,6 +72,14 @@ def test_the_listing_runs_nothing(sweep, tmp_path):
     assert not list((tmp_path / "sweep").rglob("config.yaml"))
 
 
+def test_every_system_of_a_table_can_be_estimated(program, tmp_path):
+    settings = ["experiment=table2", "scale=toy", "shots=5", "seed=0", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    listed = program("train.py", *settings, "--dry-run", "-m", directory=tmp_path / "run")
+    assert listed.returncode == 0, listed.stderr
+    assert "13 of 13 cells to run" in listed.stdout
+    assert "would be refused" not in listed.stdout
+
+
 def start(directory, *overrides):
     command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"hydra.sweep.dir={directory}", *overrides]
     return subprocess.Popen(

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 TINY = [
     "shots=3",
+    "tasks.query=3",
     "data=synthetic",
     "data.size=32",
     "model.features=2",

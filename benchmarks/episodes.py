@@ -202,7 +202,7 @@ def waiting(
     began = time.perf_counter()
     for episodes in loader:
         arrived = time.perf_counter()
-        parts = [part for episode in episodes for part in episode]
+        parts = [part for episode in episodes for part in episode if part is not None]
         # Copies into memory that is there already stand for the transfer; floats are made over there.
         device = device or [torch.zeros_like(part) for part in parts]
         for buffer, part in zip(device, parts, strict=True):

@@ -45,6 +45,14 @@ TINY_PRETRAINING = [
 """The same for pretrain.py."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """As many threads in this process as in those it starts: another number gives sums of another order."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def environment(**changes):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "HYDRA_", "METASEG_"))}
     return kept | {"OMP_NUM_THREADS": "1"} | changes

@@ -34,7 +34,8 @@ from metaseg.process import interruptible, prepare_process
 from metaseg.reporting.figures import adaptation_curve, learning_curves
 from metaseg.reporting.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.reporting.summary import print_summary
-from metaseg.rundir import RunDirectory, leaves, replacing
+from metaseg.rundir import RunDirectory, replacing
+from metaseg.settings import leaves
 
 NOT_THE_LEARNERS = ("name", "train_on", "train_images", "unlabelled", "network")
 """Keys of a learner's configuration that its constructor does not take."""

@@ -237,17 +237,6 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
             writer.writerow(row)
 
 
-def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level: `trainer.max_epochs` → value."""
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in leaves(branch, f"{prefix}.{name}".strip(".")).items()
-    }
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

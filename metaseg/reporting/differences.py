@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaseg.reporting.runs import Run
-from metaseg.reporting.tables import identity, leaves
+from metaseg.reporting.tables import identity
+from metaseg.settings import leaves, within
 
 # Shown in columns of their own, or no setting that a reader compares.
 _ELSEWHERE = (
-    *("seed", "shots", "learner.name", "learner._target_", "logger.", "ckpt_path", "data.root", "trainer.progress"),
-    *("protocol.", "pair.pools", "pair.target"),
+    *("seed", "shots", "learner.name", "learner._target_", "logger", "ckpt_path", "data.root", "trainer.progress"),
+    *("protocol", "pair.pools", "pair.target"),
 )
 _INITIAL = (
     *("model.name", "model.init", "model.init_path", "model.arch", "model.encoder", "model.encoder_weights"),
@@ -88,15 +89,11 @@ def described(settings: Mapping[str, Any]) -> str:
 
 
 def _shown(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        path: _text(value)
-        for path, value in leaves(settings).items()
-        if not any(path == one or (one.endswith(".") and path.startswith(one)) for one in _ELSEWHERE)
-    }
+    return {path: _text(value) for path, value in leaves(settings).items() if not within(path, _ELSEWHERE)}
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_text, value))}]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]

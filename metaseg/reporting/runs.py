@@ -173,10 +173,9 @@ def _check_result(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _read_scores(directory: RunDirectory) -> pd.DataFrame:
-    plain = directory.per_image
-    path = next((path for path in (plain, plain.with_suffix(".csv.gz")) if path.is_file()), None)
-    if path is None:
-        raise MetasegError(f"expected the scores {plain} (or .csv.gz), found none: run the evaluation again")
+    path = directory.per_image
+    if not path.is_file():
+        raise MetasegError(f"expected the scores {path} (or .csv.gz), found none: run the evaluation again")
     try:
         table = pd.read_csv(path, dtype={"image": str, "dataset": str})
     except (OSError, ValueError, EOFError) as error:  # gzip's BadGzipFile is an OSError

@@ -19,8 +19,7 @@ The same definition serves both ways: metaseg.sweeps makes the runs that a table
 there. A run is judged by its resolved settings alone, never by the name of its directory.
 
 What does not depend on the pair is run once for all tables: where a row does not train, `pair` and `tasks` are neither
-compared nor part of its commands; where it trains on the target, `pair` and `tasks.mixing` (there is one pool). Such a
-row has one run for each target.
+compared; where it trains on the target, `pair`, `tasks.mixing` and `tasks.query` (there is one pool).
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ from typing import Any, NamedTuple, Protocol
 import yaml
 
 from metaseg.errors import MetasegError
+from metaseg.settings import WITHOUT_EFFECT, leaves, within
 
 FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
 NUMBERS = (2, 3, 4, 5, 6, 7)
 """Tables of results; table 1 lists the datasets."""
 
-# Settings that cannot change a score: where and how a run was carried out, and values that others are made of.
 _NO_PART = (
-    *("seed", "target", "pair.target", "train", "ckpt_path", "protocol", "logger", "evaluation.scratch"),
-    *("evaluation.batch", "evaluation.curve", "evaluation.curve_limit", "evaluation.compress"),
-    *("data.root", "data.workers", "scale"),
-    *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.progress", "trainer.save_every"),
+    *WITHOUT_EFFECT,
+    *("seed", "target", "pair.target", "train", "ckpt_path", "protocol", "scale", "evaluation.scratch"),
+    *("evaluation.batch", "evaluation.curve", "evaluation.curve_limit"),
 )
+"""Settings that cannot change a score, or that others are made of."""
 _SIZE = ("protocol.name", "data.source", "data.size", "model.name", "model.features")
 _MISSING = object()
 
@@ -141,7 +140,7 @@ def required(table: Table, row: Row) -> dict[str, Any]:
     """Settings that a run needs to belong to the row, path → value; the targets are judged by what was scored."""
     # A row that does not say so is not about networks that have seen the target.
     wanted = {"learner.train_on": "source", **_assignments(table.fixed), **_assignments(row.overrides)}
-    return {key: value for key, value in wanted.items() if key != "target" and not _within(key, _irrelevant(row))}
+    return {key: value for key, value in wanted.items() if key != "target" and not within(key, _irrelevant(row))}
 
 
 def matches(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -185,29 +184,17 @@ def fill(table: Table, runs: Sequence[Finished]) -> list[Cell]:
 def _size(run: Finished) -> tuple[tuple[str, str], ...]:
     """What all runs of a table have to share to be compared."""
     known = leaves(run.settings)
-    return tuple((path, repr(value).strip("'")) for path, value in sorted(known.items()) if _within(path, _SIZE))
+    return tuple((path, repr(value).strip("'")) for path, value in sorted(known.items()) if within(path, _SIZE))
 
 
 def _apart(one: tuple[tuple[str, str], ...], other: tuple[tuple[str, str], ...]) -> str:
     return ", ".join(f"{path}={value}" for path, value in one if (path, value) not in other)
 
 
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings as path → value."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found |= leaves(value, f"{path}.")
-        else:
-            found[path] = tuple(value) if isinstance(value, list) else value
-    return found
-
-
 def identity(settings: Mapping[str, Any], irrelevant: Sequence[str] = ()) -> dict[str, Any]:
     """The settings that can change a score, path → value, less the seed and the groups or values named `irrelevant`."""
     skipped = (*_NO_PART, *irrelevant)
-    return {path: value for path, value in leaves(settings).items() if not _within(path, skipped)}
+    return {path: value for path, value in leaves(settings).items() if not within(path, skipped)}
 
 
 def _chosen(row: Row, runs: Sequence[Any], usual: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
@@ -253,10 +240,6 @@ def _irrelevant(row: Row) -> tuple[str, ...]:
     return ("pair", "tasks.mixing", "tasks.query") if row_is_free(row) else ()
 
 
-def _within(path: str, groups: Sequence[str]) -> bool:
-    return any(path == group or path.startswith(f"{group}.") for group in groups)
-
-
 def _assignments(overrides: Sequence[str]) -> dict[str, Any]:
     """Hydra's reading of overrides, key → value, so that `1e-3` is the number that a run's settings hold."""
     return dict(_parsed(tuple(overrides)))
@@ -268,10 +251,6 @@ def _parsed(overrides: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return tuple((override.key_or_group, override.value()) for override in parsed)
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0]
 
 
 def _at(settings: Mapping[str, Any], path: str) -> Any:

@@ -13,19 +13,8 @@ from dataclasses import dataclass
 
 from metaseg.errors import MetasegError
 from metaseg.reporting.tables import Table
+from metaseg.settings import WITHOUT_EFFECT, within
 
-WITHOUT_EFFECT = (
-    "data.root",
-    "data.workers",
-    "logger",
-    "evaluation.compress",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.strategy",
-    "trainer.progress",
-    "trainer.save_every",
-)
-"""Settings, and groups of them, that do not change what a run finds: where and how it is carried out."""
 _OF_THE_SWEEP = ("experiment", "scale", "protocol")
 """What the directory of a table's sweep is named by already."""
 _LONGEST = 150
@@ -62,14 +51,9 @@ def of_multirun(choices: Sequence[Choice]) -> list[Cell]:
     cells = []
     for values in itertools.product(*(choice.values for choice in choices)):
         overrides = tuple((choice.key, value) for choice, value in zip(choices, values, strict=True))
-        named = [f"{key}={value}" for key, value in overrides if not without_effect(key) and key != "trainer"]
+        named = [f"{key}={value}" for key, value in overrides if not within(key, WITHOUT_EFFECT) and key != "trainer"]
         cells.append(Cell(_safe(",".join(named)) or "defaults", overrides))
     return _apart(cells)
-
-
-def without_effect(key: str) -> bool:
-    """Whether a setting does not change what a run finds."""
-    return any(key == one or key.startswith(f"{one}.") for one in WITHOUT_EFFECT)
 
 
 def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequence[int]) -> list[Cell]:
@@ -154,7 +138,7 @@ def _name(settings: Mapping[str, str], own: Mapping[str, str], told: Mapping[str
         for key, value in own.items()
         if key not in general and (key != "target" or "learner.train_on" in own)
     ]
-    apart += [f"{key}={value}" for key, value in told.items() if not without_effect(key)]
+    apart += [f"{key}={value}" for key, value in told.items() if not within(key, WITHOUT_EFFECT)]
     parts = [settings["learner"], f"{settings['shots']}shot", *apart, f"seed{settings['seed']}"]
     return f"{folder}/{_safe('_'.join(parts))}"
 

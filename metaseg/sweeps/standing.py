@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
-from metaseg.rundir import RunDirectory, leaves
-from metaseg.sweeps.cells import without_effect
+from metaseg.rundir import RunDirectory
+from metaseg.settings import WITHOUT_EFFECT, leaves, within
 
 _MADE_INTO_OTHERS = ("scale", "protocol", "pair.target", "ckpt_path")
 """Settings that others are made of, which are compared themselves; and that by which a run is continued."""
@@ -59,10 +59,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ..
     return tuple(
         f"{key}={after[key]} (was {before[key]})"
         for key in before
-        if key in after
-        and before[key] != after[key]
-        and not without_effect(key)
-        and not any(key == one or key.startswith(f"{one}.") for one in _MADE_INTO_OTHERS)
+        if key in after and before[key] != after[key] and not within(key, (*WITHOUT_EFFECT, *_MADE_INTO_OTHERS))
     )
 
 

@@ -1,9 +1,17 @@
 """Small datasets on disk for the tests of the data room: painted, unlike each other, in any layout."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from metaseg.data import check
+from metaseg.data.catalogue import get
+
+STEMS = ["a", "b", "c", "d", "e", "f"]
+KVASIR = replace(get("kvasir"), count=len(STEMS))
+"""A Kvasir-SEG of six."""
 
 
 def picture(seed, width=96, height=72):
@@ -39,3 +47,17 @@ def truncate(path, keep=0.5):
     """Cut the end off a file."""
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
+
+
+def folders(place):
+    """Names in a cache that are datasets or leftovers, without the locks."""
+    return sorted(path.name for path in place.iterdir() if path.is_dir())
+
+
+def forbid_decoding(monkeypatch):
+    """Let a test fail if an image is decoded from now on."""
+
+    def inspect(pair):
+        raise AssertionError(f"{pair.id} was decoded again")
+
+    monkeypatch.setattr(check, "inspect", inspect)

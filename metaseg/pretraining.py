@@ -15,7 +15,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from scipy import ndimage
@@ -33,9 +32,9 @@ from metaseg.networks.attention_unet import UNet
 from metaseg.networks.brain_mri import save_in_hub_layout
 from metaseg.networks.build import build
 from metaseg.networks.functional import forward, running_statistics, update_running
-from metaseg.process import interruptible, prepare_process
+from metaseg.process import interruptible
 from metaseg.reporting.figures import learning_curves
-from metaseg.run import begin, find_checkpoint, load_weights, quieten
+from metaseg.run import begin, load_weights, prepare, quieten
 from metaseg.rundir import RunDirectory, write_json
 
 MONITOR = "validation/dice"
@@ -54,12 +53,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     quieten()
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     check(settings)
-    directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
-    if settings["trainer"]["accelerator"] != "cpu":
-        provenance.check_gpu()
-    prepare_process(settings["trainer"]["tf32"])
-    checkpoint = find_checkpoint(settings["ckpt_path"], directory)
-    L.seed_everything(settings["seed"], workers=True, verbose=False)
+    directory, checkpoint = prepare(settings)
     module = Pretraining(
         build(name="unet", features=settings["model"]["features"], seed=settings["seed"]), settings["optimizer"]["lr"]
     )
@@ -67,6 +61,19 @@ def run(config: DictConfig) -> dict[str, Any]:
         load_weights(module, checkpoint)
     data = BrainMRI(settings["data"], settings["seed"])
     # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
+    with directory.held():
+        return carry_out(settings, module, data, directory, checkpoint, started)
+
+
+def carry_out(
+    settings: dict[str, Any],
+    module: "Pretraining",
+    data: BrainMRI,
+    directory: RunDirectory,
+    checkpoint: Path | None,
+    started: float,
+) -> dict[str, Any]:
+    """Train, test and write down; as `run`, once all is built. `started`: time.monotonic() at the start."""
     begin(directory, settings, checkpoint is not None)
     name = f"unet{settings['model']['features']}-seed{settings['seed']}"
     loggers = tracking.build_loggers(

@@ -53,13 +53,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     started = time.monotonic()
     quieten()
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
+    directory, checkpoint = prepare(settings)
     targets = [settings["target"]] if isinstance(settings["target"], str) else list(settings["target"])
-    if settings["trainer"]["accelerator"] != "cpu":
-        provenance.check_gpu()
-    prepare_process(settings["trainer"]["tf32"])
-    checkpoint = find_checkpoint(settings["ckpt_path"], directory)
-    L.seed_everything(settings["seed"], workers=True, verbose=False)
     data = EpisodicData(
         pools=settings["pair"]["pools"],
         targets=targets,
@@ -118,6 +113,24 @@ def carry_out(
     tracking.finish(loggers)
     print_summary(result, directory)
     return result
+
+
+def prepare(settings: Mapping[str, Any]) -> tuple[RunDirectory, Path | None]:
+    """Set up the process for a run of train.py or pretrain.py; nothing is written.
+
+    Returns:
+        The run's directory, and the checkpoint it starts from.
+
+    Raises:
+        MetasegError: on a GPU that this torch has no kernels for, or a checkpoint that is not there.
+    """
+    directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
+    if settings["trainer"]["accelerator"] != "cpu":
+        provenance.check_gpu()
+    prepare_process(settings["trainer"]["tf32"])
+    checkpoint = find_checkpoint(settings["ckpt_path"], directory)
+    L.seed_everything(settings["seed"], workers=True, verbose=False)
+    return directory, checkpoint
 
 
 def quieten() -> None:

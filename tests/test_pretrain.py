@@ -24,6 +24,7 @@ from metaseg.networks.attention_unet import AttentionUNet, UNet
 from metaseg.networks.brain_mri import load_brain_mri
 from metaseg.networks.build import build
 from metaseg.pretraining import Pretraining, evaluate, largest_component, next_command, score_volume
+from metaseg.rundir import RunDirectory
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
 
@@ -110,6 +111,13 @@ def test_an_interrupted_run_writes_no_weights_and_ends_as_the_uninterrupted_one(
     assert len(losses[0]) == 40
     assert len(losses[1]) >= 39
     assert set(losses[1]) <= set(losses[0])
+
+
+def test_two_processes_do_not_share_a_directory(pretrain, tmp_path):
+    directory = RunDirectory(tmp_path / "pretrained")
+    with directory.held():
+        assert_fails_in_words(pretrain(), "held by another process")
+    assert not directory.result.exists()
 
 
 def test_equal_seeds_give_the_same_file_and_others_another(pretrain, tmp_path):

@@ -92,7 +92,6 @@ class MetricLearner(Learner):
         support_images: Tensor,
         support_masks: Tensor,
         query_images: Tensor,
-        statistics: Statistics | None = None,
     ) -> Tensor:
         """Logits (B, 1, H, W) of query images (B, 3, H, W), given a support set.
 
@@ -101,23 +100,18 @@ class MetricLearner(Learner):
             support_images: (K, 3, H, W) in [-1, 1].
             support_masks: (K, 1, H, W) in {0, 1}.
             query_images: (B, 3, H, W) in [-1, 1].
-            statistics: norm statistics for the queries; None: those that ``model.norm`` says.
         """
         met = self.meet(parameters, support_images, support_masks)
-        return self.compare(parameters, met, query_images, statistics)[0]
+        return self.compare(parameters, met, query_images)[0]
 
-    def compare(
-        self, parameters: Parameters, met: Met, query_images: Tensor, statistics: Statistics | None = None
-    ) -> tuple[Tensor, Any]:
+    def compare(self, parameters: Parameters, met: Met, query_images: Tensor) -> tuple[Tensor, Any]:
         """Logits (B, 1, H, W) and features of query images (B, 3, H, W), given a support set that was met."""
 
         def steps(network: ComparingNetwork) -> tuple[Tensor, Any]:
             features = network.encode(query_images)
             return network.compare(met.summary, features), features
 
-        if statistics is None:
-            statistics = self._statistics_of(met)
-        return cast(tuple[Tensor, Any], self.call(parameters, steps, statistics)[0])
+        return cast(tuple[Tensor, Any], self.call(parameters, steps, self._statistics_of(met))[0])
 
     def call(
         self, parameters: Parameters, steps: Callable[[Any], Any], statistics: Statistics | None

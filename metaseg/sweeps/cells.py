@@ -47,8 +47,9 @@ class Cell:
 
 
 def of_multirun(choices: Sequence[Choice]) -> list[Cell]:
-    """All combinations of what was chosen; named by their overrides."""
+    """All combinations of what was chosen, the last time where a key was given twice; named by their overrides."""
     cells = []
+    choices = list({choice.key: choice for choice in choices}.values())
     for values in itertools.product(*(choice.values for choice in choices)):
         overrides = tuple((choice.key, value) for choice, value in zip(choices, values, strict=True))
         named = [f"{key}={value}" for key, value in overrides if not within(key, WITHOUT_EFFECT) and key != "trainer"]

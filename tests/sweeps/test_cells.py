@@ -37,6 +37,8 @@ def test_a_multirun_is_the_product_of_its_choices():
         "learner=maml,shots=20",
     ]
     assert all(settings(cell)["data.root"] == "/x" for cell in cells)
+    again = [Choice("shots", ("5", "20")), Choice("shots", ("10",))]  # as everywhere in Hydra, the last one counts
+    assert [cell.name for cell in of_multirun(again)] == ["shots=10"]
 
 
 def test_a_table_gives_a_cell_for_each_row_shot_count_and_seed():

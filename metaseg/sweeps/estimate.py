@@ -78,7 +78,7 @@ def measure(settings: Mapping[str, Any]) -> Step:
             joint = _seconds(lambda: learner.plain_gradient(theta, episode), cuda) / (2 * IMAGES)
         mib = of_call(lambda: learner.meta_gradient(theta, episode), device)[0] / (2 * IMAGES)
         validation = _seconds(lambda: learner.trial(episode), cuda) / (2 * IMAGES)
-    segmenter = learner.adapt(support)
+    _, segmenter = next(iter(learner.adaptation(support, [0])))
     prediction = _seconds(lambda: segmenter(episode.query_images), cuda) / IMAGES
     return Step(of_support, of_query, joint, mib, validation, _adaptation(learner, support, cuda) / IMAGES, prediction)
 

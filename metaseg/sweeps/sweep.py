@@ -24,6 +24,9 @@ from metaseg.sweeps.standing import Kind, Standing, standing
 if TYPE_CHECKING:
     from hydra_plugins.metaseg_plugins import CellSweeper
 
+_PLAIN = ("seed", "shots")
+"""Keys that every cell has and that choose no group of the configuration."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -62,7 +65,8 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
     tables = _tables(sweeper)
     cells = of_tables(tables, choices, sweeper.seeds) if tables else of_multirun(choices)
     root = Path(sweeper.config.hydra.sweep.dir)
-    plan = [_planned(loader, sweeper.config, cell, root) for cell in cells]
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    plan = [_planned(loader, sweeper.config, cell, root, composed) for cell in cells]
     console = Console(highlight=False, soft_wrap=True)
     if sweeper.dry_run:
         from metaseg.sweeps.listing import print_plan
@@ -96,9 +100,18 @@ def _choice(override: Any) -> Choice:
     return Choice(key, tuple(override.sweep_string_iterator()))
 
 
-def _planned(loader: ConfigLoader, sweep_config: DictConfig, cell: Cell, root: Path) -> Planned:
-    config = loader.load_sweep_config(sweep_config, cell.arguments())
-    of_job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+def _planned(
+    loader: ConfigLoader, sweep_config: DictConfig, cell: Cell, root: Path, composed: dict[tuple[str, ...], DictConfig]
+) -> Planned:
+    """The cell with its settings. Composing is slow: `composed` keeps it for cells of one composition."""
+    plain = {key: value for key, value in cell.overrides if key in _PLAIN}
+    shared = tuple(argument for argument in cell.arguments() if argument.partition("=")[0] not in plain)
+    if shared not in composed:
+        config = loader.load_sweep_config(sweep_config, list(shared))
+        composed[shared] = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    of_job = composed[shared]
+    for override in OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in plain.items()]):
+        OmegaConf.update(of_job, override.key_or_group, override.value())
     settings: dict[str, Any] = OmegaConf.to_container(of_job, resolve=True)  # type: ignore[assignment]
     directory = RunDirectory(root / cell.name)
     return Planned(cell, directory, settings, standing(directory, settings))

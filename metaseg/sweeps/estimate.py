@@ -1,12 +1,15 @@
 """How long a cell will take on this machine and what memory it needs, from one measured step of each kind.
 
-A step is measured on few images and multiplied: both time and memory of activations are proportional to the images,
-while parameters and libraries are not, so small memory figures are too small by what a process needs anyway.
+A step is measured on two and on four images: on small ones, calling the operations takes longer than carrying them out,
+so time is a part that each step takes and a part for each image. Memory is taken as proportional to the images; what a
+process needs for parameters and libraries comes on top.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,20 +24,32 @@ from metaseg.memory import of_call
 from metaseg.run import build_learner
 
 IMAGES = 2
-"""Support images of the measured steps; query images are as many, and twice as many."""
+"""Images of the smaller of two measured steps; the larger has twice as many."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step: those that any takes, those of each (support) image, and those of each query image."""
+
+    fixed: float = 0.0
+    image: float = 0.0
+    query: float = 0.0
+
+    def of(self, images: int, query: int = 0) -> float:
+        """Seconds of a step with so many (support) images and query images."""
+        return self.fixed + images * self.image + query * self.query
 
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds per image of each kind of step: of a support and of a query image where they differ; MiB per image."""
+    """What a step of each kind takes; `mib`: MiB for each image of an outer step."""
 
-    support: float
-    query: float
-    joint: float
+    outer: Cost
+    joint: Cost
+    validation: Cost
+    adaptation: Cost
+    prediction: Cost
     mib: float
-    validation: float
-    adaptation: float
-    prediction: float
 
 
 @dataclass(frozen=True)
@@ -64,23 +79,20 @@ def measure(settings: Mapping[str, Any]) -> Step:
     cuda = settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
     learner = build_learner(*_without_weights(settings)).to(device)
-    support, episode = _random(settings, IMAGES, device)
-    larger = _random(settings, 2 * IMAGES, device)[1]
-    wider = episode._replace(query_images=larger.query_images, query_masks=larger.query_masks)
-    of_support = of_query = joint = mib = validation = 0.0
+    small, large = (_random(settings, count, device) for count in (IMAGES, 2 * IMAGES))
+    outer = joint = validation = Cost()
+    mib = 0.0
     if learner.trains:
         theta = learner.theta()
-        narrow = _seconds(lambda: learner.meta_gradient(theta, episode), cuda)
-        wide = _seconds(lambda: learner.meta_gradient(theta, wider), cuda)
-        of_query = min(max(0.0, wide - narrow), narrow) / IMAGES
-        of_support = (narrow - IMAGES * of_query) / IMAGES
+        outer = _outer(lambda episode: learner.meta_gradient(theta, episode), small[1], large[1], cuda)
         if settings["learner"].get("warmup"):
-            joint = _seconds(lambda: learner.plain_gradient(theta, episode), cuda) / (2 * IMAGES)
-        mib = of_call(lambda: learner.meta_gradient(theta, episode), device)[0] / (2 * IMAGES)
-        validation = _seconds(lambda: learner.trial(episode), cuda) / (2 * IMAGES)
-    _, segmenter = next(iter(learner.adaptation(support, [0])))
-    prediction = _seconds(lambda: segmenter(episode.query_images), cuda) / IMAGES
-    return Step(of_support, of_query, joint, mib, validation, _adaptation(learner, support, cuda) / IMAGES, prediction)
+            joint = _cost(lambda drawn: learner.plain_gradient(theta, drawn[1]), small, large, cuda, of_each=2)
+        mib = of_call(lambda: learner.meta_gradient(theta, small[1]), device)[0] / (2 * IMAGES)
+        validation = _cost(lambda drawn: learner.trial(drawn[1]), small, large, cuda, of_each=2)
+    _, segmenter = next(iter(learner.adaptation(small[0], [0])))
+    prediction = _cost(lambda drawn: segmenter(drawn[1].query_images), small, large, cuda)
+    adaptation = _line(*(_adaptation(learner, support, cuda) for support, _ in (small, large)))
+    return Step(outer, joint, validation, adaptation, prediction, mib)
 
 
 def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Estimate:
@@ -96,16 +108,17 @@ def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Est
     mixed = tasks["mixing"] == "mixed"
     shots, query = (number * (pools if mixed else 1) for number in (settings["shots"], tasks["query"]))
     per_step = tasks["per_step"] * (1 if mixed else pools)
-    steps = epochs * tasks["count"] // per_step if step.support else 0
+    trains = step.outer != Cost()
+    steps = epochs * tasks["count"] // per_step if trains else 0
     left = max(0.0, 1 - steps_done / steps) if steps else 0.0
     warm = settings["learner"].get("warmup", 0.0)
-    of_task = warm * (shots + query) * step.joint + (1 - warm) * (shots * step.support + query * step.query)
-    tests_of_epoch = tasks["validation"] * (1 if mixed else pools) * (shots + query) * step.validation
+    of_task = warm * step.joint.of(shots + query) + (1 - warm) * step.outer.of(shots, query)
+    tests_of_epoch = tasks["validation"] * (1 if mixed else pools) * step.validation.of(shots + query)
     training = left * (steps * per_step * of_task + (epochs * tests_of_epoch if steps else 0.0))
     last = settings["learner"]["adapt"]["steps"]
     longest = max([last, *evaluation["curve"]]) if last else 0
     testing = _testing(settings, step, last, longest)
-    if evaluation["scratch"]["compare"] and step.support:
+    if evaluation["scratch"]["compare"] and trains:
         testing += _testing(settings, step, evaluation["scratch"]["steps"], evaluation["scratch"]["steps"])
     return Estimate(training + testing, step.mib * (shots + query))
 
@@ -121,8 +134,10 @@ def _testing(settings: Mapping[str, Any], step: Step, last: int, longest: int) -
         if settings["learner"]["train_on"] == "target":
             whole = round(TARGET_TEST_SHARE * whole)
         whole = min(whole, evaluation["limit"] or whole)
-        scored = (2 if last else 1) * whole + points * min(whole, evaluation["curve_limit"])
-        seconds += evaluation["draws"] * (longest * settings["shots"] * step.adaptation + scored * step.prediction)
+        sizes = [whole] * (2 if last else 1) + [min(whole, evaluation["curve_limit"])] * points
+        batches = sum(math.ceil(size / evaluation["batch"]) for size in sizes)
+        predicting = batches * step.prediction.fixed + sum(sizes) * step.prediction.image
+        seconds += evaluation["draws"] * (longest * step.adaptation.of(settings["shots"]) + predicting)
     return seconds
 
 
@@ -145,8 +160,35 @@ def _random(settings: Mapping[str, Any], count: int, device: str) -> tuple[Suppo
     return support, Episode(clean, labels, clean.flip(0), labels.flip(0), clean[:1])
 
 
+def _outer(call: Callable[[Episode], object], small: Episode, large: Episode, cuda: bool) -> Cost:
+    """Of an outer step: support and query images do not cost the same."""
+    of_support = small._replace(support_images=large.support_images, support_masks=large.support_masks)
+    of_query = small._replace(query_images=large.query_images, query_masks=large.query_masks)
+    base, more_support, more_query = (_seconds(partial(call, one), cuda) for one in (small, of_support, of_query))
+    image, query = (min(max(0.0, more - base) / IMAGES, base / (2 * IMAGES)) for more in (more_support, more_query))
+    return Cost(base - IMAGES * (image + query), image, query)
+
+
+def _cost(
+    call: Callable[[tuple[SupportSet, Episode]], object],
+    small: tuple[SupportSet, Episode],
+    large: tuple[SupportSet, Episode],
+    cuda: bool,
+    of_each: int = 1,
+) -> Cost:
+    """Of a step that takes `of_each` images for each of those that were drawn."""
+    line = _line(*(_seconds(partial(call, one), cuda) for one in (small, large)))
+    return Cost(line.fixed, line.image / of_each)
+
+
+def _line(small: float, large: float) -> Cost:
+    """The line through the seconds of `IMAGES` and of twice as many images; no part of it is negative."""
+    image = min(max(0.0, large - small) / IMAGES, small / IMAGES)
+    return Cost(max(0.0, small - IMAGES * image), image)
+
+
 def _adaptation(learner: Learner, support: SupportSet, cuda: bool) -> float:
-    """Seconds of one adaptation step: the third, less what the first two took."""
+    """Seconds of one adaptation step: the mean of the second and the third."""
     if not learner.adapt_loop.steps:
         return 0.0
     seconds = [_seconds(lambda steps=steps: list(learner.adaptation(support, [steps])), cuda) for steps in (1, 3)]  # type: ignore[misc]

@@ -31,6 +31,7 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
         )
     }
     table = Table("cell", "state", "minutes", "GiB", box=None, pad_edge=False)
+    table.columns[0].min_width = max((len(one.cell.name) for one in plan), default=0)  # names are to be copied
     for column in table.columns[2:]:
         column.justify = "right"
     seconds, mib = 0.0, 0.0

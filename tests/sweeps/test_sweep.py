@@ -77,6 +77,7 @@ def test_every_system_of_a_table_can_be_estimated(program, tmp_path):
     listed = program("train.py", *settings, "--dry-run", "-m", directory=tmp_path / "run")
     assert listed.returncode == 0, listed.stderr
     assert "13 of 13 cells to run" in listed.stdout
+    assert "alone/naive_5shot_train_on=target_target=isic_seed0" in listed.stdout  # whole, however narrow the terminal
     assert "would be refused" not in listed.stdout
 
 

@@ -1,0 +1,54 @@
+"""Estimates of cells, from steps whose cost is given."""
+
+import pytest
+
+from metaseg.sweeps import estimate
+from metaseg.sweeps.estimate import Cost, Step, of_cell
+
+SETTINGS = {
+    "learner": {"train_on": "source", "warmup": 0.25, "adapt": {"steps": 10}},
+    "pair": {"pools": ["a", "b"]},
+    "tasks": {"mixing": "exclusive", "query": 4, "per_step": 1, "count": 20, "validation": 3},
+    "trainer": {"max_epochs": 2},
+    "shots": 5,
+    "target": ["isic"],
+    "data": {"source": "synthetic"},
+    "evaluation": {
+        "curve": [0, 5],
+        "curve_limit": 6,
+        "draws": 2,
+        "limit": 50,
+        "batch": 20,
+        "scratch": {"compare": False, "steps": 10},
+    },
+}
+
+
+def test_the_seconds_of_a_cell_are_the_sum_of_its_steps():
+    nothing = Cost()
+    steps = 2 * 20 / 2  # outer steps: two epochs, a task of each pool a step
+    tasks = 2 * steps
+
+    def seconds(**cost):
+        kinds = {"outer": Cost(1e-9), "joint": nothing, "validation": nothing, "adaptation": nothing}
+        return of_cell(SETTINGS, Step(**{**kinds, "prediction": nothing, **cost}, mib=1)).seconds
+
+    assert seconds(outer=Cost(1, 10, 100)) == pytest.approx(0.75 * tasks * (1 + 50 + 400))
+    assert seconds(joint=Cost(1, 10)) == pytest.approx(0.25 * tasks * (1 + 90), rel=1e-6)
+    assert seconds(validation=Cost(1, 10)) == pytest.approx(2 * 3 * 2 * (1 + 90), rel=1e-6)
+    assert seconds(adaptation=Cost(1, 10)) == pytest.approx(2 * 10 * (1 + 50), rel=1e-6)
+    # Before and after adaptation 50 images in batches of 20, on the way 6.
+    assert seconds(prediction=Cost(1, 10)) == pytest.approx(2 * (3 + 3 + 1 + 1060), rel=1e-6)
+
+
+def test_what_was_trained_is_not_counted_again():
+    step = Step(Cost(1), Cost(), Cost(), Cost(), Cost(), mib=0)
+    assert of_cell(SETTINGS, step, steps_done=15).seconds == pytest.approx(of_cell(SETTINGS, step).seconds / 4)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "expected"),
+    [(3.0, 5.0, Cost(1, 1)), (3.0, 2.0, Cost(3, 0)), (3.0, 9.0, Cost(0, 1.5))],
+)
+def test_no_part_of_a_line_through_two_times_is_negative(small, large, expected):
+    assert estimate._line(small, large) == expected

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metaseg.errors import MetasegError
 
@@ -26,8 +26,18 @@ def script() -> Path:
     return _script[-1]
 
 
-def entry(main: Callable[[DictConfig], None], config_name: str = "config") -> None:
-    """Run ``main`` under Hydra with conf/``config_name``.yaml; never returns normally on a user's mistake."""
+def entry(
+    main: Callable[[DictConfig], None],
+    config_name: str = "config",
+    interrupted: str = "Interrupted; continue a run by ckpt_path=last and its hydra.run.dir, a sweep as it began.",
+) -> None:
+    """Run ``main`` under Hydra with conf/``config_name``.yaml; never returns normally on a user's mistake.
+
+    Args:
+        main: what to run.
+        config_name: of the configuration.
+        interrupted: what to say on Ctrl+C.
+    """
     # Hydra would print errors in its own many-line way; told to raise them, it leaves the wording to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     _script.append(Path(inspect.getfile(main)).resolve())
@@ -59,10 +69,7 @@ def entry(main: Callable[[DictConfig], None], config_name: str = "config") -> No
     except MetasegError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail(
-            "Interrupted; continue a run with ckpt_path=last and its hydra.run.dir, a sweep by the same command.",
-            status=130,
-        )
+        fail(interrupted, status=130)
     if failed:
         sys.exit(1)
 
@@ -97,6 +104,8 @@ def _sentence(error: Exception) -> str:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         allowed = ", ".join(option for option in error.options if not option.startswith("_"))
         return f"{group} must be one of {allowed}, found {value!r}."
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=… must be given; `python {Path(sys.argv[0]).name} --help` says what it is."
     text = " ".join(str(error).split())
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text += f" ({' '.join(str(error.__cause__).split())})"

@@ -115,6 +115,17 @@ class Learner(NetworkModule):
         """The descent on the support set of a target."""
         return replace(self._adapt, mask=self._mask)
 
+    def change_adaptation(self, **changes: Any) -> None:
+        """Use other values of ``adapt`` at targets from now on: lr, steps, lam.
+
+        Raises:
+            MetasegError: on a value out of range.
+        """
+        try:
+            self._adapt = replace(self._adapt, **changes)
+        except ValueError as error:
+            raise MetasegError(f"Adaptation cannot take {changes}: {error}.") from error
+
     @abstractmethod
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The gradient that one task asks θ to follow, with diagnostics."""

@@ -1,5 +1,6 @@
 """A Lightning module whose checkpoints know of which network they are."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -10,13 +11,17 @@ from metaseg.networks.build import fingerprint
 
 
 class NetworkModule(L.LightningModule):
-    """Writes the architecture of ``network`` into its checkpoints, and refuses those of another one in words."""
+    """Writes architecture and settings into its checkpoints; refuses those of another architecture in words."""
 
     network: nn.Module
+    settings: Mapping[str, Any] | None = None
+    """The resolved configuration; it goes into checkpoints, so that a file alone can be used."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down the architecture."""
+        """Write down the architecture and the settings."""
         checkpoint["architecture"] = fingerprint(self.network)
+        if self.settings is not None:
+            checkpoint["settings"] = dict(self.settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture.

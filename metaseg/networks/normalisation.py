@@ -251,3 +251,33 @@ def _episodic(layer: nn.BatchNorm2d) -> EpisodicBatchNorm2d:
     for name, child in layer.named_children():
         replacement.add_module(name, child)
     return replacement
+
+
+def plain_batch_norm(network: nn.Module, statistics: Statistics) -> nn.Module:
+    """The other way round, for export: every `EpisodicBatchNorm2d` becomes an `nn.BatchNorm2d` in evaluation mode.
+
+    Args:
+        network: changed in place.
+        statistics: mean and biased variance of every norm layer, which become its running ones.
+
+    Returns:
+        The network; where it is itself a norm layer, what replaces it.
+    """
+
+    def plain(module: nn.Module, name: str) -> nn.Module:
+        if isinstance(module, EpisodicBatchNorm2d):
+            layer = nn.BatchNorm2d(module.num_features, module.eps, affine=module.weight is not None)
+            own = dict(module.named_parameters(recurse=False))
+            layer.load_state_dict({name: value.detach() for name, value in own.items()}, strict=False)
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            mean, variance = statistics[name]
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+            rest = list(module.children())
+            return nn.Sequential(layer, *rest).eval() if rest else layer.eval()
+        for key, child in module.named_children():
+            setattr(module, key, plain(child, f"{name}.{key}".strip(".")))
+        return module
+
+    return plain(network, "")

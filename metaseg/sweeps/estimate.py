@@ -78,7 +78,7 @@ def measure(settings: Mapping[str, Any]) -> Step:
     """
     cuda = settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    learner = build_learner(*_without_weights(settings)).to(device)
+    learner = build_learner(settings, settings["learner"], initial_weights=False).to(device)
     small, large = (_random(settings, count, device) for count in (IMAGES, 2 * IMAGES))
     outer = joint = validation = Cost()
     mib = 0.0
@@ -139,17 +139,6 @@ def _testing(settings: Mapping[str, Any], step: Step, last: int, longest: int) -
         predicting = batches * step.prediction.fixed + sum(sizes) * step.prediction.image
         seconds += evaluation["draws"] * (longest * step.adaptation.of(settings["shots"]) + predicting)
     return seconds
-
-
-def _without_weights(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    learner, model = dict(settings["learner"]), dict(settings["model"])
-    if learner.get("network"):
-        learner["network"] = {key: None if key == "encoder_weights" else one for key, one in learner["network"].items()}
-    if "encoder_weights" in model:
-        model["encoder_weights"] = None
-    if "init_path" in model:
-        model |= {"init": "random", "init_path": None}
-    return {**settings, "learner": learner, "model": model}, learner
 
 
 def _random(settings: Mapping[str, Any], count: int, device: str) -> tuple[SupportSet, Episode]:

@@ -1,0 +1,108 @@
+"""An adapted segmenter as a file for other programs: ONNX, or torch.export's; normalisation inside."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metaseg.adapting.model import Adapted
+from metaseg.errors import MetasegError
+from metaseg.learners.segmenter import AdaptedNetwork
+from metaseg.networks.normalisation import Statistics, plain_batch_norm
+from metaseg.rundir import replacing
+
+FORMATS = ("onnx", "torch")
+
+
+class Exported(nn.Module):
+    """Images uint8 (N, S, S, 3), RGB → foreground probabilities float32 (N, S, S) in [0, 1].
+
+    Args:
+        network: an architecture, whose own values are not used.
+        parameters: the adapted ones.
+        statistics: of its norm layers.
+    """
+
+    def __init__(self, network: nn.Module, parameters: dict[str, Tensor], statistics: Statistics) -> None:
+        super().__init__()
+        network = copy.deepcopy(network)
+        network.load_state_dict(parameters, strict=False)
+        self.network = plain_batch_norm(network, statistics)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As the class says."""
+        normalised = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return torch.sigmoid(self.network(normalised))[:, 0]
+
+
+def export(adapted: Adapted, folder: Path, formats: Sequence[str]) -> list[Path]:
+    """Write segmenter.onnx and segmenter.pt2, whichever are asked for; both take any number of images.
+
+    Returns:
+        The paths.
+
+    Raises:
+        MetasegError: the learner compares images instead of adapting a network, or normalises by the batch; or the
+            library that writes ONNX is missing.
+    """
+    if not formats:
+        return []
+    module = exportable(adapted)
+    example = torch.zeros(2, adapted.size, adapted.size, 3, dtype=torch.uint8)
+    number = torch.export.Dim("images", min=1, max=1024)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters, on their own inner workings
+        program = torch.export.export(module, (example,), dynamic_shapes={"images": {0: number}})
+        written = []
+        for name in dict.fromkeys(formats):
+            path = folder / ("segmenter.onnx" if name == "onnx" else "segmenter.pt2")
+            with replacing(path) as temporary:
+                if name == "onnx":
+                    _onnx(program, temporary)
+                else:
+                    torch.export.save(program, temporary)
+            written.append(path)
+    return written
+
+
+def exportable(adapted: Adapted) -> Exported:
+    """The segmenter as a plain module on the CPU.
+
+    Raises:
+        MetasegError: as of `export`.
+    """
+    segmenter = adapted.segmenter
+    if not isinstance(segmenter, AdaptedNetwork):
+        raise MetasegError(
+            "Only a network that was adapted can be exported, but this learner compares images with annotated ones; "
+            "use a run of imaml, maml, joint or the like."
+        )
+    if segmenter.statistics is None:
+        raise MetasegError(
+            "A network with model.norm=batch cannot be exported, as its predictions depend on one another; train with "
+            "model.norm=support."
+        )
+    parameters = {name: value.cpu() for name, value in segmenter.parameters.items()}
+    statistics = {name: (mean.cpu(), variance.cpu()) for name, (mean, variance) in segmenter.statistics.items()}
+    return Exported(copy.deepcopy(segmenter.network).cpu(), parameters, statistics)
+
+
+def _onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401 (torch.onnx needs it)
+    except ImportError as error:
+        raise MetasegError(
+            "export=[onnx] needs the libraries onnx and onnxscript: pip install 'metaseg[onnx]'."
+        ) from error
+    found = torch.onnx.export(
+        program, input_names=["images"], output_names=["probabilities"], dynamo=True, verbose=False, external_data=False
+    )
+    assert found is not None
+    found.save(path, external_data=False)

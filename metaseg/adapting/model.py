@@ -1,0 +1,226 @@
+"""A trained run as three calls: load it, adapt it to annotated images, segment others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from metaseg.adapting.arrays import binary_mask, rgb, same_size, shrunk, shrunk_mask
+from metaseg.data.batches import SupportSet, image_tensor
+from metaseg.errors import MetasegError
+from metaseg.evaluation.scores import THRESHOLD
+from metaseg.learners.base import Learner
+from metaseg.learners.segmenter import Segmenter
+from metaseg.run import build_learner, load_weights
+from metaseg.rundir import RunDirectory
+
+DEVICES = ("auto", "cpu", "cuda")
+_REPORTS = 20
+"""Into how many parts adaptation is cut for progress; each costs a pass over the support set."""
+
+
+def load(path: str | Path, device: str = "auto") -> Model:
+    """Load a run of train.py.
+
+    Nothing in the file is executed. Pre-trained weights that the run started from are not needed.
+
+    Args:
+        path: a run directory, or a checkpoint (best.ckpt, last.ckpt), which may lie anywhere.
+        device: "cpu", "cuda", or "auto": a GPU where there is one.
+
+    Raises:
+        MetasegError: there is no run, it was not finished, its files are damaged, or there is no such device.
+    """
+    if device not in DEVICES:
+        raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MetasegError("device=cuda needs a GPU that torch can use, found none; use device=cpu.")
+    path = Path(path).expanduser()
+    settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
+    try:
+        learner = build_learner(settings, settings["learner"], initial_weights=checkpoint is None)
+        size = int(settings["data"]["size"])
+        augmentation = settings["data"]["augment"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MetasegError(
+            f"{path} should hold the settings of a run of train.py, but they do not fit this version of metaseg "
+            f"({type(error).__name__}: {error}); train again."
+        ) from error
+    if checkpoint is not None:
+        load_weights(learner, checkpoint)
+    chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    learner.to(chosen).eval()
+    return Model(learner, settings, size, augmentation)
+
+
+@dataclass
+class Model:
+    """A trained learner with its settings.
+
+    Attributes:
+        learner: the learner, at its meta-parameters.
+        settings: the resolved configuration of its run.
+        size: S, the side in pixels at which the network sees images.
+        augmentation: of the support images while adapting.
+    """
+
+    learner: Learner
+    settings: Mapping[str, Any]
+    size: int
+    augmentation: str
+
+    def adapt(
+        self,
+        images: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        steps: int | None = None,
+        lr: float | None = None,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Adapted:
+        """Fit the network to annotated images; the model itself stays as it is.
+
+        Args:
+            images: K ≥ 1 arrays (H, W), (H, W, 3) or (H, W, 4): uint8, uint16, or floats in [0, 1]; sizes may differ.
+            masks: as many arrays (H, W), foreground where > 0 if they hold two values at most, else above half of
+                their type's range.
+            steps: adaptation steps; None: as many as the run's.
+            lr: step size; None: the run's.
+            seed: of the random augmentation.
+            progress: called with (steps taken, of how many).
+
+        Raises:
+            MetasegError: on arrays that are no images or masks, or do not belong together.
+        """
+        support_images, support_masks = self.support(images, masks)
+        return self.adapt_to(support_images, support_masks, steps, lr, seed, progress)
+
+    def support(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Annotated images at the network's size: uint8 (K, S, S, 3) and {0, 1} (K, S, S). Arguments as of `adapt`."""
+        if not len(images) or len(images) != len(masks):
+            raise MetasegError(
+                f"Expected at least one image and a mask for each, found {len(images)} images and {len(masks)} masks."
+            )
+        coloured = [rgb(image, f"image {number}") for number, image in enumerate(images)]
+        binary = [binary_mask(mask, f"mask {number}") for number, mask in enumerate(masks)]
+        for number, (image, mask) in enumerate(zip(coloured, binary, strict=True)):
+            same_size(image, mask, f"mask {number}")
+        small = [shrunk(image, self.size) for image in coloured]
+        return np.stack(small), np.stack([shrunk_mask(mask, self.size) for mask in binary])
+
+    def adapt_to(
+        self,
+        images: np.ndarray,
+        masks: np.ndarray,
+        steps: int | None = None,
+        lr: float | None = None,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Adapted:
+        """As `adapt`, of what `support` returns."""
+        kept = self.learner.adapt_loop
+        self.learner.change_adaptation(
+            **({} if steps is None else {"steps": steps}), **({} if lr is None else {"lr": lr})
+        )
+        end = self.learner.adapt_loop.steps
+        try:
+            at = sorted({*range(0, end, max(1, end // _REPORTS)), end})
+            support = SupportSet(images, masks, self.augmentation, seed)
+            for step, found in self.learner.adaptation(support, at):
+                progress(step, end)
+                segmenter = found
+        finally:
+            self.learner.change_adaptation(steps=kept.steps, lr=kept.lr)
+        return Adapted(segmenter, self.size)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What segments images of one kind.
+
+    Attributes:
+        segmenter: images (B, 3, S, S) in [-1, 1] → foreground probabilities (B, 1, S, S).
+        size: S.
+    """
+
+    segmenter: Segmenter
+    size: int
+
+    def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
+        """Foreground probabilities, float32 (H, W) in [0, 1], each at the size of its image.
+
+        Args:
+            images: as of `Model.adapt`.
+            batch: images segmented at once.
+        """
+        small = [shrunk(rgb(image, f"image {number}"), self.size) for number, image in enumerate(images)]
+        found: list[np.ndarray] = []
+        for first in range(0, len(small), batch):
+            pieces = self.segmenter(image_tensor(np.stack(small[first : first + batch])))[:, 0].cpu().numpy()
+            found += [enlarged(piece, image.shape[:2]) for piece, image in zip(pieces, images[first:], strict=False)]
+        return found
+
+    def segment(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
+        """Masks, bool (H, W): where the probability is above one half. Arguments as of `probabilities`."""
+        return [found > THRESHOLD for found in self.probabilities(images, batch)]
+
+
+def enlarged(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Probabilities (S, S) at another size (H, W): bilinear, so the outline is as smooth as the network's."""
+    height, width = size
+    picture = Image.fromarray(probabilities.astype(np.float32))
+    # Floats may leave [0, 1] by a rounding error.
+    return np.clip(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
+
+
+def _directory(path: Path) -> tuple[Mapping[str, Any], Path | None]:
+    directory = RunDirectory(path)
+    if not directory.config.is_file():
+        raise MetasegError(f"Expected a run of train.py in {path}, found no {directory.config.name} in it.")
+    try:
+        settings = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise MetasegError(f"{directory.config} should hold the settings of a run, but cannot be read.") from error
+    best = directory.checkpoints / "best.ckpt"
+    if best.is_file():
+        return settings, best
+    if _trains(settings):
+        raise MetasegError(
+            f"Expected the checkpoint {best} of a run that has trained, found none; finish the run, or name a file."
+        )
+    return settings, None
+
+
+def _trains(settings: Any) -> bool:
+    from hydra.utils import get_class
+
+    try:
+        return bool(settings["train"] and get_class(settings["learner"]["_target_"]).trains)  # type: ignore[attr-defined]
+    except Exception as error:
+        raise MetasegError("Expected the settings of a run of train.py, found no learner in them.") from error
+
+
+def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
+    if not path.is_file():
+        raise MetasegError(f"Expected a run directory or a checkpoint, found nothing at {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the unpickler raises what a foreign file makes it stumble over
+        raise MetasegError(f"{path} should be a checkpoint of metaseg, but cannot be read: {error}.") from error
+    settings = state.get("settings") if isinstance(state, dict) else None
+    if isinstance(settings, dict):
+        return settings, path
+    config = RunDirectory(path.parent.parent).config
+    if config.is_file():
+        return yaml.safe_load(config.read_text(encoding="utf-8")), path
+    raise MetasegError(
+        f"{path} should be a checkpoint that holds its settings, or lie in a run directory, but neither is so; name "
+        "the run directory."
+    )

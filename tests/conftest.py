@@ -7,8 +7,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,3 +150,72 @@ def train_process(tmp_path):
         )
 
     return call
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """No test reads or writes the user's own cache of prepared images."""
+    monkeypatch.delenv("METASEG_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def run_of(tmp_path_factory):
+    """overrides → the directory of a run that was told not to train: its settings alone."""
+
+    def make(*overrides):
+        directory = tmp_path_factory.mktemp("run")
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            tiny = [one for one in TINY if not (one.startswith("model.") and "model=smp" in overrides)]
+            config = compose("config", [*tiny, "train=false", *overrides])
+            OmegaConf.save(config, directory / "config.yaml", resolve=True)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The directory of a run that has trained, with first-order MAML for some seconds."""
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    kept = sys.argv
+    sys.argv = ["train.py", *TINY, "learner=fomaml", "learner.warmup=0", f"hydra.run.dir={directory}"]
+    try:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    finally:
+        sys.argv = kept
+        GlobalHydra.instance().clear()
+    return directory
+
+
+def lesion(number, size=(48, 64)):
+    """A bright ellipse on a dark, noisy ground: uint8 (H, W, 3) and bool (H, W)."""
+    generator = np.random.default_rng(number)
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    centre = generator.uniform(0.4, 0.6, 2) * size
+    mask = ((y - centre[0]) / (0.25 * height)) ** 2 + ((x - centre[1]) / (0.25 * width)) ** 2 < 1
+    image = generator.integers(0, 60, (height, width, 3)).astype(np.uint8)
+    image[mask] += np.array([150, 120, 100], np.uint8)
+    return image, mask
+
+
+@pytest.fixture
+def lesions():
+    """Five images with their masks, of different sizes."""
+    pairs = [lesion(number, size) for number, size in enumerate([(48, 64), (64, 48), (40, 40), (48, 64), (33, 57)])]
+    return [image for image, _ in pairs], [mask for _, mask in pairs]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """support/{images,masks} of four, new/ of three and truth/ of two of these."""
+    for number in range(7):
+        image, mask = lesion(number)
+        first, second = ("support/images", "support/masks") if number < 4 else ("new", "truth")
+        for folder, pixels, wanted in ((first, image, True), (second, mask.astype(np.uint8) * 255, number != 6)):
+            path = tmp_path / folder / f"case {number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if wanted:
+                Image.fromarray(pixels).save(path)
+    return tmp_path

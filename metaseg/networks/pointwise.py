@@ -23,11 +23,12 @@ class Pointwise2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Mix the channels of every pixel of (B, C, H, W)."""
         weight = self.weight.flatten(1)
-        # One product for each image, and not torch.matmul, which transposes and copies the images first.
+        # One product for each image, and not torch.matmul, which transposes and copies the images first; not len(), which
+        # would make an exported network one for so many images.
         if input.is_contiguous():
-            product = torch.bmm(weight.expand(len(input), -1, -1), input.flatten(2)).unflatten(2, input.shape[2:])
+            product = torch.bmm(weight.expand(input.shape[0], -1, -1), input.flatten(2)).unflatten(2, input.shape[2:])
         else:
             pixels = input.permute(0, 2, 3, 1)
-            product = torch.bmm(pixels.flatten(1, 2), weight.t().expand(len(input), -1, -1))
+            product = torch.bmm(pixels.flatten(1, 2), weight.t().expand(input.shape[0], -1, -1))
             product = product.unflatten(1, pixels.shape[1:3]).permute(0, 3, 1, 2)
         return product if self.bias is None else product + self.bias[:, None, None]

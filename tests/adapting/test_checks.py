@@ -1,0 +1,60 @@
+"""Warnings: said where there is reason, and only there."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from metaseg.adapting.checks import distances, of_new, of_support
+
+NAMES = ["a", "b", "c"]
+SIZES = [(30, 40)] * 3
+
+
+def masks(*shares):
+    return [np.arange(100).reshape(10, 10) < 100 * share for share in shares]
+
+
+def test_a_good_support_set_is_not_commented():
+    assert of_support(NAMES, SIZES, masks(0.1, 0.2, 0.3)) == []
+
+
+def test_empty_and_full_masks_are_named():
+    said = of_support(NAMES, SIZES, masks(0, 0.5, 1))
+    assert "a: the mask has no foreground" in said[0]
+    assert "c: the mask has nothing but foreground" in said[1]
+
+
+def test_shares_and_sizes_far_apart_are_named():
+    (said,) = of_support(NAMES, SIZES, masks(0.01, 0.2, 0.9))
+    assert "1 % of a and 90 % of c" in said
+    (said,) = of_support(NAMES, [(30, 40), (300, 400), (30, 40)], masks(0.1, 0.2, 0.3))
+    assert "from 40×30 (a) to 400×300 (b)" in said
+    (said,) = of_support(NAMES, [(30, 40), (40, 30), (30, 90)], masks(0.1, 0.2, 0.3))
+    assert "differ in size" in said
+
+
+def test_images_of_other_colours_are_named():
+    generator = np.random.default_rng(0)
+    pink, green = np.array([200, 120, 120]), np.array([60, 160, 60])
+    support = np.clip(generator.normal(pink, 20, (4, 8, 8, 3)), 0, 255).astype(np.uint8)
+    like = np.clip(generator.normal(pink, 20, (3, 8, 8, 3)), 0, 255).astype(np.uint8)
+    unlike = np.clip(generator.normal(green, 20, (1, 8, 8, 3)), 0, 255).astype(np.uint8)
+    assert of_new(support, like, NAMES) == []
+    (said,) = of_new(support, np.concatenate([like, unlike]), [*NAMES, "d"])
+    assert said.startswith("1 image of 4 looks unlike the annotated ones in colour or contrast (d)")
+    assert len(distances(support[:1], like)) == 3  # one annotated image tells nothing of their spread
+
+
+@pytest.mark.skipif("METASEG_DATA" not in os.environ, reason="needs the real datasets in METASEG_DATA")
+def test_of_real_images_those_of_another_kind_stand_out():
+    from metaseg.data import catalogue, pools
+
+    root = ROOT / Path(os.environ["METASEG_DATA"])
+    skin, gut = (pools.prepare(catalogue.get(name), root, 32).images for name in ("ph2", "kvasir"))
+    order = np.random.default_rng(0).permutation(len(skin))
+    support, others = skin[np.sort(order[:5])], skin[np.sort(order[5:])]
+    assert (distances(support, others) > 3).mean() < 0.05
+    assert (distances(support, gut[:300]) > 3).mean() > 0.1

@@ -1,0 +1,144 @@
+"""adapt.py as its users call it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import lesion
+from PIL import Image
+from test_train import assert_fails_in_words
+
+import metaseg
+from metaseg.evaluation.scores import dice
+
+
+@pytest.fixture
+def adapt(program, trained, folders):
+    """Run adapt.py on the folders, with what is given beside or instead."""
+
+    def call(*overrides, **named):
+        settings = {"checkpoint": trained, "support": folders / "support", "out": folders / "out"} | named
+        given = [f"{key}='{value}'" for key, value in settings.items() if value is not None]
+        return program("adapt.py", *given, *overrides, directory=folders / "hydra")
+
+    return call
+
+
+def test_images_are_segmented_and_scored(adapt, folders, trained):
+    done = adapt("probabilities=true", images=folders / "new", truth=folders / "truth")
+    assert done.returncode == 0, done.stderr
+    out = folders / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["masks", "overlays", "probabilities", "results.csv"]
+    table = pd.read_csv(out / "results.csv")
+    assert table["image"].tolist() == ["case 4", "case 5", "case 6"]
+
+    pairs = [lesion(number) for number in range(7)]
+    segmenter = metaseg.load(trained).adapt(*map(list, zip(*pairs[:4], strict=True)))
+    for number, row in zip((4, 5, 6), table.itertuples(), strict=True):
+        image, truth = pairs[number]
+        (probabilities,) = segmenter.probabilities([image])
+        mask = probabilities > 0.5
+        name = f"case {number}.png"
+        assert np.array_equal(np.asarray(Image.open(out / "masks" / name)), mask * np.uint8(255))
+        deep = np.asarray(Image.open(out / "probabilities" / name))
+        assert np.abs(deep / 65535 - probabilities).max() < 1e-5
+        assert Image.open(out / "overlays" / name).size == (64 * 6, 48 * 6)  # small images are enlarged
+        assert (row.width, row.height, row.area) == (64, 48, mask.sum())
+        assert row.foreground == pytest.approx(mask.mean(), abs=1e-5)
+        expected = 2 * probabilities[mask].sum() / (probabilities.sum() + mask.sum()) if mask.any() else 0
+        assert row.confidence == pytest.approx(expected, abs=1e-4)
+        if number == 6:  # has no truth
+            assert np.isnan(row.dsc)
+        else:
+            assert row.dsc == pytest.approx(dice(mask[None], truth[None])[0])
+    assert "Dice to expect: " in done.stdout
+    assert "4 annotated images, leaving one out" in done.stdout
+    assert f"Dice        {100 * table['dsc'].mean():.1f} %" in done.stdout
+
+
+def test_without_images_it_says_what_to_expect(adapt, folders):
+    done = adapt("folds=2")
+    assert done.returncode == 0, done.stderr
+    assert "in 2 parts, each left out once" in done.stdout
+    assert list((folders / "out").iterdir()) == []
+
+
+def test_the_adapted_segmenter_is_exported(adapt, folders):
+    done = adapt("estimate=false", "export=[torch]")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (folders / "out").iterdir()] == ["segmenter.pt2"]
+
+
+def test_one_annotated_image_is_enough_but_tells_nothing_of_the_dice(adapt, folders):
+    for number in (1, 2, 3):
+        (folders / "support" / "images" / f"case {number}.png").unlink()
+        (folders / "support" / "masks" / f"case {number}.png").unlink()
+    done = adapt(images=folders / "new")
+    assert done.returncode == 0, done.stderr
+    assert "Dice to expect: unknown" in done.stdout
+
+
+def test_doubtful_support_and_unlike_images_are_told(adapt, folders):
+    Image.new("L", (64, 48)).save(folders / "support" / "masks" / "case 0.png")
+    Image.new("RGB", (64, 48), "green").save(folders / "new" / "green.png")
+    done = adapt("estimate=false", images=folders / "new")
+    assert done.returncode == 0, done.stderr
+    assert "warning: case 0: the mask has no foreground" in done.stderr
+    assert "1 image of 4 looks unlike the annotated ones in colour or contrast (green)" in done.stderr
+
+
+def test_an_unreadable_image_does_not_keep_the_others(adapt, folders):
+    (folders / "new" / "case 5.png").write_bytes(b"broken")
+    done = adapt("estimate=false", images=folders / "new")
+    assert done.returncode == 1
+    assert "warning: cannot read" in done.stderr
+    assert "error: 1 of 3 images could not be read" in done.stderr
+    assert sorted(path.name for path in (folders / "out" / "masks").iterdir()) == ["case 4.png", "case 6.png"]
+    assert pd.read_csv(folders / "out" / "results.csv")["image"].tolist() == ["case 4", "case 6"]
+
+
+def test_earlier_results_are_not_overwritten_unasked(adapt, folders):
+    assert adapt("estimate=false", images=folders / "new").returncode == 0
+    (folders / "new" / "case 4.png").unlink()
+    (folders / "out" / "notes.txt").write_text("mine")
+    before = (folders / "out" / "results.csv").read_bytes()
+    assert_fails_in_words(adapt("estimate=false", images=folders / "new"), "of an earlier call", "overwrite=true")
+    assert (folders / "out" / "results.csv").read_bytes() == before
+    assert adapt("estimate=false", "overwrite=true", images=folders / "new").returncode == 0
+    assert sorted(path.name for path in (folders / "out" / "masks").iterdir()) == ["case 5.png", "case 6.png"]
+    assert (folders / "out" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named", "words"),
+    [
+        ([], {"checkpoint": None}, ["checkpoint=… must be given"]),
+        ([], {"support": "gone"}, ["folder of annotated images", "gone"]),
+        ([], {"checkpoint": "gone"}, ["found nothing at gone"]),
+        ([], {"images": "gone"}, ["folder of images", "gone"]),
+        (["export=[tflite]"], {}, ["export must be a list out of onnx, torch", "'tflite'"]),
+        (["steps=-1"], {}, ["steps must be a whole number from 0", "-1"]),
+        (["folds=1"], {}, ["folds must be a whole number from 2", "1"]),
+        (["folds=9"], {}, ["from 2 to as many parts", "9 parts"]),
+        (["batch=many"], {}, ["batch must be a whole number", "'many'"]),
+        (["step=3"], {}, ["step", "adapt.py --help"]),
+        ([], {"truth": "x"}, ["truth=DIR needs images=DIR"]),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence(adapt, folders, overrides, named, words):
+    assert_fails_in_words(adapt(*overrides, **named), *words)
+    assert not (folders / "out" / "masks").exists()
+
+
+def test_a_mask_of_another_size_is_refused(adapt, folders):
+    Image.new("L", (6, 4), 255).save(folders / "support" / "masks" / "case 0.png")
+    assert_fails_in_words(adapt(), "case 0.png has 6×4 pixels, its image 64×48")
+
+
+def test_help_names_every_setting(program, tmp_path):
+    import yaml
+    from conftest import ROOT
+
+    done = program("adapt.py", "--help", directory=tmp_path)
+    settings = yaml.safe_load((ROOT / "conf" / "adapt.yaml").read_text()).keys() - {"defaults", "hydra"}
+    assert all(setting in done.stdout for setting in settings)
+    assert done.stdout.startswith("Segment images of a new kind")

@@ -1,0 +1,162 @@
+"""Which files are found, how they are paired, and that each format is read as it is seen."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metaseg.adapting.files import annotated_in, images_in, truth_in
+from metaseg.errors import MetasegError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def save(path, pixels=PIXELS, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def test_images_are_found_in_natural_order_under_names_of_their_own(tmp_path):
+    for name in ("b10.png", "b2.PNG", "a.jpg", "a.png", ".hidden.png", "notes.txt"):
+        save(tmp_path / name, format="PNG")
+    found = images_in(tmp_path)
+    assert [source.name for source in found] == ["a.jpg", "a.png", "b2", "b10"]
+    assert np.array_equal(found[2].read(), PIXELS)
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(images_in(tmp_path)[0].read(), np.rot90(PIXELS, -1))
+
+
+def test_grey_deep_and_transparent_images_are_read_as_colours(tmp_path):
+    save(tmp_path / "1.png", PIXELS[..., 0])
+    save(tmp_path / "2.png", PIXELS[..., 0].astype(np.uint16) * 257)
+    save(tmp_path / "3.png", np.dstack([PIXELS, np.full((12, 20), 255, np.uint8)]))
+    grey, deep, clear = (source.read() for source in images_in(tmp_path))
+    assert np.array_equal(grey, np.repeat(PIXELS[..., :1], 3, axis=2))
+    assert np.array_equal(deep, grey)
+    assert np.array_equal(clear, PIXELS)
+
+
+def test_each_page_of_a_tiff_is_an_image(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pages = np.stack([PIXELS[..., 0], PIXELS[..., 1], PIXELS[..., 2]])
+    tifffile.imwrite(tmp_path / "stack.tif", pages, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "single.tif", PIXELS, photometric="rgb")
+    found = images_in(tmp_path)
+    assert [source.name for source in found] == ["single", "stack_0000", "stack_0001", "stack_0002"]
+    assert np.array_equal(found[0].read(), PIXELS)
+    for page, source in zip(pages, found[1:], strict=True):
+        assert np.array_equal(source.read(), np.repeat(page[..., None], 3, axis=2))
+
+
+def dicom(path, values, **fields):
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, pydicom.uid.generate_uid()
+    colours = values.ndim == 3
+    dataset.Rows, dataset.Columns = values.shape[:2]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = (3, "RGB") if colours else (1, "MONOCHROME2")
+    if colours:
+        dataset.PlanarConfiguration = 0
+    bits = 8 * values.dtype.itemsize
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits, bits - 1, 0
+    dataset.PixelData = values.tobytes()
+    for key, value in fields.items():
+        setattr(dataset, key, value)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_dicom_is_shown_in_its_window(tmp_path):
+    values = np.arange(12 * 20, dtype=np.uint16).reshape(12, 20) * 16
+    dicom(tmp_path / "1.dcm", values, WindowCenter=1000, WindowWidth=1000)
+    dicom(tmp_path / "2.dcm", values, PhotometricInterpretation="MONOCHROME1")
+    dicom(tmp_path / "3.dcm", PIXELS)
+    windowed, inverted, colours = (source.read() for source in images_in(tmp_path))
+    expected = np.clip((values - (999.5 - 499.5)) / 999 * 255, 0, 255)
+    assert np.abs(windowed[..., 0] - expected).max() <= 1.5
+    assert np.abs(inverted[..., 0] - (255 - values / values.max() * 255)).max() <= 1
+    assert np.array_equal(colours, PIXELS)
+
+
+def test_dicom_of_several_frames_is_refused(tmp_path):
+    dicom(tmp_path / "1.dcm", np.zeros((12, 20), np.uint16), NumberOfFrames=2)
+    with pytest.raises(MetasegError, match="one frame, found several"):
+        images_in(tmp_path)[0].read()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".dcm", ".tif"])
+def test_damaged_files_are_told_by_name(tmp_path, suffix):
+    (tmp_path / f"broken{suffix}").write_bytes(b"II*\0 nothing of the kind")
+    with pytest.raises(MetasegError, match=rf"cannot read .*broken{suffix}"):
+        images_in(tmp_path)[0].read()
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.dcm").touch()
+    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    with pytest.raises(MetasegError, match=r"needs the library pydicom: pip install 'metaseg\[medical\]'"):
+        images_in(tmp_path)[0].read()
+
+
+MASK = (PIXELS[..., 0] > 127).astype(np.uint8) * 255
+
+
+def test_annotated_images_lie_in_two_folders(tmp_path):
+    for stem in ("case 10", "case 2"):
+        save(tmp_path / "images" / f"{stem}.jpg")
+        save(tmp_path / "masks" / f"{stem}.png", MASK)
+    found = annotated_in(tmp_path)
+    assert [one.image.name for one in found] == ["case 2", "case 10"]
+    assert np.array_equal(found[0].read()[1], MASK > 127)
+
+
+@pytest.mark.parametrize("ending", ["_mask", "-mask", "_segmentation", "_seg"])
+def test_or_in_one(tmp_path, ending):
+    for stem in ("a", "b"):
+        save(tmp_path / f"{stem}.jpg")
+        save(tmp_path / f"{stem}{ending}.png", MASK)
+    assert [(one.image.name, one.mask.name) for one in annotated_in(tmp_path)] == [
+        ("a", f"a{ending}.png"),
+        ("b", f"b{ending}.png"),
+    ]
+
+
+def test_masks_folder_may_hold_endings_too(tmp_path):
+    save(tmp_path / "images" / "a.jpg")
+    save(tmp_path / "masks" / "a_segmentation.png", MASK)
+    assert annotated_in(tmp_path)[0].mask.name == "a_segmentation.png"
+
+
+def test_what_has_no_partner_is_named(tmp_path):
+    with pytest.raises(MetasegError, match="found none at"):
+        annotated_in(tmp_path / "gone")
+    save(tmp_path / "a.jpg")
+    with pytest.raises(MetasegError, match="no mask among them"):
+        annotated_in(tmp_path)
+    save(tmp_path / "a_mask.png", MASK)
+    save(tmp_path / "b.jpg")
+    with pytest.raises(MetasegError, match=r"b\.jpg has no mask"):
+        annotated_in(tmp_path)
+    save(tmp_path / "b.png")
+    with pytest.raises(MetasegError, match=r"b\.jpg and b\.png"):
+        annotated_in(tmp_path)
+
+
+def test_truth_is_found_by_stem(tmp_path):
+    save(tmp_path / "new" / "a.jpg")
+    save(tmp_path / "new" / "b.jpg")
+    save(tmp_path / "truth" / "b_mask.png", MASK)
+    images = images_in(tmp_path / "new")
+    assert {name: path.name for name, path in truth_in(tmp_path / "truth", images).items()} == {"b": "b_mask.png"}
+    save(tmp_path / "other" / "c.png", MASK)
+    with pytest.raises(MetasegError, match="found none that fits"):
+        truth_in(tmp_path / "other", images)
+    with pytest.raises(MetasegError, match="Expected images in"):
+        images_in(tmp_path)

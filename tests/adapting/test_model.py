@@ -1,0 +1,183 @@
+"""metaseg.load and what it returns: loading, adapting to arrays, segmenting arrays."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import metaseg
+from metaseg.adapting.arrays import binary_mask, rgb
+from metaseg.data.batches import SupportSet, image_tensor
+from metaseg.errors import MetasegError
+
+LEARNERS = ["imaml", "maml", "anil", "reptile", "joint", "scratch", "prototypes", "feyjie", "pmg"]
+
+
+def test_three_lines_segment_images_of_any_size(trained, lesions):
+    images, masks = lesions
+    model = metaseg.load(trained)
+    segmenter = model.adapt(images[:4], masks[:4], steps=60, lr=3e-3)
+    predicted = segmenter.segment(images)
+    assert [(mask.dtype, mask.shape) for mask in predicted] == [(bool, image.shape[:2]) for image in images]
+    # The last was not among those it was adapted to.
+    both = 2 * (predicted[-1] & masks[-1]).sum() / (predicted[-1].sum() + masks[-1].sum())
+    assert both > 0.7
+    probabilities = segmenter.probabilities(images, batch=2)
+    assert all(np.array_equal(one > 0.5, mask) for one, mask in zip(probabilities, predicted, strict=True))
+    assert all(one.min() >= 0 and one.max() <= 1 for one in probabilities)
+
+
+def test_adapting_is_what_the_learner_does_to_prepared_images(trained, lesions):
+    images, masks = lesions
+    model = metaseg.load(trained)
+    small = np.stack(
+        [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in images]
+    )
+    truth = np.stack(
+        [Image.fromarray(mask.astype(np.uint8)).resize((32, 32), Image.Resampling.NEAREST) for mask in masks]
+    )
+    expected = model.learner.adapt(SupportSet(small, truth, "standard", seed=3))(image_tensor(small))[:, 0]
+    found = model.adapt(images, masks, seed=3).segmenter(image_tensor(small))[:, 0]
+    assert torch.equal(found, expected)
+
+
+def test_the_model_stays_as_it_is(trained, lesions):
+    model = metaseg.load(trained)
+    before = {name: value.clone() for name, value in model.learner.state_dict().items()}
+    kept = model.learner.adapt_loop
+    first = model.adapt(*lesions, steps=3, lr=0.1).probabilities(lesions[0])
+    assert all(torch.equal(value, before[name]) for name, value in model.learner.state_dict().items())
+    assert model.learner.adapt_loop == kept
+    second = model.adapt(*lesions, steps=3, lr=0.1).probabilities(lesions[0])
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+    other = model.adapt(*lesions, steps=3, lr=0.1, seed=1).probabilities(lesions[0])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_a_checkpoint_alone_is_enough_and_equals_its_run(trained, lesions, tmp_path):
+    shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "moved.ckpt")
+    alone, whole = (
+        metaseg.load(path).adapt(*lesions).probabilities(lesions[0]) for path in (tmp_path / "moved.ckpt", trained)
+    )
+    assert all(np.array_equal(one, other) for one, other in zip(alone, whole, strict=True))
+
+
+def test_a_checkpoint_without_settings_takes_those_beside_it(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    state = torch.load(path, weights_only=True)
+    del state["settings"]
+    torch.save(state, path)
+    assert metaseg.load(path).size == 32
+    moved = shutil.move(path, tmp_path / "alone.ckpt")
+    with pytest.raises(MetasegError, match="should be a checkpoint that holds its settings"):
+        metaseg.load(moved)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_learner_adapts_to_arrays(run_of, lesions, learner):
+    steps = []
+    compares = learner in ("prototypes", "feyjie", "pmg")
+    model = metaseg.load(run_of(f"learner={learner}", *["learner.adapt.steps=0"] * compares))
+    segmenter = model.adapt(*lesions, progress=lambda done, of: steps.append((done, of)))
+    assert [mask.shape for mask in segmenter.segment(lesions[0])] == [image.shape[:2] for image in lesions[0]]
+    assert steps[-1][0] == steps[-1][1] == (0 if compares else 2)
+
+
+def test_initial_weights_of_the_run_need_not_be_there(run_of, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["model"] |= {"init": "brain_mri", "init_path": "gone.pt"}
+    config.write_text(yaml.safe_dump(settings))
+    assert metaseg.load(tmp_path / "run").size == 32
+
+
+def test_arrays_of_other_types_mean_the_same_image():
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(rgb(image, ""), image)
+    assert np.array_equal(rgb(image.astype(np.uint16) * 257, ""), image)
+    assert np.array_equal(rgb(image / 255, ""), image)
+    assert np.array_equal(rgb(np.dstack([image, np.full((5, 7), 255, np.uint8)]), ""), image)
+    assert np.array_equal(rgb(image[..., 0], ""), np.repeat(image[..., :1], 3, axis=2))
+    assert np.array_equal(rgb(image[..., 0] > 99, ""), np.repeat((image[..., :1] > 99) * np.uint8(255), 3, axis=2))
+
+
+def test_masks_of_other_types_mean_the_same_mask():
+    mask = np.random.default_rng(0).random((5, 7)) > 0.5
+    soft = np.where(mask, 250, 4).astype(np.uint8)
+    soft[0, 0] = 255 * mask[0, 0]
+    for other in (mask, mask.astype(int), mask * np.uint8(255), mask.astype(float), mask[..., None] * 7, soft):
+        assert np.array_equal(binary_mask(other, ""), mask)
+    assert not binary_mask(np.zeros((3, 3)), "").any()
+    assert binary_mask(np.full((3, 3), 255), "").all()
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 4, 2), np.uint8), r"shape \(H, W\)"),
+        (np.zeros((0, 4, 3), np.uint8), "shape"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "shape"),
+        (np.full((4, 4), 2.0), "from 0 to 1"),
+        (np.full((4, 4), np.nan), "from 0 to 1"),
+        (np.zeros((4, 4), np.int64), "uint8, uint16 or floats"),
+    ],
+)
+def test_what_is_no_image_is_refused(image, words):
+    with pytest.raises(MetasegError, match=words):
+        rgb(image, "image 0")
+
+
+@pytest.mark.parametrize("mask", [np.zeros((4, 4, 3)), np.full((4, 4), -1), np.full((4, 4), np.nan), np.array([["a"]])])
+def test_what_is_no_mask_is_refused(mask):
+    with pytest.raises(MetasegError, match="mask 0 should"):
+        binary_mask(mask, "mask 0")
+
+
+def test_arrays_that_do_not_belong_together_are_refused(trained, lesions):
+    images, masks = lesions
+    model = metaseg.load(trained)
+    for wrong in ((images, masks[:2]), ([], [])):
+        with pytest.raises(MetasegError, match="at least one image and a mask for each"):
+            model.adapt(*wrong)
+    with pytest.raises(MetasegError, match=r"mask 0 has 48×64 pixels, its image 64×48"):
+        model.adapt(images[:1], masks[1:2])
+    with pytest.raises(MetasegError, match="steps"):
+        model.adapt(images, masks, steps=-1)
+    assert model.learner.adapt_loop.steps == 2
+
+
+def test_what_is_no_run_is_refused_in_words(trained, tmp_path):
+    with pytest.raises(MetasegError, match="found nothing at"):
+        metaseg.load(tmp_path / "gone")
+    with pytest.raises(MetasegError, match=r"found no config\.yaml"):
+        metaseg.load(tmp_path)
+    (tmp_path / "a.ckpt").write_bytes(b"no checkpoint")
+    with pytest.raises(MetasegError, match="cannot be read"):
+        metaseg.load(tmp_path / "a.ckpt")
+    (tmp_path / "config.yaml").write_text("a: 1")
+    with pytest.raises(MetasegError, match="found no learner in them"):
+        metaseg.load(tmp_path)
+    shutil.copy(trained / "config.yaml", tmp_path)
+    with pytest.raises(MetasegError, match=r"Expected the checkpoint .*best\.ckpt"):
+        metaseg.load(tmp_path)
+    with pytest.raises(MetasegError, match="device must be one of"):
+        metaseg.load(trained, device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(MetasegError, match="device=cuda needs a GPU"):
+            metaseg.load(trained, device="cuda")
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (tmp_path.joinpath("harmed").touch, ())
+
+    torch.save({"settings": {}, "harm": Harm()}, tmp_path / "hostile.ckpt")
+    with pytest.raises(MetasegError, match="cannot be read"):
+        metaseg.load(tmp_path / "hostile.ckpt")
+    assert not (tmp_path / "harmed").exists()

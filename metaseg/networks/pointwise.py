@@ -23,8 +23,8 @@ class Pointwise2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Mix the channels of every pixel of (B, C, H, W)."""
         weight = self.weight.flatten(1)
-        # One product for each image, and not torch.matmul, which transposes and copies the images first; not len(), which
-        # would make an exported network one for so many images.
+        # One product for each image, and not torch.matmul, which transposes and copies the images first. Its number is
+        # input.shape[0]: len() would fix it where the network is exported.
         if input.is_contiguous():
             product = torch.bmm(weight.expand(input.shape[0], -1, -1), input.flatten(2)).unflatten(2, input.shape[2:])
         else:

@@ -36,6 +36,7 @@ from metaseg.reporting.overlays import OverlayRow, best_median_worst, overlay, o
 from metaseg.reporting.summary import print_summary
 from metaseg.rundir import RunDirectory, replacing
 from metaseg.settings import leaves
+from metaseg.watching import WatchedImages
 
 NOT_THE_LEARNERS = ("name", "train_on", "train_images", "unlabelled", "network")
 """Keys of a learner's configuration that its constructor does not take."""
@@ -88,13 +89,15 @@ def carry_out(
     """Train, test and write down; as `run`, once all is built. `started`: time.monotonic() at the start."""
     resumed = settings["train"] and checkpoint is not None
     begin(directory, settings, resumed)
+    place = tracking.place(settings)
     loggers = tracking.build_loggers(
         settings["logger"],
         directory,
-        settings,
-        group=f"{settings['pair']['name']}-{settings['shots']}shot",
-        tags=[settings["learner"]["name"], settings["pair"]["name"], settings["loss"], settings["protocol"]["name"]],
+        settings | {"cell": place.cell},
+        group=place.group,
+        tags=place.tags,
         name=f"{settings['learner']['name']}-{settings['shots']}shot-seed{settings['seed']}",
+        job_type=settings["learner"]["name"],
         resume=resumed,
     )
     try:
@@ -108,6 +111,8 @@ def carry_out(
         result["versions"], result["hardware"] = provenance.versions(), provenance.hardware()
         result["commit"], result["dirty"] = provenance.commit()
         directory.write_result(result)
+        if settings["logger"]["artifacts"] and settings["train"] and learner.trains:
+            tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(result, place.cell))
     except BaseException:
         tracking.finish(loggers, exit_code=1)
         raise
@@ -226,11 +231,14 @@ def fit(
     """Train, and leave the learner with the weights of the best validation loss; returns this process' rank."""
     if not (settings["train"] and learner.trains):
         return 0
-    chosen = settings["trainer"]
+    chosen, shown = settings["trainer"], settings["logger"]
     end = json.dumps([chosen[key] for key in ("max_epochs", "patience", "min_delta")])
     if settings["ckpt_path"] == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
         load_weights(learner, directory.checkpoints / "best.ckpt")  # stopped by the same rule, and killed while testing
         return 0
+    watching = callbacks(chosen, directory)
+    if shown["overlay_every"] and tracking.draws(loggers):
+        watching.append(WatchedImages(data, loggers, shown["overlay_every"], shown["overlay_images"]))
     trainer = L.Trainer(
         accelerator=chosen["accelerator"],
         devices=chosen["devices"],
@@ -238,7 +246,7 @@ def fit(
         precision=chosen["precision"],
         max_epochs=chosen["max_epochs"],
         logger=loggers,
-        callbacks=callbacks(chosen, directory),
+        callbacks=watching,
         enable_progress_bar=chosen["progress"],
         enable_model_summary=False,
         log_every_n_steps=1,
@@ -299,9 +307,8 @@ def test(
     if directory.metrics.is_file():
         learning_curves(directory.metrics, directory.learning_curves)
     tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])
-    tracking.log_summary(
-        loggers, {f"test/{name}/dsc": scores["dsc"]["mean"] for name, scores in result["targets"].items()}
-    )
+    tracking.log_summary(loggers, tracking.final_numbers(result))
+    tracking.log_rows(loggers, tracking.adaptation_points(result))
     return result
 
 

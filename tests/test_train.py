@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from test_tracking import as_dict, of_kind, offline_records
+from offline_runs import as_dict, of_kind, offline_records
 
 from metaseg.callbacks import LastCheckpoint
 
@@ -260,7 +260,7 @@ def test_by_default_an_offline_dashboard_holds_the_whole_run(train_process, tmp_
     assert "wandb sync" in said
     (records,) = offline_records(tmp_path / "run")
     (run,) = of_kind(records, "run")[:1]
-    assert run.run_group == "ph2_kvasir-3shot"
+    assert run.run_group == "ph2_kvasir exclusive"
     assert {"imaml", "ph2_kvasir", "bce_log_cosh_dice", "tuned"} <= set(run.tags)
     assert "learner" in as_dict(run.config.update)
     logged = {key.partition(".")[0] for row in of_kind(records, "history") for key in as_dict(row.item)}

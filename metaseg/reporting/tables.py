@@ -154,6 +154,19 @@ def matches(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return True
 
 
+def numbers_of(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """Numbers of the tables that a run of these settings fills a line of."""
+    target = settings["target"]
+    targets = {target} if isinstance(target, str) else set(target)
+
+    def in_row(table: Table, row: Row) -> bool:
+        shown = targets & set(table.columns) & set(_assignments(row.overrides).get("target", table.columns))
+        return bool(shown) and settings["shots"] in row.shots and matches(settings, required(table, row))
+
+    tables = [load_table(number) for number in NUMBERS]
+    return tuple(table.number for table in tables if any(in_row(table, row) for row in table.rows))
+
+
 def fill(table: Table, runs: Sequence[Finished]) -> list[Cell]:
     """All cells of the table, row by row, shots by shots, target by target; those without runs have none.
 

@@ -36,10 +36,12 @@ class Cell:
     Attributes:
         name: its directory below that of the sweep; equal for equal cells of different tables.
         overrides: key → value, as on a command line.
+        seedless: the name without its seed; equal for cells that differ in nothing else.
     """
 
     name: str
     overrides: tuple[tuple[str, str], ...]
+    seedless: str
 
     def arguments(self) -> list[str]:
         """The overrides as a command line has them."""
@@ -52,8 +54,12 @@ def of_multirun(choices: Sequence[Choice]) -> list[Cell]:
     choices = list({choice.key: choice for choice in choices}.values())
     for values in itertools.product(*(choice.values for choice in choices)):
         overrides = tuple((choice.key, value) for choice, value in zip(choices, values, strict=True))
-        named = [f"{key}={value}" for key, value in overrides if not within(key, WITHOUT_EFFECT) and key != "trainer"]
-        cells.append(Cell(_safe(",".join(named)) or "defaults", overrides))
+        told = [(key, value) for key, value in overrides if not within(key, WITHOUT_EFFECT) and key != "trainer"]
+        name, seedless = (
+            _safe(",".join(f"{key}={value}" for key, value in told if key not in left_out)) or "defaults"
+            for left_out in ((), ("seed",))
+        )
+        cells.append(Cell(name, overrides, seedless))
     return _apart(cells)
 
 
@@ -89,7 +95,8 @@ def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequenc
                     added = dict(zip((key for key, _ in free), combination, strict=True))
                     settings = fixed | chosen | added | {"seed": seed}
                     told = {key: value for key, value in added.items() if key not in (*_OF_THE_SWEEP, "trainer")}
-                    cells.append(Cell(_name(settings, own, told), tuple(settings.items())))
+                    name, seedless = (_name(settings, own, told, with_seed) for with_seed in (True, False))
+                    cells.append(Cell(name, tuple(settings.items()), seedless))
     if not cells:
         said = " ".join(f"{key}={','.join(values)}" for key, values in given.items())
         raise MetasegError(f"No cell of the table is left with {said}; choose learners and shots that it has.")
@@ -123,13 +130,14 @@ def _bare(value: str) -> str:
     return re.sub(r"[\[\] ]", "", value)
 
 
-def _name(settings: Mapping[str, str], own: Mapping[str, str], told: Mapping[str, str]) -> str:
+def _name(settings: Mapping[str, str], own: Mapping[str, str], told: Mapping[str, str], with_seed: bool) -> str:
     """<pair>_<mixing>/<learner>_<shots>shot_<what else sets it apart>_seed<seed>; without a pair: alone/…
 
     Args:
         settings: all its overrides.
         own: those of its row.
         told: those of the command line.
+        with_seed: whether the seed stands at the end.
     """
     pair = settings.get("pair")
     folder = "alone" if pair in (None, "none") else f"{pair}_{settings.get('tasks.mixing', 'exclusive')}"
@@ -140,7 +148,12 @@ def _name(settings: Mapping[str, str], own: Mapping[str, str], told: Mapping[str
         if key not in general and (key != "target" or "learner.train_on" in own)
     ]
     apart += [f"{key}={value}" for key, value in told.items() if not within(key, WITHOUT_EFFECT)]
-    parts = [settings["learner"], f"{settings['shots']}shot", *apart, f"seed{settings['seed']}"]
+    parts = [
+        settings["learner"],
+        f"{settings['shots']}shot",
+        *apart,
+        *([f"seed{settings['seed']}"] if with_seed else []),
+    ]
     return f"{folder}/{_safe('_'.join(parts))}"
 
 

@@ -119,7 +119,9 @@ def _planned(
 
 def _job(planned: Planned) -> list[str]:
     resume = ["ckpt_path=last"] if planned.standing.kind is Kind.BEGUN else []
-    return [*planned.cell.arguments(), *resume, f"hydra.sweep.subdir='{planned.cell.name}'"]
+    # First, so that what the command line says counts.
+    named = [f"logger.cell='{planned.cell.seedless}'"]
+    return [*named, *planned.cell.arguments(), *resume, f"hydra.sweep.subdir='{planned.cell.name}'"]
 
 
 def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console) -> None:

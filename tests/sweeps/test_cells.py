@@ -149,3 +149,16 @@ def test_the_paper_s_tables_share_what_can_be_shared():
     assert "alone/naive_5shot_train_on=target_target=kvasir_capsule_seed0" in five & six
     assert len(seven) == 3
     assert len(set.union(*each)) == len(names)
+
+
+def test_cells_that_differ_in_their_seed_alone_share_a_name_without_it():
+    cells = of_tables([TABLE], [Choice("learner", ("imaml",))], [0, 1])
+    cells += of_multirun([Choice("learner", ("imaml", "maml")), Choice("seed", ("0", "1"))])
+    assert [cell.seedless for cell in cells] == [
+        *["ph2_kvasir_mixed/imaml_5shot"] * 2,
+        *["ph2_kvasir_mixed/imaml_10shot"] * 2,
+        *["learner=imaml"] * 2,
+        *["learner=maml"] * 2,
+    ]
+    long = [Choice(f"some.long.setting.number{index}", ("1",)) for index in range(20)]
+    assert len({cell.seedless for cell in of_multirun([*long, Choice("seed", ("0", "1"))])}) == 1

@@ -1,0 +1,121 @@
+"""metrics.csv, row by row."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from metaseg.errors import MetasegError
+from metaseg.rundir import replacing
+
+
+class CsvLogger(Logger):
+    """Appends each logged step to one CSV file: columns `step`, `epoch` (by Lightning) and the metrics' names.
+
+    Lightning's CSVLogger deletes the file when a run is resumed, and reads it back whole at every new column. Here a
+    row is appended and flushed at once; the file is copied only when a column is new, which happens a few times in
+    the first epoch. A resumed run drops what the interrupted one logged beyond the checkpoint: the first row that
+    shares a metric with the first new row and has the same or a later step, and everything after it.
+
+    Raises (when logging):
+        MetasegError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, resume: bool = False) -> None:
+        super().__init__()
+        self.path = path
+        self.resume = resume
+        self._columns: list[str] = []
+        self._file: IO[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Empty, so that Lightning builds no folders of its own below the run directory."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty, as `name`."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: config.yaml holds the settings."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append one row; tensors must hold one element."""
+        row = {"step": step} | {name: _number(value) for name, value in metrics.items()}
+        if self._file is None:
+            self._start(row)
+        new = [column for column in row if column not in self._columns]
+        if new:
+            self._rewrite(self._read(), self._columns + new)
+        try:
+            csv.DictWriter(self._file, self._columns).writerow(row)  # type: ignore[arg-type]
+            self._file.flush()  # type: ignore[union-attr]
+        except OSError as error:
+            raise MetasegError(f"{self.path} could not be written ({error.strerror}): free space and resume") from error
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file; a later row opens it again and goes on."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _start(self, row: Mapping[str, Any]) -> None:
+        if self._columns:  # closed by finalize in this process: nothing to drop
+            self._file = self.path.open("a", newline="", encoding="utf-8")
+            return
+        kept: list[dict[str, str]] = []
+        if self.resume and self.path.exists():
+            self._columns = self._header()
+            kept = list(_before(self._read(), row))
+        self._rewrite(kept, self._columns or list(row))
+
+    def _header(self) -> list[str]:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+
+    def _read(self) -> Iterator[dict[str, str]]:
+        """The rows that are whole: a process that was killed may have left half a line."""
+        with self.path.open(newline="", encoding="utf-8") as file:
+            next(file, None)
+            for line in file:
+                cells = next(csv.reader([line]))
+                if line.endswith("\n") and len(cells) == len(self._columns):
+                    yield dict(zip(self._columns, cells, strict=True))
+
+    def _rewrite(self, rows: Iterable[Mapping[str, str]], columns: list[str]) -> None:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        if self._file is not None:
+            self._file.close()
+        self._columns = columns
+        self._file = self.path.open("a", newline="", encoding="utf-8")
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _before(rows: Iterable[dict[str, str]], first: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    metrics = set(first) - {"step", "epoch"}
+    for row in rows:
+        known = any(row.get(metric) for metric in metrics)
+        if known and row["step"] and first["step"] is not None and int(row["step"]) >= first["step"]:
+            return
+        yield row

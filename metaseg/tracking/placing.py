@@ -1,0 +1,58 @@
+"""Where a run stands on the dashboard: among the paper's tables, and among runs that differ in their seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metaseg.reporting.tables import identity, numbers_of
+
+_LONGEST_TAG = 64
+"""Characters of a tag that W&B takes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run's place.
+
+    Attributes:
+        group: tables and pair; runs without a table: pair and mixing.
+        cell: SCALE-PROTOCOL/…, equal for runs that differ in their seed alone.
+        tags: learner, pair, loss, protocol, scale, shots, each table, and the cell where its name is short enough.
+        model: name of its checkpoint: learner, pair with mixing, shots, seed.
+    """
+
+    group: str
+    cell: str
+    tags: tuple[str, ...]
+    model: str
+
+
+def place(settings: Mapping[str, Any]) -> Place:
+    """The place of a run.
+
+    Tables are found by the settings, as reports find them, so a run that serves two tables has the tags of both,
+    whichever sweep it came from.
+
+    Args:
+        settings: the resolved configuration. `logger.cell` names the cell; a sweep sets it.
+    """
+    learner, mixing = settings["learner"]["name"], settings["tasks"]["mixing"]
+    pair = "alone" if settings["pair"]["name"] == "none" else settings["pair"]["name"]
+    shots = settings["shots"]
+    tables = numbers_of(settings)
+    listed = f"table{'s' if len(tables) > 1 else ''} {'+'.join(map(str, tables))}"
+    # Hydra's overrides decide what is one cell; a single run has none to go by, so all that changes a score does.
+    known = hashlib.sha256(repr(sorted(identity(settings).items())).encode()).hexdigest()[:8]
+    own = settings["logger"]["cell"] or f"{pair}_{mixing}/{learner}_{shots}shot-{known}"
+    scale, protocol = settings["scale"]["name"], settings["protocol"]["name"]
+    cell = f"{scale}-{protocol}/{own}"  # as the folders of results are named: no sweep's cells say these two
+    names = (learner, pair, settings["loss"], protocol, scale, f"{shots} shots")
+    return Place(
+        group=f"{listed} {pair}" if tables else f"{pair} {mixing}",
+        cell=cell,
+        tags=(*names, *(f"table {number}" for number in tables), *([cell] if len(cell) <= _LONGEST_TAG else [])),
+        model=f"{learner}-{pair}_{mixing}-{shots}shot-seed{settings['seed']}",
+    )

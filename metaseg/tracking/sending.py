@@ -1,0 +1,102 @@
+"""What a run shows beside its curves: pictures, tables, final numbers, its checkpoint. Without W&B nothing is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from metaseg.rundir import RunDirectory
+from metaseg.tracking.wandb_run import WandbRunLogger
+
+
+def _wandb_loggers(loggers: Iterable[Logger]) -> list[WandbRunLogger]:
+    return [logger for logger in loggers if isinstance(logger, WandbRunLogger)]
+
+
+def draws(loggers: Iterable[Logger]) -> bool:
+    """Whether any of the loggers takes pictures: whether it is worth drawing some."""
+    return bool(_wandb_loggers(loggers))
+
+
+@rank_zero_only
+def log_images(
+    loggers: Iterable[Logger],
+    key: str,
+    images: Sequence[Any],
+    captions: Sequence[str],
+    beside: Mapping[str, float] | None = None,
+    file_type: str = "png",
+) -> None:
+    """Send pictures to W&B. Outlines must be drawn into them.
+
+    W&B's own mask overlays can be lost when an offline run is synced, so they are not used.
+
+    Args:
+        loggers: those of the run.
+        key: the pictures' name; what stands before its slash is the dashboard's section.
+        images: uint8 arrays (H, W, 3) or paths of PNG files.
+        captions: one each.
+        beside: numbers logged with them, among them what the pictures are ordered by.
+        file_type: of arrays: "png", or "jpg" where there will be many.
+    """
+    for logger in _wandb_loggers(loggers):
+        import wandb
+
+        pictures = [
+            wandb.Image(str(image) if isinstance(image, Path) else image, caption=caption, file_type=file_type)
+            for image, caption in zip(images, captions, strict=True)
+        ]
+        logger.log_media({key: pictures, **(beside or {})})
+
+
+@rank_zero_only
+def log_rows(loggers: Iterable[Logger], rows: Iterable[Mapping[str, float]]) -> None:
+    """Send the points of curves that are not drawn over outer steps: name → number, the axis among them, a point."""
+    for logger in _wandb_loggers(loggers):
+        for row in rows:
+            logger.experiment.log(dict(row))
+
+
+@rank_zero_only
+def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Send a table to W&B, for example the per-image scores; each row holds one value a column; NaN becomes empty."""
+    for logger in _wandb_loggers(loggers):
+        import wandb
+
+        # W&B would write NaN as it is, which is no JSON.
+        data = [[None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row] for row in rows]
+        table = wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)
+        logger.log_media({key: table})
+
+
+@rank_zero_only
+def log_summary(loggers: Iterable[Logger], values: Mapping[str, Any]) -> None:
+    """Set final values of the W&B run, those that its table of runs shows."""
+    for logger in _wandb_loggers(loggers):
+        logger.experiment.summary.update(dict(values))
+
+
+@rank_zero_only
+def log_checkpoint(loggers: Iterable[Logger], name: str, directory: RunDirectory, metadata: Mapping[str, Any]) -> None:
+    """Send best.ckpt with config.yaml and result.json to W&B as one artifact; its size is added to `metadata`."""
+    best = directory.checkpoints / "best.ckpt"
+    if not best.is_file():
+        return
+    for logger in _wandb_loggers(loggers):
+        size = {"mib": round(best.stat().st_size / 2**20, 2)}
+        logger.log_model(name, best, [directory.config, directory.result], {**metadata, **size})
+
+
+@rank_zero_only
+def finish(loggers: Iterable[Logger], exit_code: int = 0) -> None:
+    """End all loggers; call it after each job, in `finally`, or the jobs of a sweep merge and crashes look finished."""
+    for logger in loggers:
+        if isinstance(logger, WandbRunLogger):
+            logger.finish(exit_code)
+        else:
+            logger.finalize("success" if exit_code == 0 else "failed")

@@ -1,0 +1,148 @@
+"""What an offline run of train.py leaves for the dashboard, read back from W&B's own file."""
+
+import base64
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY, environment
+from offline_runs import as_dict, of_kind, offline_records
+from PIL import Image
+
+from metaseg import dashboard
+
+EPOCHS = 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The directory of an iMAML run of two epochs."""
+    directory = tmp_path_factory.mktemp("dashboard") / "run"
+    settings = [
+        *("learner=imaml", "seed=1", f"trainer.max_epochs={EPOCHS}", "logger=both", "logger.overlay_images=3"),
+        *("evaluation.scratch.compare=true", "evaluation.scratch.steps=2"),
+    ]
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, *settings, f"hydra.run.dir={directory}"]
+    finished = subprocess.run(
+        command, cwd=directory.parent, env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def records(run):
+    (found,) = offline_records(run)
+    return found
+
+
+@pytest.fixture(scope="module")
+def history(records):
+    return [as_dict(record.item) for record in of_kind(records, "history")]
+
+
+def test_the_same_images_are_shown_in_every_epoch(run, history):
+    (files,) = (run / "wandb").glob("offline-run-*/files")
+    validated = [row for row in history if "validation/dice_after" in row]
+    for pool in ("ph2", "kvasir"):
+        shown = [row for row in history if f"progress/{pool}.filenames" in row]
+        for axis in ("epoch", "trainer/global_step"):
+            assert [row[axis] for row in shown] == [row[axis] for row in validated]
+        captions = [row[f"progress/{pool}.captions"] for row in shown]
+        names = [[caption.partition(":")[0] for caption in of_epoch] for of_epoch in captions]
+        assert len(captions) == EPOCHS
+        assert len(set(names[0])) == 3
+        assert names[0] == names[1]
+        assert all(caption.count(" → ") == 1 for of_epoch in captions for caption in of_epoch)
+        for name in shown[0][f"progress/{pool}.filenames"]:
+            with Image.open(files / name) as picture:
+                assert (picture.format, picture.size) == ("JPEG", (2 * 256 + 8, 256))
+
+
+def test_curves_have_their_axes_and_summaries(records):
+    metrics = of_kind(records, "metric")
+    axes = {one.glob_name or one.name: one.step_metric for one in metrics if one.step_metric}
+    assert axes["train/*"] == axes["train/cg_residual"] == "trainer/global_step"
+    assert axes["validation/*"] == axes["validation/dice_after"] == axes["progress/*"] == "epoch"
+    assert axes["adaptation/*"] == "adaptation/step"
+    summaries = {
+        one.name: {name for name in ("min", "max", "mean", "last") if getattr(one.summary, name)} for one in metrics
+    }
+    assert summaries["validation/query_loss_after"] == {"min", "last"}
+    assert summaries["validation/dice_after"] == {"max", "last"}
+    assert summaries["train/cg_residual"] == {"mean", "max", "last"}
+    assert summaries["train/smallest_curvature"] == {"min", "last"}
+
+
+def test_the_diagnostics_of_imaml_are_there_once_its_warm_up_is_over(history):
+    steps = [row["trainer/global_step"] for row in history if "train/cg_residual" in row]
+    everywhere = [row["trainer/global_step"] for row in history if "train/gradient_norm" in row]
+    assert everywhere == list(range(2 * EPOCHS))
+    assert steps == everywhere[EPOCHS:]
+
+
+def test_the_checkpoint_is_an_artifact_with_its_settings(run, records):
+    (artifact,) = [one for one in of_kind(records, "artifact") if one.type == "model"]
+    assert artifact.name == "imaml-ph2_kvasir_exclusive-3shot-seed1"
+    assert set(artifact.aliases) == {"best", "latest"}
+    contents = {entry.path: entry for entry in artifact.manifest.contents}
+    assert set(contents) == {"best.ckpt", "config.yaml", "result.json"}
+    best = run / "checkpoints" / "best.ckpt"
+    assert contents["best.ckpt"].local_path == str(best)  # not a second copy of a large file
+    assert contents["best.ckpt"].digest == base64.b64encode(hashlib.md5(best.read_bytes()).digest()).decode()
+    config = yaml.safe_load((run / "wandb" / "data").joinpath(contents["config.yaml"].local_path).read_text())
+    assert config == torch.load(best, weights_only=True)["settings"]
+    result = json.loads((run / "result.json").read_text())
+    about = json.loads(artifact.metadata)
+    assert about["dsc/isic"] == result["targets"]["isic"]["dsc"]["mean"]
+    assert about["mib"] == pytest.approx(best.stat().st_size / 2**20, abs=0.01)
+    assert (about["learner"], about["shots"], about["seed"]) == ("imaml", 3, 1)
+
+
+def test_the_run_is_placed(records):
+    opened = of_kind(records, "run")[0]
+    assert (opened.run_group, opened.job_type) == ("ph2_kvasir exclusive", "imaml")
+    cell = json.loads(next(item.value_json for item in opened.config.update if item.key == "cell"))
+    assert cell.startswith("full-tuned/ph2_kvasir_exclusive/imaml_3shot-")
+    assert {"imaml", "ph2_kvasir", "3 shots", cell} <= set(opened.tags)
+    assert not any(tag.startswith("table") for tag in opened.tags)  # no table has three shots
+
+
+def test_final_numbers_are_those_of_the_result(run, records, history):
+    target = json.loads((run / "result.json").read_text())["targets"]["isic"]
+    summary = {}
+    for record in of_kind(records, "summary"):
+        summary |= as_dict(record.update)
+    assert summary["test/isic/dsc"] == target["dsc"]["mean"]
+    assert summary["test/isic/dsc_trivial"] == max(target["trivial"].values())
+    points = [row for row in history if "adaptation/isic/dsc" in row]
+    assert [row["adaptation/step"] for row in points] == target["curve"]["steps"]
+    assert [row["adaptation/isic/dsc"] for row in points] == target["curve"]["dsc"]
+
+
+def test_every_panel_shows_something_that_is_logged(records, history):
+    logged = {name.partition(".")[0] for row in history for name in row}
+    logged |= {name for record in of_kind(records, "summary") for name in as_dict(record.update)}
+    for section in dashboard.sections(targets=["isic"], pools=["ph2", "kvasir"]):
+        for panel in section.panels:
+            assert set(panel.keys) <= logged, panel.title
+            assert not panel.x or panel.x in logged
+
+
+def test_what_is_switched_off_is_not_there(train, tmp_path):
+    finished = train("learner=fomaml", "logger=both", "logger.artifacts=false", "logger.overlay_every=0")
+    assert finished.returncode == 0, finished.stderr
+    (records,) = offline_records(tmp_path / "run")
+    assert {one.type for one in of_kind(records, "artifact")} == {"run_table"}
+    assert not any("progress" in name for row in of_kind(records, "history") for name in as_dict(row.item))
+
+
+@pytest.mark.parametrize("setting", ["logger.overlay_every=-1", "logger.overlay_images=0"])
+def test_settings_out_of_range_are_refused(train, setting):
+    finished = train("learner=fomaml", "logger=both", setting)
+    assert finished.returncode == 1
+    assert "logger.overlay_every must be at least 0" in finished.stderr

@@ -1,0 +1,68 @@
+"""Where runs stand on the dashboard."""
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from offline_runs import of_kind, offline_records
+from omegaconf import OmegaConf
+
+from metaseg.tracking import place
+
+SCRATCH = ["learner=scratch", "pair=none", "target=[isic,kvasir,kvasir_capsule]"]
+
+
+def settings(*overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "group", "tables"),
+    [
+        (["shots=5"], "table 2 ph2_kvasir", {"table 2"}),
+        (
+            ["learner=maml", "tasks.mixing=mixed", "target=[isic,kvasir_capsule]"],
+            "tables 3+5 ph2_kvasir",
+            {"table 3", "table 5"},
+        ),
+        ([*SCRATCH, "shots=10"], "tables 2+3+4+5+6 alone", {f"table {number}" for number in range(2, 7)}),
+        (["pair=cvc_ph2", "shots=5", "tasks.count=20", "learner.curvature=hessian", "loss=dice"], None, {"table 7"}),
+        (["shots=7"], "ph2_kvasir exclusive", set()),
+        (["target=kvasir_capsule"], "ph2_kvasir exclusive", set()),
+    ],
+)
+def test_a_run_has_the_tags_of_all_tables_that_it_serves(overrides, group, tables):
+    found = place(settings(*overrides))
+    assert found.group == (group or "table 7 cvc_ph2")
+    assert {tag for tag in found.tags if tag.startswith("table")} == tables
+
+
+def test_a_cell_is_what_differs_in_its_seed_alone():
+    one = place(settings("seed=0"))
+    other = place(settings("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))
+    assert one.cell == other.cell
+    assert one.model != other.model
+    for change in ("learner.inner.lr=0.5", "scale=small", "protocol=paper", "shots=10", "tasks.mixing=mixed"):
+        assert place(settings(change)).cell != one.cell
+
+
+def test_tags_are_as_short_as_wandb_wants_them():
+    long = place(settings(f"logger.cell={'x' * 100}"))
+    assert long.cell == f"full-tuned/{'x' * 100}"
+    assert all(len(tag) <= 64 for tag in long.tags)
+
+
+def test_a_sweep_names_its_cells(train, tmp_path):
+    sweep = ["hydra/launcher=basic", f"hydra.sweep.dir={tmp_path / 'sweep'}", "-m"]
+    finished = train("learner=scratch", "seed=0,1", "logger=both", "evaluation.draws=1", *sweep)
+    assert finished.returncode == 0, finished.stderr
+    directories = sorted(path.parent for path in (tmp_path / "sweep").rglob("result.json"))
+    assert len(directories) == 2
+    cells = set()
+    for directory in directories:
+        (records,) = offline_records(directory)
+        cells.update(item.value_json for item in of_kind(records, "run")[0].config.update if item.key == "cell")
+    (cell,) = cells
+    assert cell.startswith('"full-tuned/')
+    assert "tasks.count=4" in cell
+    assert "seed" not in cell

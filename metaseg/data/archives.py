@@ -1,8 +1,8 @@
 """Unpacking archives from the network: whole, and never outside of their folder.
 
-Zip and tar are read by Python; each member is looked at before any is written. Rar needs one of the programs in `TOOLS`,
-which unpacks into an empty folder that is looked at afterwards. Refused are members whose path leaves the folder, links
-and devices, encrypted ones, and archives that grow beyond what images and masks can.
+Zip and tar are read by Python, which looks at each member before it is written. Rar needs one of the programs in
+`TOOLS`, which unpacks into an empty folder that is looked at meanwhile and afterwards. Refused are members whose path
+leaves the folder, links and devices, encrypted ones, and archives that grow beyond what images and masks can.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import tempfile
 import time
 import zipfile
 import zlib
@@ -39,6 +40,10 @@ _MAGIC = {b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"Rar!\x1a\x07": "rar", b"
 _BLOCK = 2**20
 
 
+class DamagedError(MetasegError):
+    """The file is no archive, or not a whole one: only another download helps."""
+
+
 def kind(archive: Path) -> str:
     """`zip`, `rar` or `tar`, by the file's first bytes. Raises MetasegError where it is none of them."""
     with archive.open("rb") as file:
@@ -49,7 +54,7 @@ def kind(archive: Path) -> str:
     if start[257:262] == b"ustar" or start.startswith(b"\xfd7zXZ"):
         return "tar"
     looks = "a web page" if start.lstrip()[:1] == b"<" else "something else"
-    raise MetasegError(f"{archive.name} should be a zip, rar or tar archive, but is {looks}")
+    raise DamagedError(f"{archive.name} should be a zip, rar or tar archive, but is {looks}")
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -77,7 +82,7 @@ def _refuse(archive: Path, member: str, why: str) -> MetasegError:
 def _check_path(archive: Path, name: str) -> None:
     path, windows = PurePosixPath(name), PureWindowsPath(name)
     outside = path.is_absolute() or windows.anchor or ".." in path.parts or ".." in windows.parts
-    if outside or "\0" in name or not path.parts:
+    if outside or "\0" in name:
         raise _refuse(archive, name, "leaves the folder")
 
 
@@ -96,9 +101,9 @@ def _check_sizes(archive: Path, sizes: list[int]) -> None:
         )
 
 
-def _damaged(archive: Path, error: Exception) -> MetasegError:
+def _damaged(archive: Path, error: Exception) -> DamagedError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return MetasegError(f"{archive.name} is damaged ({reason}): it was cut off, or is not the published archive")
+    return DamagedError(f"{archive.name} is damaged ({reason}): it was cut off, or is not the published archive")
 
 
 def _unpack_zip(archive: Path, target: Path) -> None:
@@ -151,44 +156,52 @@ def _checked(archive: Path, file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 def _write(archive: Path, target: Path, name: str, source: IO[bytes]) -> None:
     path = target / name
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             shutil.copyfileobj(source, file, _BLOCK)
-    except FileExistsError:
+    except (FileExistsError, NotADirectoryError):
         raise _refuse(archive, name, "is there twice") from None
 
 
 def _unpack_by_tool(archive: Path, target: Path) -> None:
-    tool = next((name for name in TOOLS if shutil.which(name)), None)
-    if tool is None:
+    tools = [name for name in TOOLS if shutil.which(name)]
+    if not tools:
         raise MetasegError(
-            f"{archive} is a rar archive, and none of {', '.join(TOOLS)} is installed: install one (Debian: apt install "
-            f"libarchive-tools; macOS has bsdtar; conda: libarchive) and repeat the command, which will not download "
-            f"the archive again; or unpack it by hand"
+            f"{archive} is a rar archive, and none of {', '.join(TOOLS)} is installed: install one (Debian: apt "
+            f"install libarchive-tools; macOS has bsdtar; conda: libarchive) and repeat the command, which will not "
+            f"download the archive again; or unpack it by hand"
         )
+    failed = []
+    for tool in tools:
+        if not (said := _run(tool, archive, target)):
+            return
+        failed.append(f"{tool}: {said}")
+        shutil.rmtree(target)
+        target.mkdir()
+    raise MetasegError(
+        f"{archive} could not be unpacked by {'; '.join(failed)}: it may be damaged, then remove it and repeat the "
+        f"command; or install another of {', '.join(TOOLS)}, which do not all read every rar"
+    )
+
+
+def _run(tool: str, archive: Path, target: Path) -> str:
+    """Let a program unpack; why it could not, empty where it could."""
     limit = _limit(archive)
     command = [tool, *TOOLS[tool](archive.absolute(), target.absolute())]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    ) as process:
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             while process.poll() is None:
                 _look_over(archive, target, limit)
-                time.sleep(0.2)
-        except BaseException:
-            process.kill()
-            raise
-        assert process.stderr is not None
-        said = process.stderr.read()
-    _look_over(archive, target, limit)
-    if process.returncode:
-        raise _damaged(archive, ValueError(f"{tool}: {said.strip()[-300:] or f'exit status {process.returncode}'}"))
+                time.sleep(0.1)
+        finally:
+            process.kill()  # without effect on one that has ended
+            process.wait()
+        _look_over(archive, target, limit)
+        output.seek(0)
+        said = " ".join(output.read().decode(errors="replace").split())[-200:]
+    return "" if process.returncode == 0 else said or f"exit status {process.returncode}"
 
 
 def _look_over(archive: Path, target: Path, limit: int) -> None:

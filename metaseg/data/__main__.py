@@ -124,7 +124,7 @@ def _section(options: argparse.Namespace, dataset: catalogue.Dataset) -> Section
                     f"{dataset.name} has faulty images, the first being {faults[0].images[0]}: {faults[0].message}. "
                     f"`python -m metaseg.data check {dataset.name} --root {options.root}` lists them all"
                 )
-        images, masks = (np.stack([one[part] for one in decoded]) for part in (1, 2))
+        images, masks = np.stack([image for _, image, _ in decoded]), np.stack([mask for *_, mask in decoded])
         ids, total, what = [pair.id for pair in chosen_pairs], len(pairs), ""
     title = (
         f"{what}{dataset.title}: {len(ids)} of {total} images, at {options.size}×{options.size} as networks see them"

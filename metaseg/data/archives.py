@@ -74,8 +74,8 @@ def _limit(archive: Path) -> int:
 
 def _refuse(archive: Path, member: str, why: str) -> MetasegError:
     return MetasegError(
-        f"{archive.name} is refused, and nothing of it was kept: its member {member[:200]!r} {why}; this is not the "
-        f"published archive"
+        f"{archive.name} is refused, and nothing of it was kept: its member {member[:200]!r} {why}: this is hardly "
+        f"the published archive; remove {archive} to download it again"
     )
 
 

@@ -133,14 +133,15 @@ def _not_found(dataset: Dataset, root: Path, looked_in: list[Path]) -> str:
         state = f"none of the folders {', '.join(dataset.folders)} holds it"
     else:
         state = f"the folder {root} does not exist"
-    get = f" To get it: {dataset.how}" + (f" ({dataset.url})" if dataset.url else "") + ";" if dataset.how else ""
-    fetch = f" or `python -m metaseg.data fetch {dataset.name} --root {root}`;" if dataset.sources else ""
-    own = "" if dataset.how else f" Mend its YAML file, {dataset.name}.yaml;"
-    twin = "; or use its synthetic twin by data=synthetic" if dataset.paper_count is not None else ""
-    return (
-        f"{dataset.name} ({dataset.title}) was not found under {root.resolve()}: {state}.{get}{fetch}{own} or name "
-        f"another folder by data.root=DIR or METASEG_DATA{twin}"
-    )
+    where = f"{dataset.how} ({dataset.url})" if dataset.url else dataset.how
+    fetch = f"`python -m metaseg.data fetch {dataset.name} --root {root}`" if dataset.sources else ""
+    ways = [way for way in (where, fetch) if way]
+    remedies = [
+        f"To get it: {'; or '.join(ways)}" if ways else f"Mend its YAML file, {dataset.name}.yaml",
+        "name another folder by data.root=DIR or METASEG_DATA",
+        *(["use its synthetic twin by data=synthetic"] if dataset.paper_count is not None else []),
+    ]
+    return f"{dataset.name} ({dataset.title}) was not found under {root.resolve()}: {state}. {'; or '.join(remedies)}"
 
 
 def _any(pattern: str) -> str:

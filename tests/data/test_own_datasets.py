@@ -195,7 +195,7 @@ def test_names(tmp_path):
 
 def test_missing_files_of_ones_own_do_not_lead_to_twins_or_downloads(tmp_path):
     with pytest.raises(
-        MetasegError, match=r"none of the folders mine holds it.*Mend its YAML file, mine\.yaml"
+        MetasegError, match=r"none of the folders mine holds it.*Mend its YAML file, mine\.yaml; or name"
     ) as caught:
         layouts.find(describe(tmp_path), tmp_path)
     assert "twin" not in str(caught.value)

@@ -28,13 +28,13 @@ ALWAYS = 2**26
 """Bytes that an archive of any size may unpack to."""
 
 TOOLS: dict[str, Callable[[Path, Path], list[str]]] = {
-    "bsdtar": lambda archive, target: ["-x", "-f", str(archive), "-C", str(target)],
     "unar": lambda archive, target: ["-quiet", "-no-directory", "-output-directory", str(target), str(archive)],
-    "7zz": lambda archive, target: ["x", "-y", f"-o{target}", str(archive)],
-    "7z": lambda archive, target: ["x", "-y", f"-o{target}", str(archive)],
     "unrar": lambda archive, target: ["x", "-y", "-p-", str(archive), f"{target}/"],
+    "7zz": lambda archive, target: ["x", "-y", "-p-", f"-o{target}", str(archive)],
+    "7z": lambda archive, target: ["x", "-y", "-p-", f"-o{target}", str(archive)],
+    "bsdtar": lambda archive, target: ["-x", "-f", str(archive), "-C", str(target)],
 }
-"""Programs that read rar, best first, and their arguments."""
+"""Programs that read rar and their arguments; the first read more kinds of it."""
 
 _MAGIC = {b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"Rar!\x1a\x07": "rar", b"\x1f\x8b": "tar", b"BZh": "tar"}
 _BLOCK = 2**20
@@ -169,8 +169,8 @@ def _unpack_by_tool(archive: Path, target: Path) -> None:
     if not tools:
         raise MetasegError(
             f"{archive} is a rar archive, and none of {', '.join(TOOLS)} is installed: install one (Debian: apt "
-            f"install libarchive-tools; macOS has bsdtar; conda: libarchive) and repeat the command, which will not "
-            f"download the archive again; or unpack it by hand"
+            f"install unar libarchive-tools; macOS: brew install unar) and repeat the command, which will not download "
+            f"the archive again; or unpack it by hand"
         )
     failed = []
     for tool in tools:

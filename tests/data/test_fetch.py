@@ -328,15 +328,15 @@ def bin_folder(tmp_path, monkeypatch):
 
 
 def test_rar_without_a_program_says_what_to_install(offered, bin_folder):
-    with pytest.raises(MetasegError, match=r"none of bsdtar, unar, .* is installed: install one .* will not download"):
+    with pytest.raises(MetasegError, match=r"none of unar, unrar, .* is installed: install one .* will not download"):
         offered(("x.rar", Misbehaving(RAR)))
     assert hidden_and_archives(offered.root) == ([], ["x.rar"])
 
 
 def test_rar_by_the_first_program_that_can(offered, bin_folder, published):
-    tool(bin_folder, "bsdtar", 'echo "RAR: unsupported" >&2; touch "$5/half"; exit 1')
-    # unar -quiet -no-directory -output-directory TARGET ARCHIVE
-    tool(bin_folder, "unar", f'test "$3" = -output-directory && cp -r {published}/Mine "$4"')
+    # unar -quiet -no-directory -output-directory TARGET ARCHIVE; bsdtar -x -f ARCHIVE -C TARGET
+    tool(bin_folder, "unar", 'echo "RAR: unsupported" >&2; touch "$4/half"; exit 1')
+    tool(bin_folder, "bsdtar", f'test "$4" = -C && cp -r {published}/Mine "$5"')
     assert len(offered(("x.rar", Misbehaving(RAR))).pairs) == 3
     assert not (offered.root / "mine/half").exists()
 

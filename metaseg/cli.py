@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metaseg.errors import MetasegError
+from metaseg.pairs import JOINT, chosen
 
 CONFIG_FOLDER = Path(__file__).parents[1] / "conf"
 DRY_RUN = "hydra.sweeper.dry_run=true"
@@ -43,7 +44,11 @@ def entry(
     _script.append(Path(inspect.getfile(main)).resolve())
     if "--dry-run" in sys.argv and not {"-m", "--multirun"} & set(sys.argv):
         fail("--dry-run lists the cells of a sweep: add -m.")
-    sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in sys.argv[1:]]
+    try:
+        arguments = chosen(sys.argv[1:])
+    except MetasegError as error:
+        fail(str(error))
+    sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
     failed: list[str] = []
 
     @functools.wraps(main)
@@ -102,8 +107,9 @@ def _sentence(error: Exception) -> str:
     """Hydra's message in one sentence, with the allowed values of a group where they are known."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
-        allowed = ", ".join(option for option in error.options if not option.startswith("_"))
-        return f"{group} must be one of {allowed}, found {value!r}."
+        allowed = ", ".join(option for option in error.options if not option.startswith("_") and JOINT not in option)
+        lists = ", or a list of datasets as in pair=[ph2,kvasir]" if group == "pair" else ""
+        return f"{group} must be one of {allowed}{lists}, found {value!r}."
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=… must be given; `python {Path(sys.argv[0]).name} --help` says what it is."
     text = " ".join(str(error).split())

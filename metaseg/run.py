@@ -105,7 +105,7 @@ def carry_out(
         if rank != 0:
             return None
         result = test(settings, learner, data, directory, loggers)
-        result["settings"] = settings
+        result["settings"], result["data"] = settings, data.provenance()
         result["wall_seconds"] = time.monotonic() - started
         result["peak_memory_mib"] = provenance.peak_memory_mib()
         result["versions"], result["hardware"] = provenance.versions(), provenance.hardware()

@@ -32,6 +32,7 @@ _RESULT_ORDER = (
     "dirty",
     "versions",
     "hardware",
+    "data",
     "settings",
 )
 

@@ -141,7 +141,8 @@ def content_key(
                 advance()
     except OSError as error:
         raise MetasegError(f"cannot read {error.filename}: {error.strerror}; make the file readable") from error
-    names = [path.relative_to(folder).as_posix() for path in files]
+    # Files that a CSV file names may lie outside of its folder.
+    names = [Path(os.path.relpath(path, folder)).as_posix() for path in files]
     text = json.dumps([settings, list(zip(names, digests, strict=True))], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), fresh
 

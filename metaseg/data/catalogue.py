@@ -1,33 +1,40 @@
-"""The datasets the project knows: one YAML in conf/dataset each, so that a new dataset is one new file.
+"""The datasets the project knows, and those of one's own: one YAML each, so that a new dataset is one new file.
 
-Keys of such a file
-    name             name in configs and results; also the file's name
+The YAML of a dataset NAME is conf/dataset/NAME.yaml, as for those of the paper, or NAME.yaml in data.root, beside the
+images it describes. Names are of lower-case letters, digits and _. Only `title` is required:
+
     title            name in tables
-    folders          folders to look for under data.root, in this order; `.` is data.root itself
+    folder           where the files lie, below data.root or absolute; default: NAME. Or `folders`: several to look for,
+                     in this order; `.` is data.root itself
+    images, masks    where images and masks lie inside the folder; `{stem}` is the image's id, `{group}` what must stay
+                     together (a patient, a video), `*` anything; a pattern without suffix takes files of any. Default:
+                     images/{stem} and masks/{stem}. Or `layouts`: several such pairs, tried in order, the default last
+    pairs            instead: a CSV file of pairs inside the folder; metaseg/data/pair_files.py has its columns
+    sequence_starts  ids are frame numbers; the first frame of every video sequence
+    blocks           the images, in order, are cut into so many blocks of consecutive frames
     count            number of images as published
-    paper_count      number of images in table 1 of Khadka et al. 2022
+    paper_count      number of images in table 1 of Khadka et al. 2022; none for datasets that are not in it
     image_size       width×height in pixels, as published
     imaging          imaging type
     lesion           what is segmented; pairs of "the same class" share it
     foreground       mean share of foreground pixels, 0 to 1
     url, licence, citation, how
                      where it is, on which terms, what to cite, and how to get it (half a sentence for error messages)
-    layouts          optional: where images and masks lie inside the folder, without their suffix; `{stem}` is the
-                     image's id. The plain layout images/{stem}, masks/{stem} is always tried last, unmentioned
-    sequence_starts  optional: ids are frame numbers; the first frame of every video sequence
-    blocks           optional: the images, in order, are cut into so many blocks of consecutive frames
-Images of one sequence, or of one block, are never separated by a split.
+    sources          archives that `python -m metaseg.data fetch` downloads and unpacks into the first folder: url, and
+                     optionally file (its name on disk), sha256 and bytes, where they are known
+Images of one group, sequence or block are never separated by a split.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -36,9 +43,13 @@ from metaseg.errors import MetasegError
 FOLDER = Path(__file__).parents[2] / "conf" / "dataset"
 
 
+NAME = re.compile(r"[a-z0-9_]+")
+"""What a dataset may be called: names become part of file names in which other signs separate."""
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Where images and masks lie inside a dataset's folder: paths without suffix, with `{stem}` for the image's id."""
+    """Where images and masks lie inside a dataset's folder: paths with `{stem}` for the image's id."""
 
     images: str
     masks: str
@@ -48,25 +59,37 @@ PLAIN = Layout(images="images/{stem}", masks="masks/{stem}")
 
 
 @dataclass(frozen=True)
+class Source:
+    """An archive to download: its address, its name on disk, and SHA-256 and size in bytes where they are known."""
+
+    url: str
+    file: str
+    sha256: str | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What is known of a dataset before a file is read; the fields are the keys listed in this module's docstring."""
 
     name: str
     title: str
     folders: tuple[str, ...]
-    count: int
-    paper_count: int
-    image_size: str
-    imaging: str
-    lesion: str
-    foreground: float
-    url: str
-    licence: str
-    citation: str
-    how: str
     layouts: tuple[Layout, ...] = (PLAIN,)
+    pairs: str = ""
     sequence_starts: tuple[int, ...] = ()
     blocks: int = 0
+    count: int | None = None
+    paper_count: int | None = None
+    image_size: str = ""
+    imaging: str = ""
+    lesion: str = ""
+    foreground: float | None = None
+    url: str = ""
+    licence: str = ""
+    citation: str = ""
+    how: str = ""
+    sources: tuple[Source, ...] = ()
 
 
 def load_catalogue(folder: Path = FOLDER) -> dict[str, Dataset]:
@@ -80,7 +103,7 @@ def load_catalogue(folder: Path = FOLDER) -> dict[str, Dataset]:
             f"expected one YAML file a dataset in {folder}, found none: run from a checkout of the project, where "
             f"conf/ lies beside metaseg/"
         )
-    return {file.stem: _read(file) for file in files}
+    return {file.stem: read(file) for file in files}
 
 
 @cache
@@ -88,31 +111,67 @@ def _catalogue() -> dict[str, Dataset]:
     return load_catalogue()
 
 
-def names() -> list[str]:
-    """Names of all datasets of the catalogue."""
-    return list(_catalogue())
+def names(root: str | Path | None = None) -> list[str]:
+    """Names of the datasets of conf/dataset and, given data.root, of those described there."""
+    return [*_catalogue(), *sorted(_own(root).keys() - _catalogue().keys())]
 
 
-def get(name: str) -> Dataset:
-    """The dataset of that name. Raises MetasegError, with the allowed names, for any other."""
-    try:
+def published() -> list[str]:
+    """Names of the datasets of the paper's table 1."""
+    return [name for name, dataset in _catalogue().items() if dataset.paper_count is not None]
+
+
+def get(name: str, root: str | Path | None = None) -> Dataset:
+    """The dataset of that name, of conf/dataset or described in data.root.
+
+    Raises MetasegError for any other name, with those there are; and where both describe one name.
+    """
+    own = _file(root, name)
+    if name in _catalogue():
+        if own:
+            raise MetasegError(
+                f"{own} describes '{name}', which {FOLDER / own.name} describes already: give it another name"
+            )
         return _catalogue()[name]
-    except KeyError:
-        raise MetasegError(f"unknown dataset '{name}': choose from {', '.join(names())}") from None
+    if own:
+        return read(own)
+    where = "" if root is None else f", or describe it in {Path(root).expanduser() / name}.yaml (see README.md)"
+    raise MetasegError(f"unknown dataset '{name}': choose from {', '.join(names(root))}{where}")
+
+
+def _file(root: str | Path | None, name: str) -> Path | None:
+    """The YAML that describes a dataset in data.root, if it is there."""
+    if root is None or not NAME.fullmatch(name):
+        return None
+    file = Path(root).expanduser() / f"{name}.yaml"
+    return file if file.is_file() else None
+
+
+def _own(root: str | Path | None) -> dict[str, Path]:
+    """Files in data.root that look as if they described a dataset, by name."""
+    if root is None:
+        return {}
+    found = {}
+    for file in sorted(Path(root).expanduser().glob("*.yaml")):
+        # Whatever else may lie there is left alone, unless it is asked for by its name.
+        text = file.read_text(encoding="utf-8", errors="replace") if NAME.fullmatch(file.stem) else ""
+        if re.search(r"^title\s*:", text, re.MULTILINE):
+            found[file.stem] = file
+    return found
 
 
 def table(datasets: Iterable[Dataset] | None = None) -> list[dict[str, str]]:
     """Table 1 of the paper as rows of text, with what a user needs to obtain and cite each dataset."""
-    chosen = _catalogue().values() if datasets is None else datasets
+    chosen = map(get, published()) if datasets is None else datasets
     return [
         {
             "name": d.name,
             "dataset": d.title,
-            "images": str(d.count) if d.count == d.paper_count else f"{d.count} (paper: {d.paper_count})",
+            "images": _counts(d),
             "size": d.image_size,
             "imaging": d.imaging,
             "segmented": d.lesion,
-            "foreground": f"{100 * d.foreground:.1f} %",
+            "foreground": "" if d.foreground is None else f"{100 * d.foreground:.1f} %",
             "licence": d.licence,
             "url": d.url,
             "citation": d.citation,
@@ -121,33 +180,83 @@ def table(datasets: Iterable[Dataset] | None = None) -> list[dict[str, str]]:
     ]
 
 
-def _read(file: Path) -> Dataset:
+def _counts(dataset: Dataset) -> str:
+    if dataset.count is None:
+        return ""
+    return str(dataset.count) + (
+        f" (paper: {dataset.paper_count})" if dataset.paper_count not in (None, dataset.count) else ""
+    )
+
+
+def read(file: Path) -> Dataset:
+    """The dataset that a YAML file describes.
+
+    Raises MetasegError where the file lacks a key, holds an unknown one, or a value of another type.
+    """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MetasegError(f"cannot read {file}: {error.strerror}; make the file readable") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MetasegError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise MetasegError(f"{file} should hold the keys of a dataset, such as name and count; it holds none")
+        raise MetasegError(f"{file} should hold the keys of a dataset, such as title and images; it holds none")
 
-    fields = {field.name: field for field in dataclasses.fields(Dataset)}
-    if unknown := sorted(str(key) for key in content if key not in fields):
-        raise MetasegError(f"{file} has the unknown key {', '.join(unknown)}: allowed are {', '.join(fields)}")
-    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-    if missing := [name for name in required if name not in content]:
-        raise MetasegError(f"{file} lacks the key {', '.join(missing)}: add it (see metaseg/data/catalogue.py)")
-
-    values = {key: _typed(file, key, value, str(fields[key].type)) for key, value in content.items()}
-    values["layouts"] = (*values.get("layouts", ()), PLAIN)
-    dataset = Dataset(**values)
-    # A name becomes part of cache file names, in which the hyphen separates the parts.
-    if dataset.name != file.stem or not re.fullmatch(r"[a-z0-9_]+", dataset.name):
+    fields = {field.name: str(field.type) for field in dataclasses.fields(Dataset)}
+    if unknown := sorted(str(key) for key in content if key not in (*fields, *_SHORT)):
         raise MetasegError(
-            f"{file} names its dataset '{dataset.name}': the name must be the file's own, '{file.stem}', of lower-case "
-            f"letters, digits and _"
+            f"{file} has the unknown key {', '.join(unknown)}: allowed are {', '.join((*fields, *_SHORT))}"
         )
-    if dataset.sequence_starts and dataset.blocks:
-        raise MetasegError(f"{file} has both sequence_starts and blocks: keep the one that describes the images")
-    return dataset
+    if "title" not in content:
+        raise MetasegError(f"{file} lacks the key title: add it (see metaseg/data/catalogue.py)")
+    # A name becomes part of cache file names, in which the hyphen separates the parts.
+    if content.setdefault("name", file.stem) != file.stem or not NAME.fullmatch(file.stem):
+        raise MetasegError(
+            f"{file} names its dataset '{content['name']}': the name must be the file's own, '{file.stem}', of "
+            f"lower-case letters, digits and _"
+        )
+    _alone(file, content)
+    values = {key: _typed(file, key, value, fields.get(key, "str")) for key, value in content.items()}
+    return Dataset(**_spelt_out(file, values))
+
+
+_SHORT = ("folder", "images", "masks")
+"""Keys that stand for a `folders` or `layouts` of one."""
+
+
+def _alone(file: Path, content: Mapping[str, Any]) -> None:
+    """Refuse keys that say the same thing twice, or half of it."""
+    for one, others in (
+        ("folder", ("folders",)),
+        ("layouts", ("images", "masks", "pairs")),
+        ("pairs", ("images", "masks")),
+        ("sequence_starts", ("blocks",)),
+    ):
+        if one in content and (twice := [key for key in others if key in content]):
+            raise MetasegError(f"{file} has both {one} and {twice[0]}: keep the one that describes the images")
+    if ("images" in content) != ("masks" in content):
+        raise MetasegError(f"{file} has only one of images and masks: add the other")
+
+
+def _spelt_out(file: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dataset from the keys of its file."""
+    folder = values.pop("folder", values["name"])
+    values.setdefault("folders", (folder,))
+    if "images" in values:
+        patterns = {key: values.pop(key) for key in ("images", "masks")}
+        for key, pattern in patterns.items():
+            # `images/*.jpg` says the same to those who are used to it.
+            if "{stem}" not in pattern and pattern.count("*") == 1:
+                patterns[key] = pattern.replace("*", "{stem}")
+        if not _is_layout(patterns):
+            raise MetasegError(
+                f"{file}: images and masks should be paths inside the folder with {{stem}} for the image's id, and "
+                f"{{group}} in both or neither, not {patterns['images']!r} and {patterns['masks']!r}"
+            )
+        values["layouts"] = (Layout(**patterns),)
+    else:
+        values["layouts"] = (*values.get("layouts", ()), PLAIN)
+    return values
 
 
 def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
@@ -156,9 +265,11 @@ def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
     def is_int(number: Any) -> bool:
         return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
-    match kind:
+    match kind.removesuffix(" | None"):
         case "str" if isinstance(value, str) and value.strip():
             return value
+        case _ if value is None and kind.endswith("None"):
+            return None
         case "int" if is_int(value):
             return value
         case "float" if isinstance(value, int | float) and 0 <= value <= 1:
@@ -169,6 +280,8 @@ def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
             return tuple(value)
         case "tuple[Layout, ...]" if isinstance(value, list) and all(map(_is_layout, value)):
             return tuple(Layout(**layout) for layout in value)
+        case "tuple[Source, ...]" if isinstance(value, list) and all(map(_is_source, value)):
+            return tuple(Source(**{"file": _last_part(source["url"])} | source) for source in value)
     expected = {
         "str": "text",
         "int": "a whole number, 0 or more",
@@ -176,13 +289,36 @@ def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
         "tuple[str, ...]": "a list of texts",
         "tuple[int, ...]": "a list of rising whole numbers",
         "tuple[Layout, ...]": "a list of {images: path, masks: path}, each path with {stem}",
-    }[kind]
+        "tuple[Source, ...]": "a list of {url: http…}, optionally with file: name, sha256: 64 digits, bytes: number",
+    }[kind.removesuffix(" | None")]
     raise MetasegError(f"{file}: {key} should be {expected}, not {value!r}")
 
 
 def _is_layout(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"images", "masks"}:
+        return False
+    paths = list(value.values())
     return (
-        isinstance(value, dict)
-        and set(value) == {"images", "masks"}
-        and all(isinstance(path, str) and "{stem}" in path for path in value.values())
+        all(isinstance(path, str) and "{stem}" in path and "**" not in path for path in paths)
+        and not any(path.startswith("/") or ".." in PurePosixPath(path).parts for path in paths)
+        and len({"{group}" in path for path in paths}) == 1
     )
+
+
+def _is_source(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"url"} <= set(value) <= {"url", "file", "sha256", "bytes"}:
+        return False
+    url, digest, size = (value.get(key) for key in ("url", "sha256", "bytes"))
+    file = value.get("file", _last_part(url) if isinstance(url, str) else None)
+    return (
+        isinstance(url, str)
+        and url.startswith(("http://", "https://"))
+        and isinstance(file, str)
+        and bool(re.fullmatch(r"\w[\w. +-]*", file))
+        and (digest is None or (isinstance(digest, str) and bool(re.fullmatch(r"[0-9a-f]{64}", digest))))
+        and (size is None or (isinstance(size, int) and size > 0))
+    )
+
+
+def _last_part(url: str) -> str:
+    return PurePosixPath(urlsplit(url).path).name

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Kind = Literal[
-    "unpaired", "ambiguous", "unreadable", "size", "empty mask", "not binary", "count", "frame number", "near-duplicate"
+    "unpaired",
+    "absent",
+    "ambiguous",
+    "unreadable",
+    "size",
+    "empty mask",
+    "not binary",
+    "count",
+    "frame number",
+    "near-duplicate",
 ]
 
 DECODE_SIDE = 512
@@ -93,12 +102,14 @@ class Report:
         from rich.table import Table
         from rich.text import Text
 
+        dataset, layout = self.dataset, self.listing.layout
+        known = "" if dataset.foreground is None else f" (catalogue: {100 * dataset.foreground:.1f} %)"
         summary = (
-            f"{self.dataset.title}: {len(self.listing.pairs)} pairs of {self.dataset.count} published, "
-            f"{len(np.unique(self.groups))} {self._grouping()}, foreground {100 * self.foreground:.1f} % "
-            f"(catalogue: {100 * self.dataset.foreground:.1f} %), {plural(len(self.errors), 'error')}, "
-            f"{plural(len(self.warnings), 'warning')}\n  in {self.listing.folder}, laid out as "
-            f"{self.listing.layout.images}, {self.listing.layout.masks}"
+            f"{dataset.title}: {len(self.listing.pairs)} pairs"
+            f"{'' if dataset.count is None else f' of {dataset.count} published'}, "
+            f"{len(np.unique(self.groups))} {self._grouping()}, foreground {100 * self.foreground:.1f} %{known}, "
+            f"{plural(len(self.errors), 'error')}, {plural(len(self.warnings), 'warning')}\n  in "
+            f"{self.listing.folder}, {f'laid out as {layout.images}, {layout.masks}' if layout else dataset.pairs}"
         )
         if not self.faults:
             return Group(Text(summary))
@@ -111,6 +122,8 @@ class Report:
         return Group(Text(summary), table)
 
     def _grouping(self) -> str:
+        if self.listing.grouped:
+            return "groups as named"
         if self.dataset.sequence_starts:
             return "video sequences"
         return "blocks of consecutive frames" if self.dataset.blocks else "groups of near-duplicates or single images"
@@ -217,9 +230,14 @@ def summarise(dataset: Dataset, listing: Listing, found: Sequence[Inspected]) ->
     faults = [
         *_files(listing.images_without_mask, "unpaired", "this image has no mask"),
         *_files(listing.masks_without_image, "unpaired", "this mask has no image"),
-        *_files(listing.ambiguous, "ambiguous", "another file has the same stem: keep one of them"),
+        *_files(
+            listing.ambiguous,
+            "ambiguous",
+            f"another {'file has the same stem' if listing.layout else 'line has the same id'}: keep one of them",
+        ),
+        *_files(listing.absent, "absent", f"{dataset.pairs} names it, but it is not there"),
     ]
-    if len(listing.pairs) != dataset.count:
+    if dataset.count is not None and len(listing.pairs) != dataset.count:
         faults.append(
             Fault(
                 "count", "warning", (), f"{len(listing.pairs)} pairs found, {dataset.count} published ({dataset.url})"
@@ -228,16 +246,17 @@ def summarise(dataset: Dataset, listing: Listing, found: Sequence[Inspected]) ->
     faults += [fault for one in found for fault in one.faults]
 
     readable = [not np.isnan(one.foreground) for one in found]
-    ids = [pair.id for pair, good in zip(listing.pairs, readable, strict=True) if good]
+    pairs = [pair for pair, good in zip(listing.pairs, readable, strict=True) if good]
+    ids = [pair.id for pair in pairs]
     kept = [one for one, good in zip(found, readable, strict=True) if good]
     bits = np.array([one.bits for one in kept], dtype=bool).reshape(len(kept), duplicates.BITS)
     details = np.array([one.details for one in kept], dtype=np.float32).reshape(len(kept), duplicates.DETAILS)
     try:
-        numbers = duplicates.groups(dataset, ids, bits, details)
+        numbers = duplicates.groups(dataset, ids, bits, details, [pair.group for pair in pairs])
     except MetasegError as error:
         faults.append(Fault("frame number", "error", (), str(error)))
         numbers = np.arange(len(ids))
-    if not (dataset.sequence_starts or dataset.blocks):
+    if not (dataset.sequence_starts or dataset.blocks or listing.grouped):
         for number in np.flatnonzero(np.bincount(numbers) > 1):
             alike = tuple(ids[index] for index in np.flatnonzero(numbers == number))
             faults.append(

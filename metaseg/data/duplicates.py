@@ -8,8 +8,9 @@ correlation all, are one photograph under two names with other colours and anoth
 adds, 6 are, by eye. Kvasir-SEG and PH² have no pair within 40 bits (the nearest, unrelated, are 42 and 56 apart); the
 second rule adds two pairs in PH², of similar nevi. A false pair only keeps two images together; a missed one leaks.
 
-The rule is not used where the catalogue knows video sequences or blocks: the dark frame of an endoscope makes unrelated
-scenes of CVC-ClinicDB differ in 28 bits only, and merging by that would chain a third of its sequences into one group.
+The rule is not used where a dataset's YAML, its layout or its CSV file says what belongs together: the dark frame of an
+endoscope makes unrelated scenes of CVC-ClinicDB differ in 28 bits only, and merging by that would chain a third of its
+sequences into one group.
 """
 
 from __future__ import annotations
@@ -75,12 +76,23 @@ def merge(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.argsort(np.argsort(where))[inverse].astype(np.int64)
 
 
-def groups(dataset: Dataset, ids: Sequence[str], bits: np.ndarray, details: np.ndarray) -> np.ndarray:
+def groups(
+    dataset: Dataset,
+    ids: Sequence[str],
+    bits: np.ndarray,
+    details: np.ndarray,
+    named: Sequence[str | None] = (),
+) -> np.ndarray:
     """Group numbers int64 (N,), from 0: images of one group must stay on one side of every split.
 
-    From the catalogue's video sequences or blocks where it names them, else from near-duplicates. Raises MetasegError
+    From `named` where any image has a name there (None: alone), else from the catalogue's video sequences or blocks
+    where it has any, else from near-duplicates. Raises MetasegError
     where sequences are given and an id is no frame number, or lies before the first sequence.
     """
+    if any(name is not None for name in named):
+        numbers: dict[tuple[str | None, int], int] = {}
+        keys = [(name, -1 if name is not None else index) for index, name in enumerate(named)]
+        return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
     if dataset.blocks:
         sizes = [len(block) for block in np.array_split(np.arange(len(ids)), dataset.blocks)]
         return np.repeat(np.arange(dataset.blocks), sizes)

@@ -1,14 +1,15 @@
 """From a folder on disk to pairs of files, and from files to arrays.
 
-An id is what stands for `{stem}` in the layout. Hidden files (among them macOS' `._` twins) and files that are no
-images are passed over, so licences and attributions may lie beside the images.
+An id is what stands for `{stem}` in the layout, after what stands for `{group}` where it has that too. Hidden files
+(among them macOS' `._` twins) and files that are no images are passed over, so licences and attributions may lie beside
+the images.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from metaseg.data import pair_files
 from metaseg.data.catalogue import PLAIN, Dataset, Layout
 from metaseg.errors import MetasegError
 
@@ -26,28 +28,38 @@ THRESHOLD = 127  # Kvasir-SEG's masks are JPEG with grey edges; its authors' cod
 
 
 class Pair(NamedTuple):
-    """One image and its mask."""
+    """One image and its mask; `group`: what no split may separate it from, where the layout or a CSV file says so."""
 
     id: str
     image: Path
     mask: Path
+    group: str | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a dataset's folder under one layout: pairs in natural order, and the files that make no pair."""
+    """What lies in a dataset's folder under one layout, or is named by its CSV file of pairs.
+
+    Pairs are in natural order; then the files that make no pair.
+    """
 
     folder: Path
-    layout: Layout
+    layout: Layout | None  # None: a CSV file of pairs
     pairs: tuple[Pair, ...]
     images_without_mask: tuple[Path, ...]
     masks_without_image: tuple[Path, ...]
-    ambiguous: tuple[Path, ...]  # files of one stem that differ in their suffix only
+    ambiguous: tuple[Path, ...]  # files of one stem that differ in their suffix only; of one id in a CSV file
+    absent: tuple[Path, ...] = ()  # files that a CSV file names and that are not there
 
     @property
     def faults(self) -> int:
         """How many files cannot be used."""
-        return len(self.images_without_mask) + len(self.masks_without_image) + len(self.ambiguous)
+        return len(self.images_without_mask) + len(self.masks_without_image) + len(self.ambiguous) + len(self.absent)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the layout or the CSV file says what belongs together."""
+        return any(pair.group is not None for pair in self.pairs)
 
 
 def find(dataset: Dataset, root: str | Path) -> list[Pair]:
@@ -68,7 +80,8 @@ def complete(dataset: Dataset, root: str | Path) -> Listing:
             for files, what in (
                 (listing.images_without_mask, "without a mask"),
                 (listing.masks_without_image, "masks without an image"),
-                (listing.ambiguous, "files that share a stem"),
+                (listing.ambiguous, "files that share a stem" if listing.layout else "files that share an id"),
+                (listing.absent, "named by the CSV file that are not there"),
             )
             if files
         ]
@@ -85,59 +98,126 @@ def scan(dataset: Dataset, root: str | Path) -> Listing:
     Raises MetasegError where none holds a file.
     """
     root = Path(root).expanduser()
-    looked_in = [root / folder for folder in dataset.folders]
+    looked_in = [root / Path(folder).expanduser() for folder in dataset.folders]
     incomplete: list[Listing] = []
     for folder in looked_in:
-        # images/ and masks/ directly under data.root could be any dataset's: the plain layout needs a folder's name.
-        layouts = [layout for layout in dataset.layouts if folder != root or layout != PLAIN]
-        for layout in layouts if folder.is_dir() else ():
-            listing = _list(folder, layout)
+        for listing in _listings(dataset, folder, root):
             if listing.pairs:
                 return listing
             if listing.faults:
                 incomplete.append(listing)
     if incomplete:
         return max(incomplete, key=lambda listing: listing.faults)
+    raise MetasegError(_not_found(dataset, root, looked_in))
+
+
+def _listings(dataset: Dataset, folder: Path, root: Path) -> Iterator[Listing]:
+    if dataset.pairs:
+        file = folder / Path(dataset.pairs).expanduser()
+        if file.exists():
+            yield _of_csv(file)
+    elif folder.is_dir():
+        # images/ and masks/ directly under data.root could be any dataset's: the plain layout needs a folder's name.
+        for layout in dataset.layouts:
+            if folder != root or layout != PLAIN:
+                yield _list(folder, layout)
+
+
+def _not_found(dataset: Dataset, root: Path, looked_in: list[Path]) -> str:
     present = [folder for folder in looked_in if folder.is_dir() and folder != root]
-    patterns = " or ".join(f"{layout.images}.* with {layout.masks}.*" for layout in dataset.layouts)
-    state = (
-        f"{', '.join(map(str, present))} holds no images laid out as {patterns}"
-        if present
-        else f"none of the folders {', '.join(dataset.folders)} holds it"
-        if root.is_dir()
-        else f"the folder {root} does not exist"
-    )
-    raise MetasegError(
-        f"{dataset.name} ({dataset.title}) was not found under {root.resolve()}: {state}. To get it: {dataset.how} "
-        f"({dataset.url}); or name another folder by data.root=DIR or METASEG_DATA; or use its synthetic twin by "
-        f"data=synthetic"
+    patterns = " or ".join(f"{_any(layout.images)} with {_any(layout.masks)}" for layout in dataset.layouts)
+    if present:
+        lacks = f"no {dataset.pairs}" if dataset.pairs else f"no images laid out as {patterns}"
+        state = f"{', '.join(map(str, present))} holds {lacks}"
+    elif root.is_dir() or Path(dataset.folders[0]).is_absolute():
+        state = f"none of the folders {', '.join(dataset.folders)} holds it"
+    else:
+        state = f"the folder {root} does not exist"
+    where = f"{dataset.how} ({dataset.url})" if dataset.url else dataset.how
+    fetch = f"`python -m metaseg.data fetch {dataset.name} --root {root}`" if dataset.sources else ""
+    ways = [way for way in (where, fetch) if way]
+    remedies = [
+        f"To get it: {'; or '.join(ways)}" if ways else f"Mend its YAML file, {dataset.name}.yaml",
+        "name another folder by data.root=DIR or METASEG_DATA",
+        *(["use its synthetic twin by data=synthetic"] if dataset.paper_count is not None else []),
+    ]
+    return f"{dataset.name} ({dataset.title}) was not found under {root.resolve()}: {state}. {'; or '.join(remedies)}"
+
+
+def _any(pattern: str) -> str:
+    return pattern if _has_suffix(pattern) else f"{pattern}.*"
+
+
+def _has_suffix(pattern: str) -> bool:
+    return pattern.lower().endswith(SUFFIXES)
+
+
+def _of_csv(file: Path) -> Listing:
+    rows = pair_files.read(file)
+    times = Counter(row.id for row in rows)
+    files = {path for row in rows for path in (row.image, row.mask)}
+    absent = {path for path in files if not path.is_file()}
+    good = [row for row in rows if times[row.id] == 1 and not absent & {row.image, row.mask}]
+    return Listing(
+        folder=file.parent,
+        layout=None,
+        pairs=tuple(sorted((Pair(*row) for row in good), key=lambda pair: natural_key(pair.id))),
+        images_without_mask=(),
+        masks_without_image=(),
+        ambiguous=tuple(row.image for row in rows if times[row.id] > 1),
+        absent=tuple(sorted(absent)),
     )
 
 
 def _list(folder: Path, layout: Layout) -> Listing:
     images, masks = _match(folder, layout.images), _match(folder, layout.masks)
+    # Where both lie in one folder, a pattern such as {stem} finds {stem}_mask too.
+    taken = {path for paths in masks.values() for path in paths}
+    for key in list(images):
+        images[key] = [path for path in images[key] if path not in taken]
     ambiguous = [path for files in (images, masks) for paths in files.values() if len(paths) > 1 for path in paths]
-    ids = sorted(images.keys() | masks.keys(), key=natural_key)
+    keys = {key for files in (images, masks) for key, paths in files.items() if paths}
+    ids = {key: "/".join(part for part in key if part) for key in keys}
+    ordered = sorted(keys, key=lambda key: natural_key(ids[key]))
     return Listing(
         folder=folder,
         layout=layout,
-        pairs=tuple(Pair(i, images[i][0], masks[i][0]) for i in ids if len(images[i]) == len(masks[i]) == 1),
-        images_without_mask=tuple(path for i in ids if not masks[i] for path in images[i]),
-        masks_without_image=tuple(path for i in ids if not images[i] for path in masks[i]),
+        pairs=tuple(
+            Pair(ids[k], images[k][0], masks[k][0], k[0] or None)
+            for k in ordered
+            if len(images[k]) == len(masks[k]) == 1
+        ),
+        images_without_mask=tuple(path for k in ordered if not masks[k] for path in images[k]),
+        masks_without_image=tuple(path for k in ordered if not images[k] for path in masks[k]),
         ambiguous=tuple(ambiguous),
     )
 
 
-def _match(folder: Path, pattern: str) -> defaultdict[str, list[Path]]:
-    """Files of a layout's pattern by what stands for {stem}, which must be the same wherever it occurs."""
-    first, *rest = (re.escape(part) for part in pattern.split("{stem}"))
-    expression = re.compile(first + "(?P<stem>[^/]+)" + "(?P=stem)".join(rest))
-    found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.glob(pattern.replace("{stem}", "*") + ".*")):
-        match = expression.fullmatch(path.relative_to(folder).with_suffix("").as_posix())
+def _match(folder: Path, pattern: str) -> defaultdict[tuple[str, str], list[Path]]:
+    """Files of a layout's pattern by what stands for ({group}, {stem}), each the same wherever it occurs."""
+    whole = _has_suffix(pattern)
+    glob = re.sub(r"([\[?])", r"[\1]", re.sub(r"\{(stem|group)\}", "*", pattern)) + ("" if whole else ".*")
+    expression = re.compile(_expression(pattern))
+    found: defaultdict[tuple[str, str], list[Path]] = defaultdict(list)
+    for path in sorted(folder.glob(glob)):
+        name = path.relative_to(folder)
+        match = expression.fullmatch((name if whole else name.with_suffix("")).as_posix())
         if match and path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            found[match["stem"]].append(path)
+            parts = match.groupdict()
+            found[parts.get("group", ""), parts["stem"]].append(path)
     return found
+
+
+def _expression(pattern: str) -> str:
+    """A pattern as a regular expression; of `{group}_{stem}` the group is as short as it can be."""
+    first = {"{stem}": "(?P<stem>[^/]+)", "{group}": "(?P<group>[^/]+?)", "*": "[^/]*"}
+    again = {"{stem}": "(?P=stem)", "{group}": "(?P=group)"}
+    parts = []
+    for part in re.split(r"(\{stem\}|\{group\}|\*)", pattern):
+        parts.append(first.get(part, re.escape(part)))
+        if part in again:
+            first[part] = again[part]
+    return "".join(parts)
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:

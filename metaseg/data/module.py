@@ -20,6 +20,7 @@ from metaseg.data.batches import (
 )
 from metaseg.data.check import cores
 from metaseg.data.episodes import Plan, Stream, target_support
+from metaseg.data.layouts import scan
 from metaseg.data.pools import Pool, prepare, prepare_arrays, split_by_group
 from metaseg.errors import MetasegError
 
@@ -55,7 +56,7 @@ def load_pool(name: str, *, source: str, root: str, size: int) -> Pool:
     """The prepared images of dataset ``name`` at size×size, or those of its synthetic twin.
 
     Args:
-        name: a name of the catalogue.
+        name: a name of the catalogue, or of a dataset that is described under ``root``.
         source: "real" (files under ``root``) or "synthetic".
         root: folder that holds the datasets.
         size: side of the square images, pixels.
@@ -63,24 +64,42 @@ def load_pool(name: str, *, source: str, root: str, size: int) -> Pool:
     Raises:
         MetasegError: if the name or source is unknown, or files are missing or faulty.
     """
-    dataset = catalogue.get(name)
+    dataset = catalogue.get(name, root)
     if source == "real":
         return prepare(dataset, root, size)
     if source != "synthetic":
         raise MetasegError(f"data.source must be real or synthetic, found {source!r}.")
+    return _twin_pool(name, _twin_count(name), size)
+
+
+def image_count(name: str, source: str, root: str) -> int:
+    """Images that `load_pool` would give, as published where that is known: nothing is decoded.
+
+    Raises:
+        MetasegError: if the name is unknown, or the files of a dataset of unknown count are missing.
+    """
+    dataset = catalogue.get(name, root)
+    if source == "synthetic":
+        return _twin_count(name)
+    return len(scan(dataset, root).pairs) if dataset.count is None else dataset.count
+
+
+def _twin_count(name: str) -> int:
     from metaseg.data.synthetic import DEFAULT_COUNTS
 
     if name not in DEFAULT_COUNTS:
-        raise MetasegError(f"data=synthetic has twins of {', '.join(DEFAULT_COUNTS)} only, found {name!r}.")
-    return _twin_pool(name, size)
+        raise MetasegError(
+            f"data=synthetic has twins of {', '.join(DEFAULT_COUNTS)} only, found {name!r}; use data=real."
+        )
+    return DEFAULT_COUNTS[name]
 
 
 @lru_cache(maxsize=8)  # cells of a sweep that share a process share the twins
-def _twin_pool(name: str, size: int) -> Pool:
-    from metaseg.data.synthetic import DEFAULT_COUNTS, TWIN_SEED, twin
+def _twin_pool(name: str, count: int, size: int) -> Pool:
+    from metaseg.data.synthetic import TWIN_SEED, twin
 
-    images, masks, ids, groups = twin(name, DEFAULT_COUNTS[name], size, TWIN_SEED)
-    return prepare_arrays(name, images, masks, ids, groups)
+    images, masks, ids, groups = twin(name, count, size, TWIN_SEED)
+    return prepare_arrays(name, images, masks, ids, groups, blocks=catalogue.get(name).blocks > 0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +130,7 @@ class Target:
             raise MetasegError(f"learner.unlabelled must be a share from 0 to below 1, found {unlabelled}.")
         if not unlabelled:
             return cls(pool, everything, everything, np.arange(0))
-        if catalogue.get(pool.name).blocks:
+        if pool.blocks:
             # Blocks of one video: a whole block would be a fifth of it, and says no more than some of its frames.
             generator = np.random.default_rng([seed, Stream.UNLABELLED])
             chosen = np.sort(generator.choice(len(pool), max(1, round(unlabelled * len(pool))), replace=False))
@@ -134,9 +153,8 @@ class Target:
                 f"{len(self.candidates)}; lower shots."
             )
         support = self.candidates[target_support(len(self.candidates), shots, seed, draw)]
-        blocks = catalogue.get(self.pool.name).blocks > 0
         taken = np.isin(self.scored, support)
-        if not blocks:
+        if not self.pool.blocks:
             taken |= np.isin(self.pool.groups[self.scored], self.pool.groups[support])
         if taken.all():
             raise MetasegError(f"No image of {self.pool.name} is left to score beside shots={shots}; lower shots.")
@@ -215,6 +233,14 @@ class EpisodicData(L.LightningDataModule):
         if self.pools:
             self.train_plan, self.validation_plan = self._plans(allowed, train_images)
             self._validate_split()
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """Of each dataset, source or target: how many images and groups, and the key of what they were made from."""
+        pools = {pool.name: pool for pool in [*self.pools, *(target.pool for target in self.targets.values())]}
+        return {
+            name: {"images": len(pool), "groups": len(np.unique(pool.groups)), "key": pool.key}
+            for name, pool in pools.items()
+        }
 
     def require_training_data(self) -> None:
         """Refuse to train without source pools.

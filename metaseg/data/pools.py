@@ -30,7 +30,8 @@ class Pool:
     """N images of one dataset with their masks, in natural order of their ids. Arrays are read-only.
 
     images: uint8 (N, H, W, 3), RGB, 0 to 255. masks: uint8 (N, H, W), 0 or 1. groups: int64 (N,): images of one group
-    (the same video sequence, near-duplicates) must never be on two sides of a split.
+    (the same video sequence, near-duplicates) must never be on two sides of a split. blocks: groups are mere blocks of
+    one video. key: hash of the files and settings the arrays were made from; empty for arrays in memory.
     """
 
     name: str
@@ -38,6 +39,8 @@ class Pool:
     images: np.ndarray
     masks: np.ndarray
     groups: np.ndarray
+    blocks: bool = False
+    key: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,7 +53,8 @@ class Pool:
 
     def __reduce__(self) -> tuple[Callable[..., Pool], tuple[Any, ...]]:
         # Where worker processes are not forked they get the pool by pickle: files are named, not copied.
-        return _unpickle, (self.name, self.ids, _or_path(self.images), _or_path(self.masks), self.groups)
+        arrays = _or_path(self.images), _or_path(self.masks), self.groups
+        return _unpickle, (self.name, self.ids, *arrays, self.blocks, self.key)
 
 
 def _or_path(array: np.ndarray) -> np.ndarray | Path:
@@ -60,12 +64,18 @@ def _or_path(array: np.ndarray) -> np.ndarray | Path:
 
 
 def _unpickle(
-    name: str, ids: tuple[str, ...], images: np.ndarray | Path, masks: np.ndarray | Path, groups: np.ndarray
+    name: str,
+    ids: tuple[str, ...],
+    images: np.ndarray | Path,
+    masks: np.ndarray | Path,
+    groups: np.ndarray,
+    blocks: bool,
+    key: str,
 ) -> Pool:
     def opened(array: np.ndarray | Path) -> np.ndarray:
         return np.load(array, mmap_mode="r") if isinstance(array, Path) else _frozen(array)
 
-    return Pool(name, ids, opened(images), opened(masks), _frozen(groups))
+    return Pool(name, ids, opened(images), opened(masks), _frozen(groups), blocks, key)
 
 
 def prepare(
@@ -85,7 +95,7 @@ def prepare(
     the first one named); no space, or no folder to write to.
     """
     if isinstance(dataset, str):
-        dataset = catalogue.get(dataset)
+        dataset = catalogue.get(dataset, root)
     if not SMALLEST <= size <= LARGEST:
         raise MetasegError(f"the working size should be {SMALLEST} to {LARGEST} pixels, not {size}: set data.size")
     if threads is not None and threads < 1:
@@ -101,6 +111,8 @@ def prepare(
         "blocks": dataset.blocks,
         "duplicates": [duplicates.SURE_BITS, duplicates.LIKELY_BITS, duplicates.LIKELY_CORRELATION],
     }
+    if listing.grouped or listing.layout is None:
+        settings["pairs"] = [[pair.id, pair.group] for pair in listing.pairs]
     files = [path for pair in listing.pairs for path in (pair.image, pair.mask)]
     known = cache.recall(candidates, dataset.name)
     with _progress(f"hashing the files of {dataset.title}", len(files)) as advance:
@@ -110,7 +122,8 @@ def prepare(
     if fresh:
         cache.remember(cached.folder.parent, dataset.name, known | fresh)
     groups = _frozen(np.array(cached.meta["groups"], dtype=np.int64))
-    return Pool(dataset.name, tuple(cached.meta["ids"]), cached.images, cached.masks, groups)
+    ids = tuple(cached.meta["ids"])
+    return Pool(dataset.name, ids, cached.images, cached.masks, groups, dataset.blocks > 0 and not listing.grouped, key)
 
 
 def decode(
@@ -185,11 +198,12 @@ def prepare_arrays(
     masks: np.ndarray,
     ids: Sequence[str] | None = None,
     groups: np.ndarray | None = None,
+    blocks: bool = False,
 ) -> Pool:
     """A pool from arrays in memory, such as the synthetic twins: uint8 (N, H, W, 3), and (N, H, W) bool or of 0 and 1.
 
-    Without ids they are 0000, 0001, …; without groups every image is its own. Raises MetasegError where shapes, types
-    or values differ.
+    Without ids they are 0000, 0001, …; without groups every image is its own; `blocks` as in `Pool`. Raises
+    MetasegError where shapes, types or values differ.
     """
     count = len(images)
     ids = [f"{index:04d}" for index in range(count)] if ids is None else ids
@@ -203,7 +217,8 @@ def prepare_arrays(
         raise MetasegError(
             f"{name}: expected {count} different ids and {count} groups, found {len(set(ids))} and {groups.shape}"
         )
-    return Pool(name, tuple(ids), _frozen(images), _frozen(masks.astype(np.uint8)), _frozen(groups.astype(np.int64)))
+    masks, groups = masks.astype(np.uint8), groups.astype(np.int64)
+    return Pool(name, tuple(ids), _frozen(images), _frozen(masks), _frozen(groups), blocks)
 
 
 def split_by_group(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ def read_datasets(folder: Path) -> list[dict[str, str]]:
     except (OSError, ValueError) as error:
         raise MetasegError(f"{path} should hold what experiment=table1 found, but cannot be read: {error}.") from error
     rows = []
-    for name in catalogue.names():
+    for name in catalogue.published():
         dataset, row = catalogue.get(name), found.get(name, {})
         foreground = row.get("foreground")
         values = (

@@ -23,7 +23,7 @@ def table_of_datasets(data: Mapping[str, Any], folder: Path) -> None:
     Raises:
         MetasegError: if a dataset is missing or has errors; all are told first.
     """
-    names = catalogue.names()
+    names = catalogue.published()
     print_table([catalogue.get(name) for name in names])
     console = wide_console()
     found: dict[str, dict[str, Any]] = {}

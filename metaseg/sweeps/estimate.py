@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from metaseg.data import catalogue
 from metaseg.data.batches import Episode, SupportSet
-from metaseg.data.module import TARGET_TEST_SHARE
-from metaseg.data.synthetic import DEFAULT_COUNTS
+from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.learners.base import Learner
 from metaseg.memory import of_call
 from metaseg.run import build_learner
@@ -130,7 +128,7 @@ def _testing(settings: Mapping[str, Any], step: Step, last: int, longest: int) -
     targets = [settings["target"]] if isinstance(settings["target"], str) else settings["target"]
     seconds = 0.0
     for target in targets:
-        whole = DEFAULT_COUNTS[target] if settings["data"]["source"] == "synthetic" else catalogue.get(target).count
+        whole = image_count(target, settings["data"]["source"], settings["data"]["root"])
         if settings["learner"]["train_on"] == "target":
             whole = round(TARGET_TEST_SHARE * whole)
         whole = min(whole, evaluation["limit"] or whole)

@@ -76,7 +76,7 @@ def test_a_new_dataset_is_one_yaml(tmp_path):
     ("changes", "sentence"),
     [
         ({"colour": "red"}, "unknown key colour: allowed are name, title"),
-        ({"count": None, "url": None}, "lacks the key count, url"),
+        ({"title": None}, "lacks the key title"),
         ({"count": "many"}, "count should be a whole number, 0 or more, not 'many'"),
         ({"count": True}, "count should be a whole number"),
         ({"foreground": 32.3}, "foreground should be a number from 0 to 1, not 32.3"),

@@ -1,0 +1,222 @@
+"""Unpacking archives from the network: whole, and never outside of their folder.
+
+Zip and tar are read by Python, which looks at each member before it is written. Rar needs one of the programs in
+`TOOLS`, which unpacks into an empty folder that is looked at meanwhile and afterwards. Refused are members whose path
+leaves the folder, links and devices, encrypted ones, and archives that grow beyond what images and masks can.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
+
+from metaseg.errors import MetasegError
+
+MOST_MEMBERS = 200_000
+GROWTH = 100
+"""Times that an archive may grow when unpacked: bitmaps of masks grow 40 times, a bomb 1000 times."""
+ALWAYS = 2**26
+"""Bytes that an archive of any size may unpack to."""
+
+TOOLS: dict[str, Callable[[Path, Path], list[str]]] = {
+    "unar": lambda archive, target: ["-quiet", "-no-directory", "-output-directory", str(target), str(archive)],
+    "unrar": lambda archive, target: ["x", "-y", "-p-", str(archive), f"{target}/"],
+    "7zz": lambda archive, target: ["x", "-y", "-p-", f"-o{target}", str(archive)],
+    "7z": lambda archive, target: ["x", "-y", "-p-", f"-o{target}", str(archive)],
+    "bsdtar": lambda archive, target: ["-x", "-f", str(archive), "-C", str(target)],
+}
+"""Programs that read rar and their arguments; the first read more kinds of it."""
+
+_MAGIC = {b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"Rar!\x1a\x07": "rar", b"\x1f\x8b": "tar", b"BZh": "tar"}
+_BLOCK = 2**20
+
+
+class DamagedError(MetasegError):
+    """The file is no archive, or not a whole one: only another download helps."""
+
+
+def kind(archive: Path) -> str:
+    """`zip`, `rar` or `tar`, by the file's first bytes. Raises MetasegError where it is none of them."""
+    with archive.open("rb") as file:
+        start = file.read(512)
+    for magic, name in _MAGIC.items():
+        if start.startswith(magic):
+            return name
+    if start[257:262] == b"ustar" or start.startswith(b"\xfd7zXZ"):
+        return "tar"
+    looks = "a web page" if start.lstrip()[:1] == b"<" else "something else"
+    raise DamagedError(f"{archive.name} should be a zip, rar or tar archive, but is {looks}")
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack an archive into an empty folder.
+
+    Raises:
+        MetasegError: the archive is damaged, hostile or of no known kind; nothing reads rar here. The caller removes
+            what was written.
+        OSError: the disk is full, or cannot be written to.
+    """
+    {"zip": _unpack_zip, "tar": _unpack_tar, "rar": _unpack_by_tool}[kind(archive)](archive, target)
+
+
+def _limit(archive: Path) -> int:
+    return max(ALWAYS, GROWTH * archive.stat().st_size)
+
+
+def _refuse(archive: Path, member: str, why: str) -> MetasegError:
+    return MetasegError(
+        f"{archive.name} is refused, and nothing of it was kept: its member {member[:200]!r} {why}: this is hardly "
+        f"the published archive; remove {archive} to download it again"
+    )
+
+
+def _check_path(archive: Path, name: str) -> None:
+    path, windows = PurePosixPath(name), PureWindowsPath(name)
+    outside = path.is_absolute() or windows.anchor or ".." in path.parts or ".." in windows.parts
+    if outside or "\0" in name:
+        raise _refuse(archive, name, "leaves the folder")
+
+
+def _check_sizes(archive: Path, sizes: list[int]) -> None:
+    limit = _limit(archive)
+    if len(sizes) > MOST_MEMBERS or sum(sizes) > limit:
+        raise MetasegError(
+            f"{archive.name} is refused: its {len(sizes)} members would take {sum(sizes) / 2**20:,.0f} MiB, expected "
+            f"at most {MOST_MEMBERS} and {limit / 2**20:,.0f} MiB for an archive of its size"
+        )
+    free = shutil.disk_usage(archive.parent).free
+    if sum(sizes) > free:
+        raise MetasegError(
+            f"{archive.name} needs {sum(sizes) / 2**20:,.0f} MiB unpacked, but {archive.parent} has "
+            f"{free / 2**20:,.0f} MiB left: free some space and repeat the command"
+        )
+
+
+def _damaged(archive: Path, error: Exception) -> DamagedError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DamagedError(f"{archive.name} is damaged ({reason}): it was cut off, or is not the published archive")
+
+
+def _unpack_zip(archive: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+            for member in members:
+                _check_path(archive, member.filename)
+                kind_of = stat.S_IFMT(member.external_attr >> 16)
+                if kind_of not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise _refuse(archive, member.filename, "is a link or a device")
+                if member.flag_bits & 1:
+                    raise _refuse(archive, member.filename, "is encrypted")
+            _check_sizes(archive, [member.file_size for member in members])
+            for member in members:
+                if member.is_dir():
+                    (target / member.filename).mkdir(parents=True, exist_ok=True)
+                else:
+                    with file.open(member) as source:
+                        _write(archive, target, member.filename, source)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise _damaged(archive, error) from error
+
+
+def _unpack_tar(archive: Path, target: Path) -> None:
+    try:
+        with tarfile.open(archive) as file:
+            for member in _checked(archive, file):
+                if member.isdir():
+                    (target / member.name).mkdir(parents=True, exist_ok=True)
+                elif source := file.extractfile(member):
+                    with source:
+                        _write(archive, target, member.name, source)
+    except (tarfile.TarError, zlib.error, EOFError) as error:
+        raise _damaged(archive, error) from error
+
+
+def _checked(archive: Path, file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members, in order; a compressed tar says how large it is only as it is read."""
+    sizes: list[int] = []
+    for member in file:
+        _check_path(archive, member.name)
+        if not (member.isfile() or member.isdir()) or member.issparse():
+            raise _refuse(archive, member.name, "is a link or a device")
+        sizes.append(member.size)
+        if len(sizes) % 1000 == 1 or sum(sizes) > _limit(archive):
+            _check_sizes(archive, sizes)
+        yield member
+
+
+def _write(archive: Path, target: Path, name: str, source: IO[bytes]) -> None:
+    path = target / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            shutil.copyfileobj(source, file, _BLOCK)
+    except (FileExistsError, NotADirectoryError):
+        raise _refuse(archive, name, "is there twice") from None
+
+
+def _unpack_by_tool(archive: Path, target: Path) -> None:
+    tools = [name for name in TOOLS if shutil.which(name)]
+    if not tools:
+        raise MetasegError(
+            f"{archive} is a rar archive, and none of {', '.join(TOOLS)} is installed: install one (Debian: apt "
+            f"install unar libarchive-tools; macOS: brew install unar) and repeat the command, which will not download "
+            f"the archive again; or unpack it by hand"
+        )
+    failed = []
+    for tool in tools:
+        if not (said := _run(tool, archive, target)):
+            return
+        failed.append(f"{tool}: {said}")
+        shutil.rmtree(target)
+        target.mkdir()
+    raise MetasegError(
+        f"{archive} could not be unpacked by {'; '.join(failed)}: it may be damaged, then remove it and repeat the "
+        f"command; or install another of {', '.join(TOOLS)}, which do not all read every rar"
+    )
+
+
+def _run(tool: str, archive: Path, target: Path) -> str:
+    """Let a program unpack; why it could not, empty where it could."""
+    limit = _limit(archive)
+    command = [tool, *TOOLS[tool](archive.absolute(), target.absolute())]
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            while process.poll() is None:
+                _look_over(archive, target, limit)
+                time.sleep(0.1)
+        finally:
+            process.kill()  # without effect on one that has ended
+            process.wait()
+        _look_over(archive, target, limit)
+        output.seek(0)
+        said = " ".join(output.read().decode(errors="replace").split())[-200:]
+    return "" if process.returncode == 0 else said or f"exit status {process.returncode}"
+
+
+def _look_over(archive: Path, target: Path, limit: int) -> None:
+    """Refuse what a program has unpacked where it is too much, or more than files and folders."""
+    total = number = 0
+    for path in target.rglob("*"):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:  # the program renames its files when they are whole
+            continue
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise _refuse(archive, path.relative_to(target).as_posix(), "is a link or a device")
+        total, number = total + status.st_size, number + 1
+        if total > limit or number > MOST_MEMBERS:
+            raise MetasegError(
+                f"{archive.name} is refused: it grows beyond {limit / 2**20:,.0f} MiB or {MOST_MEMBERS} members, far "
+                f"more than expected for an archive of its size"
+            )

@@ -1,0 +1,63 @@
+"""A dataset as a CSV file of pairs, one a line.
+
+Columns, in any order; others are passed over:
+    image, mask  paths, relative to the CSV file or absolute
+    group        optional: what must stay together in every split, such as a patient or a video; empty: the image alone
+    id           optional: name of the image in results; else its path as written, without suffix
+Separated by commas, or by semicolons where the first line has no comma; UTF-8.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from metaseg.errors import MetasegError
+
+
+class Row(NamedTuple):
+    """One line: the image's id, the two files, whether they are there or not, and the group, None where it has none."""
+
+    id: str
+    image: Path
+    mask: Path
+    group: str | None
+
+
+def read(file: Path) -> list[Row]:
+    """The lines of a CSV file of pairs, in its order.
+
+    Raises MetasegError where the file cannot be read, lacks a column, or a line lacks a value.
+    """
+    try:
+        # utf-8-sig: spreadsheets begin a file with a byte-order mark.
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            first = lines.readline()
+            lines.seek(0)
+            return list(_rows(file, csv.DictReader(lines, delimiter="," if "," in first else ";", strict=True)))
+    except OSError as error:
+        raise MetasegError(f"cannot read {file}: {error.strerror}; mend `pairs` or the file") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise MetasegError(f"{file} is not a CSV file in UTF-8: {error}; save it as one") from error
+
+
+def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[Row]:
+    columns = [(name or "").strip() for name in table.fieldnames or ()]
+    table.fieldnames = columns
+    if missing := [name for name in ("image", "mask") if name not in columns]:
+        raise MetasegError(
+            f"{file} should begin with a line that names the columns image, mask and, optionally, group and id; "
+            f"{', '.join(missing)} is missing, found {', '.join(columns) or 'nothing'}"
+        )
+    for line in table:
+        values = {name: (line[name] or "").strip() for name in ("image", "mask", "group", "id") if name in columns}
+        if not values["image"] or not values["mask"]:
+            raise MetasegError(
+                f"{file}, line {table.line_num}, should name an image and a mask, found {values['image'] or 'nothing'} "
+                f"and {values['mask'] or 'nothing'}: complete or remove the line"
+            )
+        name = values.get("id") or PurePosixPath(values["image"]).with_suffix("").as_posix()
+        image, mask = (file.parent / Path(values[key]).expanduser() for key in ("image", "mask"))
+        yield Row(name, image, mask, values.get("group") or None)

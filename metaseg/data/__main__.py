@@ -1,4 +1,4 @@
-"""Command line of the data room: `python -m metaseg.data table | check | prepare | show | fetch`."""
+"""Command line of the data room: `python -m metaseg.data table | check | prepare | show | fetch | paint`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from metaseg.data import catalogue, check, layouts, pools
+from metaseg.data.synthetic import TWIN_SEED, twin
 from metaseg.errors import MetasegError
 
 if TYPE_CHECKING:
@@ -35,9 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_table(datasets)
         elif options.command == "show":
             _show(options, datasets)
+        elif options.command == "paint":
+            _paint(options, datasets)
     except MetasegError as error:
         return _told(error)
-    if options.command in ("table", "show"):
+    if options.command in ("table", "show", "paint"):
         return 0
     statuses = []
     for dataset in datasets:
@@ -132,6 +136,25 @@ def _section(options: argparse.Namespace, dataset: catalogue.Dataset) -> Section
     return Section(title, images, masks, ids)
 
 
+def _paint(options: argparse.Namespace, datasets: Sequence[catalogue.Dataset]) -> None:
+    """Write images of a synthetic twin with their masks, as someone's own images would lie there."""
+    if len(datasets) != 1 or options.count < 1 or options.first < 0:
+        raise MetasegError(
+            f"paint needs one dataset, --count from 1 and --first from 0, found {len(datasets)}, {options.count} and "
+            f"{options.first}"
+        )
+    images, masks, ids, _ = twin(datasets[0].name, options.first + options.count, options.size, TWIN_SEED)
+    there = [options.out / part for part in ("images", "masks") if (options.out / part).exists()]
+    if there:
+        raise MetasegError(f"{there[0]} is there already; choose another folder by --out")
+    for part in ("images", "masks"):
+        (options.out / part).mkdir(parents=True)
+    for index in range(options.first, options.first + options.count):
+        Image.fromarray(images[index]).save(options.out / "images" / f"{ids[index]}.png")
+        Image.fromarray(masks[index] * np.uint8(255)).save(options.out / "masks" / f"{ids[index]}.png")
+    print(f"{options.out}: {options.count} painted images and their masks, {options.size}×{options.size}")
+
+
 def print_table(datasets: Sequence[catalogue.Dataset]) -> None:
     """Table 1 of the paper, and below it where each dataset is, on which terms, and what to cite."""
     rows = catalogue.table(datasets)
@@ -150,7 +173,9 @@ def print_table(datasets: Sequence[catalogue.Dataset]) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="python -m metaseg.data", description="The datasets: what they are, whether they are whole.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="table | check | prepare | show | fetch")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="table | check | prepare | show | fetch | paint"
+    )
     known = ", ".join(catalogue.names())
     root = os.environ.get("METASEG_DATA") or "data"
     for name, text in (
@@ -159,9 +184,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("prepare", "decode a dataset into the cache, as training does when it starts"),
         ("show", "draw some images with the outlines of their masks on one sheet"),
         ("fetch", "download, verify and unpack datasets; repeated, it goes on where it stopped"),
+        ("paint", "write images of a synthetic twin and their masks into a folder, to try things with"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        some = name in ("show", "fetch")
+        some = name in ("show", "fetch", "paint")
         described = f"of {known}, or described by NAME.yaml in the root" + ("" if some else "; default: all")
         command.add_argument("datasets", nargs="+" if some else "*", metavar="DATASET", help=described)
         command.add_argument("--root", default=root, help=f"folder that holds the datasets (default: {root})")
@@ -175,6 +201,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
             command.add_argument("--size", type=int, default=128, help="side in pixels, as data.size (default: 128)")
             command.add_argument("--synthetic", action="store_true", help="the painted twins instead of files")
+        if name == "paint":
+            command.add_argument("--out", type=Path, required=True, help="folder for images/ and masks/")
+            command.add_argument("--count", type=int, default=25, help="images (default: 25)")
+            command.add_argument("--first", type=int, default=0, help="number of the first (default: 0)")
+            command.add_argument("--size", type=int, default=256, help="side in pixels (default: 256)")
         if name == "fetch":
             command.add_argument("--keep", action="store_true", help="leave the archives in ROOT/downloads")
     return parser.parse_args(arguments)

@@ -1,0 +1,120 @@
+"""Every command of README.md runs as it stands there, made small by what is appended; a new one needs a line here."""
+
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT, TINY, TINY_PRETRAINING
+
+from metaseg.data import __main__ as data_room
+from metaseg.reporting.__main__ import main as report
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = re.findall(r"^    ((?:python|make) .*?)(?:\s{2,}#.*)?$", TEXT, re.MULTILINE)
+INLINE = re.findall(r"`((?:python|make) [^`\n]*)`", TEXT)
+COMMANDS = list(dict.fromkeys([*LINES, *INLINE]))
+
+SMALL = [one for one in TINY if not one.startswith("data=")]
+TOY = ["scale=toy", "trainer=cpu", "logger=csv", "learner=scratch", "shots=5", "seed=0"]
+APPENDED = {
+    "python train.py learner=imaml shots=20 pair=ph2_kvasir": SMALL,
+    "python train.py 'pair=[mine,ph2]' target=kvasir": SMALL,
+    "python train.py target=mine": SMALL,
+    "python train.py model.init=brain_mri model.init_path=FILE model.features=8": [*SMALL, "model.features=8"],
+    "python train.py --cfg job": [],
+    "python train.py -m experiment=table2 --dry-run": TOY,
+    "python train.py -m experiment=table2": TOY,
+    "python train.py -m experiment=tables seed=0,1,2": [*TOY, "--dry-run"],
+    "python train.py -m learner=imaml,maml shots=5,20 hydra.sweep.dir=DIR": [*TINY, "shots=3,4"],
+    "python pretrain.py model.features=8": TINY_PRETRAINING,
+    "python adapt.py --help": [],
+    "python adapt.py checkpoint=RUN support=DIR images=DIR out=DIR": ["steps=2"],
+}
+NOT_HERE = {
+    "python -m metaseg.data fetch kvasir isic": "needs the internet: tests/data/test_fetch.py has a server of its own",
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with small datasets under data/, one of them somebody's own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("METASEG_DATA", "METASEG_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, count in (("ph2", 40), ("kvasir", 40), ("isic", 40), ("cvc", 60), ("kvasir_capsule", 55)):
+        size = ["--count", str(count), "--size", "64", "--out", f"data/{name}"]
+        assert data_room.main(["paint", name, *size]) == 0
+    for path in list((tmp_path / "data" / "cvc").rglob("*.png")):  # published are numbers of frames, from 1 on
+        path.rename(path.with_stem(str(int(path.stem.removeprefix("cvc_")) + 1)))
+    shutil.copytree("data/isic", "data/mine")
+    (tmp_path / "data" / "mine.yaml").write_text("title: My moles\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_does_what_it_says(command, place, program, trained, run_of, capfd):
+    words = shlex.split(command)
+    if command in NOT_HERE:
+        pytest.skip(NOT_HERE[command])
+    if words[0] == "make":
+        arguments = ["make", "-n", "-C", str(ROOT), *words[1:]]
+        assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+        return
+    if words[1:3] == ["-m", "metaseg.data"]:
+        arguments = [word.replace("mine/", "painted/") for word in words[3:]]
+        status = data_room.main(arguments)
+        errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+        assert (status, errors) == (0, [])
+        return
+    if words[1:3] == ["-m", "metaseg.reporting"]:
+        assert report([str(trained.parent)]) == 0
+        return
+    if words[1] == "adapt.py" and "$(" in command:
+        pytest.skip("run by test_the_walk_through_runs")
+    if words[1] == "adapt.py" and "--help" not in words:
+        (place / "new").mkdir()
+        shutil.copy("data/isic/images/isic_0000.png", "new")
+        words[2:] = [f"checkpoint={trained}", "support=data/ph2", "images=new", "out=out", "folds=2"]
+    if "model.init_path=FILE" in words:
+        assert program("pretrain.py", *TINY_PRETRAINING, "model.features=8", directory=place / "mri").returncode == 0
+        (weights,) = (place / "mri").glob("unet-*.pt")
+        words = [word.replace("FILE", str(weights)) for word in words]
+    given = [*words[2:], *APPENDED[command]]
+    first = [word for word in given if word not in ("-m", "--cfg", "job", "--help")]
+    options = [word for word in given if word not in first]  # at the end, as the fixture begins with an override
+    finished = program(words[1], *first, *options, directory=place / "run")
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_walk_through_runs(place, program, trained, monkeypatch):
+    """The commands under "Images of your own", one after the other."""
+    painting = [one for one in COMMANDS if " paint " in one]
+    (adapting,) = (one for one in COMMANDS if "$(" in one)
+    for command in painting:
+        assert data_room.main([*shlex.split(command)[3:], "--size", "64"]) == 0
+    words = [f"checkpoint={trained}" if "$(" in word else word for word in shlex.split(adapting)[2:]]
+    finished = program("adapt.py", *words, directory=place / "run")
+    assert finished.returncode == 0, finished.stderr
+    assert len(list((place / "mine" / "out" / "masks").iterdir())) == 25
+    assert "Dice        " in finished.stdout
+
+
+def test_the_printed_python_runs(trained, lesions, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    images, masks = lesions
+    names = {"images": images, "masks": masks, "new_images": images[:2]}
+    exec(code.replace("runs/…", str(trained)), names)
+    assert [mask.shape for mask in names["predicted"]] == [image.shape[:2] for image in images[:2]]
+
+
+def test_files_that_are_linked_are_there():
+    for path in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", TEXT):
+        assert (ROOT / path).exists(), path
+
+
+def test_headings_that_are_linked_are_there():
+    headings = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in re.findall(r"^#+ (.*)$", TEXT, re.M)}
+    for anchor in re.findall(r"\]\(#([^)]+)\)", TEXT):
+        assert anchor in headings, anchor

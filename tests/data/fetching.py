@@ -15,14 +15,14 @@ from metaseg.data import catalogue, download, fetch
 STEMS = ["a", "b", "c"]
 
 
-@pytest.fixture
-def no_pauses(monkeypatch):
+@pytest.fixture(name="no_pauses")
+def no_pauses_fixture(monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setattr(download, "ATTEMPTS", 2)
 
 
-@pytest.fixture
-def published(tmp_path):
+@pytest.fixture(name="published")
+def published_fixture(tmp_path):
     """A folder with the files of a dataset, to be packed."""
     write_dataset(tmp_path / "published" / "Mine", STEMS)
     return tmp_path / "published"
@@ -47,8 +47,8 @@ def tarred(folder, mode="w:gz"):
 LAYOUT = [{"images": "Mine/images/{stem}", "masks": "Mine/masks/{stem}"}]
 
 
-@pytest.fixture
-def offered(tmp_path):
+@pytest.fixture(name="offered")
+def offered_fixture(tmp_path):
     """Fetch a dataset of one's own whose sources are served; other keys of its YAML may be given."""
     root = tmp_path / "data"
 

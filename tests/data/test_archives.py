@@ -9,12 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 from fetch_server import Misbehaving
-from fetching import hidden_and_archives, zipped
+from fetching import hidden_and_archives, no_pauses_fixture, offered_fixture, published_fixture, zipped  # noqa: F401
 
 from metaseg.data import archives
 from metaseg.errors import MetasegError
 
-pytest_plugins = ["fetching"]
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
 

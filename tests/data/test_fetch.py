@@ -9,14 +9,13 @@ import pytest
 import yaml
 from disk_datasets import write_dataset
 from fetch_server import Misbehaving, serving
-from fetching import STEMS, hidden_and_archives, tarred, zipped
+from fetching import STEMS, hidden_and_archives, no_pauses_fixture, offered_fixture, published_fixture, tarred, zipped  # noqa: F401
 from filelock import FileLock
 
 from metaseg.data import catalogue, fetch, layouts
 from metaseg.data.__main__ import main
 from metaseg.errors import MetasegError
 
-pytest_plugins = ["fetching"]
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
 

@@ -1,87 +1,22 @@
-"""`python -m metaseg.data fetch`: from an address to pairs that training reads; hostile archives."""
+"""`python -m metaseg.data fetch`: from an address to pairs that training reads."""
 
 import hashlib
-import io
 import json
 import os
-import stat
-import tarfile
-import zipfile
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import yaml
 from disk_datasets import write_dataset
 from fetch_server import Misbehaving, serving
+from fetching import STEMS, hidden_and_archives, no_pauses_fixture, offered_fixture, published_fixture, tarred, zipped  # noqa: F401
 from filelock import FileLock
 
-from metaseg.data import archives, catalogue, download, fetch, layouts
+from metaseg.data import catalogue, fetch, layouts
 from metaseg.data.__main__ import main
 from metaseg.errors import MetasegError
 
-STEMS = ["a", "b", "c"]
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(download, "PAUSE", 0.0)
-    monkeypatch.setattr(download, "ATTEMPTS", 2)
-
-
-@pytest.fixture
-def published(tmp_path):
-    """A folder with the files of a dataset, to be packed."""
-    write_dataset(tmp_path / "published" / "Mine", STEMS)
-    return tmp_path / "published"
-
-
-def zipped(folder, only=""):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
-        for path in sorted(folder.rglob("*")):
-            if only in path.as_posix():
-                file.write(path, path.relative_to(folder))
-    return packed.getvalue()
-
-
-def tarred(folder, mode="w:gz"):
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode=mode) as file:
-        file.add(folder, ".")
-    return packed.getvalue()
-
-
-LAYOUT = [{"images": "Mine/images/{stem}", "masks": "Mine/masks/{stem}"}]
-
-
-@pytest.fixture
-def offered(tmp_path):
-    """Fetch a dataset of one's own whose sources are served; other keys of its YAML may be given."""
-    root = tmp_path / "data"
-
-    def call(*files, known=(), **options):
-        root.mkdir(exist_ok=True)
-        with serving({f"/{name}": file for name, file in files}) as base:
-            # The address stays the same over calls of a test, as if the port did.
-            sources = [{"url": f"{base}/{name}"} | dict(known) for name, _ in files]
-            (root / "mine.yaml").write_text(yaml.safe_dump({"title": "Mine", "layouts": LAYOUT, "sources": sources}))
-            records = root / "fetched.json"
-            if records.exists():
-                noted = {
-                    f"{base}/{url.rpartition('/')[2]}": one for url, one in json.loads(records.read_text()).items()
-                }
-                records.write_text(json.dumps(noted))
-            return fetch.fetch(catalogue.get("mine", root), root, **options)
-
-    call.root = root
-    return call
-
-
-def hidden_and_archives(root):
-    """What a failed or finished fetch could leave lying about."""
-    drafts = [path.name for path in root.glob(".unpacking*")]
-    return drafts, sorted(path.name for path in (root / "downloads").iterdir() if path.name != ".lock")
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 @pytest.mark.parametrize(
@@ -191,111 +126,6 @@ def test_what_is_no_whole_archive_is_removed(offered, published, content, words)
     assert not (offered.root / "mine").exists()
 
 
-def member(name, mode=0):
-    info = zipfile.ZipInfo(name)
-    info.external_attr, info.compress_type = mode << 16, zipfile.ZIP_DEFLATED
-    return info
-
-
-def hostile_zip(name, content=b"x", mode=0):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("good.png", b"x")
-        file.writestr(member(name, mode), content)
-    return packed.getvalue()
-
-
-def hostile_tar(name, kind=tarfile.REGTYPE, target=""):
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as file:
-        info = tarfile.TarInfo(name)
-        info.type, info.linkname = kind, target
-        file.addfile(info)
-    return packed.getvalue()
-
-
-HOSTILE = {
-    "up": hostile_zip("../out.png"),
-    "up, deep": hostile_zip("a/../../out.png"),
-    "absolute": hostile_zip("/out.png"),
-    "windows up": hostile_zip("..\\out.png"),
-    "windows drive": hostile_zip("C:\\out.png"),
-    "link": hostile_zip("link", b"/etc", stat.S_IFLNK | 0o777),
-    "device": hostile_zip("pipe", b"", stat.S_IFIFO),
-    "twice": hostile_zip("good.png"),
-    "file as folder": hostile_zip("good.png/x.png"),
-    "tar up": hostile_tar("../out.png"),
-    "tar absolute": hostile_tar("/out.png"),
-    "tar link": hostile_tar("link", tarfile.SYMTYPE, "/etc"),
-    "tar hard link": hostile_tar("link", tarfile.LNKTYPE, "../../secret"),
-    "tar device": hostile_tar("pipe", tarfile.FIFOTYPE),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_hostile_archives_write_nothing(offered, tmp_path, case):
-    before = sorted(path for path in tmp_path.rglob("*"))
-    with pytest.raises(MetasegError, match=r"is refused, and nothing of it was kept: its member"):
-        offered(("x.zip", Misbehaving(HOSTILE[case])))
-    assert hidden_and_archives(offered.root)[0] == []
-    new = {path.name for path in set(tmp_path.rglob("*")) - set(before)}
-    assert new <= {"data", "mine.yaml", "downloads", ".lock", "x.zip", "fetched.json"}
-
-
-def test_encrypted_archives_are_refused(offered):
-    packed = bytearray(hostile_zip("secret.png"))
-    for start in (0, packed.rindex(b"PK\x01\x02")):
-        packed[start + (6 if start == 0 else 8)] |= 1
-    with pytest.raises(MetasegError, match="is encrypted"):
-        offered(("x.zip", Misbehaving(bytes(packed))))
-
-
-@pytest.mark.parametrize("pack", ["zip", "tar"])
-def test_bombs_are_refused(offered, monkeypatch, pack):
-    monkeypatch.setattr(archives, "ALWAYS", 2**16)
-    zeros = bytes(2**23)
-    if pack == "zip":
-        packed = hostile_zip("zeros.png", zeros)
-    else:
-        stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w:gz") as file:
-            info = tarfile.TarInfo("zeros.png")
-            info.size = len(zeros)
-            file.addfile(info, io.BytesIO(zeros))
-        packed = stream.getvalue()
-    with pytest.raises(MetasegError, match=r"is refused: its \d members would take 8 MiB, expected at most"):
-        offered(("x.zip", Misbehaving(packed)))
-    assert hidden_and_archives(offered.root)[0] == []
-
-
-def test_too_many_members_are_refused(offered, published, monkeypatch):
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
-    with pytest.raises(MetasegError, match="is refused: its 9 members"):
-        offered(("x.zip", Misbehaving(zipped(published))))
-
-
-def test_too_little_space_to_unpack(offered, published, monkeypatch):
-    (offered.root / "downloads").mkdir(parents=True)
-    (offered.root / "downloads/x.zip").write_bytes(zipped(published))
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(MetasegError, match=r"MiB unpacked, but .* has 0 MiB left: free some space and repeat"):
-        offered(("x.zip", Misbehaving(b"")))
-    assert hidden_and_archives(offered.root) == ([], ["x.zip"])
-
-
-def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_half(offered, published, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    file = Misbehaving(zipped(published))
-    monkeypatch.setattr(archives.shutil, "copyfileobj", full)
-    with pytest.raises(MetasegError, match=r"could not be unpacked in .*: No space left on device; free some space"):
-        offered(("x.zip", file))
-    assert hidden_and_archives(offered.root) == ([], ["x.zip"])
-    assert not (offered.root / "mine").exists()
-
-
 def test_a_draft_of_a_killed_process_is_cleared_away(offered, published):
     (offered.root / ".unpacking-mine-123").mkdir(parents=True)
     offered(("x.zip", Misbehaving(zipped(published))))
@@ -306,62 +136,6 @@ def test_one_process_at_a_time(offered, published):
     (offered.root / "downloads").mkdir(parents=True)
     with FileLock(offered.root / "downloads/.lock"), pytest.raises(MetasegError, match="another process fetches"):
         offered(("x.zip", Misbehaving(zipped(published))))
-
-
-RAR = b"Rar!\x1a\x07\x01\x00" + bytes(600)
-
-
-def tool(folder, name, script):
-    """A program of that name, alone on the PATH beside a few of the system's."""
-    path = folder / name
-    folder.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
-    path.chmod(0o755)
-
-
-@pytest.fixture
-def bin_folder(tmp_path, monkeypatch):
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    return folder
-
-
-def test_rar_without_a_program_says_what_to_install(offered, bin_folder):
-    with pytest.raises(MetasegError, match=r"none of unar, unrar, .* is installed: install one .* will not download"):
-        offered(("x.rar", Misbehaving(RAR)))
-    assert hidden_and_archives(offered.root) == ([], ["x.rar"])
-
-
-def test_rar_by_the_first_program_that_can(offered, bin_folder, published):
-    # unar -quiet -no-directory -output-directory TARGET ARCHIVE; bsdtar -x -f ARCHIVE -C TARGET
-    tool(bin_folder, "unar", 'echo "RAR: unsupported" >&2; touch "$4/half"; exit 1')
-    tool(bin_folder, "bsdtar", f'test "$4" = -C && cp -r {published}/Mine "$5"')
-    assert len(offered(("x.rar", Misbehaving(RAR))).pairs) == 3
-    assert not (offered.root / "mine/half").exists()
-
-
-def test_rar_that_no_program_can_read(offered, bin_folder):
-    tool(bin_folder, "bsdtar", 'echo "RAR: truncated" >&2; exit 1')
-    with pytest.raises(MetasegError, match=r"could not be unpacked by bsdtar: RAR: truncated: it may be damaged"):
-        offered(("x.rar", Misbehaving(RAR)))
-    assert hidden_and_archives(offered.root) == ([], ["x.rar"])
-
-
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ('ln -s /etc "$5/link"', "is a link or a device"),
-        ('head -c 9000000 /dev/zero > "$5/bomb"; sleep 20', "grows beyond"),
-    ],
-)
-def test_what_a_program_unpacks_is_looked_over(offered, bin_folder, monkeypatch, script, words):
-    monkeypatch.setattr(archives, "ALWAYS", 2**16)
-    tool(bin_folder, "bsdtar", script)
-    with pytest.raises(MetasegError, match=words):
-        offered(("x.rar", Misbehaving(RAR)))
-    assert hidden_and_archives(offered.root)[0] == []
-    assert not (offered.root / "mine").exists()
 
 
 def test_the_five_datasets_have_sources_or_instructions(tmp_path, capsys):

@@ -42,7 +42,7 @@ NUMBERS = (2, 3, 4, 5, 6, 7)
 
 _NO_PART = (
     *WITHOUT_EFFECT,
-    *("seed", "target", "pair.target", "train", "ckpt_path", "protocol", "scale", "evaluation.scratch"),
+    *("seed", "learner.seed", "target", "pair.target", "train", "ckpt_path", "protocol", "scale", "evaluation.scratch"),
     *("evaluation.batch", "evaluation.curve", "evaluation.curve_limit"),
 )
 """Settings that cannot change a score, or that others are made of."""

@@ -168,6 +168,11 @@ def test_settings_that_change_no_score_do_not_part_seeds():
     assert len(cell_of(fill(load_table(2), runs), "imaml", 5).runs) == 2
 
 
+def test_a_learner_s_own_seed_follows_the_run_s_and_parts_nothing():
+    runs = [made("a", "feyjie", learner__seed=0), made("b", "feyjie", seed=1, learner__seed=1)]
+    assert [run.name for run in cell_of(fill(load_table(2), runs), "feyjie", 5).runs] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [

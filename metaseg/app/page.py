@@ -29,7 +29,7 @@ footer {display: none !important}
 """
 _TOLD_AT_ONCE = 4  # refused files that are named one by one
 _PROGRESS = gr.Progress()  # as a default, what gradio fills in
-_PAINT = ("rgb(255, 235, 0)", 0.6)
+_PAINT = ("rgb(255, 235, 0)", 0.5)
 _COVERED = 64  # of 255: the opacity from which on paint counts; half of a stroke's, so its soft edge is halved
 
 
@@ -87,21 +87,23 @@ def build(sessions: Sessions) -> gr.Blocks:
                     elem_id="images",
                 )
                 title = gr.Markdown(words.NOTHING_CHOSEN, elem_id="title")
-                with gr.Column(visible=False, elem_id="painting") as painting:
+                # Always there: shown later than its first image, gradio 6.31's canvas takes no paint.
+                with gr.Column():
                     with gr.Row():
-                        save = gr.Button("Save as mask", variant="primary", elem_id="save")
-                        empty = gr.Button("No lesion here", elem_id="empty")
-                        forget = gr.Button("Discard my mask", elem_id="forget")
-                        remove = gr.Button("Remove image", elem_id="remove")
+                        save = gr.Button("Save as mask", variant="primary", interactive=False, elem_id="save")
+                        empty = gr.Button("No lesion here", interactive=False, elem_id="empty")
+                        forget = gr.Button("Discard my mask", interactive=False, elem_id="forget")
+                        remove = gr.Button("Remove image", interactive=False, elem_id="remove")
                     editor = gr.ImageEditor(
                         show_label=False,
                         sources=(),
                         transforms=(),
                         layers=False,
-                        brush=gr.Brush(default_size=16, colors=[_PAINT], color_mode="fixed"),
-                        eraser=gr.Eraser(default_size=16),
+                        brush=gr.Brush(default_size=8, colors=[_PAINT], color_mode="fixed"),
+                        eraser=gr.Eraser(default_size=8),
                         format="png",
                         height=520,
+                        placeholder=words.NO_CANVAS,
                         canvas_size=(640, 480),
                         buttons=["fullscreen"],
                         interactive=True,
@@ -114,6 +116,7 @@ def build(sessions: Sessions) -> gr.Blocks:
             name = name if name in session.pictures else None
             pictures = list(session.pictures.values())
             picture = session.pictures.get(name) if name else None
+            able = gr.update(interactive=picture is not None)
             marked, found = len(session.annotated), len(session.segmented)
             result = {
                 chosen: name,
@@ -128,7 +131,7 @@ def build(sessions: Sessions) -> gr.Blocks:
                 download: gr.update(
                     value=str(session.download()) if marked or found else None, interactive=bool(marked or found)
                 ),
-                painting: gr.update(visible=picture is not None),
+                **dict.fromkeys((save, empty, remove), able),
                 forget: gr.update(interactive=picture is not None and picture.annotated),
                 title: words.title(picture),
             }
@@ -140,7 +143,9 @@ def build(sessions: Sessions) -> gr.Blocks:
                 )
             return result
 
-        everything = [*(chosen, gallery, status, notes, adapt, estimate, download, painting, forget, title, editor)]
+        everything = [
+            *(chosen, gallery, status, notes, adapt, estimate, download, save, empty, forget, remove, title, editor)
+        ]
 
         def start(request: gr.Request) -> dict[Any, Any]:
             return shown(sessions.of(_key(request)), None)

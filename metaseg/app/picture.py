@@ -18,7 +18,7 @@ from metaseg.reporting.overlays import PREDICTION_COLOUR, overlay
 DRAWN = 1024
 """Pixels of the longer side of what is painted on: finer than a hand, and quick in a browser."""
 TILE = 480  # of what the gallery shows
-_OPACITY = 150  # of 255: of paint, so that the lesion is seen below it
+_OPACITY = 128  # of 255: of paint, so that the lesion is seen below it
 
 
 @dataclass

@@ -250,13 +250,13 @@ class Session:
             MetasegError: nothing is annotated, or no mask has foreground.
         """
         self._open()
-        chosen = self._chosen(steps, lr)
+        steps, lr = self._chosen(steps, lr)
         state = self._state()
         support, small, masks = self._support()
         told(0, "waiting for another user to finish" if self.network.lock.locked() else "learning")
         with self.network.lock:
             self._adapted = self.network.model.adapt_to(
-                small, masks, **chosen, progress=self._watched(told, "learning", 0.0, 0.8)
+                small, masks, steps, lr, progress=self._watched(told, "learning", 0.0, 0.8)
             )
             self._seen = state
             self._segment(self._adapted, self._watched(told, "segmenting", 0.8, 1.0))
@@ -280,7 +280,7 @@ class Session:
             MetasegError: fewer than two images are annotated, or no mask has foreground.
         """
         self._open()
-        chosen = self._chosen(steps, lr)
+        steps, lr = self._chosen(steps, lr)
         support, _, _ = self._support()
         if len(support) < 2:
             raise MetasegError("An estimate needs two annotated images or more; five give a useful one.")
@@ -292,16 +292,16 @@ class Session:
         told(0, "waiting for another user to finish" if self.network.lock.locked() else "estimating")
         with self.network.lock:
             watched = self._watched(told, "estimating", 0.0, 1.0)
-            return hold_out(self.network.model, images, masks, **chosen, progress=watched).sentence()
+            return hold_out(self.network.model, images, masks, steps=steps, lr=lr, progress=watched).sentence()
 
-    def _chosen(self, steps: int | None, lr: float | None) -> dict[str, float | int | None]:
+    def _chosen(self, steps: int | None, lr: float | None) -> tuple[int | None, float | None]:
         steps = self.network.steps if steps is None else steps
         lr = self.network.lr if lr is None else lr
         if steps is not None and not 1 <= steps <= 10_000:
             raise MetasegError(f"Steps must be from 1 to 10000, found {steps}.")
         if lr is not None and not 0 < lr <= 10:
             raise MetasegError(f"The step size must be above 0 and at most 10, found {lr:g}.")
-        return {"steps": steps, "lr": lr}
+        return steps, lr
 
     def _support(self) -> tuple[list[Picture], np.ndarray, np.ndarray]:
         support = self.annotated

@@ -24,6 +24,7 @@ MASKS = (
 )
 GALLERY = "Wide blue outlines (✓) are your masks; thin yellow ones were found, with how sure the network is."
 NOTHING_CHOSEN = "*Click on an image to mark the lesion in it.*"
+NO_CANVAS = "Click on an image above"
 FILL = "Painting an outline is enough: fill what it closes in"
 ESTIMATE = "*Optional: hides each marked image in turn and tries to find its lesion. Takes as many times as long.*"
 STEPS = "How long to learn; empty: as in training"

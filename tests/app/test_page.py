@@ -102,7 +102,6 @@ def _elsewhere(url):
 def choose(page, number):
     page.locator("#images .grid-container button").nth(number).click()
     page.locator("#title", has_text=f"case{number}").wait_for()
-    page.wait_for_load_state("networkidle")
     time.sleep(2)  # the canvas has no sign of having drawn its image
 
 

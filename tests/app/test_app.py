@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_run import run_fixture  # noqa: F401
 
 from metaseg.app import command
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_run import painted_fixture, run_fixture, upload_fixture  # noqa: F401
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tiny_run import limits_fixture, network_fixture, painted_fixture, run_fixture, session_fixture, upload_fixture  # noqa: F401
 
 from metaseg.app import words
 from metaseg.app.session import Network, Session

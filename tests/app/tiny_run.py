@@ -17,8 +17,8 @@ CONF = Path(__file__).parents[2] / "conf"
 SETTINGS = ["learner=scratch", "learner.adapt.steps=2", "data=synthetic", "data.size=32", "model.features=2", "shots=3"]
 
 
-@pytest.fixture(scope="session")
-def run(tmp_path_factory):
+@pytest.fixture(name="run", scope="session")
+def run_fixture(tmp_path_factory):
     """The directory of a run of training from scratch: it needs no checkpoint."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=SETTINGS)
@@ -28,33 +28,33 @@ def run(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="session")
-def network(run):
+@pytest.fixture(name="network", scope="session")
+def network_fixture(run):
     return Network(load(run, "cpu"))
 
 
-@pytest.fixture
-def limits():
+@pytest.fixture(name="limits")
+def limits_fixture():
     return Limits(max_images=6, max_mb=1, max_megapixels=1)
 
 
-@pytest.fixture
-def session(network, limits, tmp_path):
+@pytest.fixture(name="session")
+def session_fixture(network, limits, tmp_path):
     (tmp_path / "sessions").mkdir()
     session = Session(network, limits, tmp_path / "sessions")
     yield session
     session.close()
 
 
-@pytest.fixture(scope="session")
-def painted():
+@pytest.fixture(name="painted", scope="session")
+def painted_fixture():
     """Images uint8 (8, 64, 96, 3) and masks bool (8, 64, 96): wider than high, so that turned axes are noticed."""
     images, masks, _, _ = twin("ph2", 8, 96, 0)
     return images[:, 16:80], masks[:, 16:80] > 0
 
 
-@pytest.fixture
-def upload(tmp_path, painted):
+@pytest.fixture(name="upload")
+def upload_fixture(tmp_path, painted):
     """Write images or masks of the twin as files to upload: `upload("image", 0, 1)`, `upload("mask", 0)`."""
     folder = tmp_path / "uploads"
     folder.mkdir()

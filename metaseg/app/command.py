@@ -82,7 +82,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
             quiet=True,
             show_error=False,
             footer_links=[],
-            max_file_size=int(sessions.limits.max_mb * 1e6),
+            max_file_size=int(sessions.limits.max_mb * 2**20),
             ssr_mode=False,
             enable_monitoring=False,
             mcp_server=False,

@@ -14,6 +14,7 @@ import numpy as np
 
 from metaseg.adapting.files import DICOM, PICTURES
 from metaseg.app import words
+from metaseg.app.picture import FRAME
 from metaseg.app.session import Session
 from metaseg.app.sessions import Sessions
 from metaseg.errors import MetasegError
@@ -99,12 +100,12 @@ def build(sessions: Sessions) -> gr.Blocks:
                         sources=(),
                         transforms=(),
                         layers=False,
-                        brush=gr.Brush(default_size=8, colors=[_PAINT], color_mode="fixed"),
-                        eraser=gr.Eraser(default_size=8),
+                        brush=gr.Brush(default_size=12, colors=[_PAINT], color_mode="fixed"),
+                        eraser=gr.Eraser(default_size=12),
                         format="png",
                         height=520,
                         placeholder=words.NO_CANVAS,
-                        canvas_size=(640, 480),
+                        canvas_size=FRAME[::-1],
                         buttons=["fullscreen"],
                         interactive=True,
                         elem_id="editor",
@@ -174,7 +175,7 @@ def build(sessions: Sessions) -> gr.Blocks:
 
         def save_mask(painted: dict[str, Any] | None, name: str | None, closed: bool, request: gr.Request) -> Any:
             session = sessions.of(_key(request))
-            session.paint(session.picture(name).name, _covered(painted, session.picture(name).drawn_size), closed)
+            session.paint(session.picture(name).name, _covered(painted), closed)
             return shown(session, name)
 
         def mark_empty(name: str | None, request: gr.Request) -> dict[Any, Any]:
@@ -232,10 +233,10 @@ def _key(request: gr.Request) -> str:
     return request.session_hash
 
 
-def _covered(painted: dict[str, Any] | None, size: tuple[int, int]) -> np.ndarray:
-    """Where there is paint, bool (H, W); nothing if there is no layer."""
+def _covered(painted: dict[str, Any] | None) -> np.ndarray:
+    """Where there is paint, bool, of the shape of FRAME; nothing if there is no layer."""
     layers = [np.asarray(layer)[..., 3] > _COVERED for layer in (painted or {}).get("layers", [])]
-    return np.any(layers, axis=0) if layers else np.zeros(size, bool)
+    return np.any(layers, axis=0) if layers else np.zeros(FRAME, bool)
 
 
 def _warn(sentences: list[str]) -> None:

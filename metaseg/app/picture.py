@@ -15,8 +15,10 @@ from metaseg.adapting.files import Source
 from metaseg.adapting.results import fitting, resized_mask
 from metaseg.reporting.overlays import PREDICTION_COLOUR, overlay
 
-DRAWN = 1024
-"""Pixels of the longer side of what is painted on: finer than a hand, and quick in a browser."""
+FRAME = (720, 960)
+"""(H, W) of what is painted on, for every image: finer than a hand, and quick in a browser. Of one size, as gradio 6.31
+puts paint beside its place when an image follows one of another size."""
+_BESIDE = 32  # of 255: grey around the image
 TILE = 480  # of what the gallery shows
 _OPACITY = 128  # of 255: of paint, so that the lesion is seen below it
 
@@ -57,8 +59,11 @@ class Picture:
         """
         height, width = pixels.shape[:2]
         kept = cls(source, folder, (height, width), shrunk(pixels, size))
-        shown = Image.fromarray(pixels).resize(fitting(kept.size, DRAWN), Image.Resampling.BILINEAR)
-        shown.save(kept.shown)
+        frame = np.full((*FRAME, 3), _BESIDE, np.uint8)
+        frame[kept.within] = np.asarray(
+            Image.fromarray(pixels).resize(kept.drawn_size[::-1], Image.Resampling.BILINEAR)
+        )
+        Image.fromarray(frame).save(kept.shown)
         return kept
 
     @property
@@ -68,7 +73,7 @@ class Picture:
 
     @property
     def shown(self) -> Path:
-        """The image at the size at which it is painted on."""
+        """The image in its frame, as it is painted on."""
         return self.folder / "shown.png"
 
     @property
@@ -83,19 +88,37 @@ class Picture:
 
     @property
     def drawn_size(self) -> tuple[int, int]:
-        """(H, W) at which it is painted on."""
-        width, height = fitting(self.size, DRAWN)
-        return height, width
+        """(H, W) of the image in the frame."""
+        scale = min(FRAME[0] / self.size[0], FRAME[1] / self.size[1])
+        return round(self.size[0] * scale), round(self.size[1] * scale)
+
+    @property
+    def within(self) -> tuple[slice, slice]:
+        """Where in the frame the image is: its middle."""
+        (height, width), (rows, columns) = FRAME, self.drawn_size
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return slice(top, top + rows), slice(left, left + columns)
 
     def best_file(self) -> Path | None:
         """The user's mask, else the network's, else None."""
         return self.mask_file if self.annotated else self.prediction_file if self.line else None
 
-    def mask(self, drawn: bool = False) -> np.ndarray:
-        """The user's mask, else the network's, else nothing: bool (H, W), or at the size that is painted on."""
+    def mask(self) -> np.ndarray:
+        """The user's mask, else the network's, else nothing: bool (H, W)."""
         path = self.best_file()
-        found = np.zeros(self.size, bool) if path is None else _read(path)
-        return resized_mask(found, fitting(self.size, DRAWN)) if drawn else found
+        return np.zeros(self.size, bool) if path is None else _read(path)
+
+    def drawn_mask(self) -> np.ndarray:
+        """The same in the frame: bool, of the shape of FRAME."""
+        frame = np.zeros(FRAME, bool)
+        frame[self.within] = resized_mask(self.mask(), self.drawn_size[::-1])
+        return frame
+
+    def reduced(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image, uint8 (h, w, 3), and its mask, bool (h, w), with no side longer than `longest`."""
+        size = fitting(self.size, longest)
+        image = Image.fromarray(self.source.read()).resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(image), resized_mask(self.mask(), size)
 
     def annotate(self, mask: np.ndarray) -> None:
         """Take a mask, bool (H, W)."""
@@ -123,21 +146,20 @@ class Picture:
         Where nothing was changed, the mask that was painted on stays as fine as it was.
 
         Args:
-            painted: bool, at the size that is painted on, which started as ``mask(drawn=True)``.
+            painted: bool, of the shape of FRAME, which started as `drawn_mask`; beside the image it does not count.
             fill: also what a closed outline surrounds, unless it was a hole before.
         """
-        before = self.mask(drawn=True)
+        before, painted = self.drawn_mask()[self.within], painted[self.within]
         if fill:
             holes = ndimage.binary_fill_holes(painted) & ~painted
             painted = painted | (holes & ~(ndimage.binary_fill_holes(before) & ~before))
-        size = (self.size[1], self.size[0])
+        size = self.size[::-1]
         return np.where(resized_mask(painted != before, size), resized_mask(painted, size), self.mask())
 
     def paint(self) -> Path:
         """The mask as a layer of paint, RGBA: what a painting starts from."""
-        mask = self.mask(drawn=True)
-        layer = np.zeros((*mask.shape, 4), np.uint8)
-        layer[mask] = (*PREDICTION_COLOUR, _OPACITY)
+        layer = np.zeros((*FRAME, 4), np.uint8)
+        layer[self.drawn_mask()] = (*PREDICTION_COLOUR, _OPACITY)
         path = self._fresh("paint", "png")
         Image.fromarray(layer).save(path)
         return path
@@ -147,7 +169,8 @@ class Picture:
         if self._tile is not None:
             return self._tile
         with Image.open(self.shown) as shown:
-            pixels = np.asarray(shown.resize(fitting(self.size, TILE), Image.Resampling.BILINEAR))
+            image = Image.fromarray(np.asarray(shown)[self.within])
+        pixels = np.asarray(image.resize(fitting(self.size, TILE), Image.Resampling.BILINEAR))
         size = (pixels.shape[1], pixels.shape[0])
         mask = resized_mask(_read(self.mask_file), size) if self.annotated else None
         prediction = resized_mask(_read(self.prediction_file), size) if self.line else None

@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import numpy as np
-from PIL import Image
 
 from metaseg.adapting import checks
 from metaseg.adapting.arrays import same_size, shrunk_mask
@@ -29,6 +28,7 @@ Told = Callable[[float, str], None]
 """Told how much is done, in [0, 1], and what is being done."""
 SESSION = "session-"
 """How the folders of sessions begin."""
+_ESTIMATED = 1024  # pixels of the longer side of an image that is held out
 _BATCH = 16  # images segmented at once
 _NO_ONE: Told = lambda done, what: None  # noqa: E731
 
@@ -165,15 +165,15 @@ class Session:
 
         Args:
             name: of the image.
-            painted: bool, at the size of `Picture.shown`, everything that is covered by paint.
+            painted: bool, of the shape of FRAME, everything that is covered by paint.
             fill: also what a closed outline surrounds.
 
         Raises:
             MetasegError: no such image, another size, or no paint at all.
         """
         picture = self.picture(name)
-        same_size(picture.mask(drawn=True), painted, f"The painting of {name}")
-        if not painted.any():
+        same_size(picture.drawn_mask(), painted, f"The painting of {name}")
+        if not painted[picture.within].any():
             raise MetasegError(f"Nothing is marked in {name}: paint the lesion first, or say that there is none.")
         picture.annotate(picture.painted_over(painted, fill))
 
@@ -274,7 +274,7 @@ class Session:
     def estimate(self, told: Told = _NO_ONE, steps: int | None = None, lr: float | None = None) -> str:
         """What Dice to expect, in a sentence: each annotated image is segmented by a network that has not seen it.
 
-        Arguments as of `adapt`. Images are taken at the size at which they are painted on.
+        Arguments as of `adapt`. Larger images are reduced before, so that all fit into memory.
 
         Raises:
             MetasegError: fewer than two images are annotated, or no mask has foreground.
@@ -284,11 +284,7 @@ class Session:
         support, _, _ = self._support()
         if len(support) < 2:
             raise MetasegError("An estimate needs two annotated images or more; five give a useful one.")
-        images = []
-        for picture in support:
-            with Image.open(picture.shown) as shown:
-                images.append(np.array(shown))
-        masks = [picture.mask(drawn=True) for picture in support]
+        images, masks = zip(*(picture.reduced(_ESTIMATED) for picture in support), strict=True)
         told(0, "waiting for another user to finish" if self.network.lock.locked() else "estimating")
         with self.network.lock:
             watched = self._watched(told, "estimating", 0.0, 1.0)

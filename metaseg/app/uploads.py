@@ -24,7 +24,7 @@ class Limits:
 
     Attributes:
         max_images: images of one session.
-        max_mb: megabytes of a file.
+        max_mb: megabytes (2^20 bytes) of a file.
         max_megapixels: of an image, as its header says: judged before it is unpacked.
     """
 
@@ -82,7 +82,7 @@ def judge(path: Path, limits: Limits) -> None:
     """
     if not path.is_file():
         raise MetasegError(f"{path.name} did not arrive; upload it again.")
-    megabytes = path.stat().st_size / 1e6
+    megabytes = path.stat().st_size / 2**20
     if megabytes > limits.max_mb:
         raise MetasegError(f"{path.name} has {megabytes:.1f} MB; {limits.max_mb:g} MB are the most.")
     if path.suffix.lower() not in (*PICTURES, *DICOM) or path.name.startswith("."):

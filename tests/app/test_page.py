@@ -136,6 +136,11 @@ def test_from_upload_to_download(page, served, upload, painted):
     page.set_input_files("#masks input[type=file]", upload("mask", 0))
     page.locator("#status", has_text="4 images, 1 with your mask").wait_for()
 
+    choose(page, 0)  # the first image chosen: its mask must be where it was
+    page.locator("#save").click()
+    page.locator("#title", has_text="your mask").wait_for()
+    assert ((downloaded(page)[0]["case0"] > 0) == painted[1][0]).all()
+
     choose(page, 1)
     stroke(page, (0.45, 0.5), (0.55, 0.5))
     page.locator("#save").click()
@@ -189,7 +194,7 @@ def test_mistakes_are_told_in_a_sentence(page, upload, tmp_path):
     page.get_by_text("broken.png is not an image that can be read").wait_for()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)).save(tmp_path / "heavy.png")
     page.set_input_files("#upload input[type=file]", [tmp_path / "heavy.png"])
-    page.get_by_text("exceeds the maximum").wait_for()
+    page.get_by_text("exceed the maximum").wait_for()
     page.locator("#have-masks button").first.click()
     Image.new("L", (50, 50), 255).save(tmp_path / "case1.png")
     page.set_input_files("#masks input[type=file]", [tmp_path / "case1.png"])

@@ -11,10 +11,18 @@ from PIL import Image
 from tiny_run import limits_fixture, network_fixture, painted_fixture, run_fixture, session_fixture, upload_fixture  # noqa: F401
 
 from metaseg.app import words
+from metaseg.app.picture import FRAME
 from metaseg.app.session import Network, Session
 from metaseg.app.sessions import Sessions, temporary_folder
 from metaseg.app.uploads import Limits
 from metaseg.errors import MetasegError
+
+
+def drawn(mask):
+    """A painting of a mask of 64 × 96 pixels: ten times as large, and grey above and below."""
+    frame = np.zeros(FRAME, bool)
+    frame[40:680] = np.kron(mask, np.ones((10, 10), bool))
+    return frame
 
 
 def unpacked(path):
@@ -62,9 +70,9 @@ def test_a_correction_becomes_a_mask_and_changes_what_is_learnt(session, upload)
     session.adapt(steps=1, lr=0.01)
     assert not session.stale
     before = session.pictures["case2"].line
-    corrected = ~session.picture("case1").mask(drawn=True)
+    corrected = ~session.picture("case1").mask()
     corrected[0, 0] = True
-    session.paint("case1", corrected, fill=False)
+    session.paint("case1", drawn(corrected), fill=False)
     assert session.stale
     assert "learn again" in words.status(session)
     assert (session.picture("case1").mask() == corrected).all()
@@ -82,13 +90,13 @@ def test_painting_an_outline_fills_it_but_keeps_holes_that_were_there(session, u
     ring = np.zeros((64, 96), bool)
     ring[10:30, 10:30] = True
     ring[11:29, 11:29] = False
-    session.paint("case0", ring)
+    session.paint("case0", drawn(ring))
     assert session.picture("case0").mask()[10:30, 10:30].all()
-    session.paint("case0", ring, fill=False)
+    session.paint("case0", drawn(ring), fill=False)
     assert session.picture("case0").mask().sum() == ring.sum()
     more = ring.copy()
     more[40:50, 40:50] = True
-    session.paint("case0", more)
+    session.paint("case0", drawn(more))
     assert (session.picture("case0").mask() == more).all()
 
 
@@ -100,27 +108,46 @@ def test_a_large_image_is_painted_small_and_stays_fine_where_nothing_changed(net
     picture = session.picture("large")
     fine = rng.random((1500, 3000)) < 0.5
     session.set_mask("large", fine)
-    drawn = picture.mask(drawn=True)
-    assert drawn.shape == picture.drawn_size == (512, 1024)
-    drawn = drawn.copy()
-    drawn[:100, :100] = True
-    session.paint("large", drawn, fill=False)
-    assert picture.mask()[:290, :290].mean() > 0.7
-    assert (picture.mask()[300:, 300:] == fine[300:, 300:]).all()
+    assert picture.drawn_size == (480, 960)
+    painting = picture.drawn_mask()
+    painting[picture.within][:100, :100] = True
+    session.paint("large", painting, fill=False)
+    assert picture.mask()[:310, :310].mean() > 0.7
+    assert (picture.mask()[320:, 320:] == fine[320:, 320:]).all()
+
+
+@pytest.mark.parametrize("size", [(200, 30), (30, 200), (1000, 400), (720, 960), (37, 41)])
+def test_paint_lands_where_it_is_in_the_image(network, tmp_path, size):
+    session = Session(network, Limits(), tmp_path)
+    Image.new("L", size[::-1]).save(tmp_path / "a.png")
+    session.add_images([tmp_path / "a.png"])
+    picture = session.picture("a")
+    corner = np.zeros(size, bool)
+    corner[: size[0] // 2, : size[1] // 3] = True
+    session.set_mask("a", corner)
+    layer = np.asarray(Image.open(picture.paint()))[..., 3] > 64
+    assert layer.shape == FRAME
+    session.remove_mask("a")
+    session.paint("a", layer, fill=False)
+    assert (picture.mask() != corner).mean() < 0.03
+    beside = np.ones(FRAME, bool)
+    beside[picture.within] = False
+    with pytest.raises(MetasegError, match="Nothing is marked"):
+        session.paint("a", beside)
 
 
 def test_what_is_saved_is_what_is_painted_from(session, upload, painted):
     session.add_images(upload("image", 0))
     session.add_masks(upload("mask", 0))
     layer = np.asarray(Image.open(session.picture("case0").paint()))
-    assert layer.shape == (64, 96, 4)
-    assert ((layer[..., 3] > 64) == painted[1][0]).all()
+    assert layer.shape == (*FRAME, 4)
+    assert ((layer[..., 3] > 64) == drawn(painted[1][0])).all()
 
 
 def test_an_empty_mask_must_be_meant(session, upload, tmp_path):
     session.add_images(upload("image", 0, 1))
     with pytest.raises(MetasegError, match="Nothing is marked in case0"):
-        session.paint("case0", np.zeros((64, 96), bool))
+        session.paint("case0", np.zeros(FRAME, bool))
     Image.fromarray(np.zeros((64, 96), np.uint8)).save(tmp_path / "case0_mask.png")
     (said,) = session.add_masks([tmp_path / "case0_mask.png"])
     assert "case0_mask.png is empty" in said
@@ -232,7 +259,7 @@ def test_masks_that_do_not_fit_are_refused(session, upload, tmp_path):
     (tmp_path / "case0.png").write_bytes(b"no")
     (said,) = session.add_masks([tmp_path / "case0.png"])
     assert "case0.png" in said
-    with pytest.raises(MetasegError, match="96×64"):
+    with pytest.raises(MetasegError, match="960×720"):
         session.paint("case0", np.ones((10, 10), bool))
     assert not session.annotated
 

@@ -30,9 +30,11 @@ APPENDED = {
     "python train.py -m learner=imaml,maml shots=5,20 hydra.sweep.dir=DIR": [*TINY, "shots=3,4"],
     "python pretrain.py model.features=8": TINY_PRETRAINING,
     "python adapt.py --help": [],
+    "python app.py --help": [],
     "python adapt.py checkpoint=RUN support=DIR images=DIR out=DIR": ["steps=2"],
 }
 NOT_HERE = {
+    "python app.py checkpoint=RUN": "serves until it is stopped: tests/app/test_page.py starts it",
     "python -m metaseg.data fetch kvasir isic": "needs the internet: tests/data/test_fetch.py has a server of its own",
 }
 

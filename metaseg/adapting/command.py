@@ -23,6 +23,7 @@ from metaseg.adapting.export import FORMATS, export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, truth_in
 from metaseg.adapting.held_out import hold_out
 from metaseg.adapting.model import Adapted, Model, load
+from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
 from metaseg.data.layouts import read_mask
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD, dice, iou
@@ -30,7 +31,6 @@ from metaseg.reporting.overlays import overlay
 from metaseg.run import quieten
 from metaseg.rundir import replacing
 
-RESULTS = "results.csv"
 _WRITTEN = ("masks", "overlays", "probabilities", RESULTS, "segmenter.onnx", "segmenter.pt2")
 _LONGEST = 1024  # pixels of an overlay's longer side: enough to judge an outline
 
@@ -134,7 +134,7 @@ def _segment(
     _warn(failed)
     if not rows:
         raise MetasegError(f"None of the {len(sources)} images could be read, the first because: {failed[0]}.")
-    _warn(checks.of_new(support, np.stack(small), [row["image"] for row in rows]))
+    _warn(checks.of_new(support, np.stack(small), [line["image"] for line in rows]))
     table = pd.DataFrame(rows)
     with replacing(out / RESULTS) as path:
         table.to_csv(path, index=False)
@@ -166,21 +166,10 @@ def _truth(path: Path | None, image: np.ndarray) -> np.ndarray | None:
 
 def _row(source: Source, image: np.ndarray, probabilities: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
     mask = probabilities > THRESHOLD
-    both = probabilities.sum() + mask.sum()
-    row = {
-        "image": source.name,
-        "file": source.path.name,
-        "page": source.page,
-        "width": image.shape[1],
-        "height": image.shape[0],
-        "area": int(mask.sum()),
-        "foreground": round(float(mask.mean()), 5),
-        # The Dice of the mask with a truth that is as likely as the probabilities say; 0 where nothing was found.
-        "confidence": round(float(2 * probabilities[mask].sum() / both), 4) if mask.any() else 0.0,
-    }
+    line = row(source.name, source.path.name, source.page, probabilities)
     if truth is not None:
-        row |= {"dsc": float(dice(mask[None], truth[None])[0]), "iou": float(iou(mask[None], truth[None])[0])}
-    return row
+        line |= {"dsc": float(dice(mask[None], truth[None])[0]), "iou": float(iou(mask[None], truth[None])[0])}
+    return line
 
 
 def _write(
@@ -196,15 +185,10 @@ def _write(
     if settings["probabilities"]:
         _save(np.rint(probabilities * 65535).astype(np.uint16), out / "probabilities" / f"{source.name}.png")
     if settings["overlays"]:
-        share = min(1.0, _LONGEST / max(mask.shape))
-        size = (max(1, round(mask.shape[1] * share)), max(1, round(mask.shape[0] * share)))
+        size = fitting(mask.shape, _LONGEST)
         picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-        outlined = overlay(picture, None if truth is None else _resized(truth, size), _resized(mask, size))
+        outlined = overlay(picture, None if truth is None else resized_mask(truth, size), resized_mask(mask, size))
         _save(outlined, out / "overlays" / f"{source.name}.png")
-
-
-def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:

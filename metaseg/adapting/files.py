@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -134,6 +134,12 @@ def truth_in(folder: Path, images: Sequence[Source]) -> dict[str, Path]:
     return kept
 
 
+def partner(stem: str, images: Mapping[str, object]) -> str | None:
+    """Which image a mask belongs to by the stem of its file, such as a or a_mask; None: none of them."""
+    found = _without_ending(stem, images)
+    return found if found in images else None
+
+
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise MetasegError(f"Expected a folder of images, found none at {folder}.")
@@ -154,7 +160,7 @@ def _unique(paths: Sequence[Path]) -> Iterator[Path]:
         yield path
 
 
-def _without_ending(stem: str, images: dict[str, Path] | dict[str, Source]) -> str:
+def _without_ending(stem: str, images: Mapping[str, object]) -> str:
     if stem in images and not any(stem.endswith(ending) and stem[: -len(ending)] in images for ending in MASK_ENDINGS):
         return stem
     for ending in MASK_ENDINGS:

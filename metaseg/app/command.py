@@ -1,0 +1,137 @@
+"""What app.py does: load a run and serve the page on this machine alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metaseg.errors import MetasegError
+
+HOST = "127.0.0.1"
+"""There is no password, so no other machine may ask."""
+_SWEEP = 60  # seconds
+
+
+def run(config: DictConfig) -> None:
+    """Carry out a composed configuration of conf/app.yaml; returns on Ctrl+C or a signal to terminate.
+
+    Raises:
+        MetasegError: gradio is missing, or on settings that cannot be used.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise MetasegError("The web page needs the library gradio: pip install 'metaseg[app]'.")
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    _check(settings)
+
+    from metaseg.adapting.model import load
+    from metaseg.app.session import Network
+    from metaseg.app.sessions import Sessions, temporary_folder
+    from metaseg.app.uploads import Limits
+    from metaseg.run import quieten
+
+    quieten()
+    network = Network(load(settings["checkpoint"], settings["device"]), settings["steps"], settings["lr"])
+    limits = Limits(settings["max_images"], settings["max_mb"], settings["max_megapixels"])
+    with temporary_folder() as folder, _until_stopped() as stopped:
+        sessions = Sessions(network, limits, folder)
+        try:
+            with serving(sessions, settings["port"], settings["browser"]) as address:
+                print(f"page        {address}\nimages      {folder}, until the page is closed\nstop        Ctrl+C")
+                while not stopped.wait(_SWEEP):
+                    sessions.sweep()
+        finally:
+            sessions.end_all()
+    print("Stopped; uploaded images and masks were removed.")
+
+
+@contextmanager
+def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str]:
+    """Serve the page; gives its address.
+
+    Args:
+        sessions: who is on it.
+        port: 0: any that is free.
+        browser: open it.
+
+    Raises:
+        MetasegError: the port is taken.
+    """
+    # Read by gradio when it is imported and when the page is built: no calls home, uploads in our folder.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(sessions.folder)
+    from metaseg.app.page import CSS, build, theme
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # what gradio asks itself while starting
+    page = build(sessions)
+    try:
+        _, address, _ = page.launch(
+            server_name=HOST,
+            server_port=port or free_port(),
+            share=False,
+            inbrowser=browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            footer_links=[],
+            max_file_size=int(sessions.limits.max_mb * 2**20),
+            ssr_mode=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            theme=theme(),
+            css=CSS,
+        )
+    except OSError as error:
+        raise MetasegError(f"Port {port} is taken; choose another, such as port={port + 1}.") from error
+    try:
+        yield address
+    finally:
+        page.close(verbose=False)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for key, least, most in (("port", 0, 65535), ("max_images", 1, 10_000), ("steps", 1, 10_000)):
+        value = settings[key]
+        if key == "steps" and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise MetasegError(f"{key} must be a whole number from {least} to {most}, found {value!r}.")
+    for key in ("max_mb", "max_megapixels", "lr"):
+        value = settings[key]
+        if key == "lr" and value is None:
+            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            raise MetasegError(f"{key} must be a number above 0, found {value!r}.")
+
+
+@contextmanager
+def _until_stopped() -> Iterator[threading.Event]:
+    """An event that Ctrl+C and a signal to terminate set, so that the folder is removed either way."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,45 @@
+"""What is downloaded: masks and a table, in one zip file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import ZipFile
+
+import pandas as pd
+
+from metaseg.adapting.results import RESULTS, row
+from metaseg.app.picture import Picture
+from metaseg.errors import MetasegError
+
+
+def table(pictures: Sequence[Picture]) -> pd.DataFrame:
+    """One line an image that has a mask: columns of adapt.py's results.csv, and whose mask it is.
+
+    Area and foreground are those of the mask that is downloaded. Confidence is the network's, empty where the user's
+    mask is downloaded.
+    """
+    lines = []
+    for picture in pictures:
+        if picture.annotated:
+            line = row(picture.name, picture.source.path.name, picture.source.page, picture.mask().astype(float))
+            lines.append(line | {"confidence": None, "mask": "yours"})
+        elif picture.line:
+            lines.append(picture.line | {"mask": "predicted"})
+    return pd.DataFrame(lines)
+
+
+def packed(pictures: Sequence[Picture], path: Path) -> Path:
+    """Write masks/NAME.png of each image that has one, 0 and 255 at the image's size, and results.csv.
+
+    Raises:
+        MetasegError: no image has a mask.
+    """
+    lines = table(pictures)
+    if lines.empty:
+        raise MetasegError("There are no masks yet.")
+    with ZipFile(path, "w") as archive:  # PNGs are packed already
+        for picture in pictures:
+            file = picture.best_file()
+            if file is not None:
+                archive.write(file, f"masks/{picture.name}.png")
+        archive.writestr(RESULTS, lines.to_csv(index=False))
+    return path

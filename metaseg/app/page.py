@@ -1,0 +1,266 @@
+"""The page itself: a thin layer of gradio over sessions. Nothing is decided here but words and places."""
+
+from __future__ import annotations
+
+import functools
+import html
+import inspect
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from metaseg.adapting.files import DICOM, PICTURES
+from metaseg.app import words
+from metaseg.app.picture import FRAME
+from metaseg.app.session import Session
+from metaseg.app.sessions import Sessions
+from metaseg.errors import MetasegError
+
+CSS = """
+.gradio-container {max-width: 1500px !important; margin: auto}
+#images .grid-wrap {max-height: 330px; min-height: 120px}
+#images .caption-label {max-width: 100%; font-size: 12px}
+#editor button[aria-label="Color"] {display: none}
+.privacy {opacity: 0.8}
+.step h3 {margin: 4px 0 0 0}
+footer {display: none !important}
+"""
+_TOLD_AT_ONCE = 4  # refused files that are named one by one
+_PROGRESS = gr.Progress()  # as a default, what gradio fills in
+_PAINT = ("rgb(255, 235, 0)", 0.5)
+_COVERED = 64  # of 255: the opacity from which on paint counts; half of a stroke's, so its soft edge is halved
+
+
+def theme() -> gr.themes.Base:
+    """Colours, and fonts that every system has: nothing is fetched from elsewhere."""
+    return gr.themes.Default(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
+        font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+    )
+
+
+def build(sessions: Sessions) -> gr.Blocks:
+    """The page, each open copy of which has its own session."""
+    limits = sessions.limits
+    kinds = [*PICTURES, *DICOM]
+    with gr.Blocks(title="metaseg", analytics_enabled=False) as page:
+        gr.Markdown(words.TITLE)
+        gr.Markdown(words.PRIVACY, elem_classes="privacy")
+        chosen = gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=300):
+                gr.Markdown("### 1 · Add images", elem_classes="step")
+                images = gr.File(
+                    file_count="multiple", file_types=kinds, label=words.images(limits), height=150, elem_id="upload"
+                )
+                with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):
+                    gr.Markdown(words.MASKS)
+                    masks = gr.File(file_count="multiple", file_types=kinds, label="Masks", height=120, elem_id="masks")
+                gr.Markdown("### 3 · Learn and segment", elem_classes="step")
+                adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
+                status = gr.Markdown(elem_id="status")
+                notes = gr.Markdown(elem_id="notes")
+                estimate = gr.Button("How accurate will it be?", size="sm", interactive=False, elem_id="estimate")
+                estimated = gr.Markdown(words.ESTIMATE, elem_id="estimated")
+                with gr.Accordion("Settings", open=False):
+                    run = sessions.network
+                    steps = gr.Number(run.steps, label="Steps", info=words.STEPS, precision=0, elem_id="steps")
+                    lr = gr.Number(run.lr, label="Step size", info=words.LR, elem_id="lr")
+                gr.Markdown("### 5 · Download", elem_classes="step")
+                download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
+                gr.Markdown(words.DOWNLOAD)
+            with gr.Column(scale=7, min_width=480):
+                gr.Markdown("### 2 · Mark the lesion in a few · 4 · Look at all, correct some", elem_classes="step")
+                gr.Markdown(words.GALLERY)
+                gallery = gr.Gallery(
+                    show_label=False,
+                    columns=6,
+                    height="auto",
+                    object_fit="contain",
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="images",
+                )
+                title = gr.Markdown(words.NOTHING_CHOSEN, elem_id="title")
+                # Always there: shown later than its first image, gradio 6.31's canvas takes no paint.
+                with gr.Column():
+                    with gr.Row():
+                        save = gr.Button("Save as mask", variant="primary", interactive=False, elem_id="save")
+                        empty = gr.Button("No lesion here", interactive=False, elem_id="empty")
+                        forget = gr.Button("Discard my mask", interactive=False, elem_id="forget")
+                        remove = gr.Button("Remove image", interactive=False, elem_id="remove")
+                    editor = gr.ImageEditor(
+                        show_label=False,
+                        sources=(),
+                        transforms=(),
+                        layers=False,
+                        brush=gr.Brush(default_size=12, colors=[_PAINT], color_mode="fixed"),
+                        eraser=gr.Eraser(default_size=12),
+                        format="png",
+                        height=520,
+                        placeholder=words.NO_CANVAS,
+                        canvas_size=FRAME[::-1],
+                        buttons=["fullscreen"],
+                        interactive=True,
+                        elem_id="editor",
+                    )
+                    fill = gr.Checkbox(True, label=words.FILL, elem_id="fill")
+
+        def shown(session: Session, name: str | None, canvas: bool = True) -> dict[Any, Any]:
+            """All that depends on the session; the canvas is left alone where a painting may be under way."""
+            name = name if name in session.pictures else None
+            pictures = list(session.pictures.values())
+            picture = session.pictures.get(name) if name else None
+            able = gr.update(interactive=picture is not None)
+            marked, found = len(session.annotated), len(session.segmented)
+            result = {
+                chosen: name,
+                gallery: gr.update(
+                    value=[(str(one.tile()), words.caption(one)) for one in pictures],
+                    selected_index=list(session.pictures).index(name) if name else None,
+                ),
+                status: words.status(session),
+                notes: words.notes(session),
+                adapt: gr.update(value=words.learn(marked, len(pictures)), interactive=marked > 0),
+                estimate: gr.update(interactive=marked > 1),
+                download: gr.update(
+                    value=str(session.download()) if marked or found else None, interactive=bool(marked or found)
+                ),
+                **dict.fromkeys((save, empty, remove), able),
+                forget: gr.update(interactive=picture is not None and picture.annotated),
+                title: words.title(picture),
+            }
+            if canvas:
+                result[editor] = (
+                    {"background": str(picture.shown), "layers": [str(picture.paint())], "composite": None}
+                    if picture
+                    else None
+                )
+            return result
+
+        everything = [
+            *(chosen, gallery, status, notes, adapt, estimate, download, save, empty, forget, remove, title, editor)
+        ]
+
+        def start(request: gr.Request) -> dict[Any, Any]:
+            return shown(sessions.of(_key(request)), None)
+
+        def end(request: gr.Request) -> None:
+            sessions.end(_key(request))
+
+        def add_images(
+            files: list[str] | None, name: str | None, request: gr.Request, progress: gr.Progress = _PROGRESS
+        ) -> dict[Any, Any]:
+            session = sessions.of(_key(request))
+            _warn(session.add_images(files or [], progress))
+            return shown(session, name, canvas=False) | {images: None}
+
+        def add_masks(
+            files: list[str] | None, name: str | None, request: gr.Request, progress: gr.Progress = _PROGRESS
+        ) -> dict[Any, Any]:
+            session = sessions.of(_key(request))
+            _warn(session.add_masks(files or [], progress))
+            return shown(session, name) | {masks: None}
+
+        def choose(request: gr.Request, event: gr.SelectData) -> dict[Any, Any]:
+            session = sessions.of(_key(request))
+            names = list(session.pictures)
+            return shown(session, names[event.index] if event.index < len(names) else None)
+
+        def save_mask(painted: dict[str, Any] | None, name: str | None, closed: bool, request: gr.Request) -> Any:
+            session = sessions.of(_key(request))
+            session.paint(session.picture(name).name, _covered(painted), closed)
+            return shown(session, name)
+
+        def mark_empty(name: str | None, request: gr.Request) -> dict[Any, Any]:
+            session = sessions.of(_key(request))
+            session.mark_empty(session.picture(name).name)
+            return shown(session, name)
+
+        def forget_mask(name: str | None, request: gr.Request) -> dict[Any, Any]:
+            session = sessions.of(_key(request))
+            session.remove_mask(session.picture(name).name)
+            return shown(session, name)
+
+        def remove_image(name: str | None, request: gr.Request) -> dict[Any, Any]:
+            session = sessions.of(_key(request))
+            session.remove(session.picture(name).name)
+            return shown(session, None)
+
+        def learn(
+            name: str | None,
+            count: int | None,
+            size: float | None,
+            request: gr.Request,
+            progress: gr.Progress = _PROGRESS,
+        ) -> dict[Any, Any]:
+            session = sessions.of(_key(request))
+            session.adapt(progress, count, size)
+            return shown(session, name)
+
+        def guess(count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> str:
+            return words.estimated(sessions.of(_key(request)).estimate(progress, count, size))
+
+        def on(
+            event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: Any, **options: Any
+        ) -> None:
+            event(_told(handler), inputs, outputs, api_visibility="private", **options)
+
+        alone = {"concurrency_id": "network", "concurrency_limit": 1}  # the others wait, and see how many are before
+        on(page.load, start, [], everything, show_progress="hidden")
+        page.unload(end)
+        on(images.upload, add_images, [images, chosen], [*everything, images], show_progress_on=status)
+        on(masks.upload, add_masks, [masks, chosen], [*everything, masks], show_progress_on=status)
+        on(gallery.select, choose, [], everything, show_progress="hidden")
+        on(save.click, save_mask, [editor, chosen, fill], everything, show_progress_on=title)
+        on(empty.click, mark_empty, [chosen], everything, show_progress="hidden")
+        on(forget.click, forget_mask, [chosen], everything, show_progress="hidden")
+        on(remove.click, remove_image, [chosen], everything, show_progress="hidden")
+        on(adapt.click, learn, [chosen, steps, lr], everything, show_progress_on=status, **alone)
+        on(estimate.click, guess, [steps, lr], estimated, show_progress_on=estimated, **alone)
+    return page
+
+
+def _key(request: gr.Request) -> str:
+    if not request.session_hash:
+        raise MetasegError("The page has no session; reload it.")
+    return request.session_hash
+
+
+def _covered(painted: dict[str, Any] | None) -> np.ndarray:
+    """Where there is paint, bool, of the shape of FRAME; nothing if there is no layer."""
+    layers = [np.asarray(layer)[..., 3] > _COVERED for layer in (painted or {}).get("layers", [])]
+    return np.any(layers, axis=0) if layers else np.zeros(FRAME, bool)
+
+
+def _warn(sentences: list[str]) -> None:
+    for sentence in sentences[:_TOLD_AT_ONCE]:
+        gr.Warning(html.escape(sentence), duration=None, title="Please look")
+    if len(sentences) > _TOLD_AT_ONCE:
+        gr.Warning(
+            f"{len(sentences) - _TOLD_AT_ONCE} more files have such problems.", duration=None, title="Please look"
+        )
+
+
+def _told(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """The handler, whose problems end in one sentence on the page. Names of files are users' text: escaped."""
+
+    @functools.wraps(handler)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return handler(*arguments, **options)
+        except MetasegError as error:
+            raise gr.Error(html.escape(str(error)), duration=None, title="Not done", print_exception=False) from None
+        except Exception as error:
+            traceback.print_exc()  # on the terminal, for whoever runs the program
+            sentence = f"This failed unexpectedly ({type(error).__name__}); your images and masks are still there."
+            raise gr.Error(sentence, duration=None, title="Not done", print_exception=False) from None
+
+    call.__signature__ = inspect.signature(handler, eval_str=True)  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,362 @@
+"""What one user of the page does, without the page: images in, masks for some, a network adapted, masks out."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+
+from metaseg.adapting import checks
+from metaseg.adapting.arrays import same_size, shrunk_mask
+from metaseg.adapting.files import partner
+from metaseg.adapting.held_out import hold_out
+from metaseg.adapting.model import Adapted, Model, enlarged
+from metaseg.adapting.results import row
+from metaseg.app.packing import packed
+from metaseg.app.picture import Picture
+from metaseg.app.uploads import Limits, images_of, mask_of
+from metaseg.data.check import plural
+from metaseg.errors import MetasegError
+from metaseg.evaluation.scores import THRESHOLD
+
+Told = Callable[[float, str], None]
+"""Told how much is done, in [0, 1], and what is being done."""
+SESSION = "session-"
+"""How the folders of sessions begin."""
+_ESTIMATED = 1024  # pixels of the longer side of an image that is held out
+_BATCH = 16  # images segmented at once
+_NO_ONE: Told = lambda done, what: None  # noqa: E731
+
+
+@dataclass
+class Network:
+    """A trained run that all sessions share, one at a time, and how it is adapted.
+
+    Attributes:
+        model: the run.
+        steps: adaptation steps; None: the run's.
+        lr: step size; None: the run's.
+        lock: held by whoever computes.
+    """
+
+    model: Model
+    steps: int | None = None
+    lr: float | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Session:
+    """One user's images and masks, in a folder of their own that `close` removes.
+
+    Attributes:
+        network: what is adapted.
+        limits: what may be uploaded.
+        folder: where everything is kept.
+        pictures: name → image, in the order of arrival.
+        notes: sentences on what is doubtful, of the last adaptation.
+    """
+
+    def __init__(self, network: Network, limits: Limits, parent: Path) -> None:
+        self.network = network
+        self.limits = limits
+        self.folder = Path(mkdtemp(prefix=SESSION, dir=parent))
+        self.pictures: dict[str, Picture] = {}
+        self.notes: list[str] = []
+        self.closed = False
+        self._arrivals = 0
+        self._downloads = 0
+        self._adapted: Adapted | None = None
+        self._seen: tuple[object, ...] = ()
+        self._changing = threading.RLock()
+
+    # Images and masks
+
+    def add_images(self, files: Iterable[str | Path], told: Told = _NO_ONE) -> list[str]:
+        """Take uploaded images; the files are moved or removed.
+
+        Returns:
+            a sentence for each file that was refused; the others are there.
+        """
+        paths = [Path(path) for path in files]
+        return self._each(paths, self._add_image, told)
+
+    def add_masks(self, files: Iterable[str | Path], told: Told = _NO_ONE) -> list[str]:
+        """Take uploaded masks for images of equal names (a.jpg with a.png or a_mask.png); the files are removed.
+
+        Returns:
+            a sentence for each file that was refused, and for each mask that is empty.
+        """
+        return self._each([Path(path) for path in files], self._add_mask, told)
+
+    def _each(self, paths: Sequence[Path], take: Callable[[Path], str | None], told: Told) -> list[str]:
+        said: list[str | None] = []
+        for number, path in enumerate(paths):
+            told(number / len(paths), f"reading {path.name}")
+            try:
+                self._open()
+                with self._changing:
+                    said.append(take(path))
+            except MetasegError as error:
+                said.append(str(error))
+            finally:
+                path.unlink(missing_ok=True)
+        return [sentence for sentence in said if sentence]
+
+    def _add_image(self, path: Path) -> None:
+        if len(self.pictures) >= self.limits.max_images:
+            raise MetasegError(
+                f"{path.name} was left out: {plural(self.limits.max_images, 'image')} are the most; remove some first."
+            )
+        self._arrivals += 1
+        folder = self.folder / f"{self._arrivals:04d}"
+        try:
+            (folder / "file").mkdir(parents=True)
+            kept = folder / "file" / path.name
+            if path.is_file():
+                shutil.move(path, kept)
+            found = images_of(kept, self.limits)
+            taken = [source.name for source, _ in found if source.name in self.pictures]
+            if taken:
+                raise MetasegError(f"There is an image called {taken[0]} already; rename {path.name}, or remove that.")
+            if len(self.pictures) + len(found) > self.limits.max_images:
+                raise MetasegError(
+                    f"{path.name} has {len(found)} pages, more than fit in: {self.limits.max_images} images are the "
+                    "most."
+                )
+            for number, (source, pixels) in enumerate(found):
+                own = folder / f"{number:04d}"
+                own.mkdir()
+                self.pictures[source.name] = Picture.of(source, pixels, own, self.network.model.size)
+        except MetasegError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _add_mask(self, path: Path) -> str | None:
+        name = partner(path.stem, self.pictures)
+        if name is None:
+            raise MetasegError(
+                f"{path.name} belongs to no image here; name it like its image, such as a.png or a_mask.png for a.jpg."
+            )
+        mask = mask_of(path, self.limits)
+        self.set_mask(name, mask)
+        return None if mask.any() else f"{path.name} is empty: it says that {name} shows no lesion; is that so?"
+
+    def set_mask(self, name: str, mask: np.ndarray) -> None:
+        """Annotate an image; an empty mask says that it shows nothing to be found.
+
+        Args:
+            name: of the image.
+            mask: bool (H, W), of the image's size.
+
+        Raises:
+            MetasegError: no such image, or a mask of another size.
+        """
+        picture = self.picture(name)
+        same_size(np.empty(picture.size), mask, f"The mask of {name}")
+        picture.annotate(mask)
+
+    def paint(self, name: str, painted: np.ndarray, fill: bool = True) -> None:
+        """Annotate an image by what was painted over its mask or prediction.
+
+        Args:
+            name: of the image.
+            painted: bool, of the shape of FRAME, everything that is covered by paint.
+            fill: also what a closed outline surrounds.
+
+        Raises:
+            MetasegError: no such image, another size, or no paint at all.
+        """
+        picture = self.picture(name)
+        same_size(picture.drawn_mask(), painted, f"The painting of {name}")
+        if not painted[picture.within].any():
+            raise MetasegError(f"Nothing is marked in {name}: paint the lesion first, or say that there is none.")
+        picture.annotate(picture.painted_over(painted, fill))
+
+    def mark_empty(self, name: str) -> None:
+        """Say that an image shows nothing to be found.
+
+        Raises:
+            MetasegError: no such image.
+        """
+        picture = self.picture(name)
+        picture.annotate(np.zeros(picture.size, bool))
+
+    def remove_mask(self, name: str) -> None:
+        """Take an image's mask away; its prediction stays.
+
+        Raises:
+            MetasegError: no such image.
+        """
+        self.picture(name).forget_mask()
+
+    def remove(self, name: str) -> None:
+        """Take an image away.
+
+        Raises:
+            MetasegError: no such image.
+        """
+        with self._changing:
+            shutil.rmtree(self.picture(name).folder, ignore_errors=True)
+            del self.pictures[name]
+
+    def picture(self, name: str | None) -> Picture:
+        """An image by its name.
+
+        Raises:
+            MetasegError: no such image, or the session has ended.
+        """
+        self._open()
+        if name is None or name not in self.pictures:
+            raise MetasegError("Choose an image first." if name is None else f"There is no image called {name}.")
+        return self.pictures[name]
+
+    # Adapting
+
+    @property
+    def annotated(self) -> list[Picture]:
+        """Images with a mask of the user's."""
+        return [picture for picture in list(self.pictures.values()) if picture.annotated]
+
+    @property
+    def segmented(self) -> list[Picture]:
+        """Images with a prediction."""
+        return [picture for picture in list(self.pictures.values()) if picture.line]
+
+    @property
+    def stale(self) -> bool:
+        """Whether masks or images have changed since the last adaptation; False before the first."""
+        return self._adapted is not None and (self._seen != self._state() or len(self.segmented) < len(self.pictures))
+
+    def _state(self) -> tuple[object, ...]:
+        return tuple((picture.name, picture.changes) for picture in self.annotated)
+
+    def adapt(self, told: Told = _NO_ONE, steps: int | None = None, lr: float | None = None) -> list[str]:
+        """Adapt the network to the annotated images and segment all.
+
+        Args:
+            told: of progress.
+            steps: adaptation steps; None: the network's.
+            lr: their size; None: the network's.
+
+        Returns:
+            sentences on what is doubtful, also in `notes`.
+
+        Raises:
+            MetasegError: nothing is annotated, or no mask has foreground.
+        """
+        self._open()
+        steps, lr = self._chosen(steps, lr)
+        state = self._state()
+        support, small, masks = self._support()
+        told(0, "waiting for another user to finish" if self.network.lock.locked() else "learning")
+        with self.network.lock:
+            self._adapted = self.network.model.adapt_to(
+                small, masks, steps, lr, progress=self._watched(told, "learning", 0.0, 0.8)
+            )
+            self._seen = state
+            self._segment(self._adapted, self._watched(told, "segmenting", 0.8, 1.0))
+        self.notes = checks.of_support(
+            [picture.name for picture in support],
+            [picture.size for picture in support],
+            [picture.mask() for picture in support],
+        )
+        others = [picture for picture in list(self.pictures.values()) if not picture.annotated]
+        if others:
+            new = np.stack([picture.small for picture in others])
+            self.notes += checks.of_new(small, new, [picture.name for picture in others])
+        return self.notes
+
+    def estimate(self, told: Told = _NO_ONE, steps: int | None = None, lr: float | None = None) -> str:
+        """What Dice to expect, in a sentence: each annotated image is segmented by a network that has not seen it.
+
+        Arguments as of `adapt`. Larger images are reduced before, so that all fit into memory.
+
+        Raises:
+            MetasegError: fewer than two images are annotated, or no mask has foreground.
+        """
+        self._open()
+        steps, lr = self._chosen(steps, lr)
+        support, _, _ = self._support()
+        if len(support) < 2:
+            raise MetasegError("An estimate needs two annotated images or more; five give a useful one.")
+        images, masks = zip(*(picture.reduced(_ESTIMATED) for picture in support), strict=True)
+        told(0, "waiting for another user to finish" if self.network.lock.locked() else "estimating")
+        with self.network.lock:
+            watched = self._watched(told, "estimating", 0.0, 1.0)
+            return hold_out(self.network.model, images, masks, steps=steps, lr=lr, progress=watched).sentence()
+
+    def _chosen(self, steps: int | None, lr: float | None) -> tuple[int | None, float | None]:
+        steps = self.network.steps if steps is None else steps
+        lr = self.network.lr if lr is None else lr
+        if steps is not None and not 1 <= steps <= 10_000:
+            raise MetasegError(f"Steps must be from 1 to 10000, found {steps}.")
+        if lr is not None and not 0 < lr <= 10:
+            raise MetasegError(f"The step size must be above 0 and at most 10, found {lr:g}.")
+        return steps, lr
+
+    def _support(self) -> tuple[list[Picture], np.ndarray, np.ndarray]:
+        support = self.annotated
+        if not self.pictures:
+            raise MetasegError("There are no images yet: upload some first.")
+        if not support:
+            raise MetasegError("No image has a mask yet: mark the lesion in one at least; five or more are better.")
+        masks = np.stack([shrunk_mask(picture.mask(), self.network.model.size) for picture in support])
+        if not masks.any():
+            raise MetasegError("No mask shows a lesion: mark the lesion in one image at least.")
+        return support, np.stack([picture.small for picture in support]), masks
+
+    def _segment(self, adapted: Adapted, progress: Callable[[int, int], None]) -> None:
+        pictures = list(self.pictures.values())
+        for first in range(0, len(pictures), _BATCH):
+            some = pictures[first : first + _BATCH]
+            for picture, found in zip(some, adapted.probabilities([one.small for one in some]), strict=True):
+                probabilities = enlarged(found, picture.size)
+                line = row(picture.name, picture.source.path.name, picture.source.page, probabilities)
+                with self._changing:
+                    if self.pictures.get(picture.name) is picture:  # it may have been removed meanwhile
+                        picture.predicted(probabilities > THRESHOLD, line)
+            progress(min(first + _BATCH, len(pictures)), len(pictures))
+
+    def _watched(self, told: Told, what: str, low: float, high: float) -> Callable[[int, int], None]:
+        def progress(done: int, of: int) -> None:
+            self._open()  # so that a closed page does not keep computing
+            told(low + (high - low) * done / max(1, of), what)
+
+        return progress
+
+    # What comes out
+
+    def doubtful(self, count: int = 3) -> list[str]:
+        """Names of the least confident predictions among images without a mask."""
+        found = [(picture.line["confidence"], picture.name) for picture in self.segmented if not picture.annotated]  # type: ignore[index]
+        return [name for _, name in sorted(found)[:count]]
+
+    def download(self) -> Path:
+        """A zip file: masks/NAME.png at each image's own size (the user's mask where there is one), results.csv.
+
+        Raises:
+            MetasegError: there is no mask yet.
+        """
+        self._open()
+        with self._changing:
+            for old in self.folder.glob("download-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            self._downloads += 1
+            path = self.folder / f"download-{self._downloads}" / "masks.zip"
+            path.parent.mkdir()
+            packed(list(self.pictures.values()), path)
+        return path
+
+    def close(self) -> None:
+        """Remove everything; a computation that is under way ends at its next report."""
+        self.closed = True
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _open(self) -> None:
+        if self.closed:
+            raise MetasegError("This session has ended and its images were removed; reload the page.")

@@ -1,0 +1,53 @@
+"""app.py from its command line: what is missing or wrong is told in one sentence."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import run_fixture  # noqa: F401
+
+from metaseg.app import command
+
+
+@pytest.fixture
+def app(program, tmp_path):
+    return lambda *overrides: program("app.py", *overrides, directory=tmp_path)
+
+
+def test_without_gradio_it_says_what_to_install(app, run, monkeypatch):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    ended = app(f"checkpoint={run}")
+    assert ended.returncode == 1
+    assert ended.stderr == "error: The web page needs the library gradio: pip install 'metaseg[app]'.\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("port=70000", "port must be a whole number"),
+        ("max_images=0", "max_images must be a whole number"),
+        ("max_mb=-1", "max_mb must be a number above 0"),
+        ("steps=0.5", "steps must be a whole number"),
+        ("lr=many", "lr must be a number"),
+        ("checkpoint=nowhere", "found nothing at nowhere"),
+    ],
+)
+def test_wrong_settings_are_told(app, run, monkeypatch, override, expected):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: True)
+    ended = app(f"checkpoint={run}", override)
+    assert ended.returncode == 1
+    assert expected in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_checkpoint_must_be_given(app, monkeypatch):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: True)
+    ended = app()
+    assert ended.returncode == 1
+    assert "checkpoint" in ended.stderr
+
+
+def test_sessions_need_no_web_library():
+    text = Path(sys.modules["metaseg.app.session"].__file__).parent
+    users = [path.name for path in text.glob("*.py") if "import gradio" in path.read_text(encoding="utf-8")]
+    assert users == ["page.py"]

@@ -1,0 +1,218 @@
+"""The page in a headless Chromium, end to end: needs gradio, playwright and a Chromium (on PATH, or CHROMIUM=FILE)."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import painted_fixture, run_fixture, upload_fixture  # noqa: F401
+
+pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+SWITCHES = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+SECONDS = 120_000  # milliseconds: a canvas drawn without a graphics card takes seconds for each move of the mouse
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH, or CHROMIUM=FILE"),
+]
+
+
+@pytest.fixture
+def served(run, tmp_path):
+    """app.py as users start it: its address, the folder of its images, and a way to stop it."""
+    log = tmp_path / "app.log"
+    (tmp_path / "temporary").mkdir()
+    command = [sys.executable, str(ROOT / "app.py"), f"checkpoint={run}", "port=0", "browser=false"]
+    command += ["max_images=7", "max_mb=0.2", "device=cpu", "lr=0.01"]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path, env=environment)
+    try:
+        lines = _until(lambda: _lines(log), process)
+        yield lines["page"], Path(lines["images"].partition(",")[0]), process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert process.returncode == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert not list((tmp_path / "temporary").glob("metaseg*"))
+
+
+def _lines(log):
+    lines = dict(line.split(maxsplit=1) for line in log.read_text().splitlines() if len(line.split()) > 1)
+    return lines if "stop" in lines else None
+
+
+def _until(found, process=None, seconds=90):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        result = found()
+        if result:
+            return result
+        assert process is None or process.poll() is None, "app.py ended"
+        time.sleep(0.2)
+    raise AssertionError("this did not come to be in time")
+
+
+@pytest.fixture
+def browser(tmp_path):
+    with playwright.sync_playwright() as driver:
+        context = driver.chromium.launch_persistent_context(
+            str(tmp_path / "profile"),
+            executable_path=CHROMIUM,
+            headless=True,
+            args=SWITCHES,
+            viewport={"width": 1400, "height": 1200},
+            accept_downloads=True,
+        )
+        context.set_default_timeout(SECONDS)
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def page(browser, served):
+    page = browser.new_page()
+    page.elsewhere = []
+    page.on("request", lambda request: page.elsewhere.append(request.url) if _elsewhere(request.url) else None)
+    page.goto(served[0])
+    page.locator("#status", has_text="No images yet").wait_for()
+    return page
+
+
+def _elsewhere(url):
+    return not url.startswith(("http://127.0.0.1:", "http://localhost:", "data:", "blob:"))
+
+
+def choose(page, number):
+    page.locator("#images .grid-container button").nth(number).click()
+    page.locator("#title", has_text=f"case{number}").wait_for()
+    time.sleep(2)  # the canvas has no sign of having drawn its image
+
+
+def stroke(page, *points):
+    """Drag the brush along points given as fractions of the canvas, (0.5, 0.5) its middle."""
+    box = page.locator("#editor canvas").first.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place)
+    page.mouse.up()
+
+
+def downloaded(page):
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        masks = {
+            name.removeprefix("masks/").removesuffix(".png"): np.asarray(Image.open(io.BytesIO(archive.read(name))))
+            for name in archive.namelist()
+            if name.startswith("masks/")
+        }
+        return masks, archive.read("results.csv").decode()
+
+
+def test_from_upload_to_download(page, served, upload, painted):
+    page.set_input_files("#upload input[type=file]", upload("image", 0, 1, 2, 3))
+    page.locator("#status", has_text="4 images, 0 with your mask").wait_for()
+    page.locator("#have-masks button").first.click()
+    page.set_input_files("#masks input[type=file]", upload("mask", 0))
+    page.locator("#status", has_text="4 images, 1 with your mask").wait_for()
+
+    choose(page, 0)  # the first image chosen: its mask must be where it was
+    page.locator("#save").click()
+    page.locator("#title", has_text="your mask").wait_for()
+    assert ((downloaded(page)[0]["case0"] > 0) == painted[1][0]).all()
+
+    choose(page, 1)
+    stroke(page, (0.45, 0.5), (0.55, 0.5))
+    page.locator("#save").click()
+    page.locator("#status", has_text="4 images, 2 with your mask").wait_for()
+
+    page.locator("#adapt", has_text="Learn from 2 marked images, segment all 4").click()
+    page.locator("#status", has_text="4 segmented").wait_for()
+    first, table = downloaded(page)
+    assert sorted(first) == ["case0", "case1", "case2", "case3"]
+    assert all(mask.shape == (64, 96) and set(np.unique(mask)) <= {0, 255} for mask in first.values())
+    assert ((first["case0"] > 0) == painted[1][0]).all()
+    assert first["case1"][32, 48] == 255
+    assert 0 < (first["case1"] > 0).mean() < 0.2, "one stroke across a tenth of the canvas"
+    assert table.count("yours") == 2
+    assert table.count("predicted") == 2
+
+    choose(page, 2)
+    stroke(page, (0.5, 0.4), (0.5, 0.6))
+    page.locator("#save").click()
+    page.locator("#status", has_text="learn again").wait_for()
+    corrected, _ = downloaded(page)
+    changed = corrected["case2"] != first["case2"]
+    assert corrected["case2"][32, 48] == 255
+    assert changed.mean() < 0.2, "a correction starts from what was found"
+    page.locator("#adapt", has_text="Learn from 3 marked images").click()
+    page.locator("#status", has_text="Look first at").wait_for()
+    second, table = downloaded(page)
+    assert table.count("yours") == 3
+    assert (second["case2"] == corrected["case2"]).all()
+    page.locator("#estimate").click()
+    page.locator("#estimated", has_text="Dice to expect").wait_for()
+
+    assert page.elsewhere == []
+    folder = served[1]
+    assert list(folder.glob("session-*"))
+    page.close()
+    _until(lambda: [path.name for path in folder.iterdir()] == ["lock"])
+
+
+def test_mistakes_are_told_in_a_sentence(page, upload, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    page.set_input_files("#upload input[type=file]", [*upload("image", *range(7)), tmp_path / "broken.png"])
+    page.locator("#status", has_text="7 images").wait_for()
+    page.get_by_text("broken.png was left out").wait_for()
+    choose(page, 0)
+    page.locator("#save").click()
+    page.get_by_text("Nothing is marked in case0").wait_for()
+    page.locator("#remove").click()
+    page.locator("#status", has_text="6 images").wait_for()
+    page.set_input_files("#upload input[type=file]", [tmp_path / "broken.png"])
+    page.get_by_text("broken.png is not an image that can be read").wait_for()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)).save(tmp_path / "heavy.png")
+    page.set_input_files("#upload input[type=file]", [tmp_path / "heavy.png"])
+    page.get_by_text("exceed the maximum").wait_for()
+    page.locator("#have-masks button").first.click()
+    Image.new("L", (50, 50), 255).save(tmp_path / "case1.png")
+    page.set_input_files("#masks input[type=file]", [tmp_path / "case1.png"])
+    page.get_by_text("The mask of case1 has 50×50 pixels").wait_for()
+    assert page.locator("#adapt").is_disabled()
+    assert page.locator("#status", has_text="6 images, 0 with your mask").count() == 1
+
+
+def test_two_users_do_not_see_each_other(page, browser, served, upload):
+    page.set_input_files("#upload input[type=file]", upload("image", 0))
+    page.locator("#status", has_text="1 image,").wait_for()
+    other = browser.new_page()
+    other.goto(served[0])
+    other.locator("#status", has_text="No images yet").wait_for()
+    other.set_input_files("#upload input[type=file]", upload("image", 1, 2))
+    other.locator("#status", has_text="2 images").wait_for()
+    assert page.locator("#images .grid-container button").count() == 1
+    assert len(list(served[1].glob("session-*"))) == 2
+    other.close()
+    _until(lambda: len(list(served[1].glob("session-*"))) == 1)
+    assert page.locator("#images .grid-container button").count() == 1

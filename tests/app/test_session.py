@@ -1,0 +1,334 @@
+"""What a user does, without the page: uploading, marking, adapting, correcting, downloading, wrong input."""
+
+import io
+import threading
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tiny_run import limits_fixture, network_fixture, painted_fixture, run_fixture, session_fixture, upload_fixture  # noqa: F401
+
+from metaseg.app import words
+from metaseg.app.picture import FRAME
+from metaseg.app.session import Network, Session
+from metaseg.app.sessions import Sessions, temporary_folder
+from metaseg.app.uploads import Limits
+from metaseg.errors import MetasegError
+
+
+def drawn(mask):
+    """A painting of a mask of 64 × 96 pixels: ten times as large, and grey above and below."""
+    frame = np.zeros(FRAME, bool)
+    frame[40:680] = np.kron(mask, np.ones((10, 10), bool))
+    return frame
+
+
+def unpacked(path):
+    with zipfile.ZipFile(path) as archive:
+        masks = {
+            name: np.asarray(Image.open(io.BytesIO(archive.read(name))))
+            for name in archive.namelist()
+            if name.startswith("masks/")
+        }
+        return masks, pd.read_csv(io.BytesIO(archive.read("results.csv")))
+
+
+def test_from_upload_to_download(session, upload, painted):
+    assert session.add_images(upload("image", 0, 1, 2, 3)) == []
+    assert session.add_masks(upload("mask", 0, 1)) == []
+    told = []
+    session.adapt(lambda done, what: told.append((done, what)))
+
+    assert told[-1] == (1.0, "segmenting")
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    masks, table = unpacked(session.download())
+    assert sorted(masks) == [f"masks/case{number}.png" for number in range(4)]
+    for name, mask in masks.items():
+        assert mask.shape == (64, 96)
+        assert mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {0, 255}, name
+    assert ((masks["masks/case1.png"] > 0) == painted[1][1]).all()
+    assert table["mask"].tolist() == ["yours", "yours", "predicted", "predicted"]
+    assert table["confidence"].isna().tolist() == [True, True, False, False]
+    assert table["area"].tolist() == [int((masks[f"masks/case{number}.png"] > 0).sum()) for number in range(4)]
+
+
+def test_masks_are_those_of_the_python_interface(session, network, upload, painted):
+    images, masks = painted
+    session.add_images(upload("image", 0, 1, 2))
+    session.add_masks(upload("mask", 0, 1))
+    session.adapt(steps=3, lr=0.01)
+    expected = network.model.adapt(images[:2], masks[:2], steps=3, lr=0.01).segment(images[2:3])[0]
+    assert (unpacked(session.download())[0]["masks/case2.png"] > 0).tolist() == expected.tolist()
+
+
+def test_a_correction_becomes_a_mask_and_changes_what_is_learnt(session, upload):
+    session.add_images(upload("image", 0, 1, 2))
+    session.add_masks(upload("mask", 0))
+    session.adapt(steps=1, lr=0.01)
+    assert not session.stale
+    before = session.pictures["case2"].line
+    corrected = ~session.picture("case1").mask()
+    corrected[0, 0] = True
+    session.paint("case1", drawn(corrected), fill=False)
+    assert session.stale
+    assert "learn again" in words.status(session)
+    assert (session.picture("case1").mask() == corrected).all()
+    session.adapt(steps=1, lr=0.01)
+    assert not session.stale
+    assert [picture.name for picture in session.annotated] == ["case0", "case1"]
+    assert session.pictures["case2"].line != before
+    session.remove_mask("case1")
+    assert session.stale
+    assert not session.pictures["case1"].annotated
+
+
+def test_painting_an_outline_fills_it_but_keeps_holes_that_were_there(session, upload):
+    session.add_images(upload("image", 0))
+    ring = np.zeros((64, 96), bool)
+    ring[10:30, 10:30] = True
+    ring[11:29, 11:29] = False
+    session.paint("case0", drawn(ring))
+    assert session.picture("case0").mask()[10:30, 10:30].all()
+    session.paint("case0", drawn(ring), fill=False)
+    assert session.picture("case0").mask().sum() == ring.sum()
+    more = ring.copy()
+    more[40:50, 40:50] = True
+    session.paint("case0", drawn(more))
+    assert (session.picture("case0").mask() == more).all()
+
+
+def test_a_large_image_is_painted_small_and_stays_fine_where_nothing_changed(network, tmp_path):
+    session = Session(network, Limits(max_megapixels=20), tmp_path)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (1500, 3000, 3), np.uint8)).save(tmp_path / "large.png")
+    assert session.add_images([tmp_path / "large.png"]) == []
+    picture = session.picture("large")
+    fine = rng.random((1500, 3000)) < 0.5
+    session.set_mask("large", fine)
+    assert picture.drawn_size == (480, 960)
+    painting = picture.drawn_mask()
+    painting[picture.within][:100, :100] = True
+    session.paint("large", painting, fill=False)
+    assert picture.mask()[:310, :310].mean() > 0.7
+    assert (picture.mask()[320:, 320:] == fine[320:, 320:]).all()
+
+
+@pytest.mark.parametrize("size", [(200, 30), (30, 200), (1000, 400), (720, 960), (37, 41)])
+def test_paint_lands_where_it_is_in_the_image(network, tmp_path, size):
+    session = Session(network, Limits(), tmp_path)
+    Image.new("L", size[::-1]).save(tmp_path / "a.png")
+    session.add_images([tmp_path / "a.png"])
+    picture = session.picture("a")
+    corner = np.zeros(size, bool)
+    corner[: size[0] // 2, : size[1] // 3] = True
+    session.set_mask("a", corner)
+    layer = np.asarray(Image.open(picture.paint()))[..., 3] > 64
+    assert layer.shape == FRAME
+    session.remove_mask("a")
+    session.paint("a", layer, fill=False)
+    assert (picture.mask() != corner).mean() < 0.03
+    beside = np.ones(FRAME, bool)
+    beside[picture.within] = False
+    with pytest.raises(MetasegError, match="Nothing is marked"):
+        session.paint("a", beside)
+
+
+def test_what_is_saved_is_what_is_painted_from(session, upload, painted):
+    session.add_images(upload("image", 0))
+    session.add_masks(upload("mask", 0))
+    layer = np.asarray(Image.open(session.picture("case0").paint()))
+    assert layer.shape == (*FRAME, 4)
+    assert ((layer[..., 3] > 64) == drawn(painted[1][0])).all()
+
+
+def test_an_empty_mask_must_be_meant(session, upload, tmp_path):
+    session.add_images(upload("image", 0, 1))
+    with pytest.raises(MetasegError, match="Nothing is marked in case0"):
+        session.paint("case0", np.zeros(FRAME, bool))
+    Image.fromarray(np.zeros((64, 96), np.uint8)).save(tmp_path / "case0_mask.png")
+    (said,) = session.add_masks([tmp_path / "case0_mask.png"])
+    assert "case0_mask.png is empty" in said
+    with pytest.raises(MetasegError, match="No mask shows a lesion"):
+        session.adapt()
+    session.mark_empty("case1")
+    session.add_masks(upload("mask", 0))
+    session.adapt()
+    assert any("no foreground" in note and "case1" in note for note in session.notes)
+
+
+def test_wrong_order_is_told(session, upload):
+    for verb in (session.adapt, session.estimate):
+        with pytest.raises(MetasegError, match="no images yet"):
+            verb()
+    with pytest.raises(MetasegError, match="no masks yet"):
+        session.download()
+    with pytest.raises(MetasegError, match="Choose an image"):
+        session.picture(None)
+    session.add_images(upload("image", 0, 1))
+    for verb in (session.adapt, session.estimate):
+        with pytest.raises(MetasegError, match="No image has a mask yet"):
+            verb()
+    session.add_masks(upload("mask", 0))
+    with pytest.raises(MetasegError, match="two annotated images"):
+        session.estimate()
+    with pytest.raises(MetasegError, match="Steps must be"):
+        session.adapt(steps=0)
+    with pytest.raises(MetasegError, match="step size must be"):
+        session.adapt(lr=-1.0)
+
+
+def test_the_estimate_says_what_to_expect(session, upload):
+    session.add_images(upload("image", 0, 1, 2))
+    session.add_masks(upload("mask", 0, 1))
+    assert session.estimate().startswith("Dice to expect")
+
+
+def refused(session, path, what):
+    (said,) = session.add_images([path])
+    assert what in said, said
+    assert said.count(". ") == 0
+    assert str(session.folder) not in said
+    assert str(path.parent) not in said
+    assert not path.exists()
+    assert not session.pictures
+
+
+def test_what_is_no_image_is_refused(session, tmp_path):
+    for name, content in (
+        ("a.png", b"not an image"),
+        ("a.txt", b"text"),
+        (".png", b""),
+        ("a.dcm", b"DICM"),
+        ("b.png", b""),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        refused(session, path, name)
+    path = tmp_path / "script.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n")
+    refused(session, path, "not an image that can be read")
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    refused(session, path, "cut.png")
+    refused(session, tmp_path / "gone.png", "did not arrive")
+
+
+def test_what_is_too_large_is_refused_by_its_header(session, tmp_path):
+    path = tmp_path / "heavy.png"
+    path.write_bytes(b"0" * 1_100_000)
+    refused(session, path, "1 MB are the most")
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (30_000, 30_000)).save(bomb)
+    assert bomb.stat().st_size < 1e6
+    refused(session, bomb, "bomb.png")
+    wide = tmp_path / "wide.png"
+    Image.new("L", (2000, 1000)).save(wide)
+    refused(session, wide, "2000×1000 pixels; 1 million are the most")
+    for size in ((400, 20), (15, 15)):
+        Image.new("L", size).save(tmp_path / "thin.png")
+        refused(session, tmp_path / "thin.png", "along the shorter side")
+    pages = tmp_path / "pages.tif"
+    Image.new("L", (20, 20)).save(pages, save_all=True, append_images=[Image.new("1", (2000, 1000))])
+    refused(session, pages, "1 million")
+
+
+def test_too_many_images_are_refused_and_the_others_stay(session, upload):
+    said = session.add_images(upload("image", *range(8)))
+    assert len(said) == 2
+    assert all("6 images are the most" in sentence for sentence in said)
+    assert list(session.pictures) == [f"case{number}" for number in range(6)]
+    (said,) = session.add_images(upload("image", 0))
+    session.remove("case5")
+    (said,) = session.add_images(upload("image", 0))
+    assert "image called case0 already" in said
+    assert session.add_images(upload("image", 7)) == []
+
+
+def test_masks_that_do_not_fit_are_refused(session, upload, tmp_path):
+    session.add_images(upload("image", 0))
+    Image.new("L", (96, 65), 255).save(tmp_path / "case0.png")
+    (said,) = session.add_masks([tmp_path / "case0.png"])
+    assert "96×65" in said
+    assert "96×64" in said
+    (said,) = session.add_masks(upload("mask", 1))
+    assert "belongs to no image" in said
+    (tmp_path / "case0.png").write_bytes(b"no")
+    (said,) = session.add_masks([tmp_path / "case0.png"])
+    assert "case0.png" in said
+    with pytest.raises(MetasegError, match="960×720"):
+        session.paint("case0", np.ones((10, 10), bool))
+    assert not session.annotated
+
+
+def test_names_of_files_are_no_markup(session, upload):
+    path = upload("image", 0)[0]
+    path = path.rename(path.with_name("<img src=x onerror=alert(1)>[a](b).png"))
+    session.add_images([path])
+    (name,) = session.pictures
+    assert "<" not in words.title(session.pictures[name])
+    assert "\\[a\\]" in words.title(session.pictures[name])
+
+
+def test_two_users_do_not_see_each_other_and_do_not_disturb_each_other(network, limits, tmp_path, upload):
+    sessions = Sessions(network, limits, tmp_path)
+    one, other = sessions.of("one"), sessions.of("other")
+    assert sessions.of("one") is one
+    alone = {}
+    for session, number in ((one, 0), (other, 1)):
+        session.add_images(upload("image", number, 2))
+        session.add_masks(upload("mask", number))
+        session.adapt(steps=3 + number)
+        alone[number] = session.pictures["case2"].line
+    assert set(one.pictures) == {"case0", "case2"}
+    assert set(other.pictures) == {"case1", "case2"}
+    assert one.folder != other.folder
+    threads = [
+        threading.Thread(target=one.adapt, kwargs={"steps": 3}),
+        threading.Thread(target=other.adapt, kwargs={"steps": 4}),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert one.pictures["case2"].line == alone[0]
+    assert other.pictures["case2"].line == alone[1]
+
+
+def test_closing_removes_everything_and_stops_the_work(network, limits, tmp_path, upload):
+    with temporary_folder() as folder:
+        sessions = Sessions(network, limits, folder)
+        session = sessions.of("key")
+        session.add_images(upload("image", 0, 1))
+        session.add_masks(upload("mask", 0))
+        left = folder / "background.png"  # as the web library leaves behind
+        left.write_bytes(b"")
+        with pytest.raises(MetasegError, match="session has ended"):
+            session.adapt(lambda done, what: sessions.end("key"))
+        assert not session.folder.exists()
+        assert not left.exists()
+        with pytest.raises(MetasegError, match="reload the page"):
+            session.download()
+        assert not list((tmp_path / "uploads").iterdir())
+    assert not folder.exists()
+
+
+def test_what_a_killed_program_left_is_removed_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "metaseg-app-killed"
+    left.mkdir()
+    (left / "image.png").write_bytes(b"")
+    with temporary_folder() as running, temporary_folder() as second:
+        assert not left.exists()
+        assert running.is_dir()
+        assert second.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_the_run_are_used_where_users_give_none(network, limits, tmp_path, upload):
+    session = Session(Network(network.model, steps=1, lr=0.5), limits, tmp_path)
+    assert session._chosen(None, None) == (1, 0.5)
+    assert session._chosen(7, 0.1) == (7, 0.1)

@@ -19,6 +19,9 @@ from metaseg.errors import MetasegError
 HOST = "127.0.0.1"
 """There is no password, so no other machine may ask."""
 _SWEEP = 60  # seconds
+_PAINTING = (
+    4 * 2**20
+)  # bytes: a painting comes back as a file too, and refused without a word; sessions judge images anew
 
 
 def run(config: DictConfig) -> None:
@@ -82,7 +85,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
             quiet=True,
             show_error=False,
             footer_links=[],
-            max_file_size=int(sessions.limits.max_mb * 2**20),
+            max_file_size=max(int(sessions.limits.max_mb * 2**20), _PAINTING),
             ssr_mode=False,
             enable_monitoring=False,
             mcp_server=False,

@@ -194,7 +194,7 @@ def test_mistakes_are_told_in_a_sentence(page, upload, tmp_path):
     page.get_by_text("broken.png is not an image that can be read").wait_for()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)).save(tmp_path / "heavy.png")
     page.set_input_files("#upload input[type=file]", [tmp_path / "heavy.png"])
-    page.get_by_text("exceed the maximum").wait_for()
+    page.get_by_text("heavy.png has 0.5 MB; 0.2 MB are the most").wait_for()
     page.locator("#have-masks button").first.click()
     Image.new("L", (50, 50), 255).save(tmp_path / "case1.png")
     page.set_input_files("#masks input[type=file]", [tmp_path / "case1.png"])

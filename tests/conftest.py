@@ -159,6 +159,15 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
+@pytest.fixture
+def kvasir_root(tmp_path):
+    """A data.root with a Kvasir-SEG of six images."""
+    from disk_datasets import STEMS, write_dataset  # beside the tests of the data room
+
+    write_dataset(tmp_path / "data" / "kvasir", STEMS, images="images/{stem}.png")
+    return tmp_path / "data"
+
+
 @pytest.fixture(scope="session")
 def run_of(tmp_path_factory):
     """overrides → the directory of a run that was told not to train: its settings alone."""

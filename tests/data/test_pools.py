@@ -19,13 +19,6 @@ REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-@pytest.fixture
-def kvasir_root(tmp_path):
-    """A data.root with a Kvasir-SEG of six images."""
-    write_dataset(tmp_path / "data" / "kvasir", STEMS, images="images/{stem}.png")
-    return tmp_path / "data"
-
-
 def test_a_pool_holds_the_images_in_order(kvasir_root):
     pool = pools.prepare(KVASIR, kvasir_root, 48)
     assert (pool.name, pool.ids, len(pool)) == ("kvasir", tuple(STEMS), 6)

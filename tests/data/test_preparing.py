@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_datasets import KVASIR, STEMS, folders, forbid_decoding, write_dataset
+from disk_datasets import KVASIR, folders, forbid_decoding
 from filelock import FileLock
 
 from metaseg.data import cache, check, pools
@@ -22,13 +22,6 @@ from metaseg.errors import MetasegError
 REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-
-@pytest.fixture
-def kvasir_root(tmp_path):
-    """A data.root with a Kvasir-SEG of six images."""
-    write_dataset(tmp_path / "data" / "kvasir", STEMS, images="images/{stem}.png")
-    return tmp_path / "data"
 
 
 def start(code, *arguments):

@@ -74,6 +74,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
     from metaseg.app.page import CSS, build, theme
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # what gradio asks itself while starting
+    logging.getLogger("uvicorn.error").addFilter(_but_for_removed_files)
     page = build(sessions)
     try:
         _, address, _ = page.launch(
@@ -98,6 +99,16 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
         yield address
     finally:
         page.close(verbose=False)
+
+
+def _but_for_removed_files(record: logging.LogRecord) -> bool:
+    """Whether a line of the server's log matters: a browser may ask for a picture that was just removed."""
+    error = record.exc_info[1] if record.exc_info else None
+    while error is not None:
+        if isinstance(error, FileNotFoundError) or (isinstance(error, RuntimeError) and "does not exist" in str(error)):
+            return False
+        error = error.exceptions[0] if hasattr(error, "exceptions") else error.__cause__
+    return True
 
 
 def free_port() -> int:

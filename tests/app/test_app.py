@@ -1,5 +1,6 @@
 """app.py from its command line: what is missing or wrong is told in one sentence."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -51,3 +52,12 @@ def test_sessions_need_no_web_library():
     text = Path(sys.modules["metaseg.app.session"].__file__).parent
     users = [path.name for path in text.glob("*.py") if "import gradio" in path.read_text(encoding="utf-8")]
     assert users == ["page.py"]
+
+
+def test_a_picture_removed_while_it_is_fetched_is_no_error_of_the_log():
+    def record(error):
+        return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "", None, (type(error), error, None))
+
+    assert not command._but_for_removed_files(record(RuntimeError("File at path tile.jpg does not exist.")))
+    assert command._but_for_removed_files(record(RuntimeError("else")))
+    assert command._but_for_removed_files(logging.LogRecord("uvicorn.error", logging.INFO, "", 0, "", None, None))

@@ -12,7 +12,7 @@ SETTINGS = {
     "trainer": {"max_epochs": 2},
     "shots": 5,
     "target": ["isic"],
-    "data": {"source": "synthetic"},
+    "data": {"source": "synthetic", "root": "data"},
     "evaluation": {
         "curve": [0, 5],
         "curve_limit": 6,

@@ -112,9 +112,12 @@ def build(sessions: Sessions) -> gr.Blocks:
                     )
                     fill = gr.Checkbox(True, label=words.FILL, elem_id="fill")
 
-        def shown(session: Session, name: str | None, canvas: bool = True) -> dict[Any, Any]:
-            """All that depends on the session; the canvas is left alone where a painting may be under way."""
-            name = name if name in session.pictures else None
+        def shown(session: Session, canvas: bool = True) -> dict[Any, Any]:
+            """All that depends on the session; the canvas is left alone where a painting may be under way.
+
+            The session knows which image is looked at: it may be another than when what is answered was asked.
+            """
+            name = session.chosen
             pictures = list(session.pictures.values())
             picture = session.pictures.get(name) if name else None
             able = gr.update(interactive=picture is not None)
@@ -149,60 +152,58 @@ def build(sessions: Sessions) -> gr.Blocks:
         ]
 
         def start(request: gr.Request) -> dict[Any, Any]:
-            return shown(sessions.of(_key(request)), None)
+            return shown(sessions.of(_key(request)))
 
         def end(request: gr.Request) -> None:
             sessions.end(_key(request))
 
         def add_images(
-            files: list[str] | None, name: str | None, request: gr.Request, progress: gr.Progress = _PROGRESS
+            files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS
         ) -> dict[Any, Any]:
             session = sessions.of(_key(request))
             _warn(session.add_images(files or [], progress))
-            return shown(session, name, canvas=False) | {images: None}
+            return shown(session, canvas=False) | {images: None}
 
         def add_masks(
-            files: list[str] | None, name: str | None, request: gr.Request, progress: gr.Progress = _PROGRESS
+            files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS
         ) -> dict[Any, Any]:
             session = sessions.of(_key(request))
             _warn(session.add_masks(files or [], progress))
-            return shown(session, name) | {masks: None}
+            return shown(session) | {masks: None}
 
         def choose(request: gr.Request, event: gr.SelectData) -> dict[Any, Any]:
             session = sessions.of(_key(request))
             names = list(session.pictures)
-            return shown(session, names[event.index] if event.index < len(names) else None)
+            session.chosen = names[event.index] if event.index < len(names) else None
+            return shown(session)
 
         def save_mask(painted: dict[str, Any] | None, name: str | None, closed: bool, request: gr.Request) -> Any:
             session = sessions.of(_key(request))
             session.paint(session.picture(name).name, _covered(painted), closed)
-            return shown(session, name)
+            return shown(session)
 
         def mark_empty(name: str | None, request: gr.Request) -> dict[Any, Any]:
             session = sessions.of(_key(request))
             session.mark_empty(session.picture(name).name)
-            return shown(session, name)
+            return shown(session)
 
         def forget_mask(name: str | None, request: gr.Request) -> dict[Any, Any]:
             session = sessions.of(_key(request))
             session.remove_mask(session.picture(name).name)
-            return shown(session, name)
+            return shown(session)
 
         def remove_image(name: str | None, request: gr.Request) -> dict[Any, Any]:
             session = sessions.of(_key(request))
             session.remove(session.picture(name).name)
-            return shown(session, None)
+            return shown(session)
 
         def learn(
-            name: str | None,
-            count: int | None,
-            size: float | None,
-            request: gr.Request,
-            progress: gr.Progress = _PROGRESS,
+            count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS
         ) -> dict[Any, Any]:
             session = sessions.of(_key(request))
             session.adapt(progress, count, size)
-            return shown(session, name)
+            looked_at = session.pictures.get(session.chosen or "")
+            return shown(session, canvas=looked_at is not None and not looked_at.annotated)
 
         def guess(count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> str:
             return words.estimated(sessions.of(_key(request)).estimate(progress, count, size))
@@ -215,14 +216,14 @@ def build(sessions: Sessions) -> gr.Blocks:
         alone = {"concurrency_id": "network", "concurrency_limit": 1}  # the others wait, and see how many are before
         on(page.load, start, [], everything, show_progress="hidden")
         page.unload(end)
-        on(images.upload, add_images, [images, chosen], [*everything, images], show_progress_on=status)
-        on(masks.upload, add_masks, [masks, chosen], [*everything, masks], show_progress_on=status)
+        on(images.upload, add_images, [images], [*everything, images], show_progress_on=status)
+        on(masks.upload, add_masks, [masks], [*everything, masks], show_progress_on=status)
         on(gallery.select, choose, [], everything, show_progress="hidden")
         on(save.click, save_mask, [editor, chosen, fill], everything, show_progress_on=title)
         on(empty.click, mark_empty, [chosen], everything, show_progress="hidden")
         on(forget.click, forget_mask, [chosen], everything, show_progress="hidden")
         on(remove.click, remove_image, [chosen], everything, show_progress="hidden")
-        on(adapt.click, learn, [chosen, steps, lr], everything, show_progress_on=status, **alone)
+        on(adapt.click, learn, [steps, lr], everything, show_progress_on=status, **alone)
         on(estimate.click, guess, [steps, lr], estimated, show_progress_on=estimated, **alone)
     return page
 

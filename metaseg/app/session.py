@@ -59,6 +59,7 @@ class Session:
         folder: where everything is kept.
         pictures: name → image, in the order of arrival.
         notes: sentences on what is doubtful, of the last adaptation.
+        chosen: name of the image that is looked at; None: none.
     """
 
     def __init__(self, network: Network, limits: Limits, parent: Path) -> None:
@@ -67,6 +68,7 @@ class Session:
         self.folder = Path(mkdtemp(prefix=SESSION, dir=parent))
         self.pictures: dict[str, Picture] = {}
         self.notes: list[str] = []
+        self.chosen: str | None = None
         self.closed = False
         self._arrivals = 0
         self._downloads = 0
@@ -203,6 +205,7 @@ class Session:
         with self._changing:
             shutil.rmtree(self.picture(name).folder, ignore_errors=True)
             del self.pictures[name]
+            self.chosen = None if self.chosen == name else self.chosen
 
     def picture(self, name: str | None) -> Picture:
         """An image by its name.

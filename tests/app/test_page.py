@@ -137,8 +137,9 @@ def test_from_upload_to_download(page, served, upload, painted):
     page.locator("#status", has_text="4 images, 1 with your mask").wait_for()
 
     choose(page, 0)  # the first image chosen: its mask must be where it was
+    tile = page.locator("#images img").first.get_attribute("src")
     page.locator("#save").click()
-    page.locator("#title", has_text="your mask").wait_for()
+    page.wait_for_function("old => document.querySelector('#images img').getAttribute('src') !== old", arg=tile)
     assert ((downloaded(page)[0]["case0"] > 0) == painted[1][0]).all()
 
     choose(page, 1)

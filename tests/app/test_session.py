@@ -242,7 +242,9 @@ def test_too_many_images_are_refused_and_the_others_stay(session, upload):
     assert all("6 images are the most" in sentence for sentence in said)
     assert list(session.pictures) == [f"case{number}" for number in range(6)]
     (said,) = session.add_images(upload("image", 0))
+    session.chosen = "case5"
     session.remove("case5")
+    assert session.chosen is None
     (said,) = session.add_images(upload("image", 0))
     assert "image called case0 already" in said
     assert session.add_images(upload("image", 7)) == []

@@ -22,7 +22,7 @@ from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, cut, descend
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
-from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
+from metaseg.meta.vectors import Parameters, detach, flatten, interpolate, unflatten
 from metaseg.networks.functional import Statistics, forward, running_statistics, update_running
 from metaseg.networks.normalisation import NORMS
 
@@ -38,7 +38,8 @@ class Learner(NetworkModule):
         network: the network whose parameters are the meta-parameters θ.
         loss: the segmentation loss.
         norm: statistics that predictions are normalised with: "support", "batch" or "running" (``model.norm``).
-        adapt: the descent on the support set of a target: optimizer, lr, steps, lam.
+        adapt: the descent on the support set of a target: optimizer, lr, steps, lam; and ``prior_images`` ≥ 0 (0 if
+            left out), the number of annotated images that θ counts for, see ``adaptation``.
         optimizer: the outer Adam: lr > 0, weight_decay ≥ 0 (added to the gradient as weight_decay · θ), clip_norm (the
             longest gradient allowed; None: any), schedule ("constant", or "cosine": lr falls to 0 over the run).
         inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal; None: no steps.
@@ -96,6 +97,9 @@ class Learner(NetworkModule):
             InnerLoop(steps=0) if inner is None else _loop("inner", {**inner, "lam": lam if proximal else 0.0})
         )
         self._adapt = _loop("adapt", adapt)
+        self._prior_images = adapt.get("prior_images", 0)
+        if self._prior_images < 0:
+            raise MetasegError(f"learner.adapt.prior_images must not be negative, found {self._prior_images}.")
         # A buffer, so that it goes where the network goes; not part of checkpoints, as settings make it.
         self.register_buffer("_mask", _mask(network, adapts), persistent=False)
         self.warmup = warmup
@@ -137,7 +141,11 @@ class Learner(NetworkModule):
         return adapted
 
     def adaptation(self, support: SupportSet, at: Sequence[int]) -> Iterator[tuple[int, Segmenter]]:
-        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step)."""
+        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step).
+
+        The descent goes its way from θ to φ undisturbed; what segments has the parameters θ + K / (K + N) · (φ - θ)
+        with K support images and N = ``adapt.prior_images`` [interpolation: Wortsman et al. 2022; by K: ours].
+        """
         require_gradients()
         theta = self.theta()
         images = support.clean()[0].to(self.device, memory_format=self.memory_format)
@@ -151,8 +159,9 @@ class Learner(NetworkModule):
             logits, statistics = forward(self.network, parameters, augmented)
             return self.loss(logits, labels), statistics
 
-        def segmenter(parameters: Parameters) -> Segmenter:
+        def segmenter(phi: Parameters) -> Segmenter:
             with torch.no_grad():
+                parameters = interpolate(theta, phi, len(images) / (len(images) + self._prior_images))
                 found = forward(self.network, parameters, images)[1]
             return AdaptedNetwork(self.network, detach(parameters), self._statistics(found, dict(running)))
 

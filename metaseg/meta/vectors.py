@@ -30,3 +30,8 @@ def unflatten(vector: Tensor, like: Parameters) -> Parameters:
 def detach(parameters: Parameters, requires_grad: bool = False) -> Parameters:
     """The same values cut from any graph, as leaves that require gradients if asked."""
     return {name: tensor.detach().requires_grad_(requires_grad) for name, tensor in parameters.items()}
+
+
+def interpolate(theta: Parameters, phi: Parameters, share: float) -> Parameters:
+    """θ + share · (φ - θ), tensor by tensor; `share` 1 gives φ itself."""
+    return phi if share == 1 else {name: theta[name].lerp(value, share) for name, value in phi.items()}

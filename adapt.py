@@ -13,4 +13,9 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry(main, "adapt", "Interrupted; what was written stays, the same command with overwrite=true starts again.")
+    entry(
+        main,
+        "adapt",
+        "Interrupted; what was written stays, the same command with overwrite=true starts again.",
+        paths=("checkpoint", "support", "images", "out", "truth"),
+    )

@@ -13,4 +13,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry(main, "app", "Stopped before the page was there.")
+    entry(main, "app", "Stopped before the page was there.", paths=("checkpoint",))

@@ -3,8 +3,9 @@
 import functools
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import hydra
@@ -31,6 +32,7 @@ def entry(
     main: Callable[[DictConfig], None],
     config_name: str = "config",
     interrupted: str = "Interrupted; continue a run by ckpt_path=last and its hydra.run.dir, a sweep as it began.",
+    paths: Collection[str] = (),
 ) -> None:
     """Run ``main`` under Hydra with conf/``config_name``.yaml; never returns normally on a user's mistake.
 
@@ -38,14 +40,18 @@ def entry(
         main: what to run.
         config_name: of the configuration.
         interrupted: what to say on Ctrl+C.
+        paths: settings whose values are taken as they stand: Hydra would read commas, brackets and numbers in them.
     """
     # Hydra would print errors in its own many-line way; told to raise them, it leaves the wording to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     _script.append(Path(inspect.getfile(main)).resolve())
     if "--dry-run" in sys.argv and not {"-m", "--multirun"} & set(sys.argv):
         fail("--dry-run lists the cells of a sweep: add -m.")
+    for before, argument in zip(("", *sys.argv[1:]), sys.argv[1:], strict=False):
+        if "=" not in argument and not argument.startswith(("-", "~")) and not before.startswith("-"):
+            fail(f"Expected NAME=VALUE, found {argument!r}; a value with blanks needs quotes around it.")
     try:
-        arguments = chosen(sys.argv[1:])
+        arguments = chosen([as_it_stands(argument, paths) for argument in sys.argv[1:]])
     except MetasegError as error:
         fail(str(error))
     sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
@@ -77,6 +83,20 @@ def entry(
         fail(interrupted, status=130)
     if failed:
         sys.exit(1)
+
+
+def as_it_stands(argument: str, paths: Collection[str]) -> str:
+    """An argument `NAME=VALUE` with its value quoted for Hydra, if the name is one of `paths`.
+
+    Values that are quoted already, and null, stay as they are.
+    """
+    key, equals, value = argument.partition("=")
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key not in paths or not equals or value == "null" or quoted:
+        return argument
+    # Backslashes count to Hydra before a quote or at the end, and to OmegaConf before what it would look up.
+    value = re.sub(r"(\\*)(\$\{|'|$)", lambda found: found[1] * 2 + (f"\\{found[2]}" if found[2] else ""), value)
+    return f"{key}='{value}'"
 
 
 def refuse_half_a_sweep() -> None:

@@ -5,12 +5,12 @@ The panels stand in `sections` as data, so they can be read, and checked against
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from metaseg.arguments import Parser
 from metaseg.errors import MetasegError
 from metaseg.reporting.tables import NUMBERS
 
@@ -188,7 +188,7 @@ def _panel(panel: Panel, section: Section, place: int) -> WandbPanel:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Save a report, or list its panels; exit status 1 where it could not be saved."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m metaseg.dashboard",
         description="Save a report at Weights & Biases that lays out results, learning curves, the diagnostics of "
         "meta-gradients, images over epochs and scores by image. Each call makes a new report.",
@@ -199,14 +199,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--title", default="metaseg", help="of the report")
     parser.add_argument("--dry-run", action="store_true", help="list the panels; nothing is sent")
-    options = parser.parse_args(arguments)
-    entity, _, project = options.project.partition("/")
-    if not entity or not project or "/" in project:
-        parser.error(f"expected ENTITY/PROJECT, found {options.project!r}")
-    if options.dry_run:
-        print(listing())
-        return 0
     try:
+        options = parser.parse_args(arguments)
+        entity, _, project = options.project.partition("/")
+        if not entity or not project or "/" in project:
+            parser.error(f"expected ENTITY/PROJECT, found {options.project!r}")
+        if options.dry_run:
+            print(listing())
+            return 0
         report = build(entity, project, options.tables, options.title)
         save(report)
     except MetasegError as error:

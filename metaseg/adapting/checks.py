@@ -30,7 +30,7 @@ def of_support(names: Sequence[str], sizes: Sequence[tuple[int, int]], masks: Se
     shares = np.array([mask.mean() for mask in masks])
     for what, which in (("no foreground", shares == 0), ("nothing but foreground", shares == 1)):
         if which.any():
-            said.append(f"{_named(names, which)}: the mask has {what}; was it saved as it should be?")
+            said.append(f"{_named(names, which)}: the mask has {what}; is that so, or was it saved wrongly?")
     some = shares[shares > 0]
     if len(some) and some.max() > SHARE_RATIO * some.min():
         low, high = int(np.flatnonzero(shares == some.min())[0]), int(shares.argmax())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +17,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from metaseg.adapting import checks
+from metaseg.adapting import checks, output
 from metaseg.adapting.arrays import shrunk
 from metaseg.adapting.export import FORMATS, export
-from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, truth_in
+from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
 from metaseg.adapting.held_out import hold_out
-from metaseg.adapting.model import Adapted, Model, load
+from metaseg.adapting.model import DEVICES, Adapted, Model, load
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
+from metaseg.data.check import plural
 from metaseg.data.layouts import read_mask
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD, dice, iou
@@ -31,7 +32,8 @@ from metaseg.reporting.overlays import overlay
 from metaseg.run import quieten
 from metaseg.rundir import replacing
 
-_WRITTEN = ("masks", "overlays", "probabilities", RESULTS, "segmenter.onnx", "segmenter.pt2")
+_INPUTS = ("support", "images", "truth")
+_SCORES = ["dsc", "iou"]
 _LONGEST = 1024  # pixels of an overlay's longer side: enough to judge an outline
 
 
@@ -43,18 +45,19 @@ def run(config: DictConfig) -> None:
     """
     quieten()
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    out = Path(settings["out"])
-    _check(settings, out)
-    annotated = annotated_in(Path(settings["support"]))
-    sources = images_in(Path(settings["images"])) if settings["images"] is not None else []
-    truth = truth_in(Path(settings["truth"]), sources) if settings["truth"] is not None else {}
+    _check(settings)
+    paths = {key: Path(settings[key]).expanduser() for key in (*_INPUTS, "out") if settings[key] is not None}
+    out = paths["out"]
+    read = [(key, paths[key]) for key in _INPUTS if key in paths] + [("support", paths["support"] / "masks")]
+    output.check(out, read, settings["overwrite"])
+    annotated = annotated_in(paths["support"])
+    sources = images_in(paths["images"]) if "images" in paths else []
+    _warn(passed_over(paths["images"]) if "images" in paths else [])
+    truth = truth_in(paths["truth"], sources) if "truth" in paths else {}
     model = load(settings["checkpoint"], settings["device"])
     began = time.monotonic()
     pictures, masks = _support(annotated)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in _WRITTEN if settings["overwrite"] else ():
-        path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    output.clear(out)
     options = {key: settings[key] for key in ("steps", "lr", "seed")}
     with _progress() as bar:
         if settings["estimate"]:
@@ -71,25 +74,41 @@ def run(config: DictConfig) -> None:
             print(f"segmenter   {path}")
         if not sources:
             return
-        table = _segment(model, adapted, pictures, sources, truth, settings, out, bar("segmenting", len(sources)))
+        table, faults = _segment(
+            model, adapted, pictures, sources, truth, settings, out, bar("segmenting", len(sources))
+        )
     _summary(table, out, time.monotonic() - began)
+    if faults:
+        raise MetasegError(f"{' and '.join(faults)} could not be read or used, as told above; all else is in {out}.")
 
 
-def _check(settings: Mapping[str, Any], out: Path) -> None:
+def _check(settings: Mapping[str, Any]) -> None:
+    for key in ("checkpoint", *_INPUTS, "out"):
+        value = settings[key]
+        if not (isinstance(value, str) and value) and not (value is None and key in ("images", "truth")):
+            # An empty path would be the folder that the command is given in.
+            raise MetasegError(f"{key} must be a path, found {value!r}.")
+    if not isinstance(settings["export"], list):
+        raise MetasegError(f"export must be a list such as [onnx,torch], found {settings['export']!r}.")
     unknown = [name for name in settings["export"] if name not in FORMATS]
     if unknown:
         raise MetasegError(f"export must be a list out of {', '.join(FORMATS)}, found {unknown[0]!r}.")
-    for key, least in (("steps", 0), ("folds", 2), ("batch", 1)):
+    if settings["device"] not in DEVICES:
+        raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {settings['device']!r}.")
+    for key in ("overwrite", "estimate", "probabilities", "overlays"):
+        if not isinstance(settings[key], bool):
+            raise MetasegError(f"{key} must be true or false, found {settings[key]!r}.")
+    for key, least in (("steps", 0), ("folds", 2), ("batch", 1), ("seed", 0)):
         value = settings[key]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        if (value is not None or key in ("batch", "seed")) and (
+            not isinstance(value, int) or isinstance(value, bool) or value < least
+        ):
             raise MetasegError(f"{key} must be a whole number from {least} on, found {value!r}.")
+    lr = settings["lr"]
+    if lr is not None and (not isinstance(lr, (int, float)) or isinstance(lr, bool) or not 0 < lr < math.inf):
+        raise MetasegError(f"lr must be a number above 0, found {lr!r}.")
     if settings["truth"] is not None and settings["images"] is None:
         raise MetasegError("truth=DIR needs images=DIR, the images that it is the truth of.")
-    if out.exists() and not out.is_dir():
-        raise MetasegError(f"out must be a folder, found the file {out}; choose another.")
-    there = [name for name in _WRITTEN if (out / name).exists()]
-    if there and not settings["overwrite"]:
-        raise MetasegError(f"{out} holds {there[0]} of an earlier call; choose another folder, or add overwrite=true.")
 
 
 def _support(annotated: Sequence[Annotated]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -114,35 +133,51 @@ def _segment(
     settings: Mapping[str, Any],
     out: Path,
     progress: Callable[[int, int], None],
-) -> pd.DataFrame:
-    """Segment and write image by image; a file that cannot be read is told, and does not keep the others."""
+) -> tuple[pd.DataFrame, list[str]]:
+    """Segment and write batch by batch; a file that cannot be read is told, and does not keep the others.
+
+    Returns:
+        What is in results.csv, and how many files could not be used, in words.
+    """
     support = np.stack([shrunk(picture, model.size) for picture in pictures])
     rows: list[dict[str, Any]] = []
     small: list[np.ndarray] = []
     failed: list[str] = []
+    unscored: list[str] = []
     for first in range(0, len(sources), settings["batch"]):
         tried = [(source, _read(source)) for source in sources[first : first + settings["batch"]]]
         failed += [result for _, result in tried if isinstance(result, str)]
         read = [(source, result) for source, result in tried if not isinstance(result, str)]
         found = adapted.probabilities([image for _, image in read], settings["batch"])
-        for (source, image), probabilities in zip(read, found, strict=True):
-            small.append(shrunk(image, model.size))
-            true = _truth(truth.get(source.name), image)
-            rows.append(_row(source, image, probabilities, true))
+        truths = [_truth(truth.get(source.name), image) for source, image in read]
+        unscored += [result for result in truths if isinstance(result, str)]
+        known = [None if isinstance(result, str) else result for result in truths]
+        small += [shrunk(image, model.size) for _, image in read]
+        rows += [
+            _row(source, probabilities, true)
+            for (source, _), probabilities, true in zip(read, found, known, strict=True)
+        ]
+        if rows:
+            # Before the pictures: so all of them are named in it, whenever the program is stopped.
+            table = _table(rows, scored=bool(truth))
+            with replacing(out / RESULTS) as path:
+                table.to_csv(path, index=False)
+        for (source, image), probabilities, true in zip(read, found, known, strict=True):
             _write(source, image, probabilities, true, settings, out)
         progress(min(first + settings["batch"], len(sources)), len(sources))
-    _warn(failed)
+    _warn([*failed, *unscored])
     if not rows:
         raise MetasegError(f"None of the {len(sources)} images could be read, the first because: {failed[0]}.")
     _warn(checks.of_new(support, np.stack(small), [line["image"] for line in rows]))
+    faults = [f"{len(failed)} of {len(sources)} images"] * bool(failed)
+    return table, faults + [plural(len(unscored), "true mask")] * bool(unscored)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], scored: bool) -> pd.DataFrame:
     table = pd.DataFrame(rows)
-    with replacing(out / RESULTS) as path:
-        table.to_csv(path, index=False)
-    if failed:
-        raise MetasegError(
-            f"{len(failed)} of {len(sources)} images could not be read, as told above; the others are in {out}."
-        )
-    return table
+    table["page"] = table["page"].astype("Int64")  # whole numbers, though most images have none
+    # All of a table's writings have the same columns, wherever the first image with a truth is.
+    return table.reindex(columns=[*table.columns.drop(_SCORES, errors="ignore"), *(_SCORES if scored else ())])
 
 
 def _read(source: Source) -> np.ndarray | str:
@@ -153,18 +188,23 @@ def _read(source: Source) -> np.ndarray | str:
         return str(error)
 
 
-def _truth(path: Path | None, image: np.ndarray) -> np.ndarray | None:
+def _truth(path: Path | None, image: np.ndarray) -> np.ndarray | str | None:
+    """The true mask, or what is wrong with it; None where there is none."""
     if path is None:
         return None
-    mask = read_mask(path)
+    try:
+        mask = read_mask(path)
+    except MetasegError as error:
+        return str(error)
     if mask.shape != image.shape[:2]:
-        raise MetasegError(
-            f"{path} has another size than its image; expected {image.shape[1]}×{image.shape[0]} pixels."
+        return (
+            f"{path} has {mask.shape[1]}×{mask.shape[0]} pixels, its image {image.shape[1]}×{image.shape[0]}: expected "
+            "equal sizes, so there is no score."
         )
     return mask
 
 
-def _row(source: Source, image: np.ndarray, probabilities: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
+def _row(source: Source, probabilities: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
     mask = probabilities > THRESHOLD
     line = row(source.name, source.path.name, source.page, probabilities)
     if truth is not None:
@@ -217,10 +257,12 @@ def _progress() -> Iterator[Callable[[str, int | None], Callable[[int, int], Non
 
 
 def _summary(table: pd.DataFrame, out: Path, seconds: float) -> None:
-    print(f"{len(table)} images segmented in {seconds:.0f} s")
-    if "dsc" in table:
-        known = table["dsc"].dropna()
-        print(f"Dice        {100 * known.mean():.1f} % (median {100 * known.median():.1f}; {len(known)} images)")
+    print(f"{plural(len(table), 'image')} segmented in {seconds:.0f} s")
+    known = table.get("dsc", pd.Series(dtype=float)).dropna()
+    if len(known):
+        print(
+            f"Dice        {100 * known.mean():.1f} % (median {100 * known.median():.1f}; {plural(len(known), 'image')})"
+        )
     doubtful = table.sort_values("confidence")["image"].head(3)
     print(f"masks       {out / 'masks'}\nresults     {out / RESULTS}")
     print(f"look first at the least confident: {', '.join(doubtful)}")

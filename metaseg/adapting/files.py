@@ -16,6 +16,7 @@ from metaseg.errors import MetasegError
 PICTURES = (*SUFFIXES, ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 DICOM = (".dcm", ".dicom", ".ima")
 TIFF = (".tif", ".tiff")
+_NOTES = (".txt", ".md", ".csv", ".tsv", ".xlsx", ".json", ".xml", ".yaml", ".html", ".db", ".ini")
 MASK_ENDINGS = ("_mask", "-mask", "_segmentation", "_seg", "_lesion", "_label")
 """What the stem of a mask has more than that of its image where both lie in one folder."""
 
@@ -67,18 +68,38 @@ def images_in(folder: Path) -> list[Source]:
     """
     paths = _files(folder)
     if not paths:
-        raise MetasegError(f"Expected images in {folder}, found none of {', '.join((*PICTURES, *DICOM))}.")
-    stems = Counter(path.stem for path in paths)
+        meant = f"; did you mean {folder / 'images'}?" if (folder / "images").is_dir() else "."
+        raise MetasegError(f"Expected images in {folder}, found none of {', '.join((*PICTURES, *DICOM))}{meant}")
+    stems = Counter(path.stem.casefold() for path in paths)
     found: list[Source] = []
     for path in paths:
-        name = (
-            path.stem if stems[path.stem] == 1 else path.name
-        )  # a.jpg beside a.png: neither's outputs replace the other's
+        # a.jpg beside a.png, or A.png where the file system sees no difference: neither's outputs replace the other's.
+        name = path.stem if stems[path.stem.casefold()] == 1 else path.name
         pages = _pages(path) if path.suffix.lower() in TIFF else 1
         found += (
             [Source(name, path)] if pages == 1 else [Source(f"{name}_{page:04d}", path, page) for page in range(pages)]
         )
+    names = Counter(source.name.casefold() for source in found)
+    for source in found:
+        if names[source.name.casefold()] > 1:
+            raise MetasegError(
+                f"Expected images whose results have names of their own in {folder}, found two of {source.name}.png, "
+                f"one of them of {source.path.name}; rename it."
+            )
     return found
+
+
+def passed_over(folder: Path) -> list[str]:
+    """A sentence on files that are neither images that can be read nor notes beside them, if there are any."""
+    others = [
+        path.name
+        for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
+        if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in (*PICTURES, *DICOM, *_NOTES)
+    ]
+    if not others:
+        return []
+    named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    return [f"{folder} holds files of no format that can be read, which are passed over ({named}); save them as PNG."]
 
 
 def annotated_in(folder: Path) -> list[Annotated]:

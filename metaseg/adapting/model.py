@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from hydra.utils import get_class
 from PIL import Image
+from torch import nn
 
 from metaseg.adapting.arrays import binary_mask, rgb, same_size, shrunk, shrunk_mask
 from metaseg.data.batches import SupportSet, image_tensor
@@ -45,16 +47,20 @@ def load(path: str | Path, device: str = "auto") -> Model:
     path = Path(path).expanduser()
     settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
     try:
+        _own_classes(settings)
         learner = build_learner(settings, settings["learner"], initial_weights=checkpoint is None)
         size = int(settings["data"]["size"])
         augmentation = settings["data"]["augment"]
-    except (KeyError, TypeError, ValueError) as error:
+        if checkpoint is not None:
+            load_weights(learner, checkpoint)
+    except MetasegError:
+        raise
+    except Exception as error:  # a file of others may hold anything, at any place
+        reason = " ".join(str(error).split())
         raise MetasegError(
-            f"{path} should hold the settings of a run of train.py, but they do not fit this version of metaseg "
-            f"({type(error).__name__}: {error}); train again."
+            f"{path} should hold settings and weights of a run of train.py, but they do not fit this version of "
+            f"metaseg ({type(error).__name__}: {reason[:200]}); train again."
         ) from error
-    if checkpoint is not None:
-        load_weights(learner, checkpoint)
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     learner.to(chosen).eval()
     return Model(learner, settings, size, augmentation)
@@ -159,11 +165,19 @@ class Adapted:
         Args:
             images: as of `Model.adapt`.
             batch: images segmented at once.
+
+        Raises:
+            MetasegError: on arrays that are no images, or where adapting has diverged.
         """
         small = [shrunk(rgb(image, f"image {number}"), self.size) for number, image in enumerate(images)]
         found: list[np.ndarray] = []
         for first in range(0, len(small), batch):
             pieces = self.segmenter(image_tensor(np.stack(small[first : first + batch])))[:, 0].cpu().numpy()
+            if not np.isfinite(pieces).all():
+                raise MetasegError(
+                    "Expected probabilities from the network, found NaN: adapting diverged, so choose a smaller lr; or "
+                    "the checkpoint is damaged."
+                )
             found += [enlarged(piece, image.shape[:2]) for piece, image in zip(pieces, images[first:], strict=False)]
         return found
 
@@ -180,14 +194,30 @@ def enlarged(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.clip(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
 
 
+def _own_classes(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that name other classes than metaseg's: files of others may name any that harms when it is made.
+
+    Raises:
+        MetasegError: on such a name.
+    """
+    learner = settings["learner"]
+    for node, base in ((learner, Learner), (learner.get("network"), nn.Module)):
+        name = None if node is None else str(node["_target_"])
+        if name is None:
+            continue
+        kind = get_class(name) if name.startswith("metaseg.") else object
+        if not (issubclass(kind, base) and kind.__module__.startswith("metaseg.")):
+            raise MetasegError(
+                f"Expected the settings of a run of train.py, whose learner and network are metaseg's own, found "
+                f"{name} in them; it was not run, and the file may be meant to harm."
+            )
+
+
 def _directory(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     directory = RunDirectory(path)
     if not directory.config.is_file():
         raise MetasegError(f"Expected a run of train.py in {path}, found no {directory.config.name} in it.")
-    try:
-        settings = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MetasegError(f"{directory.config} should hold the settings of a run, but cannot be read.") from error
+    settings = _settings(directory.config)
     best = directory.checkpoints / "best.ckpt"
     if best.is_file():
         return settings, best
@@ -198,11 +228,19 @@ def _directory(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     return settings, None
 
 
-def _trains(settings: Any) -> bool:
-    from hydra.utils import get_class
-
+def _settings(config: Path) -> Any:
     try:
+        return yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise MetasegError(f"{config} should hold the settings of a run, but cannot be read.") from error
+
+
+def _trains(settings: Any) -> bool:
+    try:
+        _own_classes(settings)
         return bool(settings["train"] and get_class(settings["learner"]["_target_"]).trains)  # type: ignore[attr-defined]
+    except MetasegError:
+        raise
     except Exception as error:
         raise MetasegError("Expected the settings of a run of train.py, found no learner in them.") from error
 
@@ -213,13 +251,17 @@ def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises what a foreign file makes it stumble over
-        raise MetasegError(f"{path} should be a checkpoint of metaseg, but cannot be read: {error}.") from error
+        # What torch says of a file that is not one of weights alone would have users load it unsafely.
+        raise MetasegError(
+            f"{path} should be a checkpoint of metaseg, but holds something else or is damaged; name a run directory "
+            "of train.py, or its best.ckpt."
+        ) from error
     settings = state.get("settings") if isinstance(state, dict) else None
     if isinstance(settings, dict):
         return settings, path
     config = RunDirectory(path.parent.parent).config
     if config.is_file():
-        return yaml.safe_load(config.read_text(encoding="utf-8")), path
+        return _settings(config), path
     raise MetasegError(
         f"{path} should be a checkpoint that holds its settings, or lie in a run directory, but neither is so; name "
         "the run directory."

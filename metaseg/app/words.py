@@ -47,11 +47,11 @@ def learn(marked: int, count: int) -> str:
 
 
 def caption(picture: Picture) -> str:
-    """Below an image of the gallery."""
+    """Below an image of the gallery, which cuts the end of long names off."""
     if picture.annotated:
         return f"✓ {picture.name}"
     if picture.line:
-        return f"{picture.name} · {confidence(picture)}"
+        return f"{confidence(picture)} · {picture.name}"
     return picture.name
 
 

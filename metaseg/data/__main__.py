@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -15,17 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from metaseg.arguments import Parser
 from metaseg.data import catalogue, check, layouts, pools
 from metaseg.data.synthetic import TWIN_SEED, twin
 from metaseg.errors import MetasegError
 
 if TYPE_CHECKING:
     from metaseg.reporting.contact_sheets import Section
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise MetasegError(f"{message}; `python -m metaseg.data --help` shows what is understood")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,11 +143,16 @@ def _paint(options: argparse.Namespace, datasets: Sequence[catalogue.Dataset]) -
     there = [options.out / part for part in ("images", "masks") if (options.out / part).exists()]
     if there:
         raise MetasegError(f"{there[0]} is there already; choose another folder by --out")
-    for part in ("images", "masks"):
-        (options.out / part).mkdir(parents=True)
-    for index in range(options.first, options.first + options.count):
-        Image.fromarray(images[index]).save(options.out / "images" / f"{ids[index]}.png")
-        Image.fromarray(masks[index] * np.uint8(255)).save(options.out / "masks" / f"{ids[index]}.png")
+    try:
+        for part in ("images", "masks"):
+            (options.out / part).mkdir(parents=True)
+        for index in range(options.first, options.first + options.count):
+            Image.fromarray(images[index]).save(options.out / "images" / f"{ids[index]}.png")
+            Image.fromarray(masks[index] * np.uint8(255)).save(options.out / "masks" / f"{ids[index]}.png")
+    except OSError as error:
+        raise MetasegError(
+            f"{options.out} could not be written to ({error.strerror or error}); choose another folder by --out"
+        ) from error
     print(f"{options.out}: {options.count} painted images and their masks, {options.size}×{options.size}")
 
 
@@ -172,7 +173,7 @@ def print_table(datasets: Sequence[catalogue.Dataset]) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m metaseg.data", description="The datasets: what they are, whether they are whole.")
+    parser = Parser(prog="python -m metaseg.data", description="The datasets: what they are, whether they are whole.")
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="table | check | prepare | show | fetch | paint"
     )

@@ -236,7 +236,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise MetasegError(f"cannot read {path}: {reason}; replace it by a fresh copy or remove the pair") from error
+        raise MetasegError(f"cannot read {path}: {reason}; replace it by a fresh copy, or remove it") from error
 
 
 def open_image(path: Path, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
@@ -307,8 +307,14 @@ def grey_mask(path: Path) -> np.ndarray:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of any depth as uint8: 1 bit as 0 and 1, more than 8 bits as the highest 8 of 16."""
+    """Grey values of any depth as uint8.
+
+    1 bit as 0 and 1, more than 8 bits as the highest 8 of 16, floats from 0 to 1 as 0 to 255.
+    """
     if values.dtype == np.uint8 or values.dtype == bool:
         return values.astype(np.uint8)
-    scaled = values / 257.0 if values.max(initial=0) > 255 else values
+    highest = values.max(initial=0)
+    if np.issubdtype(values.dtype, np.floating) and highest <= 1:
+        values = values * 255  # as programs that calculate with images save them
+    scaled = values / 257.0 if highest > 255 else values
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

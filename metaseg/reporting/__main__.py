@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from metaseg.arguments import Parser
 from metaseg.errors import MetasegError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a report; exit status 1 where nothing could be reported or a directory was unreadable."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m metaseg.reporting",
         description="Put all finished runs below DIR beside the paper's tables. Writes DIR/report/: index.html, one "
         "page that needs nothing else; for each of tables 2 to 7 tableN.md, tableN.tex (booktabs) and tableN.csv; and "
@@ -21,10 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Exit status 1: no finished run was found, or a directory could not be read (the others are reported).",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder that holds run directories, at any depth")
-    options = parser.parse_args(arguments)
-    from metaseg.reporting.report import write_report  # pandas, scipy and matplotlib take seconds
-
     try:
+        options = parser.parse_args(arguments)
+        from metaseg.reporting.report import write_report  # pandas, scipy and matplotlib take seconds
+
         page, found = write_report(options.folder)
     except MetasegError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """adapt.py as its users call it."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +113,15 @@ def test_earlier_results_are_not_overwritten_unasked(adapt, folders):
 @pytest.mark.parametrize(
     ("overrides", "named", "words"),
     [
+        (["out"], {}, ["Expected NAME=VALUE, found 'out'", "quotes"]),
+        (["lr=-1"], {}, ["lr must be a number above 0", "-1"]),
+        (["lr=fast"], {}, ["lr must be a number above 0", "'fast'"]),
+        (["seed=x"], {}, ["seed must be a whole number", "'x'"]),
+        (["export=onnx"], {}, ["export must be a list such as [onnx,torch]", "'onnx'"]),
+        (["device=gpu"], {}, ["device must be one of auto, cpu, cuda", "'gpu'"]),
+        (["overwrite=maybe"], {}, ["overwrite must be true or false", "'maybe'"]),
+        (["support="], {"support": None}, ["support must be a path", "''"]),
+        (["checkpoint=null"], {"checkpoint": None}, ["checkpoint must be a path", "None"]),
         ([], {"checkpoint": None}, ["checkpoint=… must be given"]),
         ([], {"support": "gone"}, ["folder of annotated images", "gone"]),
         ([], {"checkpoint": "gone"}, ["found nothing at gone"]),
@@ -142,3 +153,72 @@ def test_help_names_every_setting(program, tmp_path):
     settings = yaml.safe_load((ROOT / "conf" / "adapt.yaml").read_text()).keys() - {"defaults", "hydra"}
     assert all(setting in done.stdout for setting in settings)
     assert done.stdout.startswith("Segment images of a new kind")
+
+
+AWKWARD = ["a, b (2) [x] {y} = näme's # 100% \\", "2024", "true", "1e5", "[a,b]", "learner=imaml,shots=5", '"', "${x}"]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_paths_are_taken_as_they_stand(adapt, folders, name):
+    shutil.copytree(folders / "new", folders / name)  # in the working directory
+    done = adapt("estimate=false", "overlays=false", f"images={name}", f"out={name}/out")
+    assert done.returncode == 0, done.stderr
+    assert len(list((folders / name / "out" / "masks").iterdir())) == 3
+
+
+def test_a_true_mask_that_cannot_be_used_costs_its_score_alone(adapt, folders):
+    (folders / "truth" / "case 4.png").write_bytes(b"broken")
+    Image.new("L", (6, 4)).save(folders / "truth" / "case 6.png")
+    done = adapt("estimate=false", images=folders / "new", truth=folders / "truth")
+    assert done.returncode == 1
+    assert "case 6.png has 6×4 pixels, its image 64×48" in done.stderr
+    assert "error: 2 true masks could not be read or used" in done.stderr
+    assert "1 image)" in done.stdout  # scored
+    assert len(list((folders / "out" / "masks").iterdir())) == 3
+    assert pd.read_csv(folders / "out" / "results.csv")["dsc"].isna().tolist() == [True, False, True]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overwrite", ["true", "false"])
+def test_what_adapt_did_not_write_is_never_replaced(adapt, folders, overwrite):
+    before = contents(folders)
+    for out, words in (("support", "support is read from it"), ("own", "they may be your own")):
+        if out == "own":
+            shutil.copytree(folders / "truth", folders / "own" / "masks")
+            before = contents(folders)
+        done = adapt("estimate=false", f"overwrite={overwrite}", images=folders / "new", out=folders / out)
+        assert_fails_in_words(done, words)
+        assert contents(folders) == before
+
+
+def test_overwriting_removes_what_the_earlier_call_named_and_no_more(adapt, folders):
+    assert adapt("estimate=false", images=folders / "new").returncode == 0
+    mine = folders / "out" / "masks" / "mine.png"
+    mine.write_bytes(b"mine")
+    (folders / "new" / "case 4.png").unlink()
+    assert adapt("estimate=false", "overwrite=true", "overlays=false", images=folders / "new").returncode == 0
+    assert mine.read_bytes() == b"mine"
+    assert sorted(path.name for path in (folders / "out" / "masks").iterdir()) == [
+        "case 5.png",
+        "case 6.png",
+        "mine.png",
+    ]
+    assert not (folders / "out" / "overlays").exists()
+
+
+def test_a_results_file_cannot_lead_out_of_the_folder(adapt, folders):
+    (folders / "out").mkdir()
+    (folders / "out" / "results.csv").write_text("image\n../../truth/case 4\n")
+    before = contents(folders)
+    done = adapt("estimate=false", "overwrite=true", images=folders / "new")
+    assert_fails_in_words(done, "no results.csv of an earlier call")
+    assert contents(folders) == before
+
+
+def test_where_nothing_can_be_written_is_told(adapt, folders):
+    (folders / "file").touch()
+    done = adapt("estimate=false", images=folders / "new", out=folders / "file" / "out")
+    assert_fails_in_words(done, "could not be written to", "choose another folder")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metaseg.adapting.files import annotated_in, images_in, truth_in
+from metaseg.adapting.files import annotated_in, images_in, passed_over, truth_in
 from metaseg.errors import MetasegError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -160,3 +160,40 @@ def test_truth_is_found_by_stem(tmp_path):
         truth_in(tmp_path / "other", images)
     with pytest.raises(MetasegError, match="Expected images in"):
         images_in(tmp_path)
+
+
+def test_results_that_would_replace_one_another_are_refused(tmp_path):
+    pytest.importorskip("tifffile").imwrite(tmp_path / "stack.tif", np.zeros((2, 12, 20), np.uint8))
+    save(tmp_path / "stack_0001.png")
+    with pytest.raises(MetasegError, match=r"found two of stack_0001\.png.*rename"):
+        images_in(tmp_path)
+    (tmp_path / "stack.tif").unlink()
+    save(tmp_path / "STACK_0001.jpg")  # the same to the file systems of macOS and Windows
+    assert sorted(source.name for source in images_in(tmp_path)) == ["STACK_0001.jpg", "stack_0001.png"]
+
+
+def test_files_that_cannot_be_read_are_not_passed_over_in_silence(tmp_path):
+    save(tmp_path / "a.png")
+    for name in ("notes.txt", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).touch()
+    assert passed_over(tmp_path) == []
+    for name in ("b.heic", "c.nii.gz"):
+        (tmp_path / name).touch()
+    (said,) = passed_over(tmp_path)
+    assert "(b.heic, c.nii.gz)" in said
+    assert len(images_in(tmp_path)) == 1
+
+
+def test_a_folder_above_the_images_is_told(tmp_path):
+    save(tmp_path / "images" / "a.png")
+    with pytest.raises(MetasegError, match=r"did you mean .*images\?"):
+        images_in(tmp_path)
+
+
+def test_floats_from_0_to_1_are_no_black_image(tmp_path):
+    share = (PIXELS[..., 0] / 255).astype(np.float32)
+    save(tmp_path / "a.tif", share)
+    save(tmp_path / "b.tif", share * 255)
+    shares, grey = (source.read() for source in images_in(tmp_path))
+    assert np.array_equal(shares, grey)
+    assert np.array_equal(grey[..., 0], PIXELS[..., 0])

@@ -157,7 +157,7 @@ def test_what_is_no_run_is_refused_in_words(trained, tmp_path):
     with pytest.raises(MetasegError, match=r"found no config\.yaml"):
         metaseg.load(tmp_path)
     (tmp_path / "a.ckpt").write_bytes(b"no checkpoint")
-    with pytest.raises(MetasegError, match="cannot be read"):
+    with pytest.raises(MetasegError, match="holds something else or is damaged"):
         metaseg.load(tmp_path / "a.ckpt")
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.raises(MetasegError, match="found no learner in them"):
@@ -178,6 +178,42 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
             return (tmp_path.joinpath("harmed").touch, ())
 
     torch.save({"settings": {}, "harm": Harm()}, tmp_path / "hostile.ckpt")
-    with pytest.raises(MetasegError, match="cannot be read"):
+    with pytest.raises(MetasegError, match="holds something else or is damaged"):
         metaseg.load(tmp_path / "hostile.ckpt")
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("where", ["file", "directory"])
+@pytest.mark.parametrize("node", ["learner", "network"])
+def test_no_foreign_class_is_made_from_settings(trained, tmp_path, where, node):
+    harm = {"_target_": "subprocess.Popen", "args": ["touch", str(tmp_path / "harmed")]}
+
+    def hostile(settings):
+        settings["learner"] = harm if node == "learner" else settings["learner"] | {"network": harm}
+        return settings
+
+    path = shutil.copytree(trained, tmp_path / "run")
+    if where == "file":
+        path = path / "checkpoints" / "best.ckpt"
+        state = torch.load(path, weights_only=True)
+        torch.save(state | {"settings": hostile(state["settings"])}, path)
+    else:
+        config = path / "config.yaml"
+        config.write_text(yaml.safe_dump(hostile(yaml.safe_load(config.read_text()))))
+    with pytest.raises(MetasegError, match=r"metaseg's own, found subprocess\.Popen"):
+        metaseg.load(path)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_checkpoint_that_lacks_its_weights_is_refused_in_words(trained, tmp_path):
+    state = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    for weights in ({}, {"state_dict": {}}):
+        rest = {key: value for key, value in state.items() if key != "state_dict"}
+        torch.save(rest | weights, tmp_path / "a.ckpt")
+        with pytest.raises(MetasegError, match="should hold settings and weights"):
+            metaseg.load(tmp_path / "a.ckpt")
+
+
+def test_a_diverged_network_is_told(trained, lesions):
+    with pytest.raises(MetasegError, match="diverged, so choose a smaller lr"):
+        metaseg.load(trained).adapt(*lesions, lr=1e38).segment(lesions[0])

@@ -41,6 +41,12 @@ def test_wrong_input_is_told_in_one_sentence(tmp_path, capsys, arguments, words)
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_that_cannot_be_is_told(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["paint", "isic", "--count", "1", "--size", "32", "--out", str(tmp_path / "file" / "new")]) == 1
+    assert "could not be written to" in capsys.readouterr().err
+
+
 def test_what_is_there_stays(tmp_path, capsys):
     (tmp_path / "masks").mkdir()
     Image.new("L", (2, 2)).save(tmp_path / "masks" / "mine.png")

@@ -304,3 +304,11 @@ def test_help_is_quick_and_complete(tmp_path):
     assert "tableN.tex" in finished.stdout
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in finished.stderr.splitlines()}
     assert not loaded & {"torch", "pandas", "scipy", "matplotlib", "numpy", "hydra", "jinja2"}
+
+
+def test_a_wrong_command_line_ends_in_one_sentence(capsys):
+    assert main(["a", "b"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "`python -m metaseg.reporting --help`" in said

@@ -24,8 +24,8 @@ from metaseg.run import build_learner, load_weights
 from metaseg.rundir import RunDirectory
 
 DEVICES = ("auto", "cpu", "cuda")
-_REPORTS = 20
-"""Into how many parts adaptation is cut for progress; each costs a pass over the support set."""
+_REPORTS = 10
+"""Into how many parts adaptation is cut for progress; each costs a few passes over the support set."""
 
 
 def load(path: str | Path, device: str = "auto") -> Model:

@@ -15,14 +15,15 @@ from torchmetrics.functional.classification import binary_f1_score
 
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
+from metaseg.learners.fine_tuning import FineTuning
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.network_module import NetworkModule
-from metaseg.learners.segmenter import AdaptedNetwork, Segmenter
+from metaseg.learners.segmenter import Segmenter
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
-from metaseg.meta.inner_loop import InnerLoop, by_autograd, cut, descend
+from metaseg.meta.inner_loop import InnerLoop, cut
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
-from metaseg.meta.vectors import Parameters, detach, flatten, interpolate, unflatten
+from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
 from metaseg.networks.functional import Statistics, forward, running_statistics, update_running
 from metaseg.networks.normalisation import NORMS
 
@@ -38,8 +39,8 @@ class Learner(NetworkModule):
         network: the network whose parameters are the meta-parameters θ.
         loss: the segmentation loss.
         norm: statistics that predictions are normalised with: "support", "batch" or "running" (``model.norm``).
-        adapt: the descent on the support set of a target: optimizer, lr, steps, lam; and ``prior_images`` ≥ 0 (0 if
-            left out), the number of annotated images that θ counts for, see ``adaptation``.
+        adapt: the descent on the support set of a target: optimizer, lr, steps, lam; and ``folds`` (0 if left out),
+            parts of the support set by which the end of the descent is weighed against θ, see ``FineTuning``.
         optimizer: the outer Adam: lr > 0, weight_decay ≥ 0 (added to the gradient as weight_decay · θ), clip_norm (the
             longest gradient allowed; None: any), schedule ("constant", or "cosine": lr falls to 0 over the run).
         inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal; None: no steps.
@@ -97,9 +98,9 @@ class Learner(NetworkModule):
             InnerLoop(steps=0) if inner is None else _loop("inner", {**inner, "lam": lam if proximal else 0.0})
         )
         self._adapt = _loop("adapt", adapt)
-        self._prior_images = adapt.get("prior_images", 0)
-        if self._prior_images < 0:
-            raise MetasegError(f"learner.adapt.prior_images must not be negative, found {self._prior_images}.")
+        self._folds = adapt.get("folds", 0)
+        if self._folds < 0 or self._folds == 1:
+            raise MetasegError(f"learner.adapt.folds must be 0, or 2 or more, found {self._folds}.")
         # A buffer, so that it goes where the network goes; not part of checkpoints, as settings make it.
         self.register_buffer("_mask", _mask(network, adapts), persistent=False)
         self.warmup = warmup
@@ -141,40 +142,12 @@ class Learner(NetworkModule):
         return adapted
 
     def adaptation(self, support: SupportSet, at: Sequence[int]) -> Iterator[tuple[int, Segmenter]]:
-        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step).
-
-        The descent goes its way from θ to φ undisturbed; what segments has the parameters θ + K / (K + N) · (φ - θ)
-        with K support images and N = ``adapt.prior_images`` [interpolation: Wortsman et al. 2022; by K: ours].
-        """
+        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step)."""
         require_gradients()
-        theta = self.theta()
-        images = support.clean()[0].to(self.device, memory_format=self.memory_format)
-        running = running_statistics(self.network)
-        steps_taken = 0
-
-        def objective(parameters: Parameters) -> tuple[Tensor, Statistics]:
-            augmented, labels = (
-                tensor.to(self.device, memory_format=self.memory_format) for tensor in support.augmented(steps_taken)
-            )
-            logits, statistics = forward(self.network, parameters, augmented)
-            return self.loss(logits, labels), statistics
-
-        def segmenter(phi: Parameters) -> Segmenter:
-            with torch.no_grad():
-                parameters = interpolate(theta, phi, len(images) / (len(images) + self._prior_images))
-                found = forward(self.network, parameters, images)[1]
-            return AdaptedNetwork(self.network, detach(parameters), self._statistics(found, dict(running)))
-
-        wanted = sorted(set(at))
-        if wanted and wanted[0] == 0:
-            yield 0, segmenter(theta)
-        loop = replace(self.adapt_loop, steps=max(wanted, default=0))
-        with torch.enable_grad():
-            for step in descend(by_autograd(objective), theta, loop):
-                steps_taken += 1
-                running = _moved(running, step.before.found)
-                if steps_taken in wanted:
-                    yield steps_taken, segmenter(step.parameters)
+        tuning = FineTuning(
+            self.network, self.loss, self.norm, self.adapt_loop, self._folds, self.device, self.memory_format
+        )
+        yield from tuning.run(self.theta(), support, at)
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The gradient at θ of the loss of all the episode's images, which normalise one another as in any batch."""
@@ -386,10 +359,3 @@ def _dice(logits: Tensor, masks: Tensor) -> float:
         .mean()
         .item()
     )
-
-
-def _moved(running: Statistics, found: Statistics, momentum: float = 0.1) -> Statistics:
-    return {
-        layer: (mean.lerp(found[layer][0].detach(), momentum), variance.lerp(found[layer][1].detach(), momentum))
-        for layer, (mean, variance) in running.items()
-    }

@@ -164,20 +164,6 @@ def test_adaptation_raises_the_dice_and_leaves_the_learner_as_it_was(name):
     assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
 
 
-def test_with_a_prior_a_target_is_segmented_at_a_share_of_the_way_and_the_descent_does_not_mind():
-    support, theta = support_set("standard"), flatten(make("scratch").theta().values())
-    # Four support images: 4 / (4 + 12).
-    whole, part = (
-        dict(make("scratch", adapt=ADAPT | changes).adaptation(support, [0, 10, 25]))
-        for changes in ({}, {"prior_images": 12})
-    )
-    for step in (0, 10, 25):
-        way = flatten(whole[step].parameters.values()) - theta
-        torch.testing.assert_close(flatten(part[step].parameters.values()) - theta, 0.25 * way, rtol=1e-4, atol=1e-6)
-    # The statistics of the support set are those at the parameters that segment.
-    assert not torch.equal(*(found[25].statistics["encoder1.enc1norm1"][0] for found in (whole, part)))
-
-
 def test_a_prediction_depends_on_its_neighbours_only_under_batch_statistics():
     images = image_tensor(pictures(5, 60)[0])
     for norm, depends in (("support", False), ("running", False), ("batch", True)):
@@ -226,7 +212,7 @@ def test_no_task_leaves_tensors_behind():
         ("maml", {"adapts": "head"}, "learner.adapts must match .* encoder1"),
         ("maml", {"adapts": "("}, "learner.adapts must be a regular expression"),
         ("maml", {"warmup": 100}, "learner.warmup must be a share"),
-        ("maml", {"adapt": ADAPT | {"prior_images": -1}}, "learner.adapt.prior_images must not be negative"),
+        ("maml", {"adapt": ADAPT | {"folds": 1}}, "learner.adapt.folds must be 0, or 2 or more"),
         ("joint", {"optimizer": {"schedule": "linear"}}, "constant, cosine"),
         ("fomaml", {"adapt": {"optimizer": "adam", "lr": -1, "steps": 1, "lam": 0}}, "learner.adapt: .*lr > 0"),
     ],

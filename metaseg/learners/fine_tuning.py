@@ -21,7 +21,7 @@ from metaseg.meta.vectors import Parameters, detach, interpolate
 from metaseg.networks.functional import Statistics, forward, running_statistics
 
 SHARES = (0.5, 0.75, 1.0)
-"""The values of α to choose from. None below one half: parts of the support set are smaller than it, and ask for less."""
+"""The values of α to choose from. None is below one half: parts of the support set are few images, and ask for less."""
 
 OF_ONE_IMAGE = 0.5
 """α with a single support image, which cannot be held out [Wortsman et al. 2022: where nothing is known]."""

@@ -19,9 +19,8 @@ from metaseg.errors import MetasegError
 HOST = "127.0.0.1"
 """There is no password, so no other machine may ask."""
 _SWEEP = 60  # seconds
-_PAINTING = (
-    4 * 2**20
-)  # bytes: a painting comes back as a file too, and refused without a word; sessions judge images anew
+# Bytes. A painting comes back as a file too, and would be refused without a word; sessions judge images anew.
+_PAINTING = 4 * 2**20
 
 
 def run(config: DictConfig) -> None:

@@ -68,9 +68,11 @@ class FineTuning:
         """Descend from θ, and yield (step, segmenter) at each step number in ``at`` (0: before the first step)."""
         parts = held_out(support, self.folds) if any(at) else []
         descents = [self.stages(theta, rest, at) for rest, _ in parts]
+        images = self._there(support.clean())[0]
+        clean = [(self._there(rest.clean())[0], *self._there(part.clean())) for rest, part in parts]
         for stage, *of_parts in zip(self.stages(theta, support, at), *descents, strict=True):
-            share = self._share(theta, of_parts, parts) if stage.step and self.folds else 1.0
-            yield stage.step, AdaptedNetwork(self.network, *self._place(theta, stage, self._clean(support)[0], share))
+            share = self._share(theta, of_parts, clean) if stage.step and self.folds else 1.0
+            yield stage.step, AdaptedNetwork(self.network, *self._place(theta, stage, images, share))
 
     def stages(self, theta: Parameters, support: SupportSet, at: Sequence[int]) -> Iterator[Stage]:
         """The descent's points at the step numbers in ``at``."""
@@ -91,9 +93,12 @@ class FineTuning:
                 yield Stage(taken, step.parameters, running)
 
     def _share(
-        self, theta: Parameters, stages: Sequence[Stage], parts: Sequence[tuple[SupportSet, SupportSet]]
+        self, theta: Parameters, stages: Sequence[Stage], parts: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> float:
-        """The α with the lowest loss of held-out images; the smallest of several."""
+        """The α with the lowest loss of held-out images; the smallest of several.
+
+        Each part: the images of the rest, its own images, and their masks.
+        """
         if not parts:
             return OF_ONE_IMAGE
         losses = [
@@ -103,11 +108,11 @@ class FineTuning:
         return SHARES[int(torch.stack(losses).argmin())]
 
     def _held_out_loss(
-        self, theta: Parameters, stage: Stage, part: tuple[SupportSet, SupportSet], share: float
+        self, theta: Parameters, stage: Stage, part: tuple[Tensor, Tensor, Tensor], share: float
     ) -> Tensor:
         """Summed over the part's images."""
-        rest, (images, masks) = (self._clean(of_part) for of_part in part)
-        parameters, statistics = self._place(theta, stage, rest[0], share)
+        rest, images, masks = part
+        parameters, statistics = self._place(theta, stage, rest, share)
         with torch.no_grad():
             return len(images) * self.loss(forward(self.network, parameters, images, statistics)[0], masks)
 
@@ -119,9 +124,6 @@ class FineTuning:
         with torch.no_grad():
             found = forward(self.network, parameters, images)[1] if self.norm == "support" else {}
         return parameters, {"support": found, "batch": None, "running": stage.running}[self.norm]
-
-    def _clean(self, support: SupportSet) -> tuple[Tensor, Tensor]:
-        return self._there(support.clean())
 
     def _there(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images, masks = pair

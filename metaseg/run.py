@@ -317,7 +317,7 @@ def scratch_learner(settings: Mapping[str, Any]) -> Learner:
     chosen = settings["evaluation"]["scratch"]
     learner = {
         "_target_": "metaseg.learners.scratch.Scratch",
-        "adapt": {"optimizer": "adam", "lam": 0, "lr": chosen["lr"], "steps": chosen["steps"]},
+        "adapt": {"optimizer": "adam", "lam": 0, **{key: chosen[key] for key in ("lr", "steps", "folds")}},
     }
     return build_learner(settings, learner)
 

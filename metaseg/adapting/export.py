@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from metaseg.adapting.model import Adapted
 from metaseg.errors import MetasegError
-from metaseg.learners.segmenter import AdaptedNetwork
-from metaseg.networks.normalisation import Statistics, plain_batch_norm
+from metaseg.learners.segmenter import AdaptedNetwork, Ensemble, Segmenter
+from metaseg.networks.normalisation import plain_batch_norm
 from metaseg.rundir import replacing
 
 FORMATS = ("onnx", "torch")
@@ -23,23 +23,20 @@ class Exported(nn.Module):
     """Images uint8 (N, S, S, 3), RGB → foreground probabilities float32 (N, S, S) in [0, 1].
 
     Args:
-        network: an architecture, whose own values are not used.
-        parameters: the adapted ones.
-        statistics: of its norm layers.
+        networks: the members of an ensemble, or one network; each a plain module, images (N, 3, S, S) in [-1, 1] →
+            logits (N, 1, S, S).
     """
 
-    def __init__(self, network: nn.Module, parameters: dict[str, Tensor], statistics: Statistics) -> None:
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        network = copy.deepcopy(network)
-        network.load_state_dict(parameters, strict=False)
-        self.network = plain_batch_norm(network, statistics)
+        self.networks = nn.ModuleList(networks)
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """As the class says."""
         normalised = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        return torch.sigmoid(self.network(normalised))[:, 0]
+        return torch.stack([torch.sigmoid(network(normalised))[:, 0] for network in self.networks]).mean(0)
 
 
 def export(adapted: Adapted, folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -79,6 +76,12 @@ def exportable(adapted: Adapted) -> Exported:
         MetasegError: as of `export`.
     """
     segmenter = adapted.segmenter
+    members = segmenter.members if isinstance(segmenter, Ensemble) else [segmenter]
+    return Exported([_plain(member) for member in members])
+
+
+def _plain(segmenter: Segmenter) -> nn.Module:
+    """The network with its parameters and statistics in it, on the CPU."""
     if not isinstance(segmenter, AdaptedNetwork):
         raise MetasegError(
             "Only a network that was adapted can be exported, but this learner compares images with annotated ones; "
@@ -89,9 +92,10 @@ def exportable(adapted: Adapted) -> Exported:
             "A network with model.norm=batch cannot be exported, as its predictions depend on one another; train with "
             "model.norm=support."
         )
-    parameters = {name: value.cpu() for name, value in segmenter.parameters.items()}
+    network = copy.deepcopy(segmenter.network).cpu()
+    network.load_state_dict({name: value.cpu() for name, value in segmenter.parameters.items()}, strict=False)
     statistics = {name: (mean.cpu(), variance.cpu()) for name, (mean, variance) in segmenter.statistics.items()}
-    return Exported(copy.deepcopy(segmenter.network).cpu(), parameters, statistics)
+    return plain_batch_norm(network, statistics)
 
 
 def _onnx(program: torch.export.ExportedProgram, path: Path) -> None:

@@ -1,9 +1,11 @@
-"""Fine-tuning on the support set of a target, and how far to follow it.
+"""Fine-tuning on the support set of a target: how far to follow it, and who has a say at its end.
 
 The descent leads from the meta-parameters θ to φ, which after many steps knows a few images by heart. The target is
 segmented at θ + α (φ - θ) [Wortsman et al. 2022, there between a pre-trained and a fine-tuned classifier]. Which α
-serves best differs between targets: 1 where all images are alike, less where they vary. The support set says it, each
-part of it being segmented by the same descent on the other parts [our decision].
+serves best differs between targets: 1 where all images are alike, less where they vary. The support set says it: each
+part of it is segmented by the same descent on the other parts. These descents are not thrown away: each ends somewhere
+else, and the mean of what they and the descent on all images say is better than what each says alone [Breiman 1996,
+bagging; that it is done here is our decision].
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_f1_score
 
 from metaseg.data.batches import SupportSet
-from metaseg.learners.segmenter import AdaptedNetwork, Segmenter
+from metaseg.learners.segmenter import AdaptedNetwork, Ensemble, Segmenter
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
 from metaseg.meta.losses import Loss
 from metaseg.meta.vectors import Parameters, detach, interpolate
@@ -51,7 +54,8 @@ class FineTuning:
         loss: the segmentation loss.
         norm: statistics that predictions are normalised with: "support", "batch" or "running".
         loop: the descent.
-        folds: parts of the support set, each held out once to choose α; 0: α is 1.
+        folds: parts of the support set, each held out once, which makes as many further members of an ensemble and
+            chooses their α; 0: φ alone, with α = 1.
         device: where to compute.
         memory_format: of images and activations.
     """
@@ -71,8 +75,12 @@ class FineTuning:
         images = self._there(support.clean())[0]
         clean = [(self._there(rest.clean())[0], *self._there(part.clean())) for rest, part in parts]
         for stage, *of_parts in zip(self.stages(theta, support, at), *descents, strict=True):
-            share = self._share(theta, of_parts, clean) if stage.step and self.folds else 1.0
-            yield stage.step, AdaptedNetwork(self.network, *self._place(theta, stage, images, share))
+            moved = stage.step and self.folds
+            share = self._share(theta, of_parts, clean) if moved else 1.0
+            # Whoever held some images out is still normalised with all of them, as the target is like all of them.
+            ends = [self._place(theta, one, images, share) for one in (stage, *(of_parts if moved else ()))]
+            members = tuple(AdaptedNetwork(self.network, *end) for end in ends)
+            yield stage.step, members[0] if len(members) == 1 else Ensemble(members)
 
     def stages(self, theta: Parameters, support: SupportSet, at: Sequence[int]) -> Iterator[Stage]:
         """The descent's points at the step numbers in ``at``."""
@@ -95,26 +103,25 @@ class FineTuning:
     def _share(
         self, theta: Parameters, stages: Sequence[Stage], parts: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> float:
-        """The α with the lowest loss of held-out images; the smallest of several.
+        """The α with the highest Dice of held-out images; the smallest of several.
 
         Each part: the images of the rest, its own images, and their masks.
         """
         if not parts:
             return OF_ONE_IMAGE
-        losses = [
-            torch.stack([self._held_out_loss(theta, *one, share) for one in zip(stages, parts, strict=True)]).sum()
+        scores = [
+            torch.cat([self._held_out_dice(theta, *one, share) for one in zip(stages, parts, strict=True)]).mean()
             for share in SHARES
         ]
-        return SHARES[int(torch.stack(losses).argmin())]
+        return SHARES[int(torch.stack(scores).argmax())]
 
-    def _held_out_loss(
+    def _held_out_dice(
         self, theta: Parameters, stage: Stage, part: tuple[Tensor, Tensor, Tensor], share: float
     ) -> Tensor:
-        """Summed over the part's images."""
+        """Of each of the part's images, of shape (number,)."""
         rest, images, masks = part
-        parameters, statistics = self._place(theta, stage, rest, share)
-        with torch.no_grad():
-            return len(images) * self.loss(forward(self.network, parameters, images, statistics)[0], masks)
+        probabilities = AdaptedNetwork(self.network, *self._place(theta, stage, rest, share))(images)
+        return binary_f1_score(probabilities, masks.int(), multidim_average="samplewise")
 
     def _place(
         self, theta: Parameters, stage: Stage, images: Tensor, share: float

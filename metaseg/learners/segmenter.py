@@ -34,3 +34,22 @@ class AdaptedNetwork:
         with torch.no_grad():
             logits, _ = forward(self.network, self.parameters, images.to(device), self.statistics)
         return torch.sigmoid(logits)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks whose probabilities are averaged; a `Segmenter`.
+
+    Attributes:
+        members: one or more; the first was adapted to all support images, each other one to a part of them.
+    """
+
+    members: tuple[AdaptedNetwork, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Mean foreground probabilities (B, 1, H, W) of images (B, 3, H, W) in [-1, 1]."""
+        # A running sum, so that no more than two predictions are held at a time.
+        total = self.members[0](images)
+        for member in self.members[1:]:
+            total += member(images)
+        return total / len(self.members)

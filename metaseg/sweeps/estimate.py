@@ -33,7 +33,7 @@ class Cost:
     image: float = 0.0
     query: float = 0.0
 
-    def of(self, images: int, query: int = 0) -> float:
+    def of(self, images: float, query: int = 0) -> float:
         """Seconds of a step with so many (support) images and query images."""
         return self.fixed + images * self.image + query * self.query
 
@@ -76,7 +76,8 @@ def measure(settings: Mapping[str, Any]) -> Step:
     """
     cuda = settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    learner = build_learner(settings, settings["learner"], initial_weights=False).to(device)
+    alone = {**settings["learner"], "adapt": {**settings["learner"]["adapt"], "folds": 0}}
+    learner = build_learner(settings, alone, initial_weights=False).to(device)
     small, large = (_random(settings, count, device) for count in (IMAGES, 2 * IMAGES))
     outer = joint = validation = Cost()
     mib = 0.0
@@ -122,20 +123,28 @@ def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Est
 
 
 def _testing(settings: Mapping[str, Any], step: Step, last: int, longest: int) -> float:
-    """Seconds of all draws on all targets: adaptation, the whole target before and after it, and the curve's images."""
+    """Seconds of all draws on all targets: adaptation, the whole target before and after it, and the curve's images.
+
+    A member of an ensemble costs what a network alone does.
+    """
     evaluation = settings["evaluation"]
     points = len(set(evaluation["curve"]) - {0, last}) if last else 0
     targets = [settings["target"]] if isinstance(settings["target"], str) else settings["target"]
+    shots = settings["shots"]
+    folds = min(settings["learner"]["adapt"].get("folds", 0), shots) if shots > 1 else 0
+    # The descent on all images, and one without each part of them.
+    of_step = step.adaptation.of(shots) + (folds * step.adaptation.of(shots - shots / folds) if folds else 0.0)
     seconds = 0.0
     for target in targets:
         whole = image_count(target, settings["data"]["source"], settings["data"]["root"])
         if settings["learner"]["train_on"] == "target":
             whole = round(TARGET_TEST_SHARE * whole)
         whole = min(whole, evaluation["limit"] or whole)
-        sizes = [whole] * (2 if last else 1) + [min(whole, evaluation["curve_limit"])] * points
+        adapted = [whole] * (1 if last else 0) + [min(whole, evaluation["curve_limit"])] * points
+        sizes = [whole, *adapted * (1 + folds)]
         batches = sum(math.ceil(size / evaluation["batch"]) for size in sizes)
         predicting = batches * step.prediction.fixed + sum(sizes) * step.prediction.image
-        seconds += evaluation["draws"] * (longest * step.adaptation.of(settings["shots"]) + predicting)
+        seconds += evaluation["draws"] * (longest * of_step + predicting)
     return seconds
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from metaseg.data.batches import SupportSet, image_tensor
+from metaseg.evaluation.scores import dice
 from metaseg.learners.fine_tuning import OF_ONE_IMAGE, SHARES, FineTuning, held_out
+from metaseg.learners.segmenter import AdaptedNetwork, Ensemble
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten
@@ -55,12 +57,17 @@ def share_of(way, segmenter, start):
     return share
 
 
-def adapted_share(support, at=20):
+def first(segmenter):
+    """The network adapted to all support images."""
+    return segmenter.members[0] if isinstance(segmenter, Ensemble) else segmenter
+
+
+def adapted_share(support, at=10):
     of = tuning()
     start = flatten(theta(of).values())
     whole = dict(replace(of, folds=0).run(theta(of), support, [at]))
     found = dict(of.run(theta(of), support, [at]))
-    return share_of(flatten(whole[at].parameters.values()) - start, found[at], start)
+    return share_of(flatten(whole[at].parameters.values()) - start, first(found[at]), start)
 
 
 def test_images_that_serve_one_another_are_followed_all_the_way():
@@ -71,7 +78,7 @@ def test_images_that_contradict_one_another_are_followed_less():
     assert adapted_share(contradicting()) < 0.9
 
 
-def test_the_share_is_the_one_with_the_lowest_loss_of_held_out_images():
+def test_the_share_is_the_one_with_the_highest_dice_of_held_out_images():
     of, support = tuning(folds=3), contradicting()
     start = flatten(theta(of).values())
     by_hand = np.zeros(len(SHARES))
@@ -83,11 +90,40 @@ def test_the_share_is_the_one_with_the_lowest_loss_of_held_out_images():
             with torch.no_grad():
                 statistics = forward(of.network, parameters, rest.clean()[0])[1]
                 logits = forward(of.network, parameters, images, statistics)[0]
-            by_hand[row] += sum(of.loss(*one) for one in zip(logits[:, None], masks[:, None], strict=True))
+            by_hand[row] += dice((logits > 0)[:, 0].numpy(), masks[:, 0].numpy() > 0).sum()
     whole = dict(replace(of, folds=0).run(theta(of), support, [20]))
     found = dict(of.run(theta(of), support, [20]))
-    share = share_of(flatten(whole[20].parameters.values()) - start, found[20], start)
-    assert share == pytest.approx(SHARES[int(by_hand.argmin())], abs=1e-3)
+    share = share_of(flatten(whole[20].parameters.values()) - start, first(found[20]), start)
+    assert share == pytest.approx(SHARES[int(by_hand.argmax())], abs=1e-3)
+
+
+def test_those_who_held_images_out_have_a_say():
+    of, support = tuning(folds=3), contradicting()
+    start = flatten(theta(of).values())
+    ((_, ensemble),) = of.run(theta(of), support, [20])
+    ends = [dict(replace(of, folds=0).run(theta(of), rest, [20]))[20] for rest, _ in held_out(support, 3)]
+    assert len(ensemble.members) == 4
+    shares = [
+        share_of(flatten(end.parameters.values()) - start, member, start)
+        for end, member in zip(ends, ensemble.members[1:], strict=True)
+    ]
+    assert shares == pytest.approx([shares[0]] * 3, abs=1e-3)
+    assert min(abs(shares[0] - share) for share in SHARES) < 1e-3
+    # All are normalised with all support images, whatever they were adapted to.
+    for member in ensemble.members:
+        expected = forward(of.network, member.parameters, support.clean()[0])[1]
+        torch.testing.assert_close(member.statistics, expected)
+    images = image_tensor(discs(4, 9).images)
+    mean = torch.stack([member(images) for member in ensemble.members]).mean(0)
+    torch.testing.assert_close(ensemble(images), mean)
+
+
+def test_before_the_first_step_and_without_parts_there_is_one_network():
+    of, support = tuning(steps=2), discs(4, 3)
+    found = dict(of.run(theta(of), support, [0, 2]))
+    assert isinstance(found[0], AdaptedNetwork)
+    assert isinstance(found[2], Ensemble)
+    assert isinstance(dict(replace(of, folds=0).run(theta(of), support, [2]))[2], AdaptedNetwork)
 
 
 def test_the_descent_does_not_mind_what_is_chosen_on_its_way():

@@ -41,6 +41,20 @@ def test_the_seconds_of_a_cell_are_the_sum_of_its_steps():
     assert seconds(prediction=Cost(1, 10)) == pytest.approx(2 * (3 + 3 + 1 + 1060), rel=1e-6)
 
 
+def test_each_member_of_an_ensemble_is_counted():
+    def seconds(folds, **cost):
+        kinds = {"outer": Cost(1e-9), "joint": Cost(), "validation": Cost(), "adaptation": Cost(), "prediction": Cost()}
+        adapt = {"steps": 10, "folds": folds}
+        settings = SETTINGS | {"learner": SETTINGS["learner"] | {"adapt": adapt}}
+        return of_cell(settings, Step(**{**kinds, **cost}, mib=1)).seconds
+
+    # On all five images, and on four of them five times: there are no more parts than images.
+    assert seconds(9, adaptation=Cost(1, 10)) == pytest.approx(2 * 10 * (1 + 50 + 5 * (1 + 40)), rel=1e-6)
+    assert seconds(2, adaptation=Cost(1, 10)) == pytest.approx(2 * 10 * (1 + 50 + 2 * (1 + 25)), rel=1e-6)
+    # Before the first step there is one network only.
+    assert seconds(2, prediction=Cost(1, 10)) == pytest.approx(2 * ((3 + 500) + 3 * (3 + 500 + 1 + 60)), rel=1e-6)
+
+
 def test_what_was_trained_is_not_counted_again():
     step = Step(Cost(1), Cost(), Cost(), Cost(), Cost(), mib=0)
     assert of_cell(SETTINGS, step, steps_done=15).seconds == pytest.approx(of_cell(SETTINGS, step).seconds / 4)

@@ -121,7 +121,8 @@ class FineTuning:
         """Of each of the part's images, of shape (number,)."""
         rest, images, masks = part
         probabilities = AdaptedNetwork(self.network, *self._place(theta, stage, rest, share))(images)
-        return binary_f1_score(probabilities, masks.int(), multidim_average="samplewise")
+        # Of a single image torchmetrics gives a scalar.
+        return binary_f1_score(probabilities, masks.int(), multidim_average="samplewise").reshape(len(images))
 
     def _place(
         self, theta: Parameters, stage: Stage, images: Tensor, share: float

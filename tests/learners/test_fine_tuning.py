@@ -118,6 +118,13 @@ def test_those_who_held_images_out_have_a_say():
     torch.testing.assert_close(ensemble(images), mean)
 
 
+@pytest.mark.parametrize("folds", [3, 5])
+def test_a_part_may_be_a_single_image(folds):
+    ((_, ensemble),) = tuning(folds=folds, steps=2).run(theta(tuning()), discs(5, 3), [2])
+    assert len(ensemble.members) == folds + 1
+    assert ensemble(image_tensor(discs(2, 9).images)).shape == (2, 1, 32, 32)
+
+
 def test_before_the_first_step_and_without_parts_there_is_one_network():
     of, support = tuning(steps=2), discs(4, 3)
     found = dict(of.run(theta(of), support, [0, 2]))

@@ -7,8 +7,10 @@ import re
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -52,9 +54,10 @@ def entry(
             fail(f"Expected NAME=VALUE, found {argument!r}; a value with blanks needs quotes around it.")
     try:
         arguments = chosen([as_it_stands(argument, paths) for argument in sys.argv[1:]])
+        sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
+        check_options(sys.argv[1:])
     except MetasegError as error:
         fail(str(error))
-    sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
     failed: list[str] = []
 
     @functools.wraps(main)
@@ -83,6 +86,21 @@ def entry(
         fail(interrupted, status=130)
     if failed:
         sys.exit(1)
+
+
+def check_options(arguments: list[str]) -> None:
+    """Read the command line as Hydra will, whose parser would print its usage and exit with status 2.
+
+    Raises:
+        MetasegError: on an option that there is not.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise MetasegError(f"{message}; `python {Path(sys.argv[0]).name} --help` shows what is understood.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 def as_it_stands(argument: str, paths: Collection[str]) -> str:

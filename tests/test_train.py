@@ -181,6 +181,7 @@ def test_resuming_says_which_settings_changed(train):
     ("overrides", "words"),
     [
         (["learner=proto"], ["learner must be one of", "imaml", "'proto'"]),
+        (["--foo"], ["unrecognized arguments: --foo", "train.py --help"]),
         (["pair=ph2"], ["pair must be one of", "ph2_kvasir", "'ph2'"]),
         (["loss=focal"], ["loss must be one of", "lovasz", "'focal'"]),
         (["learner.inner.learning_rate=1"], ["learning_rate"]),

@@ -114,6 +114,7 @@ def test_earlier_results_are_not_overwritten_unasked(adapt, folders):
     ("overrides", "named", "words"),
     [
         (["out"], {}, ["Expected NAME=VALUE, found 'out'", "quotes"]),
+        (["--foo"], {}, ["unrecognized arguments: --foo", "adapt.py --help"]),
         (["lr=-1"], {}, ["lr must be a number above 0", "-1"]),
         (["lr=fast"], {}, ["lr must be a number above 0", "'fast'"]),
         (["seed=x"], {}, ["seed must be a whole number", "'x'"]),

@@ -1,7 +1,7 @@
 """The inner loop: gradient descent on the support loss, with a proximal term that ties it to the meta-parameters."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 from metaseg.meta.vectors import Parameters, flatten, unflatten
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
+
+PIECE = 1 << 17
+"""How many parameters a CPU updates at a time: 131072, whose vectors stay in its cache from operation to operation."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,30 @@ def update(
     return phi - loop.lr * direction, (first, second)
 
 
+def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, state: State) -> Tensor:
+    """φ after step ``count``, the same numbers as by `update`, without a graph; the moments are overwritten.
+
+    On a CPU the vectors are gone through piece by piece. With millions of parameters every operation on all of them
+    fetches them from memory anew, and a step of Adam is fourteen operations.
+
+    Args:
+        loop: the settings.
+        count: the step's number, from 1.
+        phi: φ before the step, shape (N,); left as it is.
+        downhill: `slope` there, shape (N,).
+        state: the moments before the step; after it, those after the step.
+    """
+    descent = replace(loop, lam=0.0, mask=None)  # both are in the slope
+    size = PIECE if phi.device.type == "cpu" else max(1, phi.numel())
+    after = torch.empty_like(phi)
+    vectors = (after, phi, downhill, *state)
+    for target, here, gradient, *moments in zip(*(vector.split(size) for vector in vectors), strict=True):
+        moved, new = update(descent, count, here, here, gradient, tuple(moments))
+        for old, value in zip((target, *moments), (moved, *new), strict=True):
+            old.copy_(value)
+    return after
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The support loss at one point.
@@ -144,9 +171,9 @@ def descend(evaluate: Evaluate, theta: Parameters, loop: InnerLoop) -> Iterator[
     for count in range(1, loop.steps + 1):
         before = evaluate(at(phi, theta))
         with torch.no_grad():
-            norm = slope(loop, start, phi, before.gradient).norm()
-            phi, state = update(loop, count, start, phi, before.gradient, state)
-        yield Step(unflatten(phi, theta), before, norm)
+            downhill = slope(loop, start, phi, before.gradient)
+            phi = update_in_place(loop, count, phi, downhill, state)
+        yield Step(unflatten(phi, theta), before, downhill.norm())
 
 
 def at(vector: Tensor, like: Parameters) -> Parameters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from metaseg.reporting.runs import Run
@@ -33,7 +34,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Initial:
-    """Runs of one learner at some shots that differ in their initial weights alone: description → runs."""
+    """Runs of one learner, whatever its name, at some shots that differ in their initial weights alone.
+
+    Attributes:
+        learner: its name, or its names, in the order of the alphabet, as "pretrained, scratch".
+        shots: K.
+        variants: description of network and weights → runs, of the same seeds each.
+    """
 
     learner: str
     shots: int
@@ -60,26 +67,30 @@ def settings_of(runs: Sequence[Run]) -> Settings:
 
 
 def initial_weights(runs: Sequence[Run]) -> list[Initial]:
-    """Groups of runs whose settings are equal but for their initial weights or network, seeds together."""
+    """Groups of runs whose settings are equal but for their initial weights or network, of the seeds that all have."""
     groups: dict[Any, dict[str, list[Run]]] = {}
     for run in runs:
         # Another network or start may come with another name of the learner, but not with another learner.
         skipped = _INITIAL if run.outer_steps else (*_INITIAL, "pair", "tasks")
         key = tuple(sorted((path, repr(value)) for path, value in identity(run.settings, skipped).items()))
         groups.setdefault(key, {}).setdefault(described(run.settings), []).append(run)
-    return [
-        Initial(next(iter(variants.values()))[0].learner, next(iter(variants.values()))[0].settings["shots"], variants)
-        for variants in groups.values()
-        if len(variants) > 1
-    ]
+    found = []
+    for variants in groups.values():
+        seeds = set.intersection(*({run.settings["seed"] for run in some} for some in variants.values()))
+        if len(variants) > 1 and seeds:
+            of_all = {text: [run for run in some if run.settings["seed"] in seeds] for text, some in variants.items()}
+            several = [run for some in of_all.values() for run in some]
+            learner = ", ".join(sorted({run.learner for run in several}))
+            found.append(Initial(learner, several[0].settings["shots"], of_all))
+    return found
 
 
 def described(settings: Mapping[str, Any]) -> str:
     """A run's network and initial weights in a few words."""
     network = settings["learner"].get("network")
     if network is not None:
-        rest = ", ".join(f"{key}={value}" for key, value in leaves(network).items() if key != "_target_")
-        return f"{str(network.get('_target_', 'own network')).rpartition('.')[2]}{f' ({rest})' if rest else ''}"
+        rest = ", ".join(Path(str(value)).name for key, value in leaves(network).items() if key != "_target_")
+        return f"{str(network.get('_target_', 'own network')).rpartition('.')[2]}{f': {rest}' if rest else ''}"
     model = settings.get("model") or {}
     parts = [str(model.get(key)) for key in ("name", "arch", "encoder") if model.get(key) is not None]
     if model.get("features") is not None:

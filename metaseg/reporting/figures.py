@@ -39,6 +39,7 @@ _DICE = (
 # Systems beyond the palette repeat its colours with hollow markers.
 _MARKERS = "osD^vPX<>*hp"
 _INSIDE = 6  # entries of a legend that fit beside a figure; more stand below it
+_BESIDE = 30  # letters of a label that fit beside a figure
 _ADAPTATION_TICKS = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -119,7 +120,9 @@ def adaptation_curve(
         MetasegError: a series is empty or its lists differ in length.
     """
     entries = len(series) + sum(value is not None for value in (baselines or {}).values())
-    figure = Figure(figsize=(6.4, 4.2 if entries <= _INSIDE else 4.0 + 0.21 * (entries // 2 + 1)), layout="constrained")
+    widest = max((len(label) for label in (*series, *(baselines or {}))), default=0)
+    beside = entries <= _INSIDE and widest <= _BESIDE
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     last = 1.0
     for index, (label, curve) in enumerate(series.items()):
@@ -148,12 +151,24 @@ def adaptation_curve(
     axes.set_xlim(0, last * 1.04)
     plain_axes(axes, "adaptation steps", "Dice, %")
     axes.set_title(title, fontsize=10)
-    if entries <= _INSIDE:
+    if beside:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     else:
-        figure.legend(frameon=False, fontsize=8, ncols=2, loc="outside lower center", handlelength=3)
+        _legend_below(figure, entries)
     save(figure, path)
     return path
+
+
+def _legend_below(figure: Figure, entries: int) -> None:
+    """A legend in two columns, or in one where two are wider than the figure, which grows by its height."""
+    for columns in (2, 1):
+        looks = {"frameon": False, "fontsize": 8, "handlelength": 3, "columnspacing": 1}
+        legend = figure.legend(ncols=columns, loc="outside lower center", **looks)
+        figure.set_figheight(4.0 + 0.21 * (entries // columns + 1))
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        if columns > 1:
+            legend.remove()
 
 
 def look_of(place: int) -> dict[str, Any]:

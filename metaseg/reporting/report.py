@@ -127,7 +127,7 @@ def _starts(group: Initial, folder: Path, titles: dict[str, str]) -> list[Pictur
         if not known:
             continue
         where = f"{titles.get(target, target)}, {group.shots} shots"
-        path = folder / f"initial_{group.learner}_{group.shots}shot_{target}.png"
+        path = folder / f"initial_{group.learner.replace(', ', '_')}_{group.shots}shot_{target}.png"
         adaptation_curve(known, path, title=where)
         caption = f"Dice over adaptation steps from different initial weights: {group.learner}, {where}."
         names = tuple(sorted(run.name for _, runs in variants for run in runs))

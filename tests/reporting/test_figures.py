@@ -120,3 +120,16 @@ def test_many_systems_are_told_apart_and_look_the_same_in_every_figure(tmp_path,
     # So many entries stand below the axes, where they hide nothing.
     (legend,) = drawn[0].legends
     assert legend.get_window_extent().y1 < first.get_window_extent().y0
+
+
+@pytest.mark.parametrize("letters", [20, 30, 31, 40, 45, 80])
+def test_a_legend_is_never_cut_off(tmp_path, drawn, letters):
+    curve = {"steps": [0, 10], "dsc": [0.3, 0.5]}
+    figures.adaptation_curve({"a" * letters: curve, "b" * letters: curve}, tmp_path / "curve.png")
+    (figure,) = drawn
+    (legend,) = [*figure.legends, *filter(None, [figure.axes[0].get_legend()])]
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+    plot = figure.axes[0].get_window_extent()
+    assert min(box.x1, plot.x1) <= max(box.x0, plot.x0) or min(box.y1, plot.y1) <= max(box.y0, plot.y0)

@@ -55,7 +55,10 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def signed(value: float | None) -> str:
     """A difference of fractions in points with its sign; – where it is missing or NaN."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
+    if value is None or math.isnan(value):
+        return "–"
+    points = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if points in ("+0.0", "−0.0") else points
 
 
 def interval(low: float, high: float) -> str:

@@ -18,7 +18,7 @@ import torch
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.learners.base import Learner
-from metaseg.memory import of_call
+from metaseg.memory import of_call, tidy
 from metaseg.run import build_learner
 
 IMAGES = 2
@@ -27,27 +27,29 @@ IMAGES = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step: those that any takes, those of each (support) image, and those of each query image."""
+    """Seconds or MiB of a step: those that any takes, those of each (support) image, and those of each query image."""
 
     fixed: float = 0.0
     image: float = 0.0
     query: float = 0.0
 
     def of(self, images: float, query: int = 0) -> float:
-        """Seconds of a step with so many (support) images and query images."""
+        """Of a step with so many (support) images and query images."""
         return self.fixed + images * self.image + query * self.query
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step of each kind takes; `mib`: MiB for each image of an outer step."""
+    """Seconds of a step of each kind, and its peak MiB; images of `outer_mib` are support and query images alike."""
 
     outer: Cost
     joint: Cost
     validation: Cost
     adaptation: Cost
     prediction: Cost
-    mib: float
+    outer_mib: Cost
+    adaptation_mib: Cost
+    prediction_mib: Cost
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,21 @@ def measure(settings: Mapping[str, Any]) -> Step:
     alone = {**settings["learner"], "adapt": {**settings["learner"]["adapt"], "folds": 0}}
     learner = build_learner(settings, alone, initial_weights=False).to(device)
     small, large = (_random(settings, count, device) for count in (IMAGES, 2 * IMAGES))
-    outer = joint = validation = Cost()
-    mib = 0.0
+    outer = joint = validation = outer_mib = adaptation_mib = Cost()
     if learner.trains:
         theta = learner.theta()
         outer = _outer(lambda episode: learner.meta_gradient(theta, episode), small[1], large[1], cuda)
         if settings["learner"].get("warmup"):
             joint = _cost(lambda drawn: learner.plain_gradient(theta, drawn[1]), small, large, cuda, of_each=2)
-        mib = of_call(lambda: learner.meta_gradient(theta, small[1]), device)[0] / (2 * IMAGES)
+        outer_mib = _peak(lambda drawn: learner.meta_gradient(theta, drawn[1]), small, large, device, of_each=2)
         validation = _cost(lambda drawn: learner.trial(drawn[1]), small, large, cuda, of_each=2)
     _, segmenter = next(iter(learner.adaptation(small[0], [0])))
     prediction = _cost(lambda drawn: segmenter(drawn[1].query_images), small, large, cuda)
     adaptation = _line(*(_adaptation(learner, support, cuda) for support, _ in (small, large)))
-    return Step(outer, joint, validation, adaptation, prediction, mib)
+    if learner.adapt_loop.steps:
+        adaptation_mib = _peak(lambda drawn: list(learner.adaptation(drawn[0], [1])), small, large, device)
+    prediction_mib = _peak(lambda drawn: segmenter(drawn[1].query_images), small, large, device)
+    return Step(outer, joint, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib)
 
 
 def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Estimate:
@@ -119,7 +123,20 @@ def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Est
     testing = _testing(settings, step, last, longest)
     if evaluation["scratch"]["compare"] and trains:
         testing += _testing(settings, step, evaluation["scratch"]["steps"], evaluation["scratch"]["steps"])
-    return Estimate(training + testing, step.mib * (shots + query))
+    folds = _folds(settings)
+    mib = max(
+        step.outer_mib.of(shots + query),
+        # The descents of an ensemble take turns: their parameters and moments are all there, the images of one.
+        (1 + folds) * step.adaptation_mib.fixed + settings["shots"] * step.adaptation_mib.image,
+        step.prediction_mib.of(evaluation["batch"]),
+    )
+    return Estimate(training + testing, mib)
+
+
+def _folds(settings: Mapping[str, Any]) -> int:
+    """Parts that the support set of a target is held out in."""
+    shots = settings["shots"]
+    return min(settings["learner"]["adapt"].get("folds", 0), shots) if shots > 1 else 0
 
 
 def _testing(settings: Mapping[str, Any], step: Step, last: int, longest: int) -> float:
@@ -131,7 +148,7 @@ def _testing(settings: Mapping[str, Any], step: Step, last: int, longest: int) -
     points = len(set(evaluation["curve"]) - {0, last}) if last else 0
     targets = [settings["target"]] if isinstance(settings["target"], str) else settings["target"]
     shots = settings["shots"]
-    folds = min(settings["learner"]["adapt"].get("folds", 0), shots) if shots > 1 else 0
+    folds = _folds(settings)
     # The descent on all images, and one without each part of them.
     of_step = step.adaptation.of(shots) + (folds * step.adaptation.of(shots - shots / folds) if folds else 0.0)
     seconds = 0.0
@@ -177,8 +194,24 @@ def _cost(
     return Cost(line.fixed, line.image / of_each)
 
 
+def _peak(
+    call: Callable[[tuple[SupportSet, Episode]], object],
+    small: tuple[SupportSet, Episode],
+    large: tuple[SupportSet, Episode],
+    device: str,
+    of_each: int = 1,
+) -> Cost:
+    """MiB at the peak of a step that takes `of_each` images for each of those that were drawn."""
+    peaks = []
+    for one in (small, large):
+        tidy(device)  # memory that was freed, and is kept for the next call, would hide what the call needs
+        peaks.append(of_call(partial(call, one), device)[0])
+    line = _line(*peaks)
+    return Cost(line.fixed, line.image / of_each)
+
+
 def _line(small: float, large: float) -> Cost:
-    """The line through the seconds of `IMAGES` and of twice as many images; no part of it is negative."""
+    """The line through what `IMAGES` and twice as many images take; no part of it is negative."""
     image = min(max(0.0, large - small) / IMAGES, small / IMAGES)
     return Cost(max(0.0, small - IMAGES * image), image)
 

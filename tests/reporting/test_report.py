@@ -18,7 +18,7 @@ from metaseg.evaluation.intervals import bootstrap_interval
 from metaseg.reporting.__main__ import main
 from metaseg.reporting.cells import blocks
 from metaseg.reporting.differences import initial_weights, settings_of
-from metaseg.reporting.exports import escaped, markdown
+from metaseg.reporting.exports import escaped, markdown, signed
 from metaseg.reporting.runs import read_runs
 from metaseg.reporting.tables import load_table
 
@@ -219,6 +219,13 @@ def test_a_run_without_curve_metrics_and_pictures(tmp_path):
     del result["targets"]["isic"]["curve"], result["targets"]["isic"]["trivial"], result["scratch"]
     (path / "result.json").write_text(json.dumps(result))
     assert main([str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"), [(0.012, "+1.2"), (-0.012, "−1.2"), (0.0004, "0.0"), (-0.0004, "0.0"), (None, "–")]
+)
+def test_a_difference_that_rounds_to_nothing_has_no_sign(difference, said):
+    assert signed(difference) == said
 
 
 def test_names_cannot_break_the_page_or_the_tables(tmp_path):

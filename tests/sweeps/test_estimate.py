@@ -1,9 +1,10 @@
 """Estimates of cells, from steps whose cost is given."""
 
 import pytest
+import torch
 
 from metaseg.sweeps import estimate
-from metaseg.sweeps.estimate import Cost, Step, of_cell
+from metaseg.sweeps.estimate import IMAGES, Cost, Step, of_cell
 
 SETTINGS = {
     "learner": {"train_on": "source", "warmup": 0.25, "adapt": {"steps": 10}},
@@ -24,6 +25,9 @@ SETTINGS = {
 }
 
 
+NO_MEMORY = {"outer_mib": Cost(), "adaptation_mib": Cost(), "prediction_mib": Cost()}
+
+
 def test_the_seconds_of_a_cell_are_the_sum_of_its_steps():
     nothing = Cost()
     steps = 2 * 20 / 2  # outer steps: two epochs, a task of each pool a step
@@ -31,7 +35,7 @@ def test_the_seconds_of_a_cell_are_the_sum_of_its_steps():
 
     def seconds(**cost):
         kinds = {"outer": Cost(1e-9), "joint": nothing, "validation": nothing, "adaptation": nothing}
-        return of_cell(SETTINGS, Step(**{**kinds, "prediction": nothing, **cost}, mib=1)).seconds
+        return of_cell(SETTINGS, Step(**{**kinds, "prediction": nothing, **cost}, **NO_MEMORY)).seconds
 
     assert seconds(outer=Cost(1, 10, 100)) == pytest.approx(0.75 * tasks * (1 + 50 + 400))
     assert seconds(joint=Cost(1, 10)) == pytest.approx(0.25 * tasks * (1 + 90), rel=1e-6)
@@ -46,7 +50,7 @@ def test_each_member_of_an_ensemble_is_counted():
         kinds = {"outer": Cost(1e-9), "joint": Cost(), "validation": Cost(), "adaptation": Cost(), "prediction": Cost()}
         adapt = {"steps": 10, "folds": folds}
         settings = SETTINGS | {"learner": SETTINGS["learner"] | {"adapt": adapt}}
-        return of_cell(settings, Step(**{**kinds, **cost}, mib=1)).seconds
+        return of_cell(settings, Step(**{**kinds, **cost}, **NO_MEMORY)).seconds
 
     # On all five images, and on four of them five times: there are no more parts than images.
     assert seconds(9, adaptation=Cost(1, 10)) == pytest.approx(2 * 10 * (1 + 50 + 5 * (1 + 40)), rel=1e-6)
@@ -55,8 +59,28 @@ def test_each_member_of_an_ensemble_is_counted():
     assert seconds(2, prediction=Cost(1, 10)) == pytest.approx(2 * ((3 + 500) + 3 * (3 + 500 + 1 + 60)), rel=1e-6)
 
 
+def test_memory_is_that_of_the_step_that_needs_most():
+    def mib(folds=0, **memory):
+        settings = SETTINGS | {"learner": SETTINGS["learner"] | {"adapt": {"steps": 10, "folds": folds}}}
+        return of_cell(settings, Step(*[Cost(1e-9)] * 5, **NO_MEMORY | memory)).mib
+
+    assert mib(outer_mib=Cost(100, 10)) == 100 + 10 * (5 + 4)
+    assert mib(prediction_mib=Cost(100, 10)) == 100 + 10 * 20
+    assert mib(adaptation_mib=Cost(100, 10)) == 100 + 10 * 5
+    # The parameters of three more descents, and the images of one at a time.
+    assert mib(3, adaptation_mib=Cost(100, 10)) == 4 * 100 + 10 * 5
+    assert mib(outer_mib=Cost(100), adaptation_mib=Cost(300), prediction_mib=Cost(200)) == 300
+
+
+def test_memory_is_measured_on_few_and_on_more_images():
+    mib = 2**20 // 4  # of float32
+    found = estimate._peak(lambda images: torch.ones((20 + 10 * images) * mib).sum(), IMAGES, 2 * IMAGES, "cpu")
+    assert found.fixed == pytest.approx(20, abs=3)
+    assert found.image == pytest.approx(10, abs=1.5)
+
+
 def test_what_was_trained_is_not_counted_again():
-    step = Step(Cost(1), Cost(), Cost(), Cost(), Cost(), mib=0)
+    step = Step(Cost(1), Cost(), Cost(), Cost(), Cost(), **NO_MEMORY)
     assert of_cell(SETTINGS, step, steps_done=15).seconds == pytest.approx(of_cell(SETTINGS, step).seconds / 4)
 
 

@@ -65,6 +65,10 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
     tables = _tables(sweeper)
     cells = of_tables(tables, choices, sweeper.seeds) if tables else of_multirun(choices)
     root = Path(sweeper.config.hydra.sweep.dir)
+    if root.exists() and not root.is_dir():
+        raise MetasegError(
+            f"Expected a folder for the sweep's cells, found the file {root}: choose another hydra.sweep.dir."
+        )
     composed: dict[tuple[str, ...], DictConfig] = {}
     plan = [_planned(loader, sweeper.config, cell, root, composed) for cell in cells]
     console = Console(highlight=False, soft_wrap=True)
@@ -133,8 +137,8 @@ def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console
         except (MetasegError, KeyError):
             continue
         for target, scores in targets.items():
-            low, mean, high = (100 * (scores["dsc"][key] or 0) for key in ("low", "mean", "high"))
-            table.add_row(one.cell.name, target, f"{mean:.1f}", f"{low:.1f} – {high:.1f}")
+            low, mean, high = (_percent(scores["dsc"][key]) for key in ("low", "mean", "high"))
+            table.add_row(one.cell.name, target, mean, f"{low} – {high}")
     console.print(table)
     other = [one for one in plan if one.standing.kind is Kind.OTHER]
     problems = []
@@ -150,6 +154,11 @@ def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console
         )
     if problems:
         raise MetasegError(". ".join(problems) + ".")
+
+
+def _percent(fraction: float | None) -> str:
+    """Of an interval's bound that one draw alone cannot give there is nothing to say."""
+    return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _names(cells: Sequence[Planned]) -> str:

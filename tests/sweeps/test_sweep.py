@@ -168,6 +168,14 @@ def test_half_a_sweep_is_refused_in_words(program, tmp_path, overrides, words):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_a_file_is_no_folder_for_cells(program, tmp_path):
+    (tmp_path / "sweep").touch()
+    settings = ["experiment=table2", "scale=toy", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    finished = program("train.py", *settings, "--dry-run", "-m", directory=tmp_path / "run")
+    assert finished.returncode == 1
+    assert "Expected a folder" in finished.stderr
+
+
 def test_two_processes_do_not_share_a_directory(train, tmp_path):
     with RunDirectory(tmp_path / "run").held():
         finished = train("learner=scratch")

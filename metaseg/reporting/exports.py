@@ -55,10 +55,13 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def signed(value: float | None) -> str:
     """A difference of fractions in points with its sign; – where it is missing or NaN."""
-    if value is None or math.isnan(value):
-        return "–"
-    points = f"{100 * value:+.1f}".replace("-", "−")
-    return "0.0" if points in ("+0.0", "−0.0") else points
+    return "–" if value is None or math.isnan(value) else with_sign(100 * value, 1)
+
+
+def with_sign(value: float, digits: int) -> str:
+    """A number with its sign; one that rounds to nothing has none."""
+    text = f"{value:+.{digits}f}"
+    return (text if float(text) else text[1:]).replace("-", "−")
 
 
 def interval(low: float, high: float) -> str:

@@ -148,7 +148,7 @@ def _comparison(one: Comparison) -> dict[str, str]:
         "difference": exports.signed(mean),
         "interval": "–" if math.isnan(low) else f"{exports.signed(low)} to {exports.signed(high)}",
         "p": probability(one.test.p),
-        "effect": f"{one.test.rank_biserial:+.2f}".replace("-", "−"),
+        "effect": exports.with_sign(one.test.rank_biserial, 2),
         "counts": f"{one.test.images} ({one.test.ahead} / {one.test.behind}), {one.test.draws}",
     }
 

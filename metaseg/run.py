@@ -41,6 +41,9 @@ from metaseg.watching import WatchedImages
 NOT_THE_LEARNERS = ("name", "train_on", "train_images", "unlabelled", "network")
 """Keys of a learner's configuration that its constructor does not take."""
 
+NOT_THE_NETWORKS = ("norm", "recipe")
+"""Keys of a model's configuration that say how it is used."""
+
 
 def run(config: DictConfig) -> dict[str, Any] | None:
     """Carry out a composed configuration.
@@ -180,7 +183,8 @@ def build_network(settings: Mapping[str, Any], learner: Mapping[str, Any], initi
     """
     own = learner.get("network")
     if own is None:
-        return build(**settings["model"], seed=settings["seed"], initial_weights=initial_weights)
+        model = {key: value for key, value in settings["model"].items() if key not in NOT_THE_NETWORKS}
+        return build(**model, seed=settings["seed"], initial_weights=initial_weights)
     arguments = dict(own)
     kind = get_class(arguments.pop("_target_"))
     if not initial_weights and "encoder_weights" in arguments:
@@ -314,10 +318,10 @@ def test(
 
 def scratch_learner(settings: Mapping[str, Any]) -> Learner:
     """The learner of conf/learner/scratch.yaml, from the same initial weights as the run's."""
-    chosen = settings["evaluation"]["scratch"]
     learner = {
         "_target_": "metaseg.learners.scratch.Scratch",
-        "adapt": {"optimizer": "adam", "lam": 0, **{key: chosen[key] for key in ("lr", "steps", "folds")}},
+        "adapt": settings["protocol"]["adapt"],
+        "channels_last": settings["protocol"]["channels_last"],
     }
     return build_learner(settings, learner)
 

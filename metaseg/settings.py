@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from metaseg.errors import MetasegError
+
 WITHOUT_EFFECT = (
     "data.root",
     "data.workers",
@@ -31,3 +33,28 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 def within(path: str, groups: Iterable[str]) -> bool:
     """Whether a path is one of `groups`, or lies in one of them."""
     return any(path == group or path.startswith(f"{group}.") for group in groups)
+
+
+_HEAD_ALONE = r"^(decoder1|conv)\."
+"""What `learner.adapts` was for ANIL, before parts had step sizes of their own."""
+
+
+def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run of an earlier version as this one reads them.
+
+    Raises:
+        MetasegError: where they say what this version cannot do.
+    """
+    found = dict(settings)
+    learner = found["learner"] = dict(found["learner"])
+    adapts = learner.pop("adapts", None)
+    if adapts is None:
+        return found
+    if adapts != _HEAD_ALONE:
+        raise MetasegError(
+            f"Expected a run whose parts adapt by learner.adapt.rates, found one of an earlier version with "
+            f"learner.adapts={adapts!r}, which no choice of encoder, decoder and head equals: train it again."
+        )
+    for loop in ("inner", "adapt"):
+        learner[loop] = {**learner[loop], "rates": {"encoder": 0, "decoder": 0, "head": 1}}
+    return found

@@ -27,7 +27,7 @@ def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learn
     """A learner on the benchmark's network, by batch statistics, with the proximal term in its inner loop."""
     inner = {"optimizer": "sgd", "lr": setting.lr, "steps": setting.inner_steps, "proximal": True}
     learner = kind(
-        network=build(name="attention_unet", features=setting.features, norm="batch", seed=setting.seed),
+        network=build(name="attention_unet", features=setting.features, seed=setting.seed),
         loss=LOSSES[LOSS],
         norm="batch",
         adapt={"optimizer": "adam", "lr": 1e-3, "steps": 1, "lam": 0.0},

@@ -87,7 +87,7 @@ def _plain(segmenter: Segmenter) -> nn.Module:
             "Only a network that was adapted can be exported, but this learner compares images with annotated ones; "
             "use a run of imaml, maml, joint or the like."
         )
-    if segmenter.statistics is None:
+    if segmenter.by_batch():
         raise MetasegError(
             "A network with model.norm=batch cannot be exported, as its predictions depend on one another; train with "
             "model.norm=support."

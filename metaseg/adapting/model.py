@@ -22,6 +22,7 @@ from metaseg.learners.base import Learner
 from metaseg.learners.segmenter import Segmenter
 from metaseg.run import build_learner, load_weights
 from metaseg.rundir import RunDirectory
+from metaseg.settings import upgraded
 
 DEVICES = ("auto", "cpu", "cuda")
 _REPORTS = 10
@@ -48,6 +49,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
     settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
     try:
         _own_classes(settings)
+        settings = upgraded(settings)
         learner = build_learner(settings, settings["learner"], initial_weights=checkpoint is None)
         size = int(settings["data"]["size"])
         augmentation = settings["data"]["augment"]

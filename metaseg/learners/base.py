@@ -1,7 +1,6 @@
 """What every learner shares: the outer step, validation by episodes, and adaptation to a target."""
 
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,21 +10,23 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_f1_score
 
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
+from metaseg.evaluation.scores import dice
 from metaseg.learners.fine_tuning import FineTuning
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.network_module import NetworkModule
 from metaseg.learners.segmenter import Segmenter
+from metaseg.learners.staged import EpisodeTask
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, cut
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
 from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
-from metaseg.networks.functional import Statistics, forward, running_statistics, update_running
-from metaseg.networks.normalisation import NORMS
+from metaseg.networks.functional import forward, update_running
+from metaseg.networks.norms import Norms
+from metaseg.networks.rates import Rates
 
 SCHEDULES = ("constant", "cosine")
 
@@ -38,20 +39,24 @@ class Learner(NetworkModule):
     Args:
         network: the network whose parameters are the meta-parameters θ.
         loss: the segmentation loss.
-        norm: statistics that predictions are normalised with: "support", "batch" or "running" (``model.norm``).
-        adapt: the descent on the support set of a target: optimizer, lr, steps, lam; and ``folds`` (0 if left out),
-            parts of the support set by which the end of the descent is weighed against θ, see ``FineTuning``.
+        norm: statistics that predictions are normalised with (``model.norm``, see ``Norms``).
+        adapt: the descent on the support set of a target: optimizer, lr, steps, lam, and where they are given schedule
+            ("constant" or "cosine"), ``rates``, and ``folds`` (0 if left out), parts of the support set by which the
+            end of the descent is weighed against θ, see ``FineTuning``.
         optimizer: the outer Adam: lr > 0, weight_decay ≥ 0 (added to the gradient as weight_decay · θ), clip_norm (the
-            longest gradient allowed; None: any), schedule ("constant", or "cosine": lr falls to 0 over the run).
-        inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal; None: no steps.
+            longest gradient allowed; None: any), schedule ("constant", or "cosine": lr falls to 0 over the run),
+            ``rates``.
+        inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal, ``rates``; None: no
+            steps.
         lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
-        adapts: regular expression; parameters whose name it matches somewhere adapt, in training and at the target, the
-            others stay at θ. None: all adapt.
         warmup: share of the run's outer steps, from 0 to 1, in which no inner loop is run yet: joint training on the
             episodes' images.
         channels_last: whether images and activations lie in memory with the channels of a pixel side by side.
         products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
             the first of these that the network allows.
+
+    Each ``rates`` maps parts of the network (encoder, decoder, head) to multipliers of the step size, see ``Rates``; 0
+    freezes a part. What the inner loop freezes still moves in the outer step, unless it is frozen there too.
 
     Raises:
         MetasegError: on a value out of range.
@@ -64,19 +69,16 @@ class Learner(NetworkModule):
         *,
         network: nn.Module,
         loss: Loss,
-        norm: str,
+        norm: str | Mapping[str, str],
         adapt: Mapping[str, Any],
         optimizer: Mapping[str, Any],
         inner: Mapping[str, Any] | None = None,
         lam: float = 0.0,
-        adapts: str | None = None,
         warmup: float = 0.0,
         products: str = "auto",
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if norm not in NORMS:
-            raise MetasegError(f"model.norm must be one of {', '.join(NORMS)}, found {norm!r}.")
         if lam < 0:
             raise MetasegError(f"learner.lam must not be negative, found {lam}.")
         if products not in ("auto", *PRODUCTS):
@@ -92,7 +94,7 @@ class Learner(NetworkModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network
         self.loss = loss
-        self.norm = norm
+        self.norms = Norms.of(network, norm)
         proximal = inner is not None and inner["proximal"]
         self._inner = (
             InnerLoop(steps=0) if inner is None else _loop("inner", {**inner, "lam": lam if proximal else 0.0})
@@ -101,24 +103,23 @@ class Learner(NetworkModule):
         self._folds = adapt.get("folds", 0)
         if self._folds < 0 or self._folds == 1:
             raise MetasegError(f"learner.adapt.folds must be 0, or 2 or more, found {self._folds}.")
-        # A buffer, so that it goes where the network goes; not part of checkpoints, as settings make it.
-        self.register_buffer("_mask", _mask(network, adapts), persistent=False)
+        self._outer_rates = Rates.of(network, "learner.optimizer.rates", optimizer.get("rates"))
+        self._inner_rates = Rates.of(network, "learner.inner.rates", (inner or {}).get("rates"))
+        self._adapt_rates = Rates.of(network, "learner.adapt.rates", adapt.get("rates"))
         self.warmup = warmup
         self._inner_evaluation = InnerEvaluation(network, loss, inner or {})
         self.outer = optimizer
         self._validation: list[Tensor] = []
 
-    _mask: Tensor | None
-
     @property
     def inner(self) -> InnerLoop:
-        """The inner loop of training and validation episodes."""
-        return replace(self._inner, mask=self._mask)
+        """The inner loop of training and validation episodes, without its rates."""
+        return self._inner
 
     @property
     def adapt_loop(self) -> InnerLoop:
-        """The descent on the support set of a target."""
-        return replace(self._adapt, mask=self._mask)
+        """The descent on the support set of a target, without its rates."""
+        return self._adapt
 
     def change_adaptation(self, **changes: Any) -> None:
         """Use other values of ``adapt`` at targets from now on: lr, steps, lam.
@@ -141,23 +142,43 @@ class Learner(NetworkModule):
             adapted = segmenter
         return adapted
 
-    def adaptation(self, support: SupportSet, at: Sequence[int]) -> Iterator[tuple[int, Segmenter]]:
-        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step)."""
+    def adaptation(
+        self,
+        support: SupportSet,
+        at: Sequence[int],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Iterator[tuple[int, Segmenter]]:
+        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step).
+
+        Args:
+            support: the target's annotated images.
+            at: step numbers.
+            progress: called after each step with (steps taken, of how many).
+        """
         require_gradients()
         tuning = FineTuning(
-            self.network, self.loss, self.norm, self.adapt_loop, self._folds, self.device, self.memory_format
+            self.network,
+            self.loss,
+            self.norms,
+            self.adapt_loop,
+            self._adapt_rates,
+            self._folds,
+            self.device,
+            self.memory_format,
         )
-        yield from tuning.run(self.theta(), support, at)
+        yield from tuning.run(self.theta(), support, at, progress)
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The gradient at θ of the loss of all the episode's images, which normalise one another as in any batch."""
         episode = self.laid_out(episode)
-        leaves = detach(theta, requires_grad=True)
+        leaves = {name: value.detach().requires_grad_(self._learns(name)) for name, value in theta.items()}
+        moving = [value for value in leaves.values() if value.requires_grad]
         with torch.enable_grad():
             images = torch.cat([episode.support_images, episode.query_images])
             logits, found = forward(self.network, leaves, images)
             loss = self.loss(logits, torch.cat([episode.support_masks, episode.query_masks]))
-            gradient = flatten(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
+            rows = iter(torch.autograd.grad(loss, moving, materialize_grads=True))
+        gradient = flatten(next(rows) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves.values())
         of_query = logits.detach()[len(episode.support_images) :]
         diagnostics = {"query_loss_after": loss.item(), "gradient_norm": gradient.norm().item()}
         return MetaGradient(gradient, detach(leaves), diagnostics, cut(found), of_query)
@@ -166,33 +187,40 @@ class Learner(NetworkModule):
         """The meta-parameters, cut from any graph; the values are shared with the network."""
         return detach(dict(self.network.named_parameters()))
 
-    def task(self, episode: Episode) -> Task:
-        """The episode as callables of a parameter dictionary."""
-        running = running_statistics(self.network) if self.norm == "running" else {}
-        episode = self.laid_out(episode)
+    def on_task(
+        self, theta: Parameters, episode: Episode, estimate: Callable[[Task, Parameters, InnerLoop], MetaGradient]
+    ) -> MetaGradient:
+        """What a function of `metaseg.meta.gradients` makes of an episode, as a meta-gradient in all of θ.
 
-        def support(parameters: Parameters) -> tuple[Tensor, Statistics]:
-            return forward(self.network, parameters, episode.support_images)
+        Args:
+            theta: the meta-parameters.
+            episode: the task's images.
+            estimate: (task, θ of what moves, inner loop) → meta-gradient.
+        """
+        task = self.episode_task(theta, episode, self._learns)
+        return task.whole(estimate(task.task, task.theta, self._inner_loop(task.theta)))
 
-        def support_loss(logits: Tensor) -> Tensor:
-            return self.loss(logits, episode.support_masks)
-
-        def query(parameters: Parameters, found: Statistics) -> tuple[Tensor, Tensor]:
-            logits, _ = forward(self.network, parameters, episode.query_images, self._statistics(found, running))
-            return self.loss(logits, episode.query_masks), logits.detach()
-
-        def logit_curvature(logits: Tensor, vector: Tensor) -> Tensor:
-            assert self.loss.curvature is not None
-            return self.loss.curvature(logits, episode.support_masks, vector)
-
-        return Task(
-            support,
-            support_loss,
-            query,
-            logit_curvature if self.loss.curvature is not None else None,
-            query_reads_support=self.norm == "support",
-            evaluate=self._inner_evaluation.of(episode.support_images, episode.support_masks),
+    def episode_task(
+        self, theta: Parameters, episode: Episode, chained: Callable[[str], bool] = lambda name: False
+    ) -> EpisodeTask:
+        """The episode as callables of the parameters that the inner loop can move; `chained` as of `EpisodeTask`."""
+        return EpisodeTask(
+            self.network,
+            self.loss,
+            self.norms,
+            self._inner_rates,
+            theta,
+            self.laid_out(episode),
+            self._inner_evaluation,
+            chained,
         )
+
+    def _inner_loop(self, theta: Parameters) -> InnerLoop:
+        return replace(self._inner, rates=self._inner_rates.vector(theta))
+
+    def _learns(self, name: str) -> bool:
+        """Whether the outer step moves a parameter."""
+        return bool(self._outer_rates.by_name[name])
 
     def laid_out(self, episode: Episode) -> Episode:
         """The episode with its images in the memory layout of choice."""
@@ -251,15 +279,18 @@ class Learner(NetworkModule):
         self.log("loss", logged[list(numbers).index("query_loss_after")], prog_bar=True, logger=False, batch_size=1)
 
     def _step(self, gradient: Tensor) -> None:
-        if self.outer["clip_norm"] is not None:
-            gradient = gradient * (self.outer["clip_norm"] / gradient.norm()).clamp(max=1.0)
         parameters: Parameters = dict(self.network.named_parameters())
-        for name, piece in unflatten(gradient, parameters).items():
-            parameters[name].grad = piece.clone()
+        pieces = {name: piece for name, piece in unflatten(gradient, parameters).items() if self._learns(name)}
+        scale = gradient.new_ones(())
+        if self.outer["clip_norm"] is not None:
+            scale = (self.outer["clip_norm"] / flatten(pieces.values()).norm()).clamp(max=1.0)
+        for name, piece in pieces.items():
+            parameters[name].grad = scale * piece
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:
-            group["lr"] = self.outer["lr"] * self._schedule()
+            # Optimiser states of before there were rates know none.
+            group["lr"] = self.outer["lr"] * group.get("rate", 1.0) * self._schedule()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -294,7 +325,8 @@ class Learner(NetworkModule):
 
     def trial(self, episode: Episode) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Query loss and logits (B, 1, H, W), before and after the inner loop."""
-        return trial(self.task(episode), self.theta(), self.inner)
+        task = self.episode_task(self.theta(), episode)
+        return trial(task.task, task.theta, self._inner_loop(task.theta))
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all validation episodes of all ranks."""
@@ -308,33 +340,22 @@ class Learner(NetworkModule):
         self.log("dice", dice_after, prog_bar=True, logger=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over θ [paper, section 4]."""
-        return torch.optim.Adam(self.network.parameters(), lr=self.outer["lr"], weight_decay=self.outer["weight_decay"])
-
-    def _statistics(self, of_support: Statistics, running: Statistics) -> Statistics | None:
-        return {"support": of_support, "batch": None, "running": running}[self.norm]
-
-
-def _mask(network: nn.Module, adapts: str | None) -> Tensor | None:
-    """1 for each parameter that adapts, 0 for each that does not, in the order of ``flatten``; None: all adapt."""
-    if adapts is None:
-        return None
-    try:
-        chosen = [(value, re.search(adapts, name) is not None) for name, value in network.named_parameters()]
-    except re.error as error:
-        raise MetasegError(f"learner.adapts must be a regular expression, found {adapts!r} ({error}).") from error
-    if not any(adapting for _, adapting in chosen):
-        names = dict.fromkeys(name.split(".")[0] for name, _ in network.named_parameters())
-        raise MetasegError(
-            f"learner.adapts must match the name of a parameter, found {adapts!r}, but the names start with "
-            f"{', '.join(names)}."
+        """Adam over θ [paper, section 4], without what is frozen; one group of parameters for each rate."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.network.named_parameters():
+            if self._learns(name):
+                groups.setdefault(self._outer_rates.by_name[name], []).append(parameter)
+        return torch.optim.Adam(
+            [{"params": parameters, "rate": rate} for rate, parameters in groups.items()],
+            lr=self.outer["lr"],
+            weight_decay=self.outer["weight_decay"],
         )
-    return torch.cat([torch.full((value.numel(),), float(adapting)) for value, adapting in chosen])
 
 
 def _loop(key: str, settings: Mapping[str, Any]) -> InnerLoop:
     try:
-        return InnerLoop(settings["optimizer"], settings["lr"], settings["steps"], settings["lam"])
+        schedule = settings.get("schedule", "constant")
+        return InnerLoop(settings["optimizer"], settings["lr"], settings["steps"], settings["lam"], schedule)
     except ValueError as error:
         raise MetasegError(f"learner.{key}: {error}.") from error
 
@@ -352,10 +373,5 @@ def require_gradients() -> None:
 
 
 def _dice(logits: Tensor, masks: Tensor) -> float:
-    """Mean Dice per image at p > 0.5, for curves; results are scored by metaseg.evaluation."""
-    prediction = (logits > 0).int().flatten(1)
-    return (
-        binary_f1_score(prediction, masks.int().flatten(1), multidim_average="samplewise", validate_args=False)
-        .mean()
-        .item()
-    )
+    """Mean Dice per image at p > 0.5, for curves."""
+    return float(dice(logits > 0, masks).mean())

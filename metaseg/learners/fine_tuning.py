@@ -6,22 +6,30 @@ serves best differs between targets: 1 where all images are alike, less where th
 part of it is segmented by the same descent on the other parts. These descents are not thrown away: each ends somewhere
 else, and the mean of what they and the descent on all images say is better than what each says alone [Breiman 1996,
 bagging; that it is done here is our decision].
+
+All descents go side by side: images are augmented once a step for all of them, and where leading stages of the network
+are held at θ with frozen norm layers, these run once a step for all of them too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_f1_score
+from torch.utils import _pytree as pytree
 
 from metaseg.data.batches import SupportSet
+from metaseg.evaluation.scores import dice, foreground
 from metaseg.learners.segmenter import AdaptedNetwork, Ensemble, Segmenter
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
 from metaseg.meta.losses import Loss
 from metaseg.meta.vectors import Parameters, detach, interpolate
 from metaseg.networks.functional import Statistics, forward, running_statistics
+from metaseg.networks.norms import Norms
+from metaseg.networks.rates import HeldStages, Rates
 
 SHARES = (0.5, 0.75, 1.0)
 """The values of α to choose from. None is below one half: parts of the support set are few images, and ask for less."""
@@ -35,12 +43,10 @@ class Stage:
     """A point of the descent.
 
     Attributes:
-        step: steps taken.
-        phi: the parameters after them.
-        running: running norm statistics after them.
+        phi: the parameters.
+        running: running norm statistics.
     """
 
-    step: int
     phi: Parameters
     running: Statistics
 
@@ -52,8 +58,9 @@ class FineTuning:
     Attributes:
         network: the architecture; its own parameters are not used.
         loss: the segmentation loss.
-        norm: statistics that predictions are normalised with: "support", "batch" or "running".
-        loop: the descent.
+        norms: statistics that predictions are normalised with.
+        loop: the descent; its ``rates`` are not looked at.
+        rates: multipliers of its step size by part.
         folds: parts of the support set, each held out once, which makes as many further members of an ensemble and
             chooses their α; 0: φ alone, with α = 1.
         device: where to compute.
@@ -62,93 +69,171 @@ class FineTuning:
 
     network: nn.Module
     loss: Loss
-    norm: str
+    norms: Norms
     loop: InnerLoop
+    rates: Rates
     folds: int
     device: torch.device
     memory_format: torch.memory_format
 
-    def run(self, theta: Parameters, support: SupportSet, at: Sequence[int]) -> Iterator[tuple[int, Segmenter]]:
-        """Descend from θ, and yield (step, segmenter) at each step number in ``at`` (0: before the first step)."""
-        parts = held_out(support, self.folds) if any(at) else []
-        descents = [self.stages(theta, rest, at) for rest, _ in parts]
-        images = self._there(support.clean())[0]
-        clean = [(self._there(rest.clean())[0], *self._there(part.clean())) for rest, part in parts]
-        for stage, *of_parts in zip(self.stages(theta, support, at), *descents, strict=True):
-            moved = stage.step and self.folds
-            share = self._share(theta, of_parts, clean) if moved else 1.0
-            # Whoever held some images out is still normalised with all of them, as the target is like all of them.
-            ends = [self._place(theta, one, images, share) for one in (stage, *(of_parts if moved else ()))]
-            members = tuple(AdaptedNetwork(self.network, *end) for end in ends)
-            yield stage.step, members[0] if len(members) == 1 else Ensemble(members)
+    def run(
+        self,
+        theta: Parameters,
+        support: SupportSet,
+        at: Sequence[int],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Iterator[tuple[int, Segmenter]]:
+        """Descend from θ, and yield (step, segmenter) at each step number in ``at`` (0: before the first step).
 
-    def stages(self, theta: Parameters, support: SupportSet, at: Sequence[int]) -> Iterator[Stage]:
-        """The descent's points at the step numbers in ``at``."""
-        running = running_statistics(self.network)
-        taken = 0
+        Args:
+            theta: θ, all of it.
+            support: the target's annotated images.
+            at: step numbers; beyond ``loop.steps`` only with a constant step size.
+            progress: called after each step with (steps taken, of how many).
+        """
+        last = max(at, default=0)
+        parts = held_out(len(support.images), self.folds) if last else []
+        everything = np.arange(len(support.images))
+        members = [everything, *(np.setdiff1d(everything, part) for part in parts)]
+        clean = self._there(support.clean())
+        if 0 in at:
+            yield 0, self._segmenter(theta, [Stage(theta, running_statistics(self.network))], 1.0, clean[0])
+        with _Batches(self, theta, support) as batches:
+            descents = [self._descent(theta, batches, rows, last) for rows in members]
+            for step, stages in enumerate(zip(*descents, strict=True), start=1):
+                progress(step, last)
+                if step in at:
+                    share = self._share(theta, stages[1:], members[1:], parts, clean) if self.folds else 1.0
+                    yield step, self._segmenter(theta, stages, share, clean[0])
+                if step == last:
+                    break
+
+    def _descent(self, theta: Parameters, batches: "_Batches", rows: np.ndarray, last: int) -> Iterator[Stage]:
+        """The points of the descent of one member, which sees the images in ``rows``, after each step."""
+        moving = {name: value for name, value in theta.items() if batches.moves(name)}
+        steps = last if self.loop.schedule == "constant" else self.loop.steps
+        loop = replace(self.loop, steps=steps, rates=self.rates.vector(moving))
+        running, taken = running_statistics(self.network), 0
 
         def objective(parameters: Parameters) -> tuple[Tensor, Statistics]:
-            images, masks = self._there(support.augmented(taken))
-            logits, statistics = forward(self.network, parameters, images)
-            return self.loss(logits, masks), statistics
+            inputs, masks, found = batches.at(taken, rows)
+            logits, statistics = forward(self.network, parameters, inputs, **batches.first)
+            return self.loss(logits, masks), found | statistics
 
-        if 0 in at:
-            yield Stage(0, theta, dict(running))
-        for step in descend(by_autograd(objective), theta, replace(self.loop, steps=max(at, default=0))):
+        for step in descend(by_autograd(objective), moving, loop):
             taken += 1
             running = _moved(running, step.before.found)
-            if taken in at:
-                yield Stage(taken, step.parameters, running)
+            yield Stage({**theta, **step.parameters}, running)
 
     def _share(
-        self, theta: Parameters, stages: Sequence[Stage], parts: Sequence[tuple[Tensor, Tensor, Tensor]]
+        self,
+        theta: Parameters,
+        stages: Sequence[Stage],
+        members: Sequence[np.ndarray],
+        parts: Sequence[np.ndarray],
+        clean: tuple[Tensor, Tensor],
     ) -> float:
         """The α with the highest Dice of held-out images; the smallest of several.
 
-        Each part: the images of the rest, its own images, and their masks.
+        Args:
+            theta: θ.
+            stages: of the members that hold a part out.
+            members: the images that they see.
+            parts: those that they do not.
+            clean: images and masks of the support set.
         """
         if not parts:
             return OF_ONE_IMAGE
-        scores = [
-            torch.cat([self._held_out_dice(theta, *one, share) for one in zip(stages, parts, strict=True)]).mean()
-            for share in SHARES
-        ]
-        return SHARES[int(torch.stack(scores).argmax())]
+        images, masks = clean
+        scores = []
+        for share in SHARES:
+            values = []
+            for stage, rows, part in zip(stages, members, parts, strict=True):
+                found = self._adapted(theta, stage, share, images[rows])(images[part])
+                values.append(dice(foreground(found), masks[part]))
+            scores.append(np.concatenate(values).mean())
+        return SHARES[int(np.argmax(scores))]
 
-    def _held_out_dice(
-        self, theta: Parameters, stage: Stage, part: tuple[Tensor, Tensor, Tensor], share: float
-    ) -> Tensor:
-        """Of each of the part's images, of shape (number,)."""
-        rest, images, masks = part
-        probabilities = AdaptedNetwork(self.network, *self._place(theta, stage, rest, share))(images)
-        # Of a single image torchmetrics gives a scalar.
-        return binary_f1_score(probabilities, masks.int(), multidim_average="samplewise").reshape(len(images))
+    def _segmenter(self, theta: Parameters, stages: Sequence[Stage], share: float, images: Tensor) -> Segmenter:
+        """The mean of what all members say; one that held images out is still normalised with all of them."""
+        networks = tuple(self._adapted(theta, stage, share, images) for stage in stages)
+        return networks[0] if len(networks) == 1 else Ensemble(networks)
 
-    def _place(
-        self, theta: Parameters, stage: Stage, images: Tensor, share: float
-    ) -> tuple[Parameters, Statistics | None]:
-        """θ + α (φ - θ), and the norm statistics there."""
+    def _adapted(self, theta: Parameters, stage: Stage, share: float, images: Tensor) -> AdaptedNetwork:
+        """The network at θ + α (φ - θ), with the norm statistics of these images there."""
         parameters = detach(interpolate(theta, stage.phi, share))
         with torch.no_grad():
-            found = forward(self.network, parameters, images)[1] if self.norm == "support" else {}
-        return parameters, {"support": found, "batch": None, "running": stage.running}[self.norm]
+            found = forward(self.network, parameters, images)[1] if self.norms.any("support") else {}
+        return AdaptedNetwork(self.network, parameters, self.norms.given(found, stage.running))
 
     def _there(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images, masks = pair
-        return (
-            images.to(self.device, memory_format=self.memory_format),
-            masks.to(self.device, memory_format=self.memory_format),
-        )
+        return images.to(self.device, memory_format=self.memory_format), masks.to(self.device)
 
 
-def held_out(support: SupportSet, folds: int) -> list[tuple[SupportSet, SupportSet]]:
-    """(the rest, the part) for each of ``folds`` parts of a support set, or of as many as it has images.
+class _Batches:
+    """The support set augmented for each step, while the step before it is taken; and what held stages make of it."""
+
+    def __init__(self, tuning: FineTuning, theta: Parameters, support: SupportSet) -> None:
+        self._tuning, self._support = tuning, support
+        self._held: HeldStages | None = tuning.rates.held(tuning.network)
+        self.first: dict[str, str] = {} if self._held is None else {"first": self._held.next}
+        names = frozenset[str]() if self._held is None else self._held.names
+        self._parameters = {name: value for name, value in theta.items() if name in names}
+        self._step = -1
+        self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1)
+
+    def __enter__(self) -> "_Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def moves(self, name: str) -> bool:
+        """Whether a parameter belongs to a stage that steps run through."""
+        return name not in self._parameters
+
+    def at(self, step: int, rows: np.ndarray) -> tuple[Any, Tensor, Statistics]:
+        """What the first stage that moves is given, the masks, and norm statistics of the stages before it.
+
+        Args:
+            step: number of the step, from 0; as it is asked for by one member after the other.
+            rows: the member's images.
+        """
+        if step != self._step:
+            self._step, (images, masks) = step, self._augmented(step)
+            self._images, self._masks = self._tuning._there((images, masks))
+            self._outputs = self._run(self._images)
+        outputs, found = self._outputs
+        if found:  # the images of a batch normalise one another, so each member has outputs of its own
+            outputs, found = self._run(self._images[rows])
+        else:
+            outputs = pytree.tree_map(lambda one: one[rows], outputs)
+        return outputs, self._masks[rows], found
+
+    def _run(self, images: Tensor) -> tuple[Any, Statistics]:
+        """The held stages; images as they are where there are none."""
+        if self._held is None:
+            return images, {}
+        with torch.no_grad():
+            return forward(self._tuning.network, self._parameters, images, last=self._held.last)
+
+    def _augmented(self, step: int) -> tuple[Tensor, Tensor]:
+        if self._support.augmentation == "none":
+            return self._support.clean()
+        known = self._ahead is not None and self._ahead[0] == step
+        batch = self._ahead[1].result() if known and self._ahead else self._support.augmented(step)
+        self._ahead = step + 1, self._thread.submit(self._support.augmented, step + 1)
+        return batch
+
+
+def held_out(count: int, folds: int) -> list[np.ndarray]:
+    """Numbers of the images in each of ``folds`` parts of ``count`` images, or of as many parts as there are images.
 
     The parts are runs of images in their order: what lies side by side may be frames of one film, and stays together.
     """
-    everything = np.arange(len(support.images))
-    parts = np.array_split(everything, min(folds, len(everything))) if folds and len(everything) > 1 else []
-    return [(support.only(np.setdiff1d(everything, part)), support.only(part)) for part in parts]
+    return np.array_split(np.arange(count), min(folds, count)) if folds and count > 1 else []
 
 
 def _moved(running: Statistics, found: Statistics, momentum: float = 0.1) -> Statistics:

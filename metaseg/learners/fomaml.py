@@ -11,4 +11,4 @@ class FirstOrderMAML(Learner):
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The query gradient at the adapted parameters."""
-        return first_order_gradient(self.task(episode), theta, self.inner)
+        return self.on_task(theta, episode, first_order_gradient)

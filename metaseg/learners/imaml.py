@@ -1,6 +1,7 @@
 """iMAML, the paper's method: the implicit gradient of the proximal inner problem."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from metaseg.data.batches import Episode
@@ -40,14 +41,16 @@ class ImplicitMAML(Learner):
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The implicit gradient of one task."""
         return self.with_products(
-            lambda products: implicit_gradient(
-                self.task(episode),
+            lambda products: self.on_task(
                 theta,
-                self.inner,
-                lam=self.lam,
-                cg_steps=self.cg_steps,
-                cg_tolerance=self.cg_tolerance,
-                curvature=self.curvature,
-                products=products,
+                episode,
+                partial(
+                    implicit_gradient,
+                    lam=self.lam,
+                    cg_steps=self.cg_steps,
+                    cg_tolerance=self.cg_tolerance,
+                    curvature=self.curvature,
+                    products=products,
+                ),
             )
         )

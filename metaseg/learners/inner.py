@@ -44,29 +44,37 @@ class InnerEvaluation:
 
         # The call alone, so that parameters are inputs of what is compiled: compiled around them, it would be compiled
         # anew for each step's parameters.
-        def call(network: nn.Module, parameters: Parameters, images: tuple[Tensor]) -> Tensor:
-            logits: Tensor = functional_call(network, parameters, images)
+        def call(network: nn.Module, parameters: Parameters, images: tuple[Any], stages: dict[str, str]) -> Tensor:
+            logits: Tensor = functional_call(network, parameters, images, stages)
             return logits
 
         if settings.get("compile", False):
             call = torch.compile(call, dynamic=False, fullgraph=True)
 
-        def objective(parameters: Parameters, images: Tensor, masks: Tensor) -> tuple[Tensor, Statistics]:
-            logits, statistics = forward(network, parameters, images, call=call)
+        def objective(
+            parameters: Parameters, images: Any, masks: Tensor, stages: dict[str, str]
+        ) -> tuple[Tensor, Statistics]:
+            logits, statistics = forward(network, parameters, images, call=call, **stages)
             return loss(logits.float(), masks), statistics
 
-        self._objective: Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Statistics]] = objective
+        self._objective: Callable[..., tuple[Tensor, Statistics]] = objective
         self._plain = self.precision == "float32" and not settings.get("compile", False)
 
-    def of(self, images: Tensor, masks: Tensor) -> Evaluate | None:
-        """Evaluates the loss of these images (B, 3, H, W) and masks (B, 1, H, W); None: as the task itself does."""
+    def of(self, images: Any, masks: Tensor, **stages: str) -> Evaluate | None:
+        """Evaluates the loss of these images (B, 3, H, W) and masks (B, 1, H, W); None: as the task itself does.
+
+        Args:
+            images: with ``first``, what the stages before it made of them.
+            masks: in {0, 1}.
+            stages: as of `forward`.
+        """
         if self._plain:
             return None
         scale = _SCALE.get(self.precision, 1.0)
 
         def evaluate(phi: Parameters) -> Evaluation:
-            with torch.enable_grad(), _precision(self.precision, images.device.type):
-                loss, found = self._objective(phi, images, masks)
+            with torch.enable_grad(), _precision(self.precision, masks.device.type):
+                loss, found = self._objective(phi, images, masks, stages)
             with torch.enable_grad(), _tf32(self.precision):
                 rows = torch.autograd.grad(loss * scale, list(phi.values()), materialize_grads=True)
             return Evaluation(loss.detach(), flatten(rows) / scale, cut(found))

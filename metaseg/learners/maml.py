@@ -1,5 +1,6 @@
 """MAML [Finn et al. 2017], the paper's main competitor: back-propagation through the inner loop."""
 
+from functools import partial
 from typing import Any
 
 from metaseg.data.batches import Episode
@@ -23,11 +24,7 @@ class MAML(Learner):
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The gradient of the query loss through all inner steps."""
         return self.with_products(
-            lambda products: unrolled_gradient(
-                self.task(episode),
-                theta,
-                self.inner,
-                products=products,
-                checkpoint=self.checkpoint,
+            lambda products: self.on_task(
+                theta, episode, partial(unrolled_gradient, products=products, checkpoint=self.checkpoint)
             )
         )

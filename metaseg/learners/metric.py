@@ -44,7 +44,7 @@ class MetricLearner(Learner):
         network: a `ComparingNetwork`.
         reversal: weight ≥ 0 of the loss with the roles reversed: the predicted masks of the queries, cut at p > 0.5,
             are the annotation by which the support images are segmented [PANet's alignment, Wang et al. 2019].
-        settings: see ``Learner``; ``adapt.steps`` must be 0 and ``adapts`` None.
+        settings: see ``Learner``; ``adapt.steps`` must be 0.
 
     Raises:
         MetasegError: on a value out of range.
@@ -57,11 +57,6 @@ class MetricLearner(Learner):
             raise MetasegError(
                 f"{type(self).__name__} needs a network that compares queries with a support set, found "
                 f"{type(network).__name__}; set learner.network._target_ as in conf/learner."
-            )
-        if settings.get("adapts") is not None:
-            raise MetasegError(
-                "learner.adapts must be null for a learner that compares with the support instead of adapting, found "
-                f"{settings['adapts']!r}."
             )
         super().__init__(network=network, **settings)
         if self.adapt_loop.steps:
@@ -82,8 +77,8 @@ class MetricLearner(Learner):
             return features, summary, network.compare(summary, features)
 
         (features, summary, _), found = self.call(parameters, steps, None)
-        if self.norm == "running":
-            (features, summary, _), _ = self.call(parameters, steps, running_statistics(self.network))
+        if self.norms.any("running"):
+            (features, summary, _), _ = self.call(parameters, steps, self.norms.given({}, self._running()))
         return Met(features, summary, found)
 
     def segment(
@@ -171,7 +166,12 @@ class MetricLearner(Learner):
             loss = self.loss(logits, episode.query_masks)
         return (loss, logits), (loss, logits)
 
-    def adaptation(self, support: SupportSet, at: Sequence[int]) -> Iterator[tuple[int, Segmenter]]:
+    def adaptation(
+        self,
+        support: SupportSet,
+        at: Sequence[int],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Iterator[tuple[int, Segmenter]]:
         """Meet the support set, once; yields (0, segmenter) whatever ``at`` says, as there are no steps."""
         theta = self.theta()
         images, masks = (part.to(self.device, memory_format=self.memory_format) for part in support.clean())
@@ -180,8 +180,11 @@ class MetricLearner(Learner):
         # Copies: training may go on while the segmenter lives.
         yield 0, Comparison(self, {name: value.clone() for name, value in theta.items()}, met)
 
-    def _statistics_of(self, met: Met) -> Statistics | None:
-        return self._statistics(met.found, running_statistics(self.network) if self.norm == "running" else {})
+    def _statistics_of(self, met: Met) -> Statistics:
+        return self.norms.given(met.found, self._running())
+
+    def _running(self) -> Statistics:
+        return running_statistics(self.network) if self.norms.any("running") else {}
 
 
 @dataclass(frozen=True)

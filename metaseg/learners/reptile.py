@@ -21,4 +21,4 @@ class Reptile(Learner):
             support_images=torch.cat([episode.support_images, episode.query_images]),
             support_masks=torch.cat([episode.support_masks, episode.query_masks]),
         )
-        return reptile_gradient(self.task(everything), theta, self.inner)
+        return self.on_task(theta, everything, reptile_gradient)

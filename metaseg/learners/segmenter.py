@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metaseg.meta.vectors import Parameters
-from metaseg.networks.functional import Statistics, forward
+from metaseg.networks.functional import Statistics, forward, norm_layers
 
 Segmenter = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) in [-1, 1] → foreground probabilities (B, 1, H, W)."""
@@ -20,13 +20,18 @@ class AdaptedNetwork:
     Attributes:
         network: the architecture; its own parameters are not used.
         parameters: the adapted parameters.
-        statistics: norm statistics to predict with; None takes those of each batch (``model.norm=batch``), and then a
-            prediction depends on the images it shares a batch with.
+        statistics: norm statistics to predict with; norm layers that it does not name, and that are not frozen, take
+            those of each batch (``model.norm=batch``): a prediction then depends on the images it shares a batch with.
     """
 
     network: nn.Module
     parameters: Parameters
-    statistics: Statistics | None
+    statistics: Statistics
+
+    def by_batch(self) -> bool:
+        """Whether a prediction depends on the images it shares a batch with."""
+        layers = norm_layers(self.network).items()
+        return any(not layer.frozen and name not in self.statistics for name, layer in layers)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Foreground probabilities (B, 1, H, W) of images (B, 3, H, W) in [-1, 1], on the parameters' device."""

@@ -6,7 +6,7 @@ curvature of the loss in logit space: positive semi-definite whenever B is, also
 [Schraudolph 2002].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +40,14 @@ class Linearisation(Protocol):
     def gauss_newton(self, curvature: LogitCurvature, vector: Tensor) -> Tensor:
         """Jᵀ B J v for v of shape (N,)."""
 
+    def hessian_and_inputs(self, vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """∇²L(φ) v, and for each input c of the network the mixed product (∂²L/∂c∂φ) v, shaped as c."""
+
+    def gauss_newton_and_inputs(
+        self, curvature: LogitCurvature, vector: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Jᵀ B J v, and for each input c of the network J_cᵀ B J v, with J_c the Jacobian of the logits in c."""
+
 
 class DoubleBackward:
     """Products by PyTorch's autograd: ∇²L v by a second backward pass through the kept graph of the gradient
@@ -51,6 +59,7 @@ class DoubleBackward:
         phi: where; leaves that require gradients.
         before: called with what ``logits_of`` returned.
         exact: whether ``hessian`` is wanted; without it the gradient's graph is not kept.
+        inputs: leaves that require gradients and that ``logits_of`` reads beside the parameters.
     """
 
     def __init__(
@@ -60,9 +69,10 @@ class DoubleBackward:
         phi: Parameters,
         before: Callable[[Tensor, Any], Any] | None = None,
         exact: bool = True,
+        inputs: Sequence[Tensor] = (),
     ) -> None:
         self._logits_of, self._phi = logits_of, phi
-        self._leaves = list(phi.values())
+        self._leaves, self._inputs = list(phi.values()), list(inputs)
         with torch.enable_grad():
             self._logits, found = logits_of(phi)
             self.before = None if before is None else before(self._logits, found)
@@ -75,18 +85,33 @@ class DoubleBackward:
 
     def hessian(self, vector: Tensor) -> Tensor:
         """∇²L(φ) v for v of shape (N,)."""
-        rows = torch.autograd.grad(
-            self._graph, self._leaves, grad_outputs=vector, retain_graph=True, materialize_grads=True
-        )
-        return flatten(rows)
+        return flatten(self._pull(self._graph, vector, self._leaves))
+
+    def hessian_and_inputs(self, vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See ``Linearisation``."""
+        return self._divided(self._pull(self._graph, vector, self._leaves + self._inputs))
 
     def gauss_newton(self, curvature: LogitCurvature, vector: Tensor) -> Tensor:
         """Jᵀ B J v for v of shape (N,)."""
+        return flatten(self._pull(self._logits, self._in_logits(curvature, vector), self._leaves))
+
+    def gauss_newton_and_inputs(
+        self, curvature: LogitCurvature, vector: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See ``Linearisation``."""
+        pulled = self._pull(self._logits, self._in_logits(curvature, vector), self._leaves + self._inputs)
+        return self._divided(pulled)
+
+    def _in_logits(self, curvature: LogitCurvature, vector: Tensor) -> Tensor:
+        """B J v."""
         with torch.no_grad():
             frozen = {name: value.detach() for name, value in self._phi.items()}
             pushed = torch.func.jvp(lambda p: self._logits_of(p)[0], (frozen,), (unflatten(vector, frozen),))[1]
-            tangent = curvature(self._logits.detach(), pushed)
-        rows = torch.autograd.grad(
-            self._logits, self._leaves, grad_outputs=tangent, retain_graph=True, materialize_grads=True
-        )
-        return flatten(rows)
+            return curvature(self._logits.detach(), pushed)
+
+    def _pull(self, of: Tensor, cotangent: Tensor, by: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(of, by, grad_outputs=cotangent, retain_graph=True, materialize_grads=True)
+
+    def _divided(self, rows: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        count = len(self._leaves)
+        return flatten(rows[:count]), tuple(rows[count:])

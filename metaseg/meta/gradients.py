@@ -10,6 +10,12 @@
 The implicit gradient is that of the exact minimiser of L + λ/2 ‖φ - θ‖²; how far φ is from it is reported as
 ``stationarity`` (the other two report it at the last gradient they took, one step before φ), how well the linear system
 was solved as ``cg_residual``.
+
+A network can have stages that the inner loop leaves alone. What they make of the images are then inputs c of the task,
+computed once, and θ are the parameters of the rest. How the query loss depends on c is returned with the gradient, also
+by way of φ, so that the chain rule can go on through those stages:
+
+    d L_query(φ(θ, c), c) / dc  =  ∂L_query/∂c - (1/λ) (∂²L/∂c∂φ) x,  x = (I + C/λ)⁻¹ ∇L_query(φ)      (implicit)
 """
 
 from collections.abc import Callable
@@ -55,6 +61,8 @@ class Task:
         logit_curvature: (logits, u) → B u of the support loss in logit space; only the Gauss-Newton product needs it.
         query_reads_support: whether the query loss depends on ``found``.
         evaluate: evaluates the support loss in the inner loop; None: autograd of ``objective``.
+        support_inputs: leaves beside the parameters that ``support`` reads and whose gradient is wanted.
+        query_inputs: the same of ``query``.
     """
 
     support: Forward
@@ -63,6 +71,8 @@ class Task:
     logit_curvature: LogitCurvature | None = None
     query_reads_support: bool = True
     evaluate: Evaluate | None = None
+    support_inputs: tuple[Tensor, ...] = ()
+    query_inputs: tuple[Tensor, ...] = ()
 
     def objective(self, parameters: Parameters) -> tuple[Tensor, Any]:
         """The support loss and what was found on the way."""
@@ -88,6 +98,7 @@ class MetaGradient:
         found: what the support pass at φ found.
         query_after: what the query pass at φ found.
         solution: the solve's full report (implicit only).
+        by_inputs: d L_query / dc for each of ``Task.support_inputs`` and then ``query_inputs``, shaped as these.
     """
 
     gradient: Tensor
@@ -96,6 +107,7 @@ class MetaGradient:
     found: Any
     query_after: Any
     solution: Solution | None = None
+    by_inputs: tuple[Tensor, ...] = ()
 
 
 def implicit_gradient(
@@ -145,18 +157,23 @@ def implicit_gradient(
 
     leaves = detach(phi, requires_grad=True)
 
-    def ask_query(_: Tensor, found: Any) -> tuple[Tensor, Any, Tensor, Any]:
+    def ask_query(_: Tensor, found: Any) -> tuple[Tensor, Any, Tensor, tuple[Tensor, ...], Any]:
         loss, after = task.query(leaves, found)
-        rows = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, materialize_grads=True)
-        return loss.detach(), after, flatten(rows), cut(found)
+        gradient, by_inputs = _slopes(task, loss, leaves, retain_graph=True)
+        return loss.detach(), after, gradient, by_inputs, cut(found)
 
-    support = linearise(task.support, task.support_loss, leaves, ask_query, exact)
-    query_loss, query_after, right_hand_side, found = support.before
+    support = linearise(task.support, task.support_loss, leaves, ask_query, exact, task.support_inputs)
+    query_loss, query_after, right_hand_side, by_inputs, found = support.before
 
     def bend(vector: Tensor) -> Tensor:
         if in_logits is None or exact:
             return support.hessian(vector) / lam
         return support.gauss_newton(in_logits, vector) / lam
+
+    def bend_and_inputs(vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if in_logits is None or exact:
+            return support.hessian_and_inputs(vector)
+        return support.gauss_newton_and_inputs(in_logits, vector)
 
     def only_adapting(vector: Tensor) -> Tensor:
         return vector if inner.mask is None else vector * inner.mask
@@ -168,8 +185,13 @@ def implicit_gradient(
         tolerance=cg_tolerance,
     )
     gradient = solution.value
+    if task.support_inputs:
+        bent, mixed = bend_and_inputs(gradient)
+        by_inputs = _minus(by_inputs, mixed, lam)
+    elif inner.mask is not None:
+        bent = lam * bend(gradient)
     if inner.mask is not None:
-        gradient = gradient + (1 - inner.mask) * (right_hand_side - bend(gradient))
+        gradient = gradient + (1 - inner.mask) * (right_hand_side - bent / lam)
     end_norm = slope(inner, flatten(theta.values()), flatten(phi.values()), support.gradient).norm()
     first = first or (support.loss, end_norm)
     diagnostics = _diagnostics(first, support.loss, query_loss, gradient, end_norm) | {
@@ -178,7 +200,7 @@ def implicit_gradient(
         "smallest_curvature": solution.smallest_curvature,
         "cg_negative_curvature": float(solution.outcome is Outcome.NEGATIVE_CURVATURE),
     }
-    return MetaGradient(gradient, detach(phi), diagnostics, found, query_after, solution)
+    return MetaGradient(gradient, detach(phi), diagnostics, found, query_after, solution, by_inputs)
 
 
 def first_order_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
@@ -217,7 +239,7 @@ def unrolled_gradient(
     evaluate = task.evaluation()
 
     def linearised(phi: Tensor) -> Linearisation:
-        return linearise(task.support, task.support_loss, at(phi, theta), None, True)
+        return linearise(task.support, task.support_loss, at(phi, theta), None, True, task.support_inputs)
 
     start = flatten(theta.values()).detach()
     phi, state = start, initial_state(inner, start)
@@ -233,6 +255,7 @@ def unrolled_gradient(
     result = _with_query(task, theta, unflatten(phi, theta), first, last_norm)
 
     by_phi, by_state, by_theta = result.gradient, initial_state(inner, start), torch.zeros_like(start)
+    by_inputs = result.by_inputs
     for count in range(inner.steps, 0, -1):
         phi, gradient, state, support = history.pop()
         inputs = [vector.detach().requires_grad_() for vector in (start, phi, gradient, *state)]
@@ -241,12 +264,20 @@ def unrolled_gradient(
         more, by_phi, by_gradient, *by_moments = torch.autograd.grad(
             [after, *state_after], inputs, [by_phi, *by_state], materialize_grads=True
         )
-        by_phi = by_phi + (support or linearised(phi)).hessian(by_gradient)
+        support = support or linearised(phi)
+        if task.support_inputs:
+            bent, mixed = support.hessian_and_inputs(by_gradient)
+            by_inputs = _minus(by_inputs, mixed, -1.0)
+        else:
+            bent = support.hessian(by_gradient)
+        by_phi = by_phi + bent
         by_theta, by_state = by_theta + more, tuple(by_moments)
         del support
     total = by_theta + by_phi
     diagnostics = result.diagnostics | {"gradient_norm": total.norm().item()}
-    return MetaGradient(total, result.adapted, diagnostics, result.found, result.query_after)
+    return MetaGradient(
+        total, result.adapted, diagnostics, result.found, result.query_after, by_inputs=by_inputs
+    )
 
 
 def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
@@ -267,7 +298,9 @@ def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGra
     assert first is not None
     assert last_norm is not None
     diagnostics = _diagnostics(first, support_loss, query_loss, way, last_norm)
-    return MetaGradient(way, detach(phi), diagnostics, found, query_after)
+    # What the inner loop leaves alone has gone no way.
+    by_inputs = tuple(torch.zeros_like(c) for c in (*task.support_inputs, *task.query_inputs))
+    return MetaGradient(way, detach(phi), diagnostics, cut(found), query_after, by_inputs=by_inputs)
 
 
 def trial(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
@@ -300,12 +333,29 @@ def _with_query(
         support_loss, found = task.objective(leaves)
     with torch.enable_grad():
         query_loss, query_after = task.query(leaves, found)
-        gradient = flatten(torch.autograd.grad(query_loss, list(leaves.values()), materialize_grads=True))
+        gradient, by_inputs = _slopes(task, query_loss, leaves)
     support_loss, query_loss = support_loss.detach(), query_loss.detach()
     nothing = support_loss.new_tensor(float("nan"))
     first = first or (support_loss, nothing)
     diagnostics = _diagnostics(first, support_loss, query_loss, gradient, nothing if last_norm is None else last_norm)
-    return MetaGradient(gradient, detach(phi), diagnostics, cut(found), query_after)
+    return MetaGradient(gradient, detach(phi), diagnostics, cut(found), query_after, by_inputs=by_inputs)
+
+
+def _slopes(
+    task: Task, loss: Tensor, leaves: Parameters, retain_graph: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The gradient of the query loss in the parameters, as a vector, and in each of the task's inputs."""
+    inputs = (*task.support_inputs, *task.query_inputs)
+    rows = torch.autograd.grad(
+        loss, [*leaves.values(), *inputs], retain_graph=retain_graph, materialize_grads=True
+    )
+    return flatten(rows[: len(leaves)]), rows[len(leaves) :]
+
+
+def _minus(by_inputs: tuple[Tensor, ...], mixed: tuple[Tensor, ...], divisor: float) -> tuple[Tensor, ...]:
+    """The mixed products, which are there for the support's inputs alone, taken off, each divided by a number."""
+    count = len(mixed)
+    return (*(c - m / divisor for c, m in zip(by_inputs, mixed, strict=False)), *by_inputs[count:])
 
 
 def _linearise(products: str) -> Callable[..., Linearisation]:

@@ -1,7 +1,9 @@
 """The inner loop: gradient descent on the support loss, with a proximal term that ties it to the meta-parameters."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +12,11 @@ from torch import Tensor
 from metaseg.meta.vectors import Parameters, flatten, unflatten
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
+
+SCHEDULES = ("constant", "cosine")
+
+WARMUP = 10
+"""Steps over which the cosine schedule's learning rate rises: Adam's moments are those of a few gradients until then."""
 
 PIECE = 1 << 17
 """How many parameters a CPU updates at a time: 131072, whose vectors stay in its cache from operation to operation."""
@@ -24,7 +31,8 @@ class InnerLoop:
         lr: learning rate, > 0.
         steps: number of steps, ≥ 0.
         lam: strength λ of the proximal term, ≥ 0; 0 leaves it out.
-        mask: shape (N,), 1 for parameters that adapt and 0 for those that stay at θ; None: all adapt.
+        schedule: "constant", or "cosine": lr rises over the first `WARMUP` steps and falls to 0 over all of them.
+        rates: shape (N,), ≥ 0: multiplier of each parameter's steps; those with 0 stay at θ. None: 1 for all.
 
     Raises:
         ValueError: on a value outside these ranges.
@@ -34,13 +42,30 @@ class InnerLoop:
     lr: float = 0.01
     steps: int = 5
     lam: float = 0.0
-    mask: Tensor | None = field(default=None, compare=False, repr=False)
+    schedule: str = "constant"
+    rates: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"expected an inner optimizer out of {', '.join(OPTIMIZERS)}, found {self.optimizer!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"expected a schedule out of {', '.join(SCHEDULES)}, found {self.schedule!r}")
         if self.lr <= 0 or self.steps < 0 or self.lam < 0:
             raise ValueError(f"expected lr > 0, steps >= 0 and lam >= 0, found {self}")
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """1 for parameters that adapt and 0 for those that stay at θ, shape (N,); None: all adapt."""
+        if self.rates is None or bool((self.rates > 0).all()):
+            return None
+        return (self.rates > 0).to(self.rates)
+
+    def step(self, count: int, direction: Tensor) -> Tensor:
+        """The step number ``count`` (from 1), shape (N,), against a direction of shape (N,)."""
+        lr = self.lr
+        if self.schedule == "cosine":
+            lr *= min(1.0, count / WARMUP) * 0.5 * (1 + math.cos(math.pi * (count - 1) / self.steps))
+        return lr * direction if self.rates is None else lr * self.rates * direction
 
 
 State = tuple[Tensor, ...]
@@ -79,18 +104,22 @@ def update(
         gradient: ∇L(φ) of the support loss alone, shape (N,).
         state: the moments before the step.
     """
-    gradient = slope(loop, theta, phi, gradient)
+    return _move(loop, count, phi, slope(loop, theta, phi, gradient), state)
+
+
+def _move(loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
+    """`update` by a gradient that is the `slope` already."""
     if loop.optimizer == "sgd":
-        return phi - loop.lr * gradient, state
+        return phi - loop.step(count, gradient), state
     if loop.optimizer == "momentum":
         heavy = 0.9 * state[0] + gradient
-        return phi - loop.lr * heavy, (heavy,)
+        return phi - loop.step(count, heavy), (heavy,)
     first = 0.9 * state[0] + 0.1 * gradient
     second = 0.999 * state[1] + 0.001 * gradient * gradient
     # ε stands inside the root, unlike in torch.optim.Adam: the root's derivative at a zero gradient is then finite,
     # which MAML's second derivatives need.
     direction = first / (1 - 0.9**count) / (second / (1 - 0.999**count) + 1e-16).sqrt()
-    return phi - loop.lr * direction, (first, second)
+    return phi - loop.step(count, direction), (first, second)
 
 
 def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, state: State) -> Tensor:
@@ -106,12 +135,12 @@ def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, 
         downhill: `slope` there, shape (N,).
         state: the moments before the step; after it, those after the step.
     """
-    descent = replace(loop, lam=0.0, mask=None)  # both are in the slope
     size = PIECE if phi.device.type == "cpu" else max(1, phi.numel())
     after = torch.empty_like(phi)
-    vectors = (after, phi, downhill, *state)
-    for target, here, gradient, *moments in zip(*(vector.split(size) for vector in vectors), strict=True):
-        moved, new = update(descent, count, here, here, gradient, tuple(moments))
+    vectors = [vector.split(size) for vector in (after, phi, downhill, *state)]
+    rates = [None] * len(vectors[0]) if loop.rates is None else loop.rates.split(size)
+    for rate, target, here, gradient, *moments in zip(rates, *vectors, strict=True):
+        moved, new = _move(replace(loop, rates=rate), count, here, gradient, tuple(moments))
         for old, value in zip((target, *moments), (moved, *new), strict=True):
             old.copy_(value)
     return after

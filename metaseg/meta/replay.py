@@ -227,6 +227,7 @@ class Replay:
         phi: where; leaves that require gradients.
         before: called with what ``logits_of`` returned, before the graph of the forward pass is freed.
         exact: whether ``hessian`` is wanted; without it less is kept.
+        inputs: leaves that require gradients and that ``logits_of`` reads beside the parameters.
 
     Attributes:
         loss: the loss at φ, detached.
@@ -244,12 +245,15 @@ class Replay:
         phi: Parameters,
         before: Callable[[Tensor, Any], Any] | None = None,
         exact: bool = True,
+        inputs: Sequence[Tensor] = (),
     ) -> None:
-        leaves = list(phi.values())
+        leaves, self._inputs = list(phi.values()), list(inputs)
         self._like = {name: leaf.detach() for name, leaf in phi.items()}
         record = Record()
         with torch.enable_grad():
             self._leaves = [record.track(leaf) for leaf in leaves]
+            for leaf in self._inputs:
+                record.track(leaf)
             with record:
                 logits, found = logits_of(phi)
             self._logits_number = record.number(logits)
@@ -264,16 +268,17 @@ class Replay:
                 record.dropped = {self._seed}
             recorded = len(record.operations)
             with record:
-                rows = torch.autograd.grad(logits, leaves, seed, allow_unused=True)
+                rows = torch.autograd.grad(logits, leaves + self._inputs, seed, allow_unused=True)
+        rows, of_inputs = rows[: len(leaves)], rows[len(leaves) :]
         self.loss = loss.detach()
         self.gradient = flatten(
             torch.zeros_like(leaf) if row is None else row for leaf, row in zip(leaves, rows, strict=True)
         ).detach()
         if any(tensor._version != version for tensor, version in record.versions):
             raise Unsupported("an operation that overwrites a value which the derivative needs")
-        self._rows = [record.number(row) for row in rows]
-        self._backward = _Program(record.operations[recorded:], self._rows)
-        self._operations = record.operations[:recorded]
+        self._rows, self._of_inputs = [record.number(row) for row in rows], [record.number(row) for row in of_inputs]
+        self._operations, self._backward_operations = record.operations[:recorded], record.operations[recorded:]
+        self._backward = _Program(self._backward_operations, self._rows)
 
     @cached_property
     def _forward(self) -> _Program:
@@ -283,28 +288,59 @@ class Replay:
     @cached_property
     def _forward_for_backward(self) -> _Program:
         """Up to the logits, with the tangents of all values that the backward part reads."""
-        read = {number for operation, _ in self._backward.steps for number in _each(operation.inputs)}
+        return self._forward_for(self._backward)
+
+    @cached_property
+    def _backward_to_inputs(self) -> _Program:
+        """As ``_backward``, with the rows of the inputs."""
+        return _Program(self._backward_operations, self._rows + self._of_inputs)
+
+    @cached_property
+    def _forward_for_backward_to_inputs(self) -> _Program:
+        return self._forward_for(self._backward_to_inputs)
+
+    def _forward_for(self, backward: _Program) -> _Program:
+        read = {number for operation, _ in backward.steps for number in _each(operation.inputs)}
         return _Program(self._operations, {self._logits_number} | read)
 
     def hessian(self, vector: Tensor) -> Tensor:
         """∇²L(φ) v for v of shape (N,)."""
         with torch.no_grad():
-            tangents = self._start(vector)
-            self._forward_for_backward.run(tangents)
-            along = tangents.pop(self._logits_number)
-        (tangents[self._seed],) = torch.autograd.grad(self._slope, self._logits, along, retain_graph=True)
+            return self._collect(self._hessian(vector, self._forward_for_backward, self._backward))
+
+    def hessian_and_inputs(self, vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See ``Linearisation``."""
         with torch.no_grad():
-            self._backward.run(tangents)
-            return self._collect(tangents)
+            tangents = self._hessian(vector, self._forward_for_backward_to_inputs, self._backward_to_inputs)
+            return self._collect(tangents), self._collect_inputs(tangents)
 
     def gauss_newton(self, curvature: LogitCurvature, vector: Tensor) -> Tensor:
         """Jᵀ B J v for v of shape (N,), with ``curvature``: (logits, u) → B u."""
         with torch.no_grad():
-            tangents = self._start(vector)
-            self._forward.run(tangents)
-            tangents = {self._seed: curvature(self._logits.detach(), tangents[self._logits_number])}
-            self._backward.run(tangents)
-            return self._collect(tangents)
+            return self._collect(self._gauss_newton(curvature, vector, self._backward))
+
+    def gauss_newton_and_inputs(
+        self, curvature: LogitCurvature, vector: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See ``Linearisation``."""
+        with torch.no_grad():
+            tangents = self._gauss_newton(curvature, vector, self._backward_to_inputs)
+            return self._collect(tangents), self._collect_inputs(tangents)
+
+    def _hessian(self, vector: Tensor, forward: _Program, backward: _Program) -> dict[int, Tensor]:
+        tangents = self._start(vector)
+        forward.run(tangents)
+        along = tangents.pop(self._logits_number)
+        (tangents[self._seed],) = torch.autograd.grad(self._slope, self._logits, along, retain_graph=True)
+        backward.run(tangents)
+        return tangents
+
+    def _gauss_newton(self, curvature: LogitCurvature, vector: Tensor, backward: _Program) -> dict[int, Tensor]:
+        tangents = self._start(vector)
+        self._forward.run(tangents)
+        tangents = {self._seed: curvature(self._logits.detach(), tangents[self._logits_number])}
+        backward.run(tangents)
+        return tangents
 
     def _start(self, vector: Tensor) -> dict[int, Tensor]:
         return dict(zip(self._leaves, unflatten(vector, self._like).values(), strict=True))
@@ -313,3 +349,7 @@ class Replay:
         rows = [tangents.get(number) for number in self._rows]
         leaves = self._like.values()
         return flatten(torch.zeros_like(leaf) if row is None else row for row, leaf in zip(rows, leaves, strict=True))
+
+    def _collect_inputs(self, tangents: dict[int, Tensor]) -> tuple[Tensor, ...]:
+        rows = [tangents.get(number) for number in self._of_inputs]
+        return tuple(torch.zeros_like(c) if row is None else row for row, c in zip(rows, self._inputs, strict=True))

@@ -150,12 +150,55 @@ def _sums(of: Tensor, along: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tenso
     return product, total
 
 
+def _by_own_batch(args: Sequence[Any], position: int) -> bool:
+    """Whether a batch norm was normalised by its own batch (`training`), not by statistics that it was given."""
+    return bool(args[position])
+
+
+def _fixed(args: Sequence[Any], mean: int, epsilon: int) -> tuple[Tensor, Tensor]:
+    """Mean and inverse deviation (C,) that a batch norm was given."""
+    return args[mean], torch.rsqrt(args[mean + 1] + args[epsilon])
+
+
+def _fixed_norm(args: Sequence[Any], tangents: Tangents) -> Tensor:
+    # y = γ r (x - μ) + β with constant μ and r.
+    x, weight = args[:2]
+    x_tangent, weight_tangent, bias_tangent = tangents[:3]
+    mean, r = _fixed(args, 3, 7)
+    terms = []
+    constant = torch.zeros_like(r) if bias_tangent is None else bias_tangent
+    if x_tangent is not None:
+        terms.append((x_tangent, r if weight is None else weight * r))
+    if weight_tangent is not None:
+        terms.append((x, weight_tangent * r))
+        constant = torch.addcmul(constant, weight_tangent * r, mean, value=-1)
+    return _channelwise(constant, *terms) if terms else constant[:, None, None].expand(x.shape)
+
+
+def _fixed_norm_backward(args: Sequence[Any], tangents: Tangents) -> tuple[Tensor | None, ...]:
+    # dx = γ r h, dγ = Σ h r (x - μ), dβ = Σ h.
+    h, x, weight = args[:3]
+    h_tangent, x_tangent, weight_tangent = tangents[:3]
+    mean, r = _fixed(args, 3, 8)
+    terms, by_weight, by_bias = [], torch.zeros_like(r), torch.zeros_like(r)
+    if h_tangent is not None:
+        by_weight, by_bias = _sums(h_tangent, x, mean, r)
+        terms.append((h_tangent, r if weight is None else weight * r))
+    if x_tangent is not None:
+        by_weight = by_weight + _sums(h, x_tangent, torch.zeros_like(r), r)[0]
+    if weight_tangent is not None:
+        terms.append((h, weight_tangent * r))
+    return _channelwise(torch.zeros_like(r), *terms) if terms else None, by_weight, by_bias
+
+
 def _batch_norm(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> tuple[Tensor | None, ...]:
     # y = γ x̂ + β with x̂ = r (x - μ), μ' = mean ẋ, r' = -r² mean(x̂ ẋ), x̂' = r (ẋ - μ') + r'/r x̂.
     # Small operations cost as much as large ones where images are small, so there are few of them.
     x, weight = args[:2]
-    _, mean, r = results
     x_tangent, weight_tangent, bias_tangent = tangents[:3]
+    if not _by_own_batch(args, 5):
+        return _fixed_norm(args, tangents), None, None
+    _, mean, r = results
     by_x_hat = torch.zeros_like(mean) if weight_tangent is None else weight_tangent
     constant = torch.zeros_like(mean) if bias_tangent is None else bias_tangent
     if x_tangent is None:
@@ -177,6 +220,8 @@ def _batch_norm_backward(args: Sequence[Any], results: Sequence[Any], tangents: 
     #   P(h)' = P(h') + r'/r P(h) - r q x̂' - r t x̂  with  t = mean(h x̂') = r mean(h (ẋ - μ')) + q r'/r,
     #   dγ' = Σ h' x̂ + n t,   dβ' = Σ h',
     # in which all is a multiple of h', ẋ, h, x and 1 per channel, and is summed up as such.
+    if not _by_own_batch(args, 7):
+        return _fixed_norm_backward(args, tangents)
     h, x, weight, _, _, mean, r = args[:7]
     h_tangent, x_tangent, weight_tangent, _, _, mean_tangent, r_tangent = tangents[:7]
     values = x.numel() // len(mean)
@@ -220,6 +265,9 @@ def _batch_norm_backward(args: Sequence[Any], results: Sequence[Any], tangents: 
 
 def _batch_norm_backward_again(args: Sequence[Any], results: Sequence[Any]) -> Tensor:
     h, x, weight, _, _, mean, r = args[:7]
+    if not _by_own_batch(args, 7):
+        r = _fixed(args, 3, 8)[1]
+        return h * (r if weight is None else weight * r)[:, None, None]
     _, weight_grad, bias_grad = results
     scale = r if weight is None else weight * r
     over_values = scale * (-x.shape[1] / x.numel())
@@ -313,9 +361,9 @@ RULES: dict[Any, Rule] = {
     aten.max_pool2d_with_indices.default: Rule(_max_pool, results=(1,)),
     aten.convolution.default: Rule(_convolution, arguments=(0, 1)),
     aten.convolution_backward.default: Rule(_convolution_backward, arguments=(0, 1, 2)),
-    aten.native_batch_norm.default: Rule(_batch_norm, arguments=(0, 1), results=(1, 2)),
+    aten.native_batch_norm.default: Rule(_batch_norm, arguments=(0, 1, 3, 4), results=(1, 2)),
     aten.native_batch_norm_backward.default: Rule(
-        _batch_norm_backward, arguments=(0, 1, 2, 5, 6), results=(1, 2), again=_batch_norm_backward_again
+        _batch_norm_backward, arguments=(0, 1, 2, 3, 4, 5, 6), results=(1, 2), again=_batch_norm_backward_again
     ),
 }
 """Operation → rule. An operation that is not here cannot be replayed (see ``replay.Unsupported``)."""

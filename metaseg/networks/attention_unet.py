@@ -6,6 +6,7 @@ with one difference: there the decoder, whose weights expect (upsampled, skip), 
 """
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
 from metaseg.networks.pointwise import Pointwise2d
+from metaseg.networks.stages import StagedNetwork
 
 LEVELS = (1, 2, 3, 4)
 STRIDE = 2 ** len(LEVELS)
@@ -37,26 +39,28 @@ class AttentionGate(nn.Module):
     have no bias, as a batch norm follows each.
 
     Args:
-        channels: channels F of both inputs; the inner width is F/2, at least 1.
+        gating: channels G of the gating signal.
+        skip: channels F of the skip connection; the inner width is F/2, at least 1.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, gating: int, skip: int) -> None:
         super().__init__()
-        inner = max(channels // 2, 1)
-        self.gating = nn.Sequential(Pointwise2d(channels, inner, bias=False), EpisodicBatchNorm2d(inner))
-        self.skip = nn.Sequential(Pointwise2d(channels, inner, bias=False), EpisodicBatchNorm2d(inner))
+        inner = max(skip // 2, 1)
+        self.gating = nn.Sequential(Pointwise2d(gating, inner, bias=False), EpisodicBatchNorm2d(inner))
+        self.skip = nn.Sequential(Pointwise2d(skip, inner, bias=False), EpisodicBatchNorm2d(inner))
         self.attention = nn.Sequential(Pointwise2d(inner, 1, bias=False), EpisodicBatchNorm2d(1))
 
     def forward(self, gating: Tensor, skip: Tensor) -> Tensor:
-        """(B, F, H, W) twice → the weighted skip (B, F, H, W)."""
+        """(B, G, H, W) and (B, F, H, W) → the weighted skip (B, F, H, W)."""
         alpha = self.attention(torch.relu(self.gating(gating) + self.skip(skip))).sigmoid()
         return skip * alpha
 
 
-class UNet(nn.Module):
+class UNet(StagedNetwork):
     """U-Net: images (B, C, H, W) in [-1, 1] → logits (B, O, H, W).
 
-    Encoder widths F, 2F, 4F, 8F, bottleneck 16F; the decoder mirrors them.
+    Encoder widths F, 2F, 4F, 8F, bottleneck 16F; the decoder mirrors them. The head is the last level, with its two
+    convolutions [our decision: the last layer alone is 9 numbers at 8 features].
 
     Args:
         features: F. 32 in the paper's code; any width ≥ 1.
@@ -83,25 +87,40 @@ class UNet(nn.Module):
             self.add_module(f"decoder{level}", _double_convolution(2 * width, width, f"dec{level}"))
         self.conv = Pointwise2d(features, out_channels)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → logits (B, O, H, W)."""
+    modules_of = {
+        "encoder": (*(f"encoder{level}" for level in LEVELS), "bottleneck"),
+        "head": ("decoder1", "conv"),
+    }
+
+    def stage(self, part: str, hidden: Any) -> Any:
+        """Encoder: images → five feature maps, finest first; decoder: these → the input of the head; head: logits."""
+        return {"encoder": self._encode, "decoder": self._decode, "head": self._finish}[part](hidden)
+
+    def _encode(self, images: Tensor) -> list[Tensor]:
         height, width = images.shape[-2:]
         if height % STRIDE or width % STRIDE:
             raise MetasegError(
                 f"Expected images whose height and width are multiples of {STRIDE}, found {height}x{width}: "
                 "choose another data.size."
             )
-        skips = {}
+        features = []
         hidden = images
         for level in LEVELS:
-            skips[level] = self.get_submodule(f"encoder{level}")(hidden)
-            hidden = self.pool(skips[level])
-        hidden = self.bottleneck(hidden)
+            features.append(self.get_submodule(f"encoder{level}")(hidden))
+            hidden = self.pool(features[-1])
+        return [*features, self.bottleneck(hidden)]
+
+    def _decode(self, features: list[Tensor]) -> Tensor:
+        *skips, hidden = features
         for level in reversed(LEVELS):
             hidden = self.get_submodule(f"upconv{level}")(hidden)
-            skip = self.gate(level, hidden, skips.pop(level))
-            hidden = self.get_submodule(f"decoder{level}")(torch.cat((hidden, skip), dim=1))
-        return self.conv(hidden)
+            hidden = torch.cat((hidden, self.gate(level, hidden, skips.pop())), dim=1)
+            if level > 1:
+                hidden = self.get_submodule(f"decoder{level}")(hidden)
+        return hidden
+
+    def _finish(self, hidden: Tensor) -> Tensor:
+        return self.conv(self.get_submodule("decoder1")(hidden))
 
     def gate(self, level: int, gating: Tensor, skip: Tensor) -> Tensor:
         """What the decoder of `level` is given of the encoder's `skip` (B, F_level, H, W); here all of it."""
@@ -117,7 +136,8 @@ class AttentionUNet(UNet):
     def __init__(self, features: int = 32, in_channels: int = 3, out_channels: int = 1) -> None:
         super().__init__(features, in_channels, out_channels)
         for level in LEVELS:
-            self.add_module(f"gate{level}", AttentionGate(features * 2 ** (level - 1)))
+            width = features * 2 ** (level - 1)
+            self.add_module(f"gate{level}", AttentionGate(width, width))
 
     def gate(self, level: int, gating: Tensor, skip: Tensor) -> Tensor:
         """The skip (B, F_level, H, W), weighted by the attention that the upsampled decoder `gating` pays it."""

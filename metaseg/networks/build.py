@@ -10,7 +10,6 @@ from torch import nn
 from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import AttentionUNet, UNet
 from metaseg.networks.brain_mri import load_brain_mri
-from metaseg.networks.normalisation import NORMS
 
 NAMES = ("attention_unet", "unet", "smp")
 INITS = ("random", "brain_mri")
@@ -22,7 +21,6 @@ def build(
     *,
     name: str = "attention_unet",
     seed: int = 0,
-    norm: str = "support",
     features: int = 32,
     init: str = "random",
     init_path: str | Path | None = None,
@@ -39,7 +37,6 @@ def build(
     Args:
         name: "attention_unet", "unet" (the same without gates), or "smp" (segmentation-models-pytorch).
         seed: of the random initial weights: equal seeds give equal weights.
-        norm: `model.norm`, checked here; the network itself does not depend on it.
         features: width of the first level, ≥ 1 (attention_unet, unet).
         init: "random" (PyTorch's own initialisation), or "brain_mri" (attention_unet, unet): the gates stay random.
         init_path: file with the brain-MRI weights; None: torch hub's.
@@ -53,7 +50,6 @@ def build(
         MetasegError: on an unknown name or value, with those that are allowed; initial weights that cannot be loaded.
     """
     _require("model.name", name, NAMES)
-    _require("model.norm", norm, NORMS)
     _require("model.init", init, INITS)
     if init_path is not None and init != "brain_mri":
         raise MetasegError(

@@ -1,6 +1,9 @@
 """A network as a function of its parameters and its norm statistics: the seam between networks and the mathematics."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +12,17 @@ from torch.func import functional_call
 from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import EpisodicBatchNorm2d, Statistics, normalising
 
-__all__ = ["Statistics", "forward", "running_statistics", "update_running"]
+__all__ = ["Statistics", "forward", "norm_layers", "running_statistics", "update_running"]
 
 
 def forward(
     network: nn.Module,
     parameters: dict[str, Tensor],
-    images: Tensor,
+    images: Any,
     statistics: Statistics | None = None,
-    call: Callable[..., Tensor] = functional_call,
-) -> tuple[Tensor, Statistics]:
+    call: Callable[..., Any] = functional_call,
+    **stages: str,
+) -> tuple[Any, Statistics]:
     """Call `network` with `parameters` in place of its own; nothing of the network changes.
 
     The result is a pure function of the arguments: the same in `train()` and `eval()`, differentiable any number of
@@ -26,35 +30,51 @@ def forward(
     each, because `functional_call` lends the parameters to the module while it runs.
 
     Args:
-        network: a network whose norm layers are `EpisodicBatchNorm2d` (see `replace_batch_norm`).
+        network: a network whose norm layers are `EpisodicBatchNorm2d` (see `replace_batch_norm`); its architecture is
+            looked up at the first call, and must not change after it.
         parameters: name → tensor, as of `dict(network.named_parameters())`; those left out are the network's own.
-        images: (B, C, H, W) in [-1, 1].
-        statistics: mean and biased variance of every norm layer; None: every layer uses those of `images`.
+        images: (B, C, H, W) in [-1, 1]; with ``first``, what the stage before it returned.
+        statistics: mean and biased variance of norm layers; those that are not named use the statistics of `images`,
+            and frozen ones always their own.
         call: what calls the network: `torch.func.functional_call`, or that compiled.
+        stages: ``first`` and ``last`` of a `StagedNetwork`, to run some of its stages only.
 
     Returns:
-        Logits (B, O, H, W), and the statistics that were used: those given, or those of `images`, in the graph.
+        Logits (B, O, H, W), or what the last stage returns; and the statistics that were used: those given, and those
+        of `images`, in the graph. Frozen layers have no part in them.
 
     Raises:
-        MetasegError: a parameter of no such name; a norm layer that the statistics do not name; a layer that keeps a
-            mode of its own (`nn.BatchNorm`), or that draws at random (dropout) while the network is in training mode.
+        MetasegError: a parameter of no such name; a layer that keeps a mode of its own (`nn.BatchNorm`), or that draws
+            at random (dropout) while the network is in training mode.
     """
-    layers = _norm_layers(network)
-    unknown = parameters.keys() - dict(network.named_parameters(remove_duplicate=False)).keys()
+    known = _layout(network)
+    unknown = parameters.keys() - known.parameters
     if unknown:
         raise MetasegError(
             f"Expected parameters of {type(network).__name__}, found {sorted(unknown)[0]!r} ({len(unknown)} unknown): "
             "pass those of the same architecture."
         )
-    with normalising({layer: name for name, layer in layers.items()}, statistics) as used:
-        logits = call(network, parameters, (images,))
-    return logits, used
+    known.require_deterministic()
+    with normalising(known.names, statistics) as used:
+        output = call(network, parameters, (images,), stages)
+    return output, used
+
+
+def norm_layers(network: nn.Module) -> dict[str, EpisodicBatchNorm2d]:
+    """Name → norm layer, frozen ones included.
+
+    Raises:
+        MetasegError: as `forward`.
+    """
+    return {name: layer for layer, name in _layout(network).names.items()}
 
 
 def running_statistics(network: nn.Module) -> Statistics:
-    """Copies of the running mean and variance of every norm layer, for `model.norm=running`."""
+    """Copies of the running mean and variance of every norm layer that is not frozen, for the kind "running"."""
     return {
-        name: (layer.running_mean.clone(), layer.running_var.clone()) for name, layer in _norm_layers(network).items()
+        name: (layer.running_mean.clone(), layer.running_var.clone())
+        for name, layer in norm_layers(network).items()
+        if not layer.frozen
     }
 
 
@@ -66,13 +86,13 @@ def update_running(network: nn.Module, statistics: Statistics, momentum: float |
     so what stands in for it later should be the same quantity (our decision; the factor is n / (n - 1)).
 
     Args:
-        network: whose buffers are written, in place.
+        network: whose buffers are written, in place; those of frozen layers are not.
         statistics: as `forward` returns them; they are detached here.
         momentum: share of the new statistics, 0 to 1; None: the mean of all batches so far.
         count: number of batches that `statistics` are the mean of.
     """
-    for name, layer in _norm_layers(network).items():
-        if name not in statistics:
+    for name, layer in norm_layers(network).items():
+        if name not in statistics or layer.frozen:
             continue
         layer.num_batches_tracked += count
         share = count / float(layer.num_batches_tracked) if momentum is None else momentum
@@ -81,20 +101,48 @@ def update_running(network: nn.Module, statistics: Statistics, momentum: float |
         layer.running_var.lerp_(variance.detach(), share)
 
 
-def _norm_layers(network: nn.Module) -> dict[str, EpisodicBatchNorm2d]:
-    """Name → norm layer; refuses layers whose output depends on a mode or on chance."""
-    layers: dict[str, EpisodicBatchNorm2d] = {}
+@dataclass(frozen=True)
+class _Layout:
+    """What a forward pass has to know of an architecture: finding it out takes as long as a small network's pass."""
+
+    names: dict[nn.Module, str]
+    parameters: frozenset[str]
+    random: tuple[tuple[str, nn.Module], ...]
+    """Layers that draw at random in training mode."""
+
+    def require_deterministic(self) -> None:
+        for name, module in self.random:
+            if module.training:
+                raise MetasegError(
+                    f"Expected a network that gives the same output twice, found active dropout at {name}: call "
+                    "network.eval()."
+                )
+
+
+# By weak reference: the table must not keep networks alive.
+_layouts: "WeakKeyDictionary[nn.Module, _Layout]" = WeakKeyDictionary()
+
+
+def _layout(network: nn.Module) -> _Layout:
+    found = _layouts.get(network)
+    if found is None:
+        found = _layouts[network] = _look_up(network)
+    return found
+
+
+def _look_up(network: nn.Module) -> _Layout:
+    """The layout of a network; refuses layers whose output depends on a mode."""
+    names: dict[nn.Module, str] = {}
+    random = []
     for name, module in network.named_modules():
         if isinstance(module, EpisodicBatchNorm2d):
-            layers[name] = module
+            names[module] = name
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise MetasegError(
                 f"Expected norm layers that take their statistics as an argument, found {type(module).__name__} at "
                 f"{name}: call metaseg.networks.normalisation.replace_batch_norm(network) first."
             )
-        elif module.training and getattr(module, "p", 0) and isinstance(module, nn.modules.dropout._DropoutNd):
-            raise MetasegError(
-                f"Expected a network that gives the same output twice, found active dropout at {name}: call "
-                "network.eval()."
-            )
-    return layers
+        elif getattr(module, "p", 0) and isinstance(module, nn.modules.dropout._DropoutNd):
+            random.append((name, module))
+    parameters = frozenset(name for name, _ in network.named_parameters(remove_duplicate=False))
+    return _Layout(names, parameters, tuple(random))

@@ -20,16 +20,13 @@ from metaseg.errors import MetasegError
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """Name of a norm layer → (mean (C,), biased variance (C,))."""
 
-NORMS = ("support", "batch", "running")
-"""`model.norm`: statistics of a prediction: the support set's, its own batch's (transductive), or running ones."""
-
 
 class _Scope:
     """What the norm layers of one forward pass are given, and what they leave behind."""
 
     def __init__(self, names: dict[nn.Module, str], given: Statistics | None) -> None:
         self.names = names
-        self.given = given
+        self.given = given or {}
         self.batches: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         """Name of a layer → its input, and the mean and inverse deviation that the kernel found of it."""
         self.epsilons: list[float] = []
@@ -41,23 +38,25 @@ _scope: ContextVar[_Scope | None] = ContextVar("metaseg_normalisation", default=
 
 @contextmanager
 def normalising(names: dict[nn.Module, str], given: Statistics | None = None) -> Iterator[Statistics]:
-    """Within this scope the norm layers use the statistics `given`, or, without them, those of their batch.
+    """Within this scope the norm layers use the statistics `given`, and those that are given none those of their batch.
 
     Args:
         names: norm layer → name under which its statistics are given or recorded.
-        given: statistics to normalise with; None: every layer uses those of its own batch.
+        given: statistics to normalise with; layers that it does not name use those of their own batch. Frozen layers
+            use their own whatever is given.
 
     Yields:
-        `given`, or a dict that is empty within the scope and holds the statistics of the batch after it (in the graph,
-        differentiable).
+        A dict that is empty within the scope, and after it holds the statistics that were used, those of batches in the
+        graph; without frozen layers.
     """
     scope = _Scope(names, given)
     token = _scope.set(scope)
     recorded: Statistics = {}
     try:
-        yield recorded if given is None else given
+        yield recorded
     finally:
         _scope.reset(token)
+    recorded |= scope.given
     if scope.batches:
         images, means, deviations = zip(*scope.batches.values(), strict=True)
         moments = _StatisticsOfKernel.apply(tuple(scope.epsilons), *images, *means, *deviations)
@@ -134,6 +133,8 @@ def _values_per_channel(images: Tensor) -> int:
 class EpisodicBatchNorm2d(nn.Module):
     """Batch norm of (B, C, H, W) by the statistics of its own batch, or by those that `normalising` gives it.
 
+    A layer that is ``frozen`` normalises by its buffers, always: those of the weights that it was loaded with.
+
     It behaves the same in `train()` and `eval()`. Parameters and buffers carry the names of `nn.BatchNorm2d`, so that
     its checkpoints load; the buffers are never written in a forward pass (see `functional.update_running`). Child
     modules, where it is given any, are applied to the result one after the other.
@@ -147,6 +148,7 @@ class EpisodicBatchNorm2d(nn.Module):
         MetasegError: one value per channel cannot be normalised by itself (one image at a 1x1 feature map).
     """
 
+    frozen = False
     weight: Tensor | None
     bias: Tensor | None
     running_mean: Tensor
@@ -166,8 +168,13 @@ class EpisodicBatchNorm2d(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalise (B, C, H, W) over B, H and W of each channel."""
         scope = _scope.get()
-        if scope is not None and scope.given is not None:
-            hidden = self._by_given(images, *self._look_up(scope, scope.given))
+        given = None if scope is None else scope.given.get(scope.names[self])
+        if self.frozen:
+            hidden = torch.native_batch_norm(
+                images, self.weight, self.bias, self.running_mean, self.running_var, False, 0.0, self.eps
+            )[0]
+        elif given is not None:
+            hidden = self._by_given(images, *given)
         else:
             hidden = self._by_own_batch(images, scope)
         for module in self.children():
@@ -210,15 +217,6 @@ class EpisodicBatchNorm2d(nn.Module):
         zero, one = torch.zeros_like(scale), torch.ones_like(scale)
         return F.batch_norm(images, zero, one, scale, shift, training=False, eps=0.0)
 
-    def _look_up(self, scope: _Scope, given: Statistics) -> tuple[Tensor, Tensor]:
-        name = scope.names[self]
-        if name not in given:
-            raise MetasegError(
-                f"Expected statistics for every norm layer, found none for {name}: pass those that the same network "
-                "recorded."
-            )
-        return given[name]
-
 
 def replace_batch_norm(network: nn.Module) -> nn.Module:
     """Swap every `nn.BatchNorm2d` in `network` for `EpisodicBatchNorm2d`, in place; parameters and buffers are kept.
@@ -258,7 +256,7 @@ def plain_batch_norm(network: nn.Module, statistics: Statistics) -> nn.Module:
 
     Args:
         network: changed in place.
-        statistics: mean and biased variance of every norm layer, which become its running ones.
+        statistics: mean and biased variance of every norm layer that is not frozen, which become its running ones.
 
     Returns:
         The network; where it is itself a norm layer, what replaces it.
@@ -271,7 +269,7 @@ def plain_batch_norm(network: nn.Module, statistics: Statistics) -> nn.Module:
             layer.load_state_dict({name: value.detach() for name, value in own.items()}, strict=False)
             assert layer.running_mean is not None
             assert layer.running_var is not None
-            mean, variance = statistics[name]
+            mean, variance = (module.running_mean, module.running_var) if module.frozen else statistics[name]
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(variance)
             rest = list(module.children())

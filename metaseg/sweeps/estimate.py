@@ -122,7 +122,8 @@ def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Est
     longest = max([last, *evaluation["curve"]]) if last else 0
     testing = _testing(settings, step, last, longest)
     if evaluation["scratch"]["compare"] and trains:
-        testing += _testing(settings, step, evaluation["scratch"]["steps"], evaluation["scratch"]["steps"])
+        steps = settings["protocol"]["adapt"]["steps"]
+        testing += _testing(settings, step, steps, steps)
     folds = _folds(settings)
     mib = max(
         step.outer_mib.of(shots + query),

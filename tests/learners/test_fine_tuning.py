@@ -15,14 +15,18 @@ from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten
 from metaseg.networks.build import build
 from metaseg.networks.functional import forward
+from metaseg.networks.norms import Norms
+from metaseg.networks.rates import Rates
 
 
-def tuning(folds=2, norm="support", steps=20) -> FineTuning:
+def tuning(folds=2, norm="support", steps=20, rates=None) -> FineTuning:
+    network = build(name="attention_unet", features=2, seed=1)
     return FineTuning(
-        network=build(name="attention_unet", features=2, norm=norm, seed=1),
+        network=network,
         loss=LOSSES["bce_log_cosh_dice"],
-        norm=norm,
+        norms=Norms.of(network, norm),
         loop=InnerLoop("adam", lr=0.02, steps=steps),
+        rates=Rates.of(network, "rates", rates),
         folds=folds,
         device=torch.device("cpu"),
         memory_format=torch.contiguous_format,
@@ -47,6 +51,13 @@ def contradicting():
     """The first half says the opposite of the second, so that no half serves the other."""
     one, other = discs(3, 1), discs(3, 2, bright=False)
     return SupportSet(np.concatenate([one.images, other.images]), np.concatenate([one.masks, other.masks]), "none", 0)
+
+
+def divided(support, folds):
+    """The rest and the part, as support sets, for each part that is held out."""
+    everything = np.arange(len(support.images))
+    parts = held_out(len(everything), folds)
+    return [(support.only(np.setdiff1d(everything, part)), support.only(part)) for part in parts]
 
 
 def share_of(way, segmenter, start):
@@ -82,7 +93,7 @@ def test_the_share_is_the_one_with_the_highest_dice_of_held_out_images():
     of, support = tuning(folds=3), contradicting()
     start = flatten(theta(of).values())
     by_hand = np.zeros(len(SHARES))
-    for rest, part in held_out(support, 3):
+    for rest, part in divided(support, 3):
         ((_, end),) = replace(of, folds=0).run(theta(of), rest, [20])
         for row, share in enumerate(SHARES):
             parameters = {name: value.lerp(end.parameters[name], share) for name, value in theta(of).items()}
@@ -101,7 +112,7 @@ def test_those_who_held_images_out_have_a_say():
     of, support = tuning(folds=3), contradicting()
     start = flatten(theta(of).values())
     ((_, ensemble),) = of.run(theta(of), support, [20])
-    ends = [dict(replace(of, folds=0).run(theta(of), rest, [20]))[20] for rest, _ in held_out(support, 3)]
+    ends = [dict(replace(of, folds=0).run(theta(of), rest, [20]))[20] for rest, _ in divided(support, 3)]
     assert len(ensemble.members) == 4
     shares = [
         share_of(flatten(end.parameters.values()) - start, member, start)
@@ -156,9 +167,43 @@ def test_a_single_image_is_followed_half_the_way():
 
 @pytest.mark.parametrize(("count", "folds", "sizes"), [(5, 2, [3, 2]), (3, 7, [1, 1, 1]), (1, 2, []), (4, 0, [])])
 def test_every_image_is_held_out_once(count, folds, sizes):
-    support = discs(count, 4)
-    parts = held_out(support, folds)
-    assert [len(part.images) for _, part in parts] == sizes
-    assert all(len(rest.images) == count - len(part.images) for rest, part in parts)
+    parts = held_out(count, folds)
+    assert [len(part) for part in parts] == sizes
     if parts:
-        assert np.array_equal(np.concatenate([part.images for _, part in parts]), support.images)
+        assert np.array_equal(np.concatenate(parts), np.arange(count))
+
+
+@pytest.mark.parametrize(
+    "norm", ["support", "batch", "running", {"encoder": "frozen", "decoder": "support"}], ids=str
+)
+def test_held_stages_that_run_once_a_step_change_nothing(norm, monkeypatch):
+    frozen = {"encoder": 0, "decoder": 1, "head": 0.5}
+    support = SupportSet(discs(5, 3).images, discs(5, 3).masks, "flips", seed=0)
+    fast = tuning(norm=norm, steps=4, rates=frozen)
+    ((_, expected),) = fast.run(theta(fast), support, [4])
+    monkeypatch.setattr(Rates, "held", lambda *_: None)
+    plain = tuning(norm=norm, steps=4, rates=frozen)
+    ((_, found),) = plain.run(theta(plain), support, [4])
+    for one, other in zip(expected.members, found.members, strict=True):
+        for name, value in one.parameters.items():
+            torch.testing.assert_close(value, other.parameters[name], rtol=1e-3, atol=1e-5)
+            held = name.startswith(("encoder", "bottleneck"))
+            assert torch.equal(value, theta(fast)[name]) == held, name
+
+
+def test_images_are_augmented_once_a_step_for_all_members(monkeypatch):
+    asked = []
+    original = SupportSet.augmented
+    monkeypatch.setattr(SupportSet, "augmented", lambda self, step: (asked.append(step), original(self, step))[1])
+    of = tuning(folds=3, steps=4)
+    support = SupportSet(discs(5, 3).images, discs(5, 3).masks, "flips", seed=0)
+    list(of.run(theta(of), support, [4]))
+    assert sorted(asked)[:4] == [0, 1, 2, 3]
+    assert len(asked) == len(set(asked)) <= 5  # one is prepared ahead
+
+
+def test_progress_counts_the_steps():
+    seen = []
+    of = tuning(steps=3)
+    list(of.run(theta(of), discs(4, 3), [3], lambda done, total: seen.append((done, total))))
+    assert seen == [(1, 3), (2, 3), (3, 3)]

@@ -19,9 +19,13 @@ from metaseg.learners.scratch import Scratch
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten, unflatten
 from metaseg.networks.build import build
+from metaseg.networks.rates import Rates
+from metaseg.networks.stages import PARTS, part_of
 
 ADAPT = {"optimizer": "adam", "lr": 0.02, "steps": 25, "lam": 0.0}
 INNER = {"optimizer": "sgd", "lr": 0.05, "steps": 3, "proximal": False}
+OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.0, "clip_norm": None, "schedule": "constant"}
+HEAD = {"encoder": 0, "decoder": 0}
 EPISODIC = {
     "imaml": (
         ImplicitMAML,
@@ -34,7 +38,7 @@ EPISODIC = {
     ),
     "maml": (MAML, {"inner": INNER}),
     "fomaml": (FirstOrderMAML, {"inner": INNER}),
-    "anil": (MAML, {"inner": INNER, "adapts": r"^(decoder1|conv)\."}),
+    "anil": (MAML, {"inner": INNER | {"rates": HEAD}, "adapt": ADAPT | {"rates": HEAD}}),
     "reptile": (Reptile, {"inner": INNER}),
     "joint": (Joint, {}),
 }
@@ -43,13 +47,13 @@ EPISODIC = {
 def make(name, norm="support", **changes) -> Learner:
     kind, settings = EPISODIC.get(name, (Scratch, {}))
     shared = {
-        "network": build(name="attention_unet", features=2, norm=norm, seed=1),
+        "network": build(name="attention_unet", features=2, seed=1),
         "loss": LOSSES["bce_log_cosh_dice"],
         "norm": norm,
         "adapt": ADAPT,
     }
     if name != "scratch":
-        shared["optimizer"] = {"lr": 1e-2, "weight_decay": 0.0, "clip_norm": None, "schedule": "constant"}
+        shared["optimizer"] = OPTIMIZER
     return kind(**(shared | settings | changes))
 
 
@@ -208,9 +212,13 @@ def test_no_task_leaves_tensors_behind():
         ("imaml", {"lam": 0}, "learner.lam must be > 0"),
         ("imaml", {"loss": LOSSES["dice"]}, "loss=dice"),
         ("maml", {"inner": INNER | {"optimizer": "newton"}}, "learner.inner: .*sgd, momentum, adam"),
-        ("maml", {"norm": "layer"}, "support, batch, running"),
-        ("maml", {"adapts": "head"}, "learner.adapts must match .* encoder1"),
-        ("maml", {"adapts": "("}, "learner.adapts must be a regular expression"),
+        ("maml", {"norm": "layer"}, "model.norm.encoder .*frozen, support, batch, running"),
+        ("maml", {"norm": {"encoder": "frozen"}}, "model.norm.decoder"),
+        ("maml", {"norm": {"neck": "frozen"}}, "model.norm .*neck"),
+        ("maml", {"inner": INNER | {"rates": {"neck": 1}}}, "learner.inner.rates .*encoder, decoder, head.*neck"),
+        ("maml", {"adapt": ADAPT | {"rates": {"head": -1}}}, "learner.adapt.rates.head"),
+        ("maml", {"adapt": ADAPT | {"rates": dict.fromkeys(("encoder", "decoder", "head"), 0)}}, "learner.adapt.rates"),
+        ("maml", {"adapt": ADAPT | {"schedule": "linear"}}, "learner.adapt: .*constant, cosine"),
         ("maml", {"warmup": 100}, "learner.warmup must be a share"),
         ("maml", {"adapt": ADAPT | {"folds": 1}}, "learner.adapt.folds must be 0, or 2 or more"),
         ("joint", {"optimizer": {"schedule": "linear"}}, "constant, cosine"),
@@ -308,3 +316,60 @@ def test_a_cosine_schedule_ends_near_zero():
     learner._step = step
     outer_steps(learner, 4)
     assert rates == pytest.approx([1e-2 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(4)])
+
+
+STAGED = {"rates": {"encoder": 0}}
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("products", ["replay", "autograd"])
+@pytest.mark.parametrize("norm", ["support", "batch", "running", {"encoder": "frozen", "decoder": "support"}], ids=str)
+def test_held_stages_leave_the_implicit_gradient_as_it_is(norm, products, curvature, monkeypatch):
+    """In float64, against the plain path: all stages in each pass, and a mask."""
+
+    def gradient():
+        learner = make(
+            "imaml", norm=norm, inner=EPISODIC["imaml"][1]["inner"] | STAGED, products=products, curvature=curvature
+        ).double()
+        return learner.meta_gradient(learner.theta(), in_float64(episode()))
+
+    fast = gradient()
+    monkeypatch.setattr(Rates, "held", lambda *_: None)
+    plain = gradient()
+    # Single precision enters by batch norm's fixed rounding alone; the rest is float64.
+    torch.testing.assert_close(fast.gradient, plain.gradient, rtol=1e-8, atol=1e-11)
+    assert fast.gradient.norm() > 0
+    assert fast.found.keys() == plain.found.keys()
+    for name, value in fast.adapted.items():
+        torch.testing.assert_close(value, plain.adapted[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml", "reptile"])
+@pytest.mark.parametrize("norm", ["support", {"encoder": "frozen", "decoder": "support"}], ids=str)
+def test_held_stages_leave_other_meta_gradients_as_they_are(name, norm, monkeypatch):
+    def gradient():
+        learner = make(name, norm=norm, inner=INNER | STAGED).double()
+        return learner.meta_gradient(learner.theta(), in_float64(episode()))
+
+    fast = gradient()
+    monkeypatch.setattr(Rates, "held", lambda *_: None)
+    torch.testing.assert_close(fast.gradient, gradient().gradient, rtol=1e-8, atol=1e-11)
+
+
+def in_float64(one: Episode) -> Episode:
+    return Episode(*(part if part is None else part.double() for part in one))
+
+
+def test_what_the_outer_step_freezes_stays_and_the_rest_moves_at_its_rate():
+    rates = {"encoder": 0, "decoder": 0.5}
+    learner = make("imaml", optimizer={**OPTIMIZER, "rates": rates}, inner=EPISODIC["imaml"][1]["inner"] | STAGED)
+    before = {name: value.clone() for name, value in learner.theta().items()}
+    outer_steps(learner, 1)
+    # Adam's first step is as long as its learning rate wherever the gradient is not tiny.
+    longest = {part: 0.0 for part in PARTS}
+    for name, value in learner.theta().items():
+        part = part_of(learner.network, name)
+        longest[part] = max(longest[part], float((value - before[name]).abs().max()))
+    assert longest["encoder"] == 0
+    assert longest["decoder"] == pytest.approx(0.5 * OPTIMIZER["lr"], rel=1e-3)
+    assert longest["head"] == pytest.approx(OPTIMIZER["lr"], rel=1e-3)

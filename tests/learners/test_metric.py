@@ -301,7 +301,6 @@ def test_the_prior_mask_is_one_where_a_query_repeats_the_supports_foreground():
     ("name", "changes", "words"),
     [
         ("prototypes", {"adapt": {"optimizer": "adam", "lr": 0.1, "steps": 2, "lam": 0.0}}, "adapt.steps must be 0"),
-        ("prototypes", {"adapts": "conv"}, "learner.adapts must be null"),
         ("prototypes", {"scale": 0}, "learner.scale must be > 0"),
         ("prototypes", {"reversal": -1}, "learner.reversal must not be negative"),
         ("prototypes", {"network": torch.nn.Conv2d(3, 1, 1)}, "knows the last layer of attention_unet"),

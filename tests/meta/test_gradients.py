@@ -236,7 +236,7 @@ def test_where_only_some_parameters_adapt_the_implicit_gradient_is_that_of_the_p
         query=lambda p, _: (0.5 * (p["x"] - wish).square().sum(), None),
         query_reads_support=False,
     )
-    inner = InnerLoop("sgd", 0.02, 5000, lam, mask)
+    inner = InnerLoop("sgd", 0.02, 5000, lam, rates=mask)
     found = implicit_gradient(task, theta, inner, lam=lam, cg_steps=20, cg_tolerance=1e-12)
     torch.testing.assert_close(found.gradient, exact, rtol=1e-6, atol=1e-9)
     assert found.diagnostics["stationarity"] < 1e-8

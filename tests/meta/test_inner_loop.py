@@ -16,7 +16,7 @@ def test_update_in_place_is_update_to_the_last_bit(
     torch.manual_seed(0)
     mask = torch.ones(11)
     mask[:frozen] = 0
-    loop = InnerLoop(optimizer, lr=0.1, steps=5, lam=lam, mask=mask if frozen else None)
+    loop = InnerLoop(optimizer, lr=0.1, steps=5, lam=lam, rates=mask if frozen else None)
     theta = torch.randn(11)
     phi, state = theta, initial_state(loop, theta)
     pieces, moments = theta, initial_state(loop, theta)

@@ -28,7 +28,7 @@ def drawn(*shape, seed=0):
 
 def problem(network=None, loss="bce_log_cosh_dice", memory_format=torch.contiguous_format, side=32):
     """Forward, loss and parameters away from their initial values, where batch norm's weights are not all one."""
-    network = (network or build(name="attention_unet", features=2, norm="support", seed=1)).double()
+    network = (network or build(name="attention_unet", features=2, seed=1)).double()
     images = drawn(3, 3, side, side).contiguous(memory_format=memory_format)
     masks = (drawn(3, 1, side, side, seed=1) > 0.5).double()
     phi = {
@@ -73,7 +73,7 @@ def test_gauss_newton_product_equals_autograd(loss, exact):
 
 @pytest.mark.parametrize("name", sorted(LIBRARY))
 def test_networks_of_the_library_are_replayed(name):
-    network = build(name="smp", norm="support", seed=1, encoder_weights=None, **LIBRARY[name])
+    network = build(name="smp", seed=1, encoder_weights=None, **LIBRARY[name])
     logits_of, loss_of, phi, *_ = problem(network, side=64)
     replay, exact = (kind(logits_of, loss_of, phi) for kind in (Replay, DoubleBackward))
     (vector,) = directions(phi, 1)
@@ -94,7 +94,7 @@ def task(loss="bce_log_cosh_dice"):
     logits_of, loss_of, phi, named, masks = problem(loss=loss)
     theta = {name: value.detach() for name, value in phi.items()}
     query = drawn(3, 3, 32, 32, seed=9)
-    network = build(name="attention_unet", features=2, norm="support", seed=1).double()
+    network = build(name="attention_unet", features=2, seed=1).double()
 
     def ask(parameters, found):
         logits, _ = forward(network, parameters, query, found)

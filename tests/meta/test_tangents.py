@@ -31,6 +31,9 @@ SAME = [[1, 1], [1, 1], [1, 1], False, [0, 0], 1]
 STRIDED = [[2, 2], [1, 1], [2, 2], False, [0, 0], 2]
 UP = [[2, 2], [0, 0], [1, 1], True, [0, 0], 1]
 
+FIXED = (draw(4, seed=5), draw(4, seed=6).square() + 0.5)
+"""Mean and variance that a batch norm is given."""
+
 # Operation, arguments, and which of them vary; a list of tensors varies in all of its items.
 CASES = [
     (aten.clone.default, [image()], [0]),
@@ -100,6 +103,13 @@ CASES = [
     ),
     (aten.native_batch_norm.default, [image(), draw(4), draw(4), None, None, True, 0.0, 1e-2], [0, 1, 2]),
     (aten.native_batch_norm.default, [image(), None, None, None, None, True, 0.0, 1e-2], [0]),
+    (aten.native_batch_norm.default, [image(), draw(4), draw(4), *FIXED, False, 0.0, 1e-2], [0, 1, 2]),
+    (aten.native_batch_norm.default, [image(), None, None, *FIXED, False, 0.0, 1e-2], [0]),
+    (
+        aten.native_batch_norm_backward.default,
+        [image(2), image(), draw(4), *FIXED, draw(0), draw(0), False, 1e-2, [True] * 3],
+        [0, 1, 2],
+    ),
 ]
 
 

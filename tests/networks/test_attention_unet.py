@@ -95,7 +95,7 @@ def test_attention_unet_with_open_gates_is_the_plain_one():
 
 
 def test_gate_by_hand():
-    gate = AttentionGate(2)  # inner width 1
+    gate = AttentionGate(2, 2)  # inner width 1
     with torch.no_grad():
         gate.gating[0].weight.copy_(torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1))
         gate.skip[0].weight.copy_(torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1))

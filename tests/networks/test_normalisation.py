@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from metaseg.errors import MetasegError
@@ -137,10 +138,28 @@ def test_one_value_per_channel_is_refused():
         EpisodicBatchNorm2d(2)(torch.randn(1, 2, 1, 1))
 
 
-def test_missing_statistics_are_refused():
+def test_a_layer_that_is_given_no_statistics_uses_those_of_its_batch():
     layer, images = layer_and_images()
-    with pytest.raises(MetasegError, match="found none for norm"), normalising({layer: "norm"}, {}):
-        layer(images)
+    with normalising({layer: "norm"}, {"other": (torch.zeros(1), torch.ones(1))}) as used:
+        found = layer(images)
+    with normalising({layer: "norm"}) as own:
+        assert torch.equal(found, layer(images))
+    assert torch.equal(used["norm"][0], own["norm"][0])
+
+
+def test_a_frozen_layer_uses_its_buffers_whatever_it_is_given():
+    layer, images = layer_and_images()
+    layer.running_mean.copy_(torch.linspace(-1, 1, layer.num_features))
+    layer.running_var.copy_(torch.linspace(0.5, 2, layer.num_features))
+    expected = F.batch_norm(
+        images, layer.running_mean, layer.running_var, layer.weight, layer.bias, training=False, eps=layer.eps
+    )
+    layer.frozen = True
+    with normalising({layer: "norm"}, {"norm": (torch.zeros(layer.num_features), torch.ones(layer.num_features))}):
+        torch.testing.assert_close(layer(images), expected)
+    with normalising({layer: "norm"}) as used:
+        torch.testing.assert_close(layer(images), expected)
+    assert not used
 
 
 def test_a_layer_that_runs_twice_is_refused():

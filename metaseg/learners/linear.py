@@ -1,0 +1,173 @@
+"""Logistic regression of pixels on the features of a frozen encoder: what the features alone can say.
+
+Users of ilastik and Convpaint know it: nothing is learnt by gradient descent through a network, and a fit takes a
+second. The features of every level are enlarged to one resolution and weighed; as enlarging and weighing are both
+linear, a prediction weighs first, at each level's own resolution, and enlarges a single channel.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaseg.data.batches import Episode, SupportSet
+from metaseg.errors import MetasegError
+from metaseg.learners.base import Learner
+from metaseg.learners.segmenter import Segmenter
+from metaseg.meta.gradients import MetaGradient
+from metaseg.meta.vectors import Parameters
+from metaseg.networks.functional import Statistics, forward, running_statistics
+from metaseg.networks.stages import StagedNetwork
+
+ITERATIONS = 100
+"""Most iterations of L-BFGS; it stops at its tolerances, mostly after 30 to 60."""
+
+
+class Linear(Learner):
+    """Logistic regression on encoder features, fitted to the target's support images alone.
+
+    Args:
+        network: a `StagedNetwork` whose encoder returns feature maps; with random weights its features are random.
+        penalty: strength > 0 of the squared norm of the weights, which belong to standardised features.
+        pixels: most pixels ≥ 1 to fit to; a random sample where the images have more.
+        copies: augmented copies ≥ 0 of the support images to fit to, beside the images themselves.
+        settings: see ``Learner``; ``adapt.steps`` must be 0.
+
+    Raises:
+        MetasegError: on a value out of range, or a network without an encoder of its own.
+    """
+
+    trains = False
+    network: StagedNetwork
+
+    def __init__(self, *, network: nn.Module, penalty: float, pixels: int, copies: int, **settings: Any) -> None:
+        if not isinstance(network, StagedNetwork):
+            raise MetasegError(
+                f"Expected a network whose encoder can be run alone for learner=linear, found "
+                f"{type(network).__name__}: choose model=pretrained, attention_unet or smp."
+            )
+        super().__init__(network=network, optimizer={}, **settings)
+        for name, value, least in (("pixels", pixels, 1), ("copies", copies, 0)):
+            if value < least:
+                raise MetasegError(f"Expected learner.{name} of at least {least}, found {value}: choose more.")
+        if penalty <= 0 or self.adapt_loop.steps:
+            raise MetasegError(
+                f"Expected learner.penalty above 0 and learner.adapt.steps=0, found {penalty} and "
+                f"{self.adapt_loop.steps}: set them so."
+            )
+        self.penalty, self.pixels, self.copies = penalty, pixels, copies
+
+    def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
+        """Never asked for.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("this learner does not train on episodes")
+
+    def adaptation(
+        self,
+        support: SupportSet,
+        at: Sequence[int],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Iterator[tuple[int, Segmenter]]:
+        """Fit to the support set; yields (0, segmenter) whatever ``at`` says, as there are no steps."""
+        batches = [support.clean(), *(support.augmented(number) for number in range(self.copies))]
+        clean = batches[0][0].to(self.device, memory_format=self.memory_format)
+        statistics = self._statistics(clean)
+        with torch.no_grad():
+            samples, targets = zip(*(self._sample(*batch, len(batches), statistics) for batch in batches), strict=True)
+        # A copy of the weights: training may go on while the segmenter lives.
+        theta = {name: value.clone() for name, value in self.theta().items()}
+        weight, bias = fit(torch.cat(samples), torch.cat(targets), self.penalty)
+        yield 0, WeighedFeatures(self.network, theta, statistics, weight, bias)
+
+    def _statistics(self, clean: Tensor) -> Statistics:
+        running = running_statistics(self.network) if self.norms.any("running") else {}
+        with torch.no_grad():
+            _, found = forward(self.network, self.theta(), clean, last="encoder")
+        return self.norms.given(found, running)
+
+    def _sample(self, images: Tensor, masks: Tensor, batches: int, given: Statistics) -> tuple[Tensor, Tensor]:
+        """Features (n, C) and targets (n,) of a random n pixels, at the resolution of the finest features."""
+        images = images.to(self.device, memory_format=self.memory_format)
+        features, _ = forward(self.network, self.theta(), images, given, last="encoder")
+        size = features[0].shape[-2:]
+        targets = F.adaptive_avg_pool2d(masks.to(self.device), size).flatten()
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(len(targets), generator=generator)[: max(1, self.pixels // batches)].to(self.device)
+        columns = [enlarged(level, size).permute(0, 2, 3, 1).flatten(0, 2)[chosen] for level in features]
+        return torch.cat(columns, dim=1), targets[chosen]
+
+
+def enlarged(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Features (B, C, h, w) at another size, bilinear."""
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+def fit(features: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weights and bias of a logistic regression, by L-BFGS.
+
+    Args:
+        features: (n, C), of any scale; they are standardised within.
+        targets: (n,), probabilities in [0, 1].
+        penalty: of the squared norm of the weights of the standardised features, halved.
+
+    Returns:
+        Weights (C,) of the features as they came, and the bias ().
+    """
+    mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
+    standardised = (features - mean) / deviation
+    weight = standardised.new_zeros(standardised.shape[1]).requires_grad_()
+    bias = standardised.new_zeros(()).requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(standardised @ weight + bias, targets)
+        loss = loss + penalty / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(objective)  # type: ignore[arg-type]
+    scaled = weight.detach() / deviation
+    return scaled, bias.detach() - mean @ scaled
+
+
+@dataclass(frozen=True)
+class WeighedFeatures:
+    """A weighed sum of encoder features; a `Segmenter`.
+
+    Attributes:
+        network: whose encoder it is.
+        parameters: of the network.
+        statistics: norm statistics to predict with.
+        weight: of all features, finest level first, (C,).
+        bias: ().
+    """
+
+    network: StagedNetwork
+    parameters: Parameters
+    statistics: Statistics
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Foreground probabilities (B, 1, H, W) of images (B, 3, H, W) in [-1, 1], on the weights' device."""
+        with torch.no_grad():
+            features, _ = forward(
+                self.network, self.parameters, images.to(self.weight.device), self.statistics, last="encoder"
+            )
+            parts = self.weight.split([level.shape[1] for level in features])
+            finest = features[0].shape[-2:]
+            # Weighing and bilinear enlarging commute, so one channel is enlarged in place of hundreds.
+            weighed = [
+                enlarged(torch.einsum("bchw,c->bhw", level, part).unsqueeze(1), finest)
+                for level, part in zip(features, parts, strict=True)
+            ]
+            logits = enlarged(torch.stack(weighed).sum(0) + self.bias, images.shape[-2:])
+        return torch.sigmoid(logits)

@@ -1,0 +1,83 @@
+"""Multipliers of the step size by part of a network: what moves, and how fast."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metaseg.errors import MetasegError
+from metaseg.networks.stages import PARTS, StagedNetwork, part_of, require_parts
+
+
+class HeldStages(NamedTuple):
+    """The leading stages that do not move.
+
+    Attributes:
+        last: the last of them.
+        next: the stage that follows it.
+        names: of their parameters.
+    """
+
+    last: str
+    next: str
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A multiplier ≥ 0 for each parameter of a network, chosen by part; 0 freezes.
+
+    Attributes:
+        by_part: part → multiplier.
+        by_name: name of a parameter → multiplier, in the order of ``named_parameters()``.
+    """
+
+    by_part: Mapping[str, float]
+    by_name: Mapping[str, float]
+
+    @classmethod
+    def of(cls, network: nn.Module, setting: str, chosen: Mapping[str, float] | None) -> "Rates":
+        """Read a setting such as ``learner.inner.rates``.
+
+        Args:
+            network: the network.
+            setting: its name, for errors.
+            chosen: part → multiplier; parts left out have 1. None: 1 for all.
+
+        Raises:
+            MetasegError: on a part that networks do not have, a negative multiplier, or all of them 0.
+        """
+        chosen = chosen or {}
+        require_parts(setting, chosen)
+        for part, rate in chosen.items():
+            if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < float("inf"):
+                raise MetasegError(
+                    f"Expected {setting}.{part} to be a multiplier of the step size from 0 on, found {rate!r}: choose "
+                    "1 for the full step, 0 to freeze."
+                )
+        by_part = {part: float(chosen.get(part, 1.0)) for part in PARTS}
+        by_name = {name: by_part[part_of(network, name)] for name, _ in network.named_parameters()}
+        if by_name and not any(by_name.values()):
+            raise MetasegError(
+                f"Expected {setting} to leave a part of the network that moves, found 0 for all of them: set one above "
+                "0, or no steps."
+            )
+        return cls(by_part, by_name)
+
+    def vector(self, like: Mapping[str, Tensor]) -> Tensor | None:
+        """The multipliers of these parameters as a vector (N,); None: all are 1."""
+        if all(self.by_name[name] == 1 for name in like):
+            return None
+        return torch.cat([value.new_full((value.numel(),), self.by_name[name]) for name, value in like.items()])
+
+    def held(self, network: nn.Module) -> HeldStages | None:
+        """The leading stages that are frozen, where the network can run its stages one by one."""
+        if not isinstance(network, StagedNetwork):
+            return None
+        count = next(i for i, part in enumerate(PARTS) if self.by_part[part])
+        if not count:
+            return None
+        names = frozenset(name for name in self.by_name if part_of(network, name) in PARTS[:count])
+        return HeldStages(PARTS[count - 1], PARTS[count], names)

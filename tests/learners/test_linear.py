@@ -1,0 +1,80 @@
+"""Logistic regression on encoder features."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metaseg.data.batches import SupportSet, image_tensor
+from metaseg.errors import MetasegError
+from metaseg.evaluation.scores import dice, foreground
+from metaseg.learners.linear import Linear, enlarged, fit
+from metaseg.meta.losses import LOSSES
+from metaseg.networks.build import build
+from metaseg.networks.functional import forward
+
+SETTINGS = {"penalty": 0.01, "pixels": 5000, "copies": 1}
+NO_STEPS = {"optimizer": "adam", "lr": 1.0, "steps": 0, "lam": 0.0}
+
+
+def make(**changes):
+    settings = {"network": build(features=4, seed=1), "norm": "support", "adapt": NO_STEPS, **SETTINGS, **changes}
+    return Linear(loss=LOSSES["bce_log_cosh_dice"], **settings)
+
+
+def bright_discs(count, seed):
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:32, :32]
+    centres = generator.uniform(10, 22, (count, 2, 1, 1))
+    inside = (rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2 < 40
+    images = generator.integers(0, 90, (count, 32, 32, 3)) + 120 * inside[..., None]
+    return SupportSet(images.astype(np.uint8), inside.astype(np.uint8), "flips", seed=0)
+
+
+def test_the_fit_is_the_minimum_of_the_penalised_loss():
+    generator = torch.Generator().manual_seed(0)
+    features = 3 * torch.randn(200, 4, generator=generator, dtype=torch.float64) + 5
+    targets = (features[:, 0] + torch.randn(200, generator=generator) > 5).double()
+    weight, bias = (found.requires_grad_() for found in fit(features, targets, penalty=0.1))
+    deviation = features.std(0, correction=0)
+    loss = F.binary_cross_entropy_with_logits(features @ weight + bias, targets)
+    (loss + 0.05 * (weight * deviation).square().sum()).backward()
+    assert float((weight.grad / deviation).abs().max()) < 1e-4
+    assert abs(float(bias.grad)) < 1e-4
+
+
+def test_it_segments_new_images_of_the_kind():
+    segmenter = make().adapt(bright_discs(4, 0))
+    new = bright_discs(6, 1)
+    assert dice(foreground(segmenter(image_tensor(new.images))), new.masks).mean() > 0.8
+
+
+def test_weighing_before_enlarging_is_weighing_after():
+    learner = make()
+    segmenter = learner.adapt(bright_discs(3, 0))
+    images = image_tensor(bright_discs(2, 1).images)
+    features, _ = forward(learner.network, learner.theta(), images, segmenter.statistics, last="encoder")
+    columns = torch.cat([enlarged(level, features[0].shape[-2:]) for level in features], dim=1)
+    logits = torch.einsum("bchw,c->bhw", columns, segmenter.weight)[:, None] + segmenter.bias
+    torch.testing.assert_close(segmenter(images), torch.sigmoid(enlarged(logits, images.shape[-2:])))
+
+
+def test_a_prediction_does_not_depend_on_the_other_images():
+    segmenter = make().adapt(bright_discs(3, 0))
+    images = image_tensor(bright_discs(4, 1).images)
+    torch.testing.assert_close(segmenter(images)[:1], segmenter(images[:1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"penalty": 0}, "learner.penalty"),
+        ({"pixels": 0}, "learner.pixels"),
+        ({"copies": -1}, "learner.copies"),
+        ({"adapt": NO_STEPS | {"steps": 3}}, "learner.adapt.steps"),
+        ({"network": torch.nn.Conv2d(3, 1, 1)}, "learner=linear"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, setting):
+    with pytest.raises(MetasegError, match=setting):
+        make(**changes)

@@ -141,8 +141,13 @@ class Learner(NetworkModule):
             adapted = segmenter
         return adapted
 
-    def adaptation(self, support: SupportSet, at: Sequence[int]) -> Iterator[tuple[int, Segmenter]]:
-        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step)."""
+    def adaptation(
+        self, support: SupportSet, at: Sequence[int], progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> Iterator[tuple[int, Segmenter]]:
+        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step).
+
+        ``progress`` is called with (steps taken, of how many) after each step.
+        """
         require_gradients()
         tuning = FineTuning(
             self.network, self.loss, self.norm, self.adapt_loop, self._folds, self.device, self.memory_format

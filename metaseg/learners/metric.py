@@ -171,7 +171,9 @@ class MetricLearner(Learner):
             loss = self.loss(logits, episode.query_masks)
         return (loss, logits), (loss, logits)
 
-    def adaptation(self, support: SupportSet, at: Sequence[int]) -> Iterator[tuple[int, Segmenter]]:
+    def adaptation(
+        self, support: SupportSet, at: Sequence[int], progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> Iterator[tuple[int, Segmenter]]:
         """Meet the support set, once; yields (0, segmenter) whatever ``at`` says, as there are no steps."""
         theta = self.theta()
         images, masks = (part.to(self.device, memory_format=self.memory_format) for part in support.clean())

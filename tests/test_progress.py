@@ -4,9 +4,15 @@ import io
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from metaseg.callbacks import TrainingProgress
+from metaseg.data.module import Target
+from metaseg.data.pools import prepare_arrays
+from metaseg.evaluation.metatest import Settings, score_target
+from metaseg.evaluation.metatest import work as work_of
 from metaseg.evaluation.work import Work, watcher
 from metaseg.progress import EVERY, Progress, duration
 
@@ -210,6 +216,45 @@ def test_a_test_says_which_target_it_is_at_and_counts_all_of_them(clock, pipe):
         told(1, 10, 8)
         assert "100 %" in progress.text()
         assert "2/2" in progress.text()
+
+
+class Adapting:
+    """A learner of so many steps; it tells of each of them, or of none."""
+
+    def __init__(self, steps, tells):
+        self.adapt_loop, self.tells = SimpleNamespace(steps=steps), tells
+
+    def adaptation(self, support, at, progress):
+        last = max(at)
+        for step in range(last + 1):
+            if step and self.tells:
+                progress(step, last)
+            if step in at:
+                yield step, lambda images: torch.ones(len(images), 1, *images.shape[2:])
+
+
+@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize("steps", [0, 6])
+def test_a_test_tells_how_far_it_is_from_nothing_to_all(steps, tells):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    pool = prepare_arrays("kvasir", images, (images[..., 0] > 127).astype(np.uint8))
+    target = Target.of(pool, 0, 0)
+    how = Settings(shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2, 9), curve_limit=4, augmentation="none")
+    learner = Adapting(steps, tells)
+    whole = work_of(learner, target, how, folds=2)
+    assert {step: networks for step, (_, networks) in whole.points.items()} == (
+        {0: 1, 2: 3, 6: 3, 9: 3} if steps else {0: 1}
+    )
+    assert whole.points[0] == (8, 1)
+    places = []
+    score_target(learner, target, how, lambda *place: places.append(place))
+    done = [whole.done(*place) for place in places]
+    assert done == sorted(done)
+    assert done[0] == 0 or tells
+    assert done[-1] == whole.total
+    if steps and tells:
+        assert {(0, step, 0) for step in range(10)} < set(places)
 
 
 def trainer(**changes):

@@ -1,5 +1,6 @@
-"""What watches a training run: checkpoints of the best and the last state, and the paper's stopping rule."""
+"""What watches a training run: checkpoints of the best and the last state, the paper's stopping rule, progress."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from metaseg.progress import Progress
 from metaseg.rundir import RunDirectory
 
 MONITOR = "validation/query_loss_after"
@@ -28,7 +30,8 @@ def callbacks(trainer: Mapping[str, Any], directory: RunDirectory) -> list[Callb
     )
     # [P] the loss has to move by min_delta within so many epochs
     stop = EarlyStopping(MONITOR, min_delta=trainer["min_delta"], patience=trainer["patience"], check_finite=True)
-    return [best, stop, LastCheckpoint(directory.checkpoints / "last.ckpt", trainer["save_every"])]
+    last = LastCheckpoint(directory.checkpoints / "last.ckpt", trainer["save_every"])
+    return [best, stop, last, TrainingProgress(trainer["progress"])]
 
 
 class LastCheckpoint(Callback):
@@ -59,3 +62,69 @@ class LastCheckpoint(Callback):
         trainer.save_checkpoint(new)
         if trainer.is_global_zero:
             new.replace(self.path)
+
+
+class TrainingProgress(Callback):
+    """Shows the outer steps of the whole run, the loss of the latest and the Dice of the latest validation.
+
+    Of a run that continues, the count starts where training stands. Validation is named while it lasts. The module logs
+    "loss" and "dice" (a fraction) with ``prog_bar=True``. On ranks other than zero nothing is shown.
+
+    Args:
+        shown: False: nothing at all.
+    """
+
+    def __init__(self, shown: bool = True) -> None:
+        self.shown = shown
+        self._progress: Progress | None = None
+        self._validated = 0
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Begin, at the step where training stands."""
+        if self.shown and trainer.is_global_zero:
+            # Infinite where the run has no last epoch.
+            steps = trainer.estimated_stepping_batches
+            total = steps if math.isfinite(steps) else None
+            self._progress = Progress("training", total, "steps", done=trainer.global_step)
+            self._progress.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count an outer step."""
+        if self._progress is not None:
+            self._progress.update(trainer.global_step, numbers=_numbers(trainer))
+
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Say that validation has begun."""
+        self._validated = 0
+        self._note_validation(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count an episode, or a volume."""
+        self._validated += 1
+        self._note_validation(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Show the new Dice."""
+        if self._progress is not None:
+            self._progress.note("")
+            self._progress.update(trainer.global_step, numbers=_numbers(trainer))
+
+    def on_train_end(self, *_: Any) -> None:
+        """End, early or not."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def on_exception(self, *_: Any) -> None:
+        """End where training broke off."""
+        if self._progress is not None:
+            self._progress.stop(failed=True)
+
+    def _note_validation(self, trainer: L.Trainer) -> None:
+        if self._progress is not None:
+            self._progress.note(f"validating {self._validated}/{sum(trainer.num_val_batches)}")
+
+
+def _numbers(trainer: L.Trainer) -> dict[str, str]:
+    logged = trainer.progress_bar_metrics
+    numbers = {"loss": f"{float(logged['loss']):.3f}"} if "loss" in logged else {}
+    return numbers | ({"Dice": f"{100 * float(logged['dice']):.1f} %"} if "dice" in logged else {})  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from metaseg import provenance, tracking
-from metaseg.callbacks import LastCheckpoint
+from metaseg.callbacks import LastCheckpoint, TrainingProgress
 from metaseg.data.brain_mri import Volume
 from metaseg.data.slices import Batch, BrainMRI, WholeVolumes
 from metaseg.errors import MetasegError
@@ -33,6 +33,7 @@ from metaseg.networks.brain_mri import save_in_hub_layout
 from metaseg.networks.build import build
 from metaseg.networks.functional import forward, running_statistics, update_running
 from metaseg.process import interruptible
+from metaseg.progress import Progress
 from metaseg.reporting.figures import learning_curves
 from metaseg.run import begin, load_weights, prepare, quieten
 from metaseg.rundir import RunDirectory, write_json
@@ -83,7 +84,7 @@ def carry_out(
         epoch = fit(settings, module, data, loggers, directory, checkpoint)
         result: dict[str, Any] = {
             "weights": save_in_hub_layout(module.network, directory.path).name,
-            "validation": evaluate(module, data.validation) | {"epoch": epoch},
+            "validation": evaluate(module, data.validation, settings["trainer"]["progress"]) | {"epoch": epoch},
             "training": {
                 "patients": len(data.training),
                 "slices": sum(len(volume.masks) for volume in data.training),
@@ -229,13 +230,21 @@ def mean_scores(of_volumes: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def evaluate(module: Pretraining, volumes: list[Volume]) -> dict[str, Any]:
-    """Scores of the network as it stands: their means over the volumes, and Dice of each patient."""
+def evaluate(module: Pretraining, volumes: list[Volume], shown: bool = False) -> dict[str, Any]:
+    """Scores of the network as it stands: their means over the volumes, and Dice of each patient.
+
+    Args:
+        module: with the network.
+        volumes: one or more.
+        shown: whether to show progress.
+    """
     items = WholeVolumes(volumes)
     found = []
-    for index in range(len(items)):
-        images, masks = items[index]
-        found.append(score_volume((module.segment(images.to(module.device)) > 0).cpu().numpy(), masks.numpy() > 0))
+    with Progress("scoring", len(items), "patients", shown=shown) as progress:
+        for index in range(len(items)):
+            images, masks = items[index]
+            found.append(score_volume((module.segment(images.to(module.device)) > 0).cpu().numpy(), masks.numpy() > 0))
+            progress.update(len(found))
     by_patient = {volume.patient: one["dice"] for volume, one in zip(volumes, found, strict=True)}
     return mean_scores(found) | {"patients": by_patient}
 
@@ -265,14 +274,17 @@ def fit(
     callbacks: list[Callback] = [best]
     if chosen["patience"] is not None:
         callbacks.append(EarlyStopping(MONITOR, chosen["min_delta"], chosen["patience"], mode="max"))
+    # After those whose state it saves.
+    callbacks.append(LastCheckpoint(directory.checkpoints / "last.ckpt", chosen["save_every"]))
+    callbacks.append(TrainingProgress(chosen["progress"]))
     trainer = L.Trainer(
         accelerator=chosen["accelerator"],
         devices=1,
         precision=chosen["precision"],
         max_epochs=chosen["max_epochs"],
         logger=loggers,
-        callbacks=[*callbacks, LastCheckpoint(directory.checkpoints / "last.ckpt", chosen["save_every"])],
-        enable_progress_bar=chosen["progress"],
+        callbacks=callbacks,
+        enable_progress_bar=False,  # one of the callbacks shows it
         enable_model_summary=False,
         log_every_n_steps=1,
         num_sanity_val_steps=0,

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from hydra.utils import get_class
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from metaseg import provenance, tracking
@@ -27,10 +24,12 @@ from metaseg.callbacks import callbacks
 from metaseg.data.module import EpisodicData
 from metaseg.errors import MetasegError
 from metaseg.evaluation import metatest
+from metaseg.evaluation.work import watcher
 from metaseg.learners.base import Learner
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
 from metaseg.process import interruptible, prepare_process
+from metaseg.progress import Progress
 from metaseg.reporting.figures import adaptation_curve, learning_curves
 from metaseg.reporting.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.reporting.summary import print_summary
@@ -43,6 +42,9 @@ NOT_THE_LEARNERS = ("name", "train_on", "train_images", "unlabelled", "network")
 
 NOT_THE_NETWORKS = ("norm", "recipe")
 """Keys of a model's configuration that say how it is used."""
+
+FROM_SCRATCH = " from scratch"
+"""What is added to a target's name where the learner that trains on the support set alone is meant."""
 
 
 def run(config: DictConfig) -> dict[str, Any] | None:
@@ -251,7 +253,7 @@ def fit(
         max_epochs=chosen["max_epochs"],
         logger=loggers,
         callbacks=watching,
-        enable_progress_bar=chosen["progress"],
+        enable_progress_bar=False,  # one of the callbacks shows it
         enable_model_summary=False,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
@@ -276,8 +278,50 @@ def test(
     loggers: list[Logger],
 ) -> dict[str, Any]:
     """Meta-test on every target, beside training from scratch and the trivial baselines; writes scores and figures."""
+    how = how_to_test(settings)
+    learners, folds = {"": learner}, {"": settings["learner"]["adapt"].get("folds", 0)}
+    scratch = settings["evaluation"]["scratch"]
+    if scratch["compare"] and learner.trains:
+        learners[FROM_SCRATCH], folds[FROM_SCRATCH] = scratch_learner(settings), scratch["folds"]
+    parts = {
+        f"{name}{label}": metatest.work(one, target, how, folds[label])
+        for name, target in data.targets.items()
+        for label, one in learners.items()
+    }
+    device = "cuda" if settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu"
+    result: dict[str, Any] = {"targets": {}, "scratch": {}}
+    rows: list[Mapping[str, Any]] = []
+    total = sum(part.total for part in parts.values())
+    with Progress("testing", total, "%", shown=settings["trainer"]["progress"]) as progress:
+        for name, target in data.targets.items():
+            scores = {
+                label: metatest.score_target(one.to(device), target, how, watcher(progress, parts, f"{name}{label}"))
+                for label, one in learners.items()
+            }
+            progress.note(f"{name}, trivial baselines")
+            result["targets"][name] = metatest.summarise(scores[""], how.seed) | {
+                "trivial": metatest.trivial_baselines(target, how)
+            }
+            rows += metatest.per_image_rows(name, target, scores[""])
+            if FROM_SCRATCH in scores:
+                of_scratch = metatest.summarise(scores[FROM_SCRATCH], how.seed)
+                result["scratch"][name] = of_scratch["dsc"] | {"curve": of_scratch["curve"]}
+            progress.note(f"{name}, figures")
+            draw_figures(name, data, scores[""], result, directory, loggers)
+        progress.update(total)
+    directory.write_per_image(rows, settings["evaluation"]["compress"])
+    if directory.metrics.is_file():
+        learning_curves(directory.metrics, directory.learning_curves)
+    tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])
+    tracking.log_summary(loggers, tracking.final_numbers(result))
+    tracking.log_rows(loggers, tracking.adaptation_points(result))
+    return result
+
+
+def how_to_test(settings: Mapping[str, Any]) -> metatest.Settings:
+    """What a configuration says of testing."""
     chosen = settings["evaluation"]
-    how = metatest.Settings(
+    return metatest.Settings(
         shots=settings["shots"],
         seed=settings["seed"],
         draws=chosen["draws"],
@@ -287,33 +331,6 @@ def test(
         curve_limit=chosen["curve_limit"],
         augmentation=settings["data"]["augment"],
     )
-    scratch = scratch_learner(settings) if chosen["scratch"]["compare"] and learner.trains else None
-    device = "cuda" if settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu"
-    result: dict[str, Any] = {"targets": {}, "scratch": {}}
-    rows: list[Mapping[str, Any]] = []
-    with Progress(console=Console(stderr=True), disable=not settings["trainer"]["progress"]) as progress:
-        for name, target in data.targets.items():
-            scores = {}
-            for label, one in (("", learner), (" from scratch", scratch)):
-                if one is None:
-                    continue
-                bar = progress.add_task(f"testing {name}{label}", total=how.draws)
-                scores[label] = metatest.score_target(one.to(device), target, how, partial(progress.advance, bar))
-            result["targets"][name] = metatest.summarise(scores[""], how.seed) | {
-                "trivial": metatest.trivial_baselines(target, how)
-            }
-            rows += metatest.per_image_rows(name, target, scores[""])
-            if scratch is not None:
-                of_scratch = metatest.summarise(scores[" from scratch"], how.seed)
-                result["scratch"][name] = of_scratch["dsc"] | {"curve": of_scratch["curve"]}
-            draw_figures(name, data, scores[""], result, directory, loggers)
-    directory.write_per_image(rows, settings["evaluation"]["compress"])
-    if directory.metrics.is_file():
-        learning_curves(directory.metrics, directory.learning_curves)
-    tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])
-    tracking.log_summary(loggers, tracking.final_numbers(result))
-    tracking.log_rows(loggers, tracking.adaptation_points(result))
-    return result
 
 
 def scratch_learner(settings: Mapping[str, Any]) -> Learner:

@@ -255,8 +255,14 @@ def test_help_is_there_without_the_heavy_libraries(tmp_path):
 
 
 def test_by_default_an_offline_dashboard_holds_the_whole_run(train_process, tmp_path):
-    finished = train_process("learner=imaml", "logger=both", HOME=str(tmp_path))
+    finished = train_process("learner=imaml", "logger=both", "trainer.progress=true", HOME=str(tmp_path))
     assert finished.returncode == 0, finished.stderr
+    # In a pipe progress is lines: of training all outer steps and the validation Dice, of the test its end.
+    assert "\x1b" not in finished.stderr
+    said = [line for line in finished.stderr.splitlines() if line.startswith("training") and "2/2 steps" in line]
+    assert "loss" in said[-1]
+    assert "Dice" in said[-1]
+    assert any(line.startswith("testing") and "100 %" in line for line in finished.stderr.splitlines())
     (said,) = [line for line in (finished.stdout + finished.stderr).splitlines() if "W&B" in line or "wandb:" in line]
     assert "wandb sync" in said
     (records,) = offline_records(tmp_path / "run")

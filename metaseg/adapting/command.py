@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from metaseg.adapting import checks, output
 from metaseg.adapting.arrays import shrunk
@@ -28,6 +25,7 @@ from metaseg.data.check import plural
 from metaseg.data.layouts import read_mask
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD, dice, iou
+from metaseg.progress import Progress
 from metaseg.reporting.overlays import overlay
 from metaseg.run import quieten
 from metaseg.rundir import replacing
@@ -59,24 +57,23 @@ def run(config: DictConfig) -> None:
     pictures, masks = _support(annotated)
     output.clear(out)
     options = {key: settings[key] for key in ("steps", "lr", "seed")}
-    with _progress() as bar:
-        if settings["estimate"]:
-            if len(annotated) > 1:
-                shown = bar("estimating", settings["folds"] or len(annotated))
-                found = hold_out(model, pictures, masks, settings["folds"], **options, progress=shown)
-                print(found.sentence())
-            else:
-                print("Dice to expect: unknown, as one annotated image cannot be held out; annotate more.")
-        if not sources and not settings["export"]:
-            return
-        adapted = model.adapt(pictures, masks, **options, progress=bar("adapting", None))
-        for path in export(adapted, out, settings["export"]):
-            print(f"segmenter   {path}")
-        if not sources:
-            return
-        table, faults = _segment(
-            model, adapted, pictures, sources, truth, settings, out, bar("segmenting", len(sources))
-        )
+    if settings["estimate"]:
+        if len(annotated) > 1:
+            with Progress("estimating", settings["folds"] or len(annotated), "networks") as progress:
+                found = hold_out(model, pictures, masks, settings["folds"], **options, progress=progress.update)
+            print(found.sentence())
+        else:
+            print("Dice to expect: unknown, as one annotated image cannot be held out; annotate more.")
+    if not sources and not settings["export"]:
+        return
+    with Progress("adapting", None, "steps") as progress:
+        adapted = model.adapt(pictures, masks, **options, progress=progress.update)
+    for path in export(adapted, out, settings["export"]):
+        print(f"segmenter   {path}")
+    if not sources:
+        return
+    with Progress("segmenting", len(sources), "images") as progress:
+        table, faults = _segment(model, adapted, pictures, sources, truth, settings, out, progress.update)
     _summary(table, out, time.monotonic() - began)
     if faults:
         raise MetasegError(f"{' and '.join(faults)} could not be read or used, as told above; all else is in {out}.")
@@ -240,20 +237,6 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 def _warn(sentences: Sequence[str]) -> None:
     for sentence in sentences:
         print(f"warning: {sentence}", file=sys.stderr)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int | None], Callable[[int, int], None]]]:
-    """Bars on a terminal, nothing elsewhere: `bar(what, total)` returns a function of (done, of how many)."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-
-        def bar(what: str, total: int | None) -> Callable[[int, int], None]:
-            task = progress.add_task(what, total=total)
-            return lambda done, of: progress.update(task, completed=done, total=of)
-
-        yield bar
 
 
 def _summary(table: pd.DataFrame, out: Path, seconds: float) -> None:

@@ -1,7 +1,9 @@
 """The meta-test: adapt to K images of a target, score all its other images, over several draws of the K."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from metaseg.errors import MetasegError
 from metaseg.evaluation.intervals import bootstrap_interval
 from metaseg.evaluation.scores import dice, foreground, iou, pixel_counts
 from metaseg.evaluation.trivial import trivial_scores
+from metaseg.evaluation.work import Work
 from metaseg.learners.base import Learner
 from metaseg.learners.segmenter import Segmenter
 
@@ -64,6 +67,8 @@ class Scores:
     iou_after: np.ndarray
     overlap: np.ndarray
     total: np.ndarray
+    seconds: np.ndarray
+    """Of each draw: seconds that adapting took, and seconds of segmenting an image after it; shape (draws, 2)."""
     curve: dict[int, np.ndarray] = field(default_factory=dict)
     pictures: dict[str, dict[int, np.ndarray]] = field(default_factory=lambda: {"before": {}, "after": {}})
     """Masks (H, W) predicted in draw 0, packed to bits along the last axis: when → image index → mask."""
@@ -72,20 +77,62 @@ class Scores:
     def empty(cls, draws: int, images: int) -> "Scores":
         """All NaN."""
         names = ("before", "after", "iou_before", "iou_after", "overlap", "total")
-        return cls(**{name: np.full((draws, images), np.nan) for name in names})  # type: ignore[arg-type]
+        matrices = {name: np.full((draws, images), np.nan) for name in names}
+        return cls(**matrices, seconds=np.zeros((draws, 2)))  # type: ignore[arg-type]
 
 
-def segment(segmenter: Segmenter, images: np.ndarray, batch: int) -> np.ndarray:
-    """Binary masks (N, H, W) of uint8 images (N, H, W, 3), ``batch`` at a time."""
-    pieces = [
-        foreground(segmenter(image_tensor(images[first : first + batch])))[:, 0]
-        for first in range(0, len(images), batch)
-    ]
+def segment(
+    segmenter: Segmenter, images: np.ndarray, batch: int, progress: Callable[[int], None] = lambda done: None
+) -> np.ndarray:
+    """Binary masks (N, H, W) of uint8 images (N, H, W, 3), ``batch`` at a time.
+
+    ``progress`` is called with the number of images segmented, after each batch.
+    """
+    pieces = []
+    for first in range(0, len(images), batch):
+        pieces.append(foreground(segmenter(image_tensor(images[first : first + batch])))[:, 0])
+        progress(min(first + batch, len(images)))
     return np.concatenate(pieces)
 
 
+def work(learner: Learner, target: Target, settings: Settings, folds: int) -> Work:
+    """The work of `score_target`; all draws are taken to score as many images as the first.
+
+    Args:
+        learner: as of `score_target`.
+        target: as of `score_target`.
+        settings: as of `score_target`.
+        folds: parts of the support set that are held out in turn, each of which makes an adapted network (0: none).
+    """
+    _, scored = drawn(target, settings, 0)
+    subset = of_curve(target, settings, scored)
+    folds = min(folds, settings.shots) if settings.shots > 1 else 0
+    end, at = stops(learner, settings)
+    points = {
+        step: (len(scored) if step in (0, end) else len(subset), 1 + folds if step else 1) for step in sorted(set(at))
+    }
+    # K images, and in each fold K less its share.
+    return Work(settings.draws, max(at), settings.shots * max(1, folds), points)
+
+
+def stops(learner: Learner, settings: Settings) -> tuple[int, list[int]]:
+    """The last step of adaptation, and the steps after which images are scored."""
+    end = learner.adapt_loop.steps
+    # A learner that does not adapt has a curve of one point, and a step size that falls to 0 has no steps after that.
+    further = learner.adapt_loop.schedule == "constant"
+    return end, [0, end, *(step for step in settings.curve if further or step <= end)] if end else [0]
+
+
+def of_curve(target: Target, settings: Settings, scored: np.ndarray) -> np.ndarray:
+    """Those of the scored indices that the curve is taken on."""
+    return scored[np.isin(scored, limited(target, settings.curve_limit, settings.seed))]
+
+
 def score_target(
-    learner: Learner, target: Target, settings: Settings, progress: Callable[[], None] = lambda: None
+    learner: Learner,
+    target: Target,
+    settings: Settings,
+    progress: Callable[[int, float, int], None] = lambda draw, step, images: None,
 ) -> Scores:
     """Adapt and score over all draws.
 
@@ -93,29 +140,34 @@ def score_target(
         learner: a trained learner (or one that trains on the support set alone).
         target: the target.
         settings: how to test.
-        progress: called once per draw.
+        progress: called with (draw from 0, adaptation steps taken in it, images segmented after that step), in order.
     """
     scores = Scores.empty(settings.draws, len(target.pool))
-    end = learner.adapt_loop.steps
+    end, at = stops(learner, settings)
     for draw in range(settings.draws):
         support, scored = drawn(target, settings, draw)
-        subset = scored[np.isin(scored, limited(target, settings.curve_limit, settings.seed))]
-        # A learner that does not adapt has a curve of one point.
-        steps = [0, end, *settings.curve] if end else [0]
-        for step, segmenter in learner.adaptation(
-            target.support_set(support, settings.augmentation, settings.seed + draw), steps
-        ):
-            whole = step in (0, end)
-            wanted = scored if whole else subset
+        subset = of_curve(target, settings, scored)
+        support_set = target.support_set(support, settings.augmentation, settings.seed + draw)
+        tick = partial(_tick, progress, draw, max(at))
+        began = time.perf_counter()
+        for step, segmenter in learner.adaptation(support_set, at, progress=tick):
+            if step <= end:
+                scores.seconds[draw, 0] += time.perf_counter() - began
+            progress(draw, step, 0)
+            wanted = scored if step in (0, end) else subset
             if not len(wanted):
+                began = time.perf_counter()
                 continue
             images, masks = target.pool.take(wanted)
-            prediction = segment(segmenter, images, settings.batch)
+            began = time.perf_counter()
+            prediction = segment(segmenter, images, settings.batch, partial(progress, draw, step))
+            if step == end:
+                scores.seconds[draw, 1] = (time.perf_counter() - began) / len(wanted)
             values = dice(prediction, masks)
-            if draw == 0 and whole:
+            if draw == 0 and step in (0, end):
                 packed = dict(zip(wanted.tolist(), np.packbits(prediction, axis=-1), strict=True))
                 # Without adaptation steps, before and after are one.
-                for when in [when for when, at in (("before", 0), ("after", end)) if at == step]:
+                for when in [name for name, stop in (("before", 0), ("after", end)) if stop == step]:
                     scores.pictures[when] = packed
             if step == 0:
                 scores.before[draw, wanted], scores.iou_before[draw, wanted] = values, iou(prediction, masks)
@@ -126,8 +178,13 @@ def score_target(
                 row = scores.curve.setdefault(step, np.full_like(scores.before, np.nan))
                 inside = np.isin(wanted, subset)
                 row[draw, wanted[inside]] = values[inside]
-        progress()
+            began = time.perf_counter()
     return scores
+
+
+def _tick(progress: Callable[[int, float, int], None], draw: int, last: int, done: int, of: int) -> None:
+    """Pass an adaptation step on; `done` and `of` may count the steps of all networks of an ensemble."""
+    progress(draw, last * done / of, 0)
 
 
 def trivial_baselines(target: Target, settings: Settings) -> dict[str, float]:
@@ -172,6 +229,7 @@ def summarise(scores: Scores, seed: int) -> dict[str, Any]:
         "iou_before": float(np.nanmean(scores.iou_before)),
         "images": int((~np.isnan(scores.after)).any(0).sum()),
         "draws": len(scores.after),
+        "seconds": dict(zip(("adapting", "image"), scores.seconds.mean(0).tolist(), strict=True)),
         "curve": curve(scores, seed),
     }
 

@@ -54,6 +54,9 @@ def test_images_are_segmented_and_scored(adapt, folders, trained):
             assert row.dsc == pytest.approx(dice(mask[None], truth[None])[0])
     assert "Dice to expect: " in done.stdout
     assert "4 annotated images, leaving one out" in done.stdout
+    # In a pipe progress is lines, at least the last of each part of the work.
+    for work, count in (("estimating", "4/4"), ("adapting", "2/2"), ("segmenting", "3/3")):
+        assert any(line.startswith(work) and count in line for line in done.stderr.splitlines())
     assert f"Dice        {100 * table['dsc'].mean():.1f} %" in done.stdout
 
 

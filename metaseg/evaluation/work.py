@@ -1,0 +1,77 @@
+"""How much work a test is: what its progress is counted in.
+
+The unit is the pass of one image through one network. It is an estimate, from which nothing but the time left is told:
+the pace at which units are done is measured.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from metaseg.progress import Progress
+
+OF_STEP = 3
+"""Passes that one image costs in an adaptation step: forward, and twice as much backward [D]."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of `metaseg.evaluation.metatest.score_target`.
+
+    Attributes:
+        draws: support sets.
+        steps: adaptation steps, up to the last that is scored.
+        support: support images that an adaptation step takes, over all networks of an ensemble together.
+        points: adaptation step → (images segmented after it, networks that segment them).
+    """
+
+    draws: int
+    steps: int
+    support: int
+    points: Mapping[int, tuple[int, int]]
+
+    @property
+    def of_draw(self) -> float:
+        """Passes of one draw."""
+        return OF_STEP * self.steps * self.support + sum(images * members for images, members in self.points.values())
+
+    @property
+    def total(self) -> float:
+        """Passes of all draws."""
+        return self.draws * self.of_draw
+
+    def done(self, draw: int, step: float, images: int) -> float:
+        """Passes that are done.
+
+        Args:
+            draw: the draw, from 0.
+            step: adaptation steps taken in it.
+            images: images segmented after that step.
+        """
+        before = sum(count * members for at, (count, members) in self.points.items() if at < step)
+        most, members = self.points.get(int(step), (0, 0))
+        return draw * self.of_draw + OF_STEP * step * self.support + before + min(images, most) * members
+
+
+def watcher(progress: Progress, parts: Mapping[str, Work], name: str) -> Callable[[int, float, int], None]:
+    """What `score_target` calls while it works on part `name` of a test.
+
+    Args:
+        progress: of the whole test, with the sum of the parts' work as its total.
+        parts: name → work, in their order.
+        name: the part, as it is to be read.
+    """
+    names = list(parts)
+    before = sum(parts[one].total for one in names[: names.index(name)])
+    work = parts[name]
+
+    def told(draw: int, step: float, images: int) -> None:
+        words = [name, f"draw {draw + 1}/{work.draws}"]
+        if work.steps:
+            words.append(f"step {int(step)}/{work.steps}")
+        count, _ = work.points.get(int(step), (0, 0))
+        if 0 < images < count:
+            words.append(f"image {images}/{count}")
+        progress.note(", ".join(words))
+        progress.update(before + work.done(draw, step, images))
+
+    return told

@@ -33,6 +33,8 @@ def build(
 ) -> nn.Module:
     """Build a network: images (B, 3, H, W) in [-1, 1] → logits (B, 1, H, W).
 
+    One that begins from pre-trained weights says so in its attribute `weights`.
+
     The arguments are the keys of conf/model/*.yaml; those that the chosen network does not have are not looked at. The
     state of the global random generators stays as it is.
 
@@ -45,8 +47,8 @@ def build(
         init_path: file with the brain-MRI weights; None: torch hub's.
         arch: architecture (smp), such as "Unet", "FPN", "DeepLabV3Plus".
         encoder: encoder (smp), such as "resnet18", or "tu-<name>" for one of timm's.
-        encoder_weights: pre-trained weights of the encoder (smp), such as "imagenet"; they are downloaded. None:
-            random.
+        encoder_weights: pre-trained weights of the encoder (smp): such as "imagenet", which are downloaded, "package",
+            or the path of a file (see `load_encoder`). None: random.
         initial_weights: False leaves out `init` and `encoder_weights`, for when a checkpoint overwrites them anyway.
 
     Raises:
@@ -77,7 +79,9 @@ def build(
             raise MetasegError(f"Expected model.features of at least 1, found {features}: set a positive width.")
         network = AttentionUNet(features) if name == "attention_unet" else UNet(features)
     if init == "brain_mri" and initial_weights:
-        log.info("Initial weights: %s.", load_brain_mri(network, "hub" if init_path is None else init_path))
+        report = load_brain_mri(network, "hub" if init_path is None else init_path)
+        network.weights = report.record()
+        log.info("Initial weights: %s.", report)
     return network
 
 

@@ -1,6 +1,8 @@
 """Networks of segmentation-models-pytorch (smp), made fit for episodes."""
 
 import difflib
+import logging
+from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
@@ -8,14 +10,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaseg.errors import MetasegError
+from metaseg.networks.encoder_weights import library_record, load_encoder, loads_here
 from metaseg.networks.normalisation import replace_batch_norm
-from metaseg.networks.rescaling import IMAGENET, rescaling
-from metaseg.networks.vgg import is_file, load_vgg16
+from metaseg.networks.rescaling import rescaling
+from metaseg.networks.weights_record import WeightsRecord
 
 SMALLEST = {"PAN": 128}
 """Height and width, in pixels, below which an architecture's feature maps would be empty."""
 
 ARCHITECTURES = {model.__name__: model for model in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+
+log = logging.getLogger(__name__)
 
 
 class LibraryNetwork(nn.Module):
@@ -30,8 +35,8 @@ class LibraryNetwork(nn.Module):
     Args:
         arch: one of `ARCHITECTURES`.
         encoder: a name of smp's, or "tu-<name>" for one of timm's.
-        encoder_weights: such as "imagenet", downloaded, or for encoder "vgg16" the path of a file (see `load_vgg16`);
-            the images are then rescaled to what the encoder was trained on (a file: ImageNet). None: random.
+        encoder_weights: such as "imagenet", which smp downloads; or "package" or the path of a file (see
+            `load_encoder`). The images are then rescaled to what the encoder was trained on. None: random.
 
     Raises:
         MetasegError: an unknown name; two that do not go together; weights that cannot be had; in the forward pass, a
@@ -41,15 +46,13 @@ class LibraryNetwork(nn.Module):
     order: Tensor
     scale: Tensor
     offset: Tensor
+    weights: WeightsRecord | None = None
+    """Pre-trained weights that it began from."""
 
-    def __init__(self, arch: str = "Unet", encoder: str = "resnet18", encoder_weights: str | None = None) -> None:
+    def __init__(
+        self, arch: str = "Unet", encoder: str = "resnet18", encoder_weights: str | Path | None = None
+    ) -> None:
         super().__init__()
-        by_file = is_file(encoder_weights)
-        if by_file and encoder != "vgg16":
-            raise MetasegError(
-                f"Expected a file of encoder weights only together with encoder vgg16, found {encoder_weights} for "
-                f"{encoder}: set model.encoder=vgg16, or name the weights as smp does."
-            )
         if arch not in ARCHITECTURES:
             raise MetasegError(
                 f"Expected model.arch to be one of {', '.join(ARCHITECTURES)}, found {arch!r}: choose one of them."
@@ -63,22 +66,24 @@ class LibraryNetwork(nn.Module):
             )
         self.label = f"smp.{arch}({encoder})"
         order, scale, offset = torch.arange(3), torch.ones(3), torch.zeros(3)
+        of_library = None if encoder_weights is None or loads_here(encoder_weights) else str(encoder_weights)
         try:
-            network = ARCHITECTURES[arch](
-                encoder_name=encoder, encoder_weights=None if by_file else encoder_weights, in_channels=3, classes=1
-            )
-            if encoder_weights is not None and not by_file:
-                trained_on = smp.encoders.get_preprocessing_params(encoder, encoder_weights)
+            network = ARCHITECTURES[arch](encoder_name=encoder, encoder_weights=of_library, in_channels=3, classes=1)
+            if of_library is not None:
+                trained_on = smp.encoders.get_preprocessing_params(encoder, of_library)
                 order, scale, offset = rescaling(trained_on)
+                self.weights = library_record(network.encoder, encoder, of_library, trained_on)
         except (KeyError, ValueError, RuntimeError, OSError, NotImplementedError) as error:
             reason = error.args[0] if error.args else error
             raise MetasegError(
                 f"Expected smp to build {arch} with encoder {encoder} and weights {encoder_weights}, found that it "
                 f"does not ({reason}): choose another model.arch, model.encoder or model.encoder_weights."
             ) from error
-        if encoder_weights is not None and by_file:
-            load_vgg16(network.encoder, encoder_weights)
-            order, scale, offset = rescaling(IMAGENET)
+        if encoder_weights is not None and of_library is None:
+            self.weights = load_encoder(network.encoder, encoder, encoder_weights)
+            order, scale, offset = self.weights.rescaling()
+        if self.weights is not None:
+            log.info("Initial weights: %s.", self.weights.sentence())
         # Buffers, and so part of a checkpoint: whoever loads one need not have the encoder's weights.
         self.register_buffer("order", order)
         self.register_buffer("scale", scale)

@@ -111,6 +111,7 @@ def carry_out(
             return None
         result = test(settings, learner, data, directory, loggers)
         result["settings"], result["data"] = settings, data.provenance()
+        result["weights"] = None if learner.weights is None else learner.weights.to_dict()
         result["wall_seconds"] = time.monotonic() - started
         result["peak_memory_mib"] = provenance.peak_memory_mib()
         result["versions"], result["hardware"] = provenance.versions(), provenance.hardware()

@@ -50,6 +50,7 @@ def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner, vg
     assert set(scores["trivial"]) == {"all_foreground", "centred_disc", "mean_support_mask", "otsu"}
     assert scores["curve"]["steps"] == ([0] if learner in COMPARING else [0, 1])
     assert result["settings"]["learner"]["name"] == learner
+    assert (result["weights"] or {}).get("source") == (vgg16_weights.name if learner == "pretrained" else None)
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
     rows = pd.read_csv(directory / "per_image.csv")
     assert len(rows) == 16

@@ -44,7 +44,7 @@ class Linear(Learner):
     network: StagedNetwork
 
     def __init__(self, *, network: nn.Module, penalty: float, pixels: int, copies: int, **settings: Any) -> None:
-        if not isinstance(network, StagedNetwork):
+        if not (isinstance(network, StagedNetwork) and network.staged):
             raise MetasegError(
                 f"Expected a network whose encoder can be run alone for learner=linear, found "
                 f"{type(network).__name__}: choose model=pretrained, attention_unet or smp."
@@ -92,15 +92,21 @@ class Linear(Learner):
         return self.norms.given(found, running)
 
     def _sample(self, images: Tensor, masks: Tensor, batches: int, given: Statistics) -> tuple[Tensor, Tensor]:
-        """Features (n, C) and targets (n,) of a random n pixels, at the resolution of the finest features."""
+        """Features (n, C) and targets (n,) of a random n pixels, at half the images' resolution."""
         images = images.to(self.device, memory_format=self.memory_format)
         features, _ = forward(self.network, self.theta(), images, given, last="encoder")
-        size = features[0].shape[-2:]
+        size = half(images)
         targets = F.adaptive_avg_pool2d(masks.to(self.device), size).flatten()
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randperm(len(targets), generator=generator)[: max(1, self.pixels // batches)].to(self.device)
         columns = [enlarged(level, size).permute(0, 2, 3, 1).flatten(0, 2)[chosen] for level in features]
         return torch.cat(columns, dim=1), targets[chosen]
+
+
+def half(images: Tensor) -> tuple[int, int]:
+    """Half the height and width of images (B, C, H, W): the finest resolution at which encoders have features."""
+    height, width = images.shape[-2:]
+    return height // 2, width // 2
 
 
 def enlarged(features: Tensor, size: tuple[int, int]) -> Tensor:
@@ -163,7 +169,7 @@ class WeighedFeatures:
                 self.network, self.parameters, images.to(self.weight.device), self.statistics, last="encoder"
             )
             parts = self.weight.split([level.shape[1] for level in features])
-            finest = features[0].shape[-2:]
+            finest = half(images)
             # Weighing and bilinear enlarging commute, so one channel is enlarged in place of hundreds.
             weighed = [
                 enlarged(torch.einsum("bchw,c->bhw", level, part).unsqueeze(1), finest)

@@ -8,6 +8,7 @@ from torch import nn
 
 from metaseg.errors import MetasegError
 from metaseg.networks.build import fingerprint
+from metaseg.networks.weights_record import WeightsRecord
 
 
 class NetworkModule(L.LightningModule):
@@ -18,16 +19,18 @@ class NetworkModule(L.LightningModule):
     """The resolved configuration; it goes into checkpoints, so that a file alone can be used."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down the architecture and the settings."""
+        """Write down the architecture, the pre-trained weights that the network began from, and the settings."""
         checkpoint["architecture"] = fingerprint(self.network)
+        record = self.weights
+        checkpoint["weights"] = None if record is None else record.to_dict()
         if self.settings is not None:
             checkpoint["settings"] = dict(self.settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture.
+        """Refuse a checkpoint of another architecture; take over which weights its network began from.
 
         Raises:
-            MetasegError: if the checkpoint's network is not this one.
+            MetasegError: if the checkpoint's network is not this one, or its record of weights is none.
         """
         expected, found = fingerprint(self.network), checkpoint.get("architecture", "an unknown network")
         if expected != found:
@@ -35,3 +38,11 @@ class NetworkModule(L.LightningModule):
                 f"The checkpoint must hold the configured network ({expected}), but holds {found}; "
                 "set model and model.features as in the run that wrote it."
             )
+        if "weights" in checkpoint:  # checkpoints of earlier versions do not say
+            found = checkpoint["weights"]
+            self.network.weights = None if found is None else WeightsRecord.from_dict(found)  # type: ignore[assignment]
+
+    @property
+    def weights(self) -> WeightsRecord | None:
+        """The pre-trained weights that the network began from; None: random ones."""
+        return getattr(self.network, "weights", None)

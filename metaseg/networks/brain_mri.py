@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, hub
+from torch import Tensor
 
 from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import UNet
+from metaseg.networks.weight_files import cached_download
+from metaseg.networks.weights_record import UNKNOWN, WeightsRecord, described
 
 URL = "https://github.com/mateuszbuda/brain-segmentation-pytorch/releases/download/v1.0/unet-e012d006.pt"
 HASH_DIGITS = 8
@@ -42,6 +44,31 @@ class LoadReport:
     """The network's tensors that kept their random initialisation."""
     unused: tuple[str, ...]
     """The file's tensors that the network has no place for."""
+    sha256: str
+    """Of the file, 64 digits."""
+
+    def record(self) -> WeightsRecord:
+        """As checkpoints and results carry it. Images in [-1, 1] go in as they are: mean and deviation 0.5."""
+        about = described(self.sha256, "Brain-MRI U-Net")
+        if about["trained_on"] == UNKNOWN:  # a file of pretrain.py, or another of this layout
+            about["trained_on"] = "brain MRI"
+        loaded, missing, unused = (
+            tuple(name for name in names if not name.endswith("num_batches_tracked"))
+            for names in (self.loaded, self.random, self.unused)
+        )
+        half = (0.5, 0.5, 0.5)
+        return WeightsRecord(
+            name=about["name"],
+            source=Path(self.source).name,
+            sha256=self.sha256,
+            licence=about["licence"],
+            trained_on=about["trained_on"],
+            mean=half,
+            std=half,
+            loaded=len(loaded),
+            unused=unused,
+            missing=missing,
+        )
 
     def __str__(self) -> str:
         """One line."""
@@ -65,7 +92,7 @@ def load_brain_mri(network: UNet, source: str | Path = "hub") -> LoadReport:
         MetasegError: no file or no network connection; the hash differs; not a file of this layout; another width.
     """
     path = _download() if source == "hub" else Path(source)
-    found = _read(path)
+    found, digest = _read(path)
     expected = network.state_dict()
     _check_shapes(expected, found, path)
     loaded = tuple(name for name in expected if name in found)
@@ -77,7 +104,8 @@ def load_brain_mri(network: UNet, source: str | Path = "hub") -> LoadReport:
             f"{missing[0]}: use a file in the layout of {URL}."
         )
     network.load_state_dict({name: found[name] for name in loaded}, strict=False)
-    return LoadReport(str(path), loaded, rest, tuple(name for name in found if name not in expected))
+    unused = tuple(name for name in found if name not in expected)
+    return LoadReport(str(path), loaded, rest, unused, digest)
 
 
 def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
@@ -114,23 +142,17 @@ def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
 
 
 def _download() -> Path:
-    name = URL.rsplit("/", 1)[1]
-    path = Path(hub.get_dir()) / "checkpoints" / name
-    if path.exists():
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Writes to a temporary file, checks the hash, then moves.
-        hub.download_url_to_file(URL, str(path), hash_prefix=name.removesuffix(".pt").rsplit("-", 1)[1], progress=False)
+        return cached_download(URL)
     except (OSError, RuntimeError) as error:
         raise MetasegError(
             f"Could not download the brain-MRI weights from {URL} ({error}): fetch the file elsewhere and set "
             "model.init_path to it, or set model.init=random."
         ) from error
-    return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors and the file's SHA-256."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -161,7 +183,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"Expected {path} to hold the tensors of a U-Net by name, {_FIRST_WEIGHT} among them, found none of that "
             f"name: use a file in the layout of {URL}."
         )
-    return tensors
+    return tensors, actual
 
 
 def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:

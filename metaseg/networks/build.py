@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import AttentionUNet, UNet
 from metaseg.networks.brain_mri import load_brain_mri
 
-NAMES = ("attention_unet", "unet", "smp")
+NAMES = ("attention_unet", "unet", "smp", "pretrained")
 INITS = ("random", "brain_mri")
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,12 @@ def build(
     arch: str = "Unet",
     encoder: str = "resnet18",
     encoder_weights: str | None = None,
+    widths: Sequence[int] = (),
     initial_weights: bool = True,
 ) -> nn.Module:
     """Build a network: images (B, 3, H, W) in [-1, 1] → logits (B, 1, H, W).
+
+    One that begins from pre-trained weights says so in its attribute `weights`.
 
     The arguments are the keys of conf/model/*.yaml; those that the chosen network does not have are not looked at. The
     state of the global random generators stays as it is.
@@ -42,8 +46,9 @@ def build(
         init_path: file with the brain-MRI weights; None: torch hub's.
         arch: architecture (smp), such as "Unet", "FPN", "DeepLabV3Plus".
         encoder: encoder (smp), such as "resnet18", or "tu-<name>" for one of timm's.
-        encoder_weights: pre-trained weights of the encoder (smp), such as "imagenet"; they are downloaded. None:
-            random.
+        encoder_weights: pre-trained weights of the encoder (smp): such as "imagenet", which are downloaded, "package",
+            or the path of a file (see `load_encoder`). None: random.
+        widths: channels of the decoder's levels, coarsest first (pretrained).
         initial_weights: False leaves out `init` and `encoder_weights`, for when a checkpoint overwrites them anyway.
 
     Raises:
@@ -59,21 +64,28 @@ def build(
     # Only the CPU's generator is used and so only it is put back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == "smp":
+        if name in ("smp", "pretrained"):
             if init != "random":
                 raise MetasegError(
-                    f"Expected model.init=random with model=smp, found {init}: pre-trained weights of its encoders are "
+                    f"Expected model.init=random with model={name}, found {init}: pre-trained weights of its encoders are "
                     "chosen by model.encoder_weights."
                 )
+            weights = encoder_weights if initial_weights else None
             # Imported here because the library takes seconds to load.
+            if name == "pretrained":
+                from metaseg.networks.encoder_unet import EncoderUNet
+
+                return EncoderUNet(encoder, weights, widths)
             from metaseg.networks.smp import LibraryNetwork
 
-            return LibraryNetwork(arch, encoder, encoder_weights if initial_weights else None)
+            return LibraryNetwork(arch, encoder, weights)
         if features < 1:
             raise MetasegError(f"Expected model.features of at least 1, found {features}: set a positive width.")
         network = AttentionUNet(features) if name == "attention_unet" else UNet(features)
     if init == "brain_mri" and initial_weights:
-        log.info("Initial weights: %s.", load_brain_mri(network, "hub" if init_path is None else init_path))
+        report = load_brain_mri(network, "hub" if init_path is None else init_path)
+        network.weights = report.record()
+        log.info("Initial weights: %s.", report)
     return network
 
 

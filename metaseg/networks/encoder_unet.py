@@ -13,7 +13,7 @@ from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import AttentionGate
 from metaseg.networks.normalisation import EpisodicBatchNorm2d, replace_batch_norm
 from metaseg.networks.pointwise import Pointwise2d
-from metaseg.networks.smp import library_encoder
+from metaseg.networks.smp import library_encoder, register_rescaling, require_multiples, rescaled
 from metaseg.networks.stages import StagedNetwork
 
 WIDTHS = (96, 64, 48, 32)
@@ -53,9 +53,7 @@ class EncoderUNet(StagedNetwork):
         found = library_encoder(encoder, encoder_weights)
         self.weights = found.weights
         self.encoder = replace_batch_norm(found.encoder)
-        for name, value in zip(("order", "scale", "offset"), found.rescaling, strict=True):
-            # Buffers, and so part of a checkpoint: whoever loads one need not have the encoder's weights.
-            self.register_buffer(name, value)
+        register_rescaling(self, found.rescaling)
         *skips, channels = found.channels
         if not 0 < len(widths) <= len(skips) + 1 or min(widths) < 1:
             raise MetasegError(
@@ -79,14 +77,8 @@ class EncoderUNet(StagedNetwork):
         return {"encoder": self._encode, "decoder": self._decode, "head": self._finish}[part](hidden)
 
     def _encode(self, images: Tensor) -> list[Tensor]:
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise MetasegError(
-                f"Expected images whose height and width are multiples of {self.stride} for {self.label}, found "
-                f"{height}x{width}: choose another data.size."
-            )
-        rescaled = images[:, self.order] * self.scale[:, None, None] + self.offset[:, None, None]
-        features: list[Tensor] = list(self.encoder(rescaled)[1:])
+        require_multiples(self.label, self.stride, *images.shape[-2:])
+        features: list[Tensor] = list(self.encoder(rescaled(self, images))[1:])
         return features
 
     def _decode(self, features: list[Tensor]) -> Tensor:

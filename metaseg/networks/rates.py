@@ -74,7 +74,7 @@ class Rates:
 
     def held(self, network: nn.Module) -> HeldStages | None:
         """The leading stages that are frozen, where the network can run its stages one by one."""
-        if not isinstance(network, StagedNetwork):
+        if not (isinstance(network, StagedNetwork) and network.staged):
             return None
         count = next(i for i, part in enumerate(PARTS) if self.by_part[part])
         if not count:

@@ -1,6 +1,9 @@
 """Networks of segmentation-models-pytorch (smp), made fit for episodes."""
 
 import difflib
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
 import torch
@@ -8,17 +11,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaseg.errors import MetasegError
+from metaseg.networks.encoder_weights import library_record, load_encoder, loads_here
 from metaseg.networks.normalisation import replace_batch_norm
-from metaseg.networks.rescaling import IMAGENET, rescaling
-from metaseg.networks.vgg import is_file, load_vgg16
+from metaseg.networks.rescaling import rescaling
+from metaseg.networks.stages import PARTS, StagedNetwork
+from metaseg.networks.weights_record import WeightsRecord
 
 SMALLEST = {"PAN": 128}
 """Height and width, in pixels, below which an architecture's feature maps would be empty."""
 
 ARCHITECTURES = {model.__name__: model for model in smp.MODEL_ARCHITECTURES_MAPPING.values()}
 
+log = logging.getLogger(__name__)
 
-class LibraryNetwork(nn.Module):
+
+class LibraryNetwork(StagedNetwork):
     """A network of smp: images (B, 3, H, W) in [-1, 1] → logits (B, 1, H, W).
 
     Every batch norm is an `EpisodicBatchNorm2d`. The network stays in evaluation mode whatever `train()` says: dropout
@@ -30,59 +37,38 @@ class LibraryNetwork(nn.Module):
     Args:
         arch: one of `ARCHITECTURES`.
         encoder: a name of smp's, or "tu-<name>" for one of timm's.
-        encoder_weights: such as "imagenet", downloaded, or for encoder "vgg16" the path of a file (see `load_vgg16`);
-            the images are then rescaled to what the encoder was trained on (a file: ImageNet). None: random.
+        encoder_weights: such as "imagenet", which smp downloads; or "package" or the path of a file (see
+            `load_encoder`). The images are then rescaled to what the encoder was trained on. None: random.
 
     Raises:
         MetasegError: an unknown name; two that do not go together; weights that cannot be had; in the forward pass, a
             height or width that is too small or that the encoder cannot halve as often as it must.
     """
 
+    modules_of = {"encoder": ("network.encoder",), "head": ("network.segmentation_head",)}
     order: Tensor
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, arch: str = "Unet", encoder: str = "resnet18", encoder_weights: str | None = None) -> None:
+    def __init__(
+        self, arch: str = "Unet", encoder: str = "resnet18", encoder_weights: str | Path | None = None
+    ) -> None:
         super().__init__()
-        by_file = is_file(encoder_weights)
-        if by_file and encoder != "vgg16":
-            raise MetasegError(
-                f"Expected a file of encoder weights only together with encoder vgg16, found {encoder_weights} for "
-                f"{encoder}: set model.encoder=vgg16, or name the weights as smp does."
-            )
         if arch not in ARCHITECTURES:
             raise MetasegError(
                 f"Expected model.arch to be one of {', '.join(ARCHITECTURES)}, found {arch!r}: choose one of them."
             )
-        known = smp.encoders.get_encoder_names()
-        if encoder not in known and not encoder.startswith("tu-"):
-            close = difflib.get_close_matches(encoder, known, n=5, cutoff=0.4)
-            raise MetasegError(
-                f"Expected model.encoder to be one of smp's {len(known)} encoders, found {encoder!r}: did you mean "
-                f"{', '.join(close or known[:5])}? tu-<name> takes any of timm's."
-            )
+        require_encoder(encoder)
         self.label = f"smp.{arch}({encoder})"
-        order, scale, offset = torch.arange(3), torch.ones(3), torch.zeros(3)
+        of_library = by_library(encoder_weights)
         try:
-            network = ARCHITECTURES[arch](
-                encoder_name=encoder, encoder_weights=None if by_file else encoder_weights, in_channels=3, classes=1
-            )
-            if encoder_weights is not None and not by_file:
-                trained_on = smp.encoders.get_preprocessing_params(encoder, encoder_weights)
-                order, scale, offset = rescaling(trained_on)
-        except (KeyError, ValueError, RuntimeError, OSError, NotImplementedError) as error:
-            reason = error.args[0] if error.args else error
-            raise MetasegError(
-                f"Expected smp to build {arch} with encoder {encoder} and weights {encoder_weights}, found that it "
-                f"does not ({reason}): choose another model.arch, model.encoder or model.encoder_weights."
-            ) from error
-        if encoder_weights is not None and by_file:
-            load_vgg16(network.encoder, encoder_weights)
-            order, scale, offset = rescaling(IMAGENET)
-        # Buffers, and so part of a checkpoint: whoever loads one need not have the encoder's weights.
-        self.register_buffer("order", order)
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", offset)
+            network = ARCHITECTURES[arch](encoder_name=encoder, encoder_weights=of_library, in_channels=3, classes=1)
+        except BUILDING as error:
+            raise not_built(f"{arch} with encoder {encoder}", encoder_weights, error) from error
+        self.weights, channels = pretrained(network.encoder, encoder, encoder_weights)
+        register_rescaling(self, channels)
+        # Elsewhere the library's own forward pass is more than its three parts.
+        self.staged = type(network).forward is smp.base.SegmentationModel.forward
         self.smallest = SMALLEST.get(arch, 1)
         self.stride: int = network.encoder.output_stride if network.requires_divisible_input_shape else 1
         self.network = replace_batch_norm(network)
@@ -92,19 +78,135 @@ class LibraryNetwork(nn.Module):
         """Stay in evaluation mode (see the class)."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → logits (B, 1, H, W)."""
+    def forward(self, hidden: Any, first: str = PARTS[0], last: str = PARTS[-1]) -> Any:
+        """(B, 3, H, W) in [-1, 1] → logits (B, 1, H, W); or some of the stages, see `StagedNetwork`."""
+        # Of PyTorch's attention kernels only this one can be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            if self.staged:
+                return super().forward(hidden, first, last)
+            return self.network(self._prepared(hidden))
+
+    def stage(self, part: str, hidden: Any) -> Any:
+        """Encoder: images → feature maps, finest first; decoder: these → the input of the head; head: logits."""
+        if part == "encoder":
+            return list(self.network.encoder(self._prepared(hidden)))
+        return self.network.decoder(hidden) if part == "decoder" else self.network.segmentation_head(hidden)
+
+    def _prepared(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise MetasegError(
-                f"Expected images whose height and width are multiples of {self.stride} for {self.label}, found "
-                f"{height}x{width}: choose another data.size."
-            )
+        require_multiples(self.label, self.stride, height, width)
         if min(height, width) < self.smallest:
             raise MetasegError(
                 f"Expected images of at least {self.smallest}x{self.smallest} pixels for {self.label}, found "
                 f"{height}x{width}: choose another data.size."
             )
-        # Of PyTorch's attention kernels only this one can be differentiated twice.
-        with sdpa_kernel(SDPBackend.MATH):
-            return self.network(images[:, self.order] * self.scale[:, None, None] + self.offset[:, None, None])
+        return rescaled(self, images)
+
+
+BUILDING = (KeyError, ValueError, RuntimeError, OSError, NotImplementedError)
+"""What smp raises where it cannot build what it is asked for."""
+
+
+class LibraryEncoder(NamedTuple):
+    """An encoder of smp.
+
+    Attributes:
+        encoder: images → feature maps at 1, 1/2, 1/4, ... of their size.
+        channels: of the feature maps from 1/2 on.
+        weights: the pre-trained weights that it has; None: random.
+        rescaling: order, scale and offset that take RGB in [-1, 1] to what it was trained on.
+    """
+
+    encoder: nn.Module
+    channels: list[int]
+    weights: WeightsRecord | None
+    rescaling: tuple[Tensor, Tensor, Tensor]
+
+
+def library_encoder(encoder: str, encoder_weights: str | Path | None) -> LibraryEncoder:
+    """An encoder with five halvings, without the layers that features do not pass through.
+
+    Raises:
+        MetasegError: an unknown name; weights that cannot be had or do not fit.
+    """
+    require_encoder(encoder)
+    try:
+        module = smp.encoders.get_encoder(encoder, in_channels=3, depth=5, weights=by_library(encoder_weights))
+    except BUILDING as error:
+        raise not_built(f"encoder {encoder}", encoder_weights, error) from error
+    weights, channels = pretrained(module, encoder, encoder_weights)
+    for name in ("conv_head", "bn2"):  # of timm's EfficientNets, between the last features and the classifier
+        if hasattr(module, name):
+            delattr(module, name)
+    return LibraryEncoder(module, list(module.out_channels[1:]), weights, channels)
+
+
+def require_encoder(encoder: str) -> None:
+    """Refuse a name that smp does not know.
+
+    Raises:
+        MetasegError: with names that are alike.
+    """
+    known = smp.encoders.get_encoder_names()
+    if encoder not in known and not encoder.startswith("tu-"):
+        close = difflib.get_close_matches(encoder, known, n=5, cutoff=0.4)
+        raise MetasegError(
+            f"Expected model.encoder to be one of smp's {len(known)} encoders, found {encoder!r}: did you mean "
+            f"{', '.join(close or known[:5])}? tu-<name> takes any of timm's."
+        )
+
+
+def by_library(encoder_weights: str | Path | None) -> str | None:
+    """Weights that smp loads itself; None: it is to leave them random."""
+    return None if encoder_weights is None or loads_here(encoder_weights) else str(encoder_weights)
+
+
+def not_built(what: str, encoder_weights: str | Path | None, error: Exception) -> MetasegError:
+    """The error of a network that smp does not build."""
+    reason = error.args[0] if error.args else error
+    return MetasegError(
+        f"Expected smp to build {what} and weights {encoder_weights}, found that it does not ({reason}): choose "
+        "another model.arch, model.encoder or model.encoder_weights."
+    )
+
+
+def pretrained(
+    module: nn.Module, encoder: str, encoder_weights: str | Path | None
+) -> tuple[WeightsRecord | None, tuple[Tensor, Tensor, Tensor]]:
+    """Load weights into an encoder that smp has built, unless smp has; what they are, and how images are rescaled."""
+    if encoder_weights is None:
+        return None, (torch.arange(3), torch.ones(3), torch.zeros(3))
+    of_library = by_library(encoder_weights)
+    if of_library is None:
+        weights = load_encoder(module, encoder, encoder_weights)
+        channels = weights.rescaling()
+    else:
+        trained_on = smp.encoders.get_preprocessing_params(encoder, of_library)
+        weights, channels = library_record(module, encoder, of_library, trained_on), rescaling(trained_on)
+    log.info("Initial weights: %s.", weights.sentence())
+    return weights, channels
+
+
+def register_rescaling(network: nn.Module, channels: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep order, scale and offset as buffers, and so in checkpoints: who loads one need not have the weights."""
+    for name, value in zip(("order", "scale", "offset"), channels, strict=True):
+        network.register_buffer(name, value)
+
+
+def rescaled(network: Any, images: Tensor) -> Tensor:
+    """RGB in [-1, 1] (B, 3, H, W) as the network's encoder was trained on it."""
+    ordered: Tensor = images[:, network.order]
+    return ordered * network.scale[:, None, None] + network.offset[:, None, None]
+
+
+def require_multiples(label: str, stride: int, height: int, width: int) -> None:
+    """Refuse images that cannot be halved as often as they must.
+
+    Raises:
+        MetasegError: with the stride.
+    """
+    if height % stride or width % stride:
+        raise MetasegError(
+            f"Expected images whose height and width are multiples of {stride} for {label}, found {height}x{width}: "
+            "choose another data.size."
+        )

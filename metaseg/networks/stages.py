@@ -22,6 +22,8 @@ class StagedNetwork(nn.Module):
     Images (B, 3, H, W) in [-1, 1] → encoder → decoder → head → logits (B, 1, H, W).
     """
 
+    staged = True
+    """Whether passes may end and begin between parts."""
     modules_of: Mapping[str, tuple[str, ...]]
     """Part → prefixes of the names of its modules; what is in no other part belongs to the decoder."""
 

@@ -4,17 +4,16 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, hub, nn
+from torch import Tensor, nn
 
 from metaseg.errors import MetasegError
-from metaseg.networks.rescaling import IMAGENET, rescaling
+from metaseg.networks.encoder_weights import load_encoder
+from metaseg.networks.weight_files import cached_download
+from metaseg.networks.weights_record import WeightsRecord
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
-SUFFIXES = (".safetensors", ".pt", ".pth")
 FULL = 32
 """`features` at which the network is VGG16 itself."""
 
@@ -38,16 +37,17 @@ class VGG16(nn.Module):
         blocks: how many blocks there are, 1 to 5.
         pools: how many of the poolings between blocks halve the resolution; the later ones are left out.
         dilated: torchvision's numbers of the 3x3 convolutions that are dilated by 2.
-        weights: pre-trained weights (see `load_vgg16`); images are then rescaled to ImageNet's mean and deviation.
-            None: random, and images pass as they are.
+        weights: pre-trained weights (see `load_vgg16`), only at F = 32; images are then rescaled to ImageNet's mean and
+            deviation. None: random, and images pass as they are.
 
     Raises:
-        MetasegError: F below 1; weights that cannot be had or do not fit; in the forward pass, a height or width that
-            the poolings cannot halve.
+        MetasegError: F below 1; weights at another F than 32, or that cannot be had or do not fit; in the forward pass,
+            a height or width that the poolings cannot halve.
     """
 
     scale: Tensor
     offset: Tensor
+    weights: WeightsRecord | None = None
 
     def __init__(
         self,
@@ -60,6 +60,11 @@ class VGG16(nn.Module):
         super().__init__()
         if features < 1:
             raise MetasegError(f"Expected model.features of at least 1, found {features}: set a positive width.")
+        if weights is not None and features != FULL:
+            raise MetasegError(
+                f"Expected model.features={FULL} with pre-trained encoder_weights, found {features}: set "
+                f"model.features={FULL}, or encoder_weights=null."
+            )
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = 3
         self.ends: list[int] = []
@@ -79,8 +84,8 @@ class VGG16(nn.Module):
         initialise(self)
         scale, offset = torch.ones(3), torch.zeros(3)
         if weights is not None:
-            load_vgg16(self, weights)
-            _, scale, offset = rescaling(IMAGENET)
+            self.weights = load_vgg16(self, weights)
+            _, scale, offset = self.weights.rescaling()
         # Buffers, and so part of a checkpoint: whoever loads one need not have the encoder's weights.
         self.register_buffer("scale", scale)
         self.register_buffer("offset", offset)
@@ -111,77 +116,29 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def is_file(weights: str | Path | None) -> bool:
-    """Whether this names a file of weights rather than weights that a library knows by name."""
-    return weights is not None and Path(weights).suffix in SUFFIXES
-
-
-def load_vgg16(module: nn.Module, source: str | Path) -> None:
-    """Load VGG16's convolutions into a module whose parameters bear torchvision's names, in place; nothing is executed.
-
-    What the source has beyond the module (the classifier, later blocks) is left out.
+def load_vgg16(module: nn.Module, source: str | Path) -> WeightsRecord:
+    """Load VGG16's convolutions into a module whose parameters bear torchvision's names, in place (see `load_encoder`).
 
     Args:
-        module: with parameters ``features.N.weight`` and ``features.N.bias``, of VGG16's own widths: `VGG16` at 32
-            features, or smp's encoder "vgg16".
-        source: path of a .safetensors, .pt or .pth file in torchvision's names, of any float type; or "imagenet":
-            torchvision's weights, downloaded once into torch hub's cache (528 MB).
+        module: with parameters ``features.N.weight`` and ``features.N.bias``, of VGG16's own widths: `VGG16` at 32.
+            Blocks that it does not have are left out.
+        source: path of a file; or "imagenet": torchvision's weights, downloaded once into torch hub's cache (528 MB).
 
     Raises:
-        MetasegError: no such file; one of another kind; no network connection; a tensor missing or of another shape.
+        MetasegError: no network connection, or as `load_encoder`.
     """
-    found = _download() if str(source) == "imagenet" else _read(Path(source))
-    expected = {name: value for name, value in module.state_dict().items() if name.startswith("features.")}
-    for name, value in expected.items():
-        if name not in found:
-            raise MetasegError(
-                f"Expected {source} to hold VGG16's tensors by torchvision's names, found no {name}: use a file with "
-                f"features.N.weight and features.N.bias, such as {URL}."
-            )
-        if found[name].shape != value.shape:
-            raise MetasegError(
-                f"Expected {name} of shape {tuple(value.shape)}, found {tuple(found[name].shape)} in {source}: "
-                f"pre-trained weights are those of VGG16 itself, so set model.features={FULL}, or encoder_weights=null."
-            )
-    module.load_state_dict(dict(module.state_dict()) | {name: found[name].to(expected[name]) for name in expected})
-    log.info("Initial weights: %d tensors of VGG16 loaded from %s.", len(expected), source)
+    record = load_encoder(
+        module.get_submodule("features"), "vgg16", _download() if str(source) == "imagenet" else source
+    )
+    log.info("Initial weights: %s.", record.sentence())
+    return record
 
 
-def _download() -> dict[str, Tensor]:
+def _download() -> Path:
     try:
-        tensors: dict[str, Tensor] = hub.load_state_dict_from_url(
-            URL, map_location="cpu", weights_only=True, check_hash=True, progress=False
-        )
+        return cached_download(URL)
     except (OSError, RuntimeError) as error:
         raise MetasegError(
             f"Could not download VGG16's weights from {URL} ({error}): fetch the file elsewhere and name its path in "
-            "place of imagenet, or start from random weights with null."
+            "place of imagenet, or start from random weights with encoder_weights=null."
         ) from error
-    return tensors
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix not in SUFFIXES:
-        raise MetasegError(
-            f"Expected VGG16's weights as imagenet or as a file {', '.join(SUFFIXES)}, found {str(path)!r}: correct "
-            "encoder_weights."
-        )
-    if not path.is_file():
-        raise MetasegError(f"Expected VGG16's weights at {path}, found no such file: correct encoder_weights.")
-    try:
-        tensors: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # readers raise what a foreign file makes them stumble over
-        raise MetasegError(
-            f"Expected {path} to hold tensors by name and nothing else, found something that cannot be read "
-            f"({type(error).__name__}): use a file in the layout of {URL}."
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise MetasegError(
-            f"Expected {path} to hold tensors by name, found {type(tensors).__name__} of other things: use a file in "
-            f"the layout of {URL}."
-        )
-    return tensors

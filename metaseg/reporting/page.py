@@ -65,6 +65,7 @@ def render(
         empty=[part.table for part in parts if not any(block.begun for block in part.blocks)],
         trivial=TRIVIAL,
         capsule=capsule_facts(parts),
+        weights=weights_of(runs, parts),
         initial=[_initial(group, titles) | {"pictures": pictures} for group, pictures in starts],
         datasets=datasets,
         others=_others(runs, parts, titles),
@@ -100,6 +101,19 @@ def capsule_facts(parts: Sequence[Part]) -> dict[str, Any]:
     ]
     published = [line.paper for block in blocks for line in block.lines if line.paper is not None]
     return {"ours": statistics.fmean(ours) if ours else None, "paper": max(published) if published else None}
+
+
+def weights_of(runs: Sequence[Run], parts: Sequence[Part]) -> list[dict[str, str]]:
+    """Which systems began from which pre-trained weights; a run outside the tables goes by its learner's name."""
+    rows: dict[str, list[str]] = {}
+    for cell in (cell for part in parts for block in part.blocks for cell in block.cells):
+        for run in cell.runs:
+            rows.setdefault(run.name, []).append(cell.row.label)
+    systems: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run in runs:
+        if run.weights is not None:
+            systems.setdefault(tuple(run.weights.items()), []).extend(rows.get(run.name, [run.learner]))
+    return [{**dict(record), "systems": ", ".join(dict.fromkeys(names))} for record, names in systems.items()]
 
 
 def _part(part: Part, titles: Mapping[str, str]) -> dict[str, Any]:

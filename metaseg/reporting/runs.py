@@ -17,6 +17,7 @@ from metaseg.rundir import RunDirectory
 REPORT = "report"
 """Folder of a report, below the folder of runs."""
 
+_WEIGHTS = ("name", "source", "sha256", "trained_on", "licence")
 _COLUMNS = ("dataset", "image", "draw", "dsc_after")
 
 
@@ -57,6 +58,21 @@ class Run:
     def adapt_steps(self) -> int:
         """Adaptation steps at the target; 0: it does not adapt by gradient."""
         return int((self.settings["learner"].get("adapt") or {}).get("steps") or 0)
+
+    @property
+    def weights(self) -> dict[str, str] | None:
+        """The pre-trained weights it began from: name, source, sha256, trained_on, licence; None: random ones.
+
+        Results of earlier versions hold no record of them; their settings name a file or a repository's weights.
+        """
+        if "weights" in self.result:
+            record = self.result["weights"]
+            return {key: str(record.get(key, "–")) for key in _WEIGHTS} if isinstance(record, Mapping) else None
+        model, network = self.settings.get("model") or {}, self.settings["learner"].get("network")
+        begun = (network if network is not None else model).get("encoder_weights")
+        if begun is None and network is None and model.get("init") == "brain_mri":
+            begun = model.get("init_path") or "brain_mri"
+        return None if begun is None else dict.fromkeys(_WEIGHTS, "not recorded") | {"name": Path(str(begun)).name}
 
     @cached_property
     def _matrices(self) -> dict[tuple[str, str], pd.DataFrame]:

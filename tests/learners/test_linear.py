@@ -54,7 +54,7 @@ def test_weighing_before_enlarging_is_weighing_after():
     segmenter = learner.adapt(bright_discs(3, 0))
     images = image_tensor(bright_discs(2, 1).images)
     features, _ = forward(learner.network, learner.theta(), images, segmenter.statistics, last="encoder")
-    columns = torch.cat([enlarged(level, features[0].shape[-2:]) for level in features], dim=1)
+    columns = torch.cat([enlarged(level, (16, 16)) for level in features], dim=1)
     logits = torch.einsum("bchw,c->bhw", columns, segmenter.weight)[:, None] + segmenter.bias
     torch.testing.assert_close(segmenter(images), torch.sigmoid(enlarged(logits, images.shape[-2:])))
 

@@ -32,6 +32,9 @@ def test_brain_mri_weights_by_path_are_reported(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         network = build(features=2, seed=2, init="brain_mri", init_path=path)
     assert torch.equal(network.bottleneck[0].weight, source.bottleneck[0].weight)
+    assert (network.weights.source, network.weights.trained_on) == (path.name, "brain MRI")
+    assert {name.split(".")[0] for name in network.weights.missing} == {"gate1", "gate2", "gate3", "gate4"}
+    assert build(features=2).weights is None
     assert torch.equal(network.gate1.skip[0].weight, build(features=2, seed=2).gate1.skip[0].weight)
     assert caplog.messages == [
         f"Initial weights: 118 tensors loaded from {path}, 72 stay random (gate1, gate2, gate3, gate4)."

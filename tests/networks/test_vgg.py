@@ -96,13 +96,15 @@ def test_smps_encoder_takes_the_same_file(weights):
     torch.testing.assert_close(rescaled, normalised(images))
     found = network.network.encoder(rescaled)
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(ours(images), found, strict=False))
-    with pytest.raises(MetasegError, match="only together with encoder vgg16"):
+    with pytest.raises(MetasegError, match=r"encoder_weights .* resnet18"):
         LibraryNetwork("Unet", "resnet18", str(weights))
 
 
 @pytest.mark.parametrize("kind", [FeyjieNetwork, PMGNetwork])
 def test_the_few_shot_networks_take_the_file_at_full_width_only(weights, original, kind):
     network = kind(encoder_weights=weights)
+    assert network.weights is network.encoder.weights
+    assert network.weights.source == weights.name
     assert torch.equal(network.encoder.features.get_submodule("10").weight, original[10].weight)
     with pytest.raises(MetasegError, match=r"model\.features=32"):
         kind(features=8, encoder_weights=weights)
@@ -121,10 +123,10 @@ def test_a_file_that_does_not_fit_is_refused_in_words(original, tmp_path):
     tensors = named(original)
     del tensors["features.7.bias"]
     cases = {
-        saved(tmp_path / "less.pt", tensors): r"found no features\.7\.bias",
+        saved(tmp_path / "less.pt", tensors): r"7\.bias",
         saved(tmp_path / "list.pt", [1, 2]): "tensors by name, found list",
         tmp_path / "none.pt": "no such file",
-        tmp_path / "imaginet": "imagenet or as a file",
+        tmp_path / "imaginet": "encoder_weights to be a file",
     }
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "text.pth").write_text("hello")
@@ -141,9 +143,9 @@ def test_without_a_connection_the_remedy_is_named(monkeypatch, tmp_path):
         VGG16(weights="imagenet")
 
 
-def test_imagenet_means_torchvisions_published_file(monkeypatch, original):
+def test_imagenet_means_torchvisions_published_file(monkeypatch, original, weights):
     asked = []
-    monkeypatch.setattr(vgg.hub, "load_state_dict_from_url", lambda url, **_: asked.append(url) or named(original))
+    monkeypatch.setattr(vgg, "cached_download", lambda url: asked.append(url) or weights)
     network = VGG16(weights="imagenet")
     assert asked == ["https://download.pytorch.org/models/vgg16-397923af.pth"]
     assert torch.equal(network.features.get_submodule("0").weight, original[0].weight)

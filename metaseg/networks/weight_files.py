@@ -1,0 +1,122 @@
+"""Files of weights, read without executing anything in them."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, hub
+
+from metaseg.errors import MetasegError
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+_WRAPPERS = ("state_dict", "model")
+"""Keys under which training programs put the tensors."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a file of weights holds.
+
+    Attributes:
+        path: the file.
+        sha256: of the file, 64 digits.
+        tensors: by name, in the order of the file.
+        metadata: of a .safetensors file, text by name.
+    """
+
+    path: Path
+    sha256: str
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether tensors stand in the order of their network; .safetensors sorts them by type and name."""
+        return self.path.suffix != ".safetensors"
+
+
+def is_file(weights: str | Path | None) -> bool:
+    """Whether this names a file of weights rather than weights that a library knows by name."""
+    return weights is not None and Path(weights).suffix in SUFFIXES
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """Read a file of tensors by name: .safetensors, or .pt and .pth as torch.save writes them, also under "state_dict".
+
+    Raises:
+        MetasegError: another suffix, no such file, or one that holds anything else.
+    """
+    if path.suffix not in SUFFIXES:
+        raise MetasegError(
+            f"Expected encoder_weights to be a file {', '.join(SUFFIXES)} or weights known by name, found "
+            f"{str(path)!r}: correct encoder_weights."
+        )
+    digest = sha256(path)
+    try:
+        tensors, metadata = _safetensors(path) if path.suffix == ".safetensors" else (_pickled(path), {})
+    except Exception as error:  # readers raise what a foreign file makes them stumble over
+        raise MetasegError(
+            f"Expected {path} to hold tensors by name and nothing else, found something that cannot be read "
+            f"({type(error).__name__}): name a file of weights in encoder_weights."
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise MetasegError(
+            f"Expected {path} to hold tensors by name, found {type(tensors).__name__} of other things: name a file "
+            "of weights in encoder_weights."
+        )
+    return WeightsFile(path, digest, tensors, metadata)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 digits.
+
+    Raises:
+        MetasegError: there is no such file, or it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    except FileNotFoundError as error:
+        raise MetasegError(
+            f"Expected pre-trained weights at {path}, found no such file: correct encoder_weights."
+        ) from error
+    except OSError as error:
+        raise MetasegError(
+            f"Expected pre-trained weights at {path}, found no readable file ({error.strerror}): correct "
+            "encoder_weights."
+        ) from error
+    return digest.hexdigest()
+
+
+def cached_download(url: str) -> Path:
+    """Download a file once into torch hub's cache; the hash that its name ends in (`-e012d006.pt`) is checked.
+
+    Raises:
+        OSError, RuntimeError: no connection, no room, or another hash.
+    """
+    name = url.rsplit("/", 1)[1]
+    path = Path(hub.get_dir()) / "checkpoints" / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Writes to a temporary file, checks the hash, then moves.
+        hub.download_url_to_file(url, str(path), hash_prefix=Path(name).stem.rsplit("-", 1)[1], progress=False)
+    return path
+
+
+def _safetensors(path: Path) -> tuple[Any, dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def _pickled(path: Path) -> Any:
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    for key in _WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            return found[key]
+    return found

@@ -1,0 +1,108 @@
+"""What the pre-trained weights of a network are and where they come from; checkpoints, results and reports carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from metaseg.errors import MetasegError
+from metaseg.networks.rescaling import rescaling
+
+UNKNOWN = "unknown"
+
+KNOWN = {
+    "7e8d20f2ad5e4bcf72e625e52dd2cb5f698153a572be1b36f8072681948ffac4": (
+        "VGG16",
+        "MIT",
+        "ImageNet classification, then edges (HED, BSDS500)",
+    ),
+    "397923af": ("VGG16", "BSD-3-Clause", "ImageNet-1k classification"),  # torchvision's vgg16-397923af.pth
+    "e012d006": ("Brain-MRI U-Net", "MIT", "tumour segmentation in LGG brain MRI"),  # torch hub's mateuszbuda
+}
+"""Leading digits of a file's SHA-256, as many as its publisher gives → name, licence, what it was trained on."""
+
+_SHOWN = 3
+_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """Pre-trained weights, and what became of each of their tensors (parameters and buffers) when they were loaded.
+
+    Counters of batch norm (``num_batches_tracked``) are not tensors that are counted or named here.
+    """
+
+    name: str
+    source: str
+    """Package with version, name of a file, or repository; never a path."""
+    sha256: str
+    """Of the file, 64 digits; "unknown" where a library read it."""
+    licence: str
+    trained_on: str
+    """In words, such as "ImageNet-1k classification"."""
+    mean: tuple[float, ...]
+    """Of the training images, (3,), RGB in [0, 1]."""
+    std: tuple[float, ...]
+    """Standard deviation, as `mean`."""
+    loaded: int
+    """How many tensors were loaded."""
+    unused: tuple[str, ...] = ()
+    """The file's tensors that the network has no place for, such as a classifier's."""
+    missing: tuple[str, ...] = ()
+    """The network's tensors that the file does not have: they stay random."""
+    matched: str = "name"
+    """How the file's tensors were found: by "name", or by "order and shape"."""
+
+    def rescaling(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Order, scale and offset of the channels, (3,) each, that take RGB in [-1, 1] to the training images'."""
+        return rescaling({"input_space": "RGB", "input_range": [0, 1], "mean": self.mean, "std": self.std})
+
+    def sentence(self) -> str:
+        """What was loaded and what was not, in one line."""
+        digits = "" if self.sha256 == UNKNOWN else f", SHA-256 {self.sha256[:_DIGITS]}"
+        line = f"{self.name} from {self.source} (trained on: {self.trained_on}; licence: {self.licence}{digits}): "
+        line += f"{self.loaded} tensors loaded by {self.matched}, "
+        line += f"{shortened(self.missing)} not in it and random" if self.missing else "none missing"
+        return f"{line}, {shortened(self.unused)} unused" if self.unused else line
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, for JSON and for checkpoints that are read with ``weights_only=True``."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> WeightsRecord:
+        """The record that `to_dict` wrote; keys of later versions are left out.
+
+        Raises:
+            MetasegError: on anything else.
+        """
+        try:
+            known: dict[str, Any] = {field.name: found[field.name] for field in fields(cls) if field.name in found}
+            known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+            return cls(**known)
+        except (TypeError, AttributeError) as error:
+            raise MetasegError(
+                f"Expected weights to be a record of pre-trained weights, found {type(found).__name__} of another "
+                f"form ({error}): the checkpoint is damaged, or of another version of metaseg."
+            ) from error
+
+
+def described(sha256: str, name: str, metadata: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Name, licence and trained_on of a file: by its hash, else by its own metadata, else its name and "unknown"."""
+    for digits, (known, licence, trained_on) in KNOWN.items():
+        if sha256.startswith(digits):
+            return {"name": known, "licence": licence, "trained_on": trained_on}
+    own = metadata or {}
+    return {
+        "name": own.get("name", name),
+        "licence": own.get("licence", own.get("license", UNKNOWN)),
+        "trained_on": own.get("trained_on", UNKNOWN),
+    }
+
+
+def shortened(names: Sequence[str]) -> str:
+    """How many there are, and the first few of them: "5 (a, b, c, …)"."""
+    return f"{len(names)} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"

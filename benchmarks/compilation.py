@@ -34,9 +34,9 @@ def compile_cost(setting: Setting, learner: Learner, plain: Learner, episode: Ep
     """
     torch.compiler.reset()
     theta = learner.theta()
-    start, compiled = flatten(theta.values()), learner.task(episode).evaluate
+    start, compiled = flatten(theta.values()), learner.episode_task(theta, episode).task.evaluate
     assert compiled is not None
-    by_eager = by_autograd(plain.task(episode).objective)
+    by_eager = by_autograd(plain.episode_task(theta, episode).task.objective)
     runs = [lambda evaluate=evaluate: evaluate(at(start, theta)) for evaluate in (compiled, by_eager)]
     first = timed(runs[0], setting.device)
     for run in runs:

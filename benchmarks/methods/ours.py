@@ -81,7 +81,8 @@ def first_order(problem: Problem) -> Run:
 def passes(problem: Problem) -> Run:
     """The floor's passes through metaseg's network: how much of a difference is the network's layers alone."""
     learner = make_learner(FirstOrderMAML, problem.setting)
-    task, theta = learner.task(problem.episode), learner.theta()
+    theta = learner.theta()
+    task = learner.episode_task(theta, problem.episode).task
     support = by_autograd(task.objective)
     query = by_autograd(lambda parameters: task.query(parameters, None))
 
@@ -110,7 +111,8 @@ def gauss_newton_product(problem: Problem, phi: Parameters) -> Callable[[Tensor]
 
 
 def _task(problem: Problem) -> gradients.Task:
-    return imaml_learner(problem.setting, "hessian", TOLERANCE).task(problem.episode)
+    learner = imaml_learner(problem.setting, "hessian", TOLERANCE)
+    return learner.episode_task(learner.theta(), problem.episode).task
 
 
 def _imaml(short: str, matrix: Quantity, words: str, tolerance: float) -> Method:

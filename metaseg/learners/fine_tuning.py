@@ -117,7 +117,7 @@ class FineTuning:
 
         def objective(parameters: Parameters) -> tuple[Tensor, Statistics]:
             inputs, masks, found = batches.at(taken, rows)
-            logits, statistics = forward(self.network, parameters, inputs, **batches.first)
+            logits, statistics = forward(self.network, parameters, inputs, first=batches.first)
             return self.loss(logits, masks), found | statistics
 
         for step in descend(by_autograd(objective), moving, loop):
@@ -177,7 +177,7 @@ class _Batches:
     def __init__(self, tuning: FineTuning, theta: Parameters, support: SupportSet) -> None:
         self._tuning, self._support = tuning, support
         self._held: HeldStages | None = tuning.rates.held(tuning.network)
-        self.first: dict[str, str] = {} if self._held is None else {"first": self._held.next}
+        self.first = None if self._held is None else self._held.next
         names = frozenset[str]() if self._held is None else self._held.names
         self._parameters = {name: value for name, value in theta.items() if name in names}
         self._step = -1

@@ -52,21 +52,21 @@ class InnerEvaluation:
             call = torch.compile(call, dynamic=False, fullgraph=True)
 
         def objective(
-            parameters: Parameters, images: Any, masks: Tensor, stages: dict[str, str]
+            parameters: Parameters, images: Any, masks: Tensor, first: str | None
         ) -> tuple[Tensor, Statistics]:
-            logits, statistics = forward(network, parameters, images, call=call, **stages)
+            logits, statistics = forward(network, parameters, images, call=call, first=first)
             return loss(logits.float(), masks), statistics
 
         self._objective: Callable[..., tuple[Tensor, Statistics]] = objective
         self._plain = self.precision == "float32" and not settings.get("compile", False)
 
-    def of(self, images: Any, masks: Tensor, **stages: str) -> Evaluate | None:
+    def of(self, images: Any, masks: Tensor, first: str | None = None) -> Evaluate | None:
         """Evaluates the loss of these images (B, 3, H, W) and masks (B, 1, H, W); None: as the task itself does.
 
         Args:
             images: with ``first``, what the stages before it made of them.
             masks: in {0, 1}.
-            stages: as of `forward`.
+            first: the stage to begin with; None: the encoder.
         """
         if self._plain:
             return None
@@ -74,7 +74,7 @@ class InnerEvaluation:
 
         def evaluate(phi: Parameters) -> Evaluation:
             with torch.enable_grad(), _precision(self.precision, masks.device.type):
-                loss, found = self._objective(phi, images, masks, stages)
+                loss, found = self._objective(phi, images, masks, first)
             with torch.enable_grad(), _tf32(self.precision):
                 rows = torch.autograd.grad(loss * scale, list(phi.values()), materialize_grads=True)
             return Evaluation(loss.detach(), flatten(rows) / scale, cut(found))

@@ -175,5 +175,6 @@ class WeighedFeatures:
                 enlarged(torch.einsum("bchw,c->bhw", level, part).unsqueeze(1), finest)
                 for level, part in zip(features, parts, strict=True)
             ]
-            logits = enlarged(torch.stack(weighed).sum(0) + self.bias, images.shape[-2:])
+            height, width = images.shape[-2:]
+            logits = enlarged(torch.stack(weighed).sum(0) + self.bias, (height, width))
         return torch.sigmoid(logits)

@@ -70,7 +70,7 @@ class EpisodeTask:
         self._running = running_statistics(network) if norms.any("running") else {}
         held = rates.held(network)
         self.theta = {name: value for name, value in theta.items() if held is None or name not in held.names}
-        self._first: dict[str, str] = {} if held is None else {"first": held.next}
+        self._first = None if held is None else held.next
         self._held = None if held is None else self._hold(held, episode, chained)
         support, query = episode.support_images, episode.query_images
         inputs: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = ((), ())
@@ -100,14 +100,14 @@ class EpisodeTask:
 
     def _task(self, loss: Loss, episode: Episode, support: Any, query: Any, evaluation: InnerEvaluation) -> Task:
         def logits_of_support(parameters: Parameters) -> tuple[Tensor, Statistics]:
-            return forward(self._network, parameters, support, **self._first)
+            return forward(self._network, parameters, support, first=self._first)
 
         def support_loss(logits: Tensor) -> Tensor:
             return loss(logits, episode.support_masks)
 
         def query_loss(parameters: Parameters, found: Statistics) -> tuple[Tensor, Tensor]:
             given = self._norms.given(found, self._running)
-            logits, _ = forward(self._network, parameters, query, given, **self._first)
+            logits, _ = forward(self._network, parameters, query, given, first=self._first)
             return loss(logits, episode.query_masks), logits.detach()
 
         def logit_curvature(logits: Tensor, vector: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class EpisodeTask:
             query_loss,
             logit_curvature if loss.curvature is not None else None,
             query_reads_support=self._norms.any("support"),
-            evaluate=evaluation.of(support, episode.support_masks, **self._first),
+            evaluate=evaluation.of(support, episode.support_masks, self._first),
             support_inputs=self._inputs[0],
             query_inputs=self._inputs[1],
         )

@@ -43,9 +43,7 @@ class Linearisation(Protocol):
     def hessian_and_inputs(self, vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """∇²L(φ) v, and for each input c of the network the mixed product (∂²L/∂c∂φ) v, shaped as c."""
 
-    def gauss_newton_and_inputs(
-        self, curvature: LogitCurvature, vector: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gauss_newton_and_inputs(self, curvature: LogitCurvature, vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Jᵀ B J v, and for each input c of the network J_cᵀ B J v, with J_c the Jacobian of the logits in c."""
 
 
@@ -95,9 +93,7 @@ class DoubleBackward:
         """Jᵀ B J v for v of shape (N,)."""
         return flatten(self._pull(self._logits, self._in_logits(curvature, vector), self._leaves))
 
-    def gauss_newton_and_inputs(
-        self, curvature: LogitCurvature, vector: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gauss_newton_and_inputs(self, curvature: LogitCurvature, vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See ``Linearisation``."""
         pulled = self._pull(self._logits, self._in_logits(curvature, vector), self._leaves + self._inputs)
         return self._divided(pulled)

@@ -275,9 +275,7 @@ def unrolled_gradient(
         del support
     total = by_theta + by_phi
     diagnostics = result.diagnostics | {"gradient_norm": total.norm().item()}
-    return MetaGradient(
-        total, result.adapted, diagnostics, result.found, result.query_after, by_inputs=by_inputs
-    )
+    return MetaGradient(total, result.adapted, diagnostics, result.found, result.query_after, by_inputs=by_inputs)
 
 
 def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
@@ -346,9 +344,7 @@ def _slopes(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The gradient of the query loss in the parameters, as a vector, and in each of the task's inputs."""
     inputs = (*task.support_inputs, *task.query_inputs)
-    rows = torch.autograd.grad(
-        loss, [*leaves.values(), *inputs], retain_graph=retain_graph, materialize_grads=True
-    )
+    rows = torch.autograd.grad(loss, [*leaves.values(), *inputs], retain_graph=retain_graph, materialize_grads=True)
     return flatten(rows[: len(leaves)]), rows[len(leaves) :]
 
 

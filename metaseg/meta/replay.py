@@ -319,9 +319,7 @@ class Replay:
         with torch.no_grad():
             return self._collect(self._gauss_newton(curvature, vector, self._backward))
 
-    def gauss_newton_and_inputs(
-        self, curvature: LogitCurvature, vector: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gauss_newton_and_inputs(self, curvature: LogitCurvature, vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See ``Linearisation``."""
         with torch.no_grad():
             tangents = self._gauss_newton(curvature, vector, self._backward_to_inputs)

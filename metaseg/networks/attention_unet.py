@@ -6,6 +6,7 @@ with one difference: there the decoder, whose weights expect (upsampled, skip), 
 """
 
 from collections import OrderedDict
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -91,14 +92,15 @@ class UNet(StagedNetwork):
             self.add_module(f"decoder{level}", _double_convolution(2 * width, width, f"dec{level}"))
         self.conv = Pointwise2d(features, out_channels)
 
-    modules_of = {
-        "encoder": (*(f"encoder{level}" for level in LEVELS), "bottleneck"),
-        "head": ("decoder1", "conv"),
-    }
+    modules_of = MappingProxyType(
+        {"encoder": (*(f"encoder{level}" for level in LEVELS), "bottleneck"), "head": ("decoder1", "conv")}
+    )
 
     def stage(self, part: str, hidden: Any) -> Any:
         """Encoder: images → five feature maps, finest first; decoder: these → the input of the head; head: logits."""
-        return {"encoder": self._encode, "decoder": self._decode, "head": self._finish}[part](hidden)
+        if part == "encoder":
+            return self._encode(hidden)
+        return self._decode(hidden) if part == "decoder" else self._finish(hidden)
 
     def _encode(self, images: Tensor) -> list[Tensor]:
         height, width = images.shape[-2:]

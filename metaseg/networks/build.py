@@ -67,8 +67,8 @@ def build(
         if name in ("smp", "pretrained"):
             if init != "random":
                 raise MetasegError(
-                    f"Expected model.init=random with model={name}, found {init}: pre-trained weights of its encoders are "
-                    "chosen by model.encoder_weights."
+                    f"Expected model.init=random with model={name}, found {init}: pre-trained weights of its encoder "
+                    "are chosen by model.encoder_weights."
                 )
             weights = encoder_weights if initial_weights else None
             # Imported here because the library takes seconds to load.

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class EncoderUNet(StagedNetwork):
             the forward pass, a height or width that the encoder cannot halve as often as it must.
     """
 
-    modules_of = {"encoder": ("encoder",), "head": ("head",)}
+    modules_of = MappingProxyType({"encoder": ("encoder",), "head": ("head",)})
     order: Tensor
     scale: Tensor
     offset: Tensor
@@ -74,7 +75,9 @@ class EncoderUNet(StagedNetwork):
 
     def stage(self, part: str, hidden: Any) -> Any:
         """Encoder: images → feature maps at 1/2 to 1/32; decoder: these → the input of the head; head: logits."""
-        return {"encoder": self._encode, "decoder": self._decode, "head": self._finish}[part](hidden)
+        if part == "encoder":
+            return self._encode(hidden)
+        return self._decode(hidden) if part == "decoder" else self._finish(hidden)
 
     def _encode(self, images: Tensor) -> list[Tensor]:
         require_multiples(self.label, self.stride, *images.shape[-2:])

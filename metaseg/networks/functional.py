@@ -21,7 +21,8 @@ def forward(
     images: Any,
     statistics: Statistics | None = None,
     call: Callable[..., Any] = functional_call,
-    **stages: str,
+    first: str | None = None,
+    last: str | None = None,
 ) -> tuple[Any, Statistics]:
     """Call `network` with `parameters` in place of its own; nothing of the network changes.
 
@@ -37,7 +38,8 @@ def forward(
         statistics: mean and biased variance of norm layers; those that are not named use the statistics of `images`,
             and frozen ones always their own.
         call: what calls the network: `torch.func.functional_call`, or that compiled.
-        stages: ``first`` and ``last`` of a `StagedNetwork`, to run some of its stages only.
+        first: of a `StagedNetwork`: the stage to begin with; None: the encoder.
+        last: the stage to end with; None: the head.
 
     Returns:
         Logits (B, O, H, W), or what the last stage returns; and the statistics that were used: those given, and those
@@ -56,6 +58,7 @@ def forward(
         )
     known.require_deterministic()
     with normalising(known.names, statistics) as used:
+        stages = {name: part for name, part in (("first", first), ("last", last)) if part is not None}
         output = call(network, parameters, (images,), stages)
     return output, used
 
@@ -105,7 +108,7 @@ def update_running(network: nn.Module, statistics: Statistics, momentum: float |
 class _Layout:
     """What a forward pass has to know of an architecture: finding it out takes as long as a small network's pass."""
 
-    names: dict[nn.Module, str]
+    names: dict[EpisodicBatchNorm2d, str]
     parameters: frozenset[str]
     random: tuple[tuple[str, nn.Module], ...]
     """Layers that draw at random in training mode."""
@@ -132,7 +135,7 @@ def _layout(network: nn.Module) -> _Layout:
 
 def _look_up(network: nn.Module) -> _Layout:
     """The layout of a network; refuses layers whose output depends on a mode."""
-    names: dict[nn.Module, str] = {}
+    names: dict[EpisodicBatchNorm2d, str] = {}
     random = []
     for name, module in network.named_modules():
         if isinstance(module, EpisodicBatchNorm2d):

@@ -6,7 +6,7 @@ prediction does not depend on the other query images and is still differentiable
 therefore keeps no mode: `normalising` opens a scope in which statistics are given to the layers or recorded from them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -24,7 +24,7 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 class _Scope:
     """What the norm layers of one forward pass are given, and what they leave behind."""
 
-    def __init__(self, names: dict[nn.Module, str], given: Statistics | None) -> None:
+    def __init__(self, names: Mapping[Any, str], given: Statistics | None) -> None:
         self.names = names
         self.given = given or {}
         self.batches: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -37,7 +37,7 @@ _scope: ContextVar[_Scope | None] = ContextVar("metaseg_normalisation", default=
 
 
 @contextmanager
-def normalising(names: dict[nn.Module, str], given: Statistics | None = None) -> Iterator[Statistics]:
+def normalising(names: Mapping[Any, str], given: Statistics | None = None) -> Iterator[Statistics]:
     """Within this scope the norm layers use the statistics `given`, and those that are given none those of their batch.
 
     Args:

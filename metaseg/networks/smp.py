@@ -3,6 +3,7 @@
 import difflib
 import logging
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
@@ -45,7 +46,7 @@ class LibraryNetwork(StagedNetwork):
             height or width that is too small or that the encoder cannot halve as often as it must.
     """
 
-    modules_of = {"encoder": ("network.encoder",), "head": ("network.segmentation_head",)}
+    modules_of = MappingProxyType({"encoder": ("network.encoder",), "head": ("network.segmentation_head",)})
     order: Tensor
     scale: Tensor
     offset: Tensor
@@ -89,8 +90,9 @@ class LibraryNetwork(StagedNetwork):
     def stage(self, part: str, hidden: Any) -> Any:
         """Encoder: images → feature maps, finest first; decoder: these → the input of the head; head: logits."""
         if part == "encoder":
-            return list(self.network.encoder(self._prepared(hidden)))
-        return self.network.decoder(hidden) if part == "decoder" else self.network.segmentation_head(hidden)
+            return list(self.network.get_submodule("encoder")(self._prepared(hidden)))
+        module: nn.Module = self.network.get_submodule("decoder" if part == "decoder" else "segmentation_head")
+        return module(hidden)
 
     def _prepared(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

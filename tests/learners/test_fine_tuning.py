@@ -173,9 +173,7 @@ def test_every_image_is_held_out_once(count, folds, sizes):
         assert np.array_equal(np.concatenate(parts), np.arange(count))
 
 
-@pytest.mark.parametrize(
-    "norm", ["support", "batch", "running", {"encoder": "frozen", "decoder": "support"}], ids=str
-)
+@pytest.mark.parametrize("norm", ["support", "batch", "running", {"encoder": "frozen", "decoder": "support"}], ids=str)
 def test_held_stages_that_run_once_a_step_change_nothing(norm, monkeypatch):
     frozen = {"encoder": 0, "decoder": 1, "head": 0.5}
     support = SupportSet(discs(5, 3).images, discs(5, 3).masks, "flips", seed=0)

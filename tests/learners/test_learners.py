@@ -366,7 +366,7 @@ def test_what_the_outer_step_freezes_stays_and_the_rest_moves_at_its_rate():
     before = {name: value.clone() for name, value in learner.theta().items()}
     outer_steps(learner, 1)
     # Adam's first step is as long as its learning rate wherever the gradient is not tiny.
-    longest = {part: 0.0 for part in PARTS}
+    longest = dict.fromkeys(PARTS, 0.0)
     for name, value in learner.theta().items():
         part = part_of(learner.network, name)
         longest[part] = max(longest[part], float((value - before[name]).abs().max()))

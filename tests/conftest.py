@@ -183,7 +183,8 @@ def run_of(tmp_path_factory):
     def make(*overrides):
         directory = tmp_path_factory.mktemp("run")
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            tiny = [one for one in TINY if not (one.startswith("model.") and "model=smp" in overrides)]
+            own = {"model=smp", "model=pretrained"}.intersection(overrides)
+            tiny = [one for one in TINY if not (one.startswith("model.") and own)]
             config = compose("config", [*tiny, "train=false", *overrides])
             OmegaConf.save(config, directory / "config.yaml", resolve=True)
         return directory

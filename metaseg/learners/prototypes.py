@@ -20,6 +20,7 @@ from metaseg.errors import MetasegError
 from metaseg.learners.metric import MetricLearner
 from metaseg.networks.attention_unet import UNet
 from metaseg.networks.comparing import ComparingNetwork, at_size_of
+from metaseg.networks.encoder_unet import EncoderUNet
 
 
 class Prototypes(MetricLearner):
@@ -48,6 +49,10 @@ class PrototypeNetwork(ComparingNetwork):
         super().__init__()
         self.label = f"prototypes of {getattr(network, 'label', type(network).__name__)}"
         self.backbone = embedding(network, seed)
+        self.weights = network.weights
+        self.modules_of = {
+            part: tuple(f"backbone.{name}" for name in names) for part, names in network.modules_of.items()
+        }
         self.scale = scale
 
     def encode(self, images: Tensor) -> Tensor:
@@ -80,13 +85,16 @@ def embedding(network: nn.Module, seed: int) -> nn.Module:
     Raises:
         MetasegError: if the last layer is not known.
     """
-    # The 1x1 convolution of UNet, or the first part of the head of segmentation-models-pytorch.
+    # The 1x1 convolution of UNet and EncoderUNet, or the first part of smp's head.
     inner = getattr(network, "network", None)
-    holder, name = (network, "conv") if isinstance(network, UNet) else (getattr(inner, "segmentation_head", None), "0")
+    holder: nn.Module | None = network if isinstance(network, UNet | EncoderUNet) else None
+    name = "conv" if isinstance(network, UNet) else "head"
+    if holder is None:
+        holder, name = getattr(inner, "segmentation_head", None), "0"
     last = getattr(holder, name, None)
     if holder is None or not isinstance(last, nn.Conv2d):
         raise MetasegError(
-            f"learner=prototypes knows the last layer of attention_unet, unet and smp, found {type(network).__name__}; "
+            f"learner=prototypes knows the last layer of attention_unet, unet, pretrained and smp, found {type(network).__name__}; "
             "choose one of these as model."
         )
     with torch.random.fork_rng(devices=[]):

@@ -17,7 +17,7 @@ from metaseg.networks.pointwise import Pointwise2d
 from metaseg.networks.smp import library_encoder, register_rescaling, require_multiples, rescaled
 from metaseg.networks.stages import StagedNetwork
 
-WIDTHS = (96, 64, 48, 32)
+WIDTHS = (64, 48, 32, 24)
 """Of the decoder's levels, coarsest first [our decision, measured: experiments/README.md]."""
 
 

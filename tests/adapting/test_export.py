@@ -12,6 +12,7 @@ from metaseg.data.batches import image_tensor
 from metaseg.errors import MetasegError
 
 ENCODER = ["model=smp", "model.encoder=resnet18", "model.encoder_weights=null"]
+PRETRAINED = ["model=pretrained", "model.widths=[8,8,8]"]
 
 
 def pictures(count, size=32):
@@ -49,8 +50,9 @@ def test_onnx_takes_any_number_of_images(adapted, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["segmenter.onnx"]  # weights inside
 
 
-def test_a_library_network_is_exported_like_ours(run_of, lesions, tmp_path):
-    adapted = metaseg.load(run_of("learner=joint", *ENCODER)).adapt(*lesions)
+@pytest.mark.parametrize("model", [ENCODER, PRETRAINED], ids=["smp", "pretrained"])
+def test_networks_with_an_encoder_are_exported_like_ours(run_of, lesions, tmp_path, model):
+    adapted = metaseg.load(run_of("learner=joint", *model)).adapt(*lesions)
     (path,) = export(adapted, tmp_path, ["torch"])
     images = pictures(3)
     found = torch.export.load(path).module()(torch.from_numpy(images))

@@ -67,8 +67,8 @@ def pictures(count, seed, side=32):
     return images.astype(np.uint8), masks.astype(np.uint8)
 
 
-def episode(seed=0, shots=3):
-    support, query = pictures(shots, seed), pictures(shots, seed + 100)
+def episode(seed=0, shots=3, side=32):
+    support, query = pictures(shots, seed, side), pictures(shots, seed + 100, side)
     return Episode(
         image_tensor(support[0]),
         torch.from_numpy(support[1])[:, None].float(),
@@ -81,8 +81,8 @@ def in_double(task):
     return Episode(*(part if part is None else part.double() for part in task))
 
 
-def support_set(augmentation="none"):
-    return SupportSet(*pictures(4, 7), augmentation, seed=0)
+def support_set(augmentation="none", side=32):
+    return SupportSet(*pictures(4, 7, side), augmentation, seed=0)
 
 
 def mean_dice(segmenter, seed=50):
@@ -331,7 +331,7 @@ def test_held_stages_leave_the_implicit_gradient_as_it_is(norm, products, curvat
         learner = make(
             "imaml", norm=norm, inner=EPISODIC["imaml"][1]["inner"] | STAGED, products=products, curvature=curvature
         ).double()
-        return learner.meta_gradient(learner.theta(), in_float64(episode()))
+        return learner.meta_gradient(learner.theta(), in_double(episode()))
 
     fast = gradient()
     monkeypatch.setattr(Rates, "held", lambda *_: None)
@@ -349,15 +349,11 @@ def test_held_stages_leave_the_implicit_gradient_as_it_is(norm, products, curvat
 def test_held_stages_leave_other_meta_gradients_as_they_are(name, norm, monkeypatch):
     def gradient():
         learner = make(name, norm=norm, inner=INNER | STAGED).double()
-        return learner.meta_gradient(learner.theta(), in_float64(episode()))
+        return learner.meta_gradient(learner.theta(), in_double(episode()))
 
     fast = gradient()
     monkeypatch.setattr(Rates, "held", lambda *_: None)
     torch.testing.assert_close(fast.gradient, gradient().gradient, rtol=1e-8, atol=1e-11)
-
-
-def in_float64(one: Episode) -> Episode:
-    return Episode(*(part if part is None else part.double() for part in one))
 
 
 def test_what_the_outer_step_freezes_stays_and_the_rest_moves_at_its_rate():

@@ -98,7 +98,10 @@ PACKAGES = {
     "tf_efficientnet_lite1": _efficientnet_lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
     "tf_efficientnet_lite2": _efficientnet_lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
-"""timm's name of an encoder ("tu-" or "timm-" before it for smp) → the package with its weights. Their tensors stand in timm's order under other names."""
+"""timm's name of an encoder ("tu-" or "timm-" before it for smp) → the package with its weights.
+
+Their tensors stand in timm's order under other names.
+"""
 
 
 def loads_here(encoder_weights: str | Path | None) -> bool:

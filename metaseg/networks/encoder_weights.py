@@ -98,7 +98,10 @@ PACKAGES = {
     "tf_efficientnet_lite1": _efficientnet_lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
     "tf_efficientnet_lite2": _efficientnet_lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
-"""timm's name of an encoder → the package with its weights. Their tensors stand in timm's order under other names."""
+"""timm's name of an encoder ("tu-" or "timm-" before it for smp) → the package with its weights.
+
+Their tensors stand in timm's order under other names.
+"""
 
 
 def loads_here(encoder_weights: str | Path | None) -> bool:
@@ -240,7 +243,7 @@ def _opened(encoder_name: str, source: str | Path) -> tuple[WeightsFile, dict[st
     package = PACKAGES.get(encoder_name.removeprefix("timm-").removeprefix("tu-").split(".")[0])
     if package is None:
         raise MetasegError(
-            f"Expected encoder_weights={PACKAGE} with encoder {', '.join(f'timm-{name}' for name in PACKAGES)}, found "
+            f"Expected encoder_weights={PACKAGE} with encoder {', '.join(f'tu-{name}' for name in PACKAGES)}, found "
             f"{encoder_name}: choose one of them, or name a file of weights."
         )
     pinned = f"{package.distribution} {package.version}"

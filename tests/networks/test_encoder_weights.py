@@ -123,7 +123,7 @@ def test_missing_package_is_refused_with_the_command_that_installs_it(absent, pa
 
 
 def test_encoder_without_a_package_is_told_which_have_one():
-    with pytest.raises(MetasegError, match=rf"encoder_weights.*{LITE}.*resnet18"):
+    with pytest.raises(MetasegError, match=r"encoder_weights.*tu-tf_efficientnet_lite0.*resnet18"):
         load_encoder(get_encoder("resnet18", weights=None), "resnet18", "package")
 
 

@@ -281,9 +281,9 @@ def test(
     """Meta-test on every target, beside training from scratch and the trivial baselines; writes scores and figures."""
     how = how_to_test(settings)
     learners, folds = {"": learner}, {"": settings["learner"]["adapt"].get("folds", 0)}
-    scratch = settings["evaluation"]["scratch"]
-    if scratch["compare"] and learner.trains:
-        learners[FROM_SCRATCH], folds[FROM_SCRATCH] = scratch_learner(settings), scratch["folds"]
+    if settings["evaluation"]["scratch"]["compare"] and learner.trains:
+        learners[FROM_SCRATCH] = scratch_learner(settings)
+        folds[FROM_SCRATCH] = settings["protocol"]["adapt"]["folds"]
     parts = {
         f"{name}{label}": metatest.work(one, target, how, folds[label])
         for name, target in data.targets.items()

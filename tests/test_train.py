@@ -70,7 +70,7 @@ def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner, vg
 
 
 def test_one_model_serves_several_targets_and_scratch_stands_beside_it(train, tmp_path):
-    beside = ["evaluation.scratch.compare=true", "evaluation.scratch.steps=2"]
+    beside = ["evaluation.scratch.compare=true", "protocol.adapt.steps=2"]
     finished = train("learner=fomaml", "pair=isic_ph2", "tasks.mixing=mixed", *beside)
     assert finished.returncode == 0, finished.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())

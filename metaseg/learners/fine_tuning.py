@@ -237,7 +237,9 @@ def held_out(count: int, folds: int) -> list[np.ndarray]:
 
 
 def _moved(running: Statistics, found: Statistics, momentum: float = 0.1) -> Statistics:
-    return {
+    # Encoders of libraries have layers that no feature passes through.
+    return running | {
         layer: (mean.lerp(found[layer][0].detach(), momentum), variance.lerp(found[layer][1].detach(), momentum))
         for layer, (mean, variance) in running.items()
+        if layer in found
     }

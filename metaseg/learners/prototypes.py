@@ -94,8 +94,8 @@ def embedding(network: nn.Module, seed: int) -> nn.Module:
     last = getattr(holder, name, None)
     if holder is None or not isinstance(last, nn.Conv2d):
         raise MetasegError(
-            f"learner=prototypes knows the last layer of attention_unet, unet, pretrained and smp, found {type(network).__name__}; "
-            "choose one of these as model."
+            "learner=prototypes knows the last layer of attention_unet, unet, pretrained and smp, found "
+            f"{type(network).__name__}; choose one of these as model."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("dashboard") / "run"
     settings = [
         *("learner=imaml", "seed=1", f"trainer.max_epochs={EPOCHS}", "logger=both", "logger.overlay_images=3"),
-        *("evaluation.scratch.compare=true", "evaluation.scratch.steps=2"),
+        *("evaluation.scratch.compare=true", "protocol.adapt.steps=2"),
     ]
     command = [sys.executable, str(ROOT / "train.py"), *TINY, *settings, f"hydra.run.dir={directory}"]
     finished = subprocess.run(

@@ -151,6 +151,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # some networks stay so
 
 
 def build_learner(settings: Mapping[str, Any], learner: Mapping[str, Any], initial_weights: bool = True) -> Learner:

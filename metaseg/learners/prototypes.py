@@ -21,6 +21,7 @@ from metaseg.learners.metric import MetricLearner
 from metaseg.networks.attention_unet import UNet
 from metaseg.networks.comparing import ComparingNetwork, at_size_of
 from metaseg.networks.encoder_unet import EncoderUNet
+from metaseg.networks.stages import StagedNetwork
 
 
 class Prototypes(MetricLearner):
@@ -49,9 +50,9 @@ class PrototypeNetwork(ComparingNetwork):
         super().__init__()
         self.label = f"prototypes of {getattr(network, 'label', type(network).__name__)}"
         self.backbone = embedding(network, seed)
-        self.weights = network.weights
+        self.weights = self.backbone.weights
         self.modules_of = {
-            part: tuple(f"backbone.{name}" for name in names) for part, names in network.modules_of.items()
+            part: tuple(f"backbone.{name}" for name in names) for part, names in self.backbone.modules_of.items()
         }
         self.scale = scale
 
@@ -79,7 +80,7 @@ def prototype(features: Tensor, masks: Tensor) -> Tensor:
     return ((features * masks).sum((2, 3)) / masks.sum((2, 3)).clamp_min(1e-6)).mean(0)
 
 
-def embedding(network: nn.Module, seed: int) -> nn.Module:
+def embedding(network: nn.Module, seed: int) -> StagedNetwork:
     """The network with features in place of logits: its last convolution gets as many outputs as inputs; in place.
 
     Raises:
@@ -92,7 +93,7 @@ def embedding(network: nn.Module, seed: int) -> nn.Module:
     if holder is None:
         holder, name = getattr(inner, "segmentation_head", None), "0"
     last = getattr(holder, name, None)
-    if holder is None or not isinstance(last, nn.Conv2d):
+    if not isinstance(network, StagedNetwork) or holder is None or not isinstance(last, nn.Conv2d):
         raise MetasegError(
             "learner=prototypes knows the last layer of attention_unet, unet, pretrained and smp, found "
             f"{type(network).__name__}; choose one of these as model."

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metaseg.errors import MetasegError
+from metaseg.networks.weights_record import WeightsRecord
 
 PARTS = ("encoder", "decoder", "head")
 """In the order in which images pass through them."""
@@ -22,6 +23,8 @@ class StagedNetwork(nn.Module):
     Images (B, 3, H, W) in [-1, 1] → encoder → decoder → head → logits (B, 1, H, W).
     """
 
+    weights: WeightsRecord | None = None
+    """Pre-trained weights that it began from."""
     staged = True
     """Whether passes may end and begin between parts."""
     modules_of: Mapping[str, tuple[str, ...]]

@@ -23,6 +23,10 @@ APPENDED = {
     "python train.py 'pair=[mine,ph2]' target=kvasir": SMALL,
     "python train.py target=mine": SMALL,
     "python train.py model.init=brain_mri model.init_path=FILE model.features=8": [*SMALL, "model.features=8"],
+    "python train.py learner=imaml shots=5 pair=isic_ph2 target=kvasir model=pretrained": [
+        *(one for one in SMALL if not one.startswith("model.")),
+        "model.widths=[8,8]",
+    ],
     "python train.py model=smp model.encoder=tu-tf_efficientnet_lite0 model.encoder_weights=package": [
         *(one for one in SMALL if not one.startswith("model.")),
         "learner=scratch",

@@ -52,7 +52,7 @@ def run(config: DictConfig) -> None:
     sources = images_in(paths["images"]) if "images" in paths else []
     _warn(passed_over(paths["images"]) if "images" in paths else [])
     truth = truth_in(paths["truth"], sources) if "truth" in paths else {}
-    model = load(settings["checkpoint"], settings["device"])
+    model = load(settings["checkpoint"], settings["device"], settings["recipe"])
     began = time.monotonic()
     pictures, masks = _support(annotated)
     output.clear(out)

@@ -25,11 +25,9 @@ from metaseg.rundir import RunDirectory
 from metaseg.settings import upgraded
 
 DEVICES = ("auto", "cpu", "cuda")
-_REPORTS = 10
-"""Into how many parts adaptation is cut for progress; each costs a few passes over the support set."""
 
 
-def load(path: str | Path, device: str = "auto") -> Model:
+def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> Model:
     """Load a run of train.py.
 
     Nothing in the file is executed. Pre-trained weights that the run started from are not needed.
@@ -37,6 +35,8 @@ def load(path: str | Path, device: str = "auto") -> Model:
     Args:
         path: a run directory, or a checkpoint (best.ckpt, last.ckpt), which may lie anywhere.
         device: "cpu", "cuda", or "auto": a GPU where there is one.
+        recipe: how to adapt, of those that the run's network has: "default", or "quick", by the decoder alone. None: as
+            the run did.
 
     Raises:
         MetasegError: there is no run, it was not finished, its files are damaged, or there is no such device.
@@ -49,7 +49,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
     settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
     try:
         _own_classes(settings)
-        settings = upgraded(settings)
+        settings = _with_recipe(upgraded(settings), recipe)
         learner = build_learner(settings, settings["learner"], initial_weights=checkpoint is None)
         size = int(settings["data"]["size"])
         augmentation = settings["data"]["augment"]
@@ -139,11 +139,8 @@ class Model:
         )
         end = self.learner.adapt_loop.steps
         try:
-            at = sorted({*range(0, end, max(1, end // _REPORTS)), end})
             support = SupportSet(images, masks, self.augmentation, seed)
-            for step, found in self.learner.adaptation(support, at):
-                progress(step, end)
-                segmenter = found
+            ((_, segmenter),) = self.learner.adaptation(support, [end], progress)
         finally:
             self.learner.change_adaptation(steps=kept.steps, lr=kept.lr)
         return Adapted(segmenter, self.size)
@@ -194,6 +191,24 @@ def enlarged(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     picture = Image.fromarray(probabilities.astype(np.float32))
     # Floats may leave [0, 1] by a rounding error.
     return np.clip(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
+
+
+def _with_recipe(settings: Mapping[str, Any], recipe: str | None) -> Mapping[str, Any]:
+    """The settings with the adaptation of a recipe of the run's network.
+
+    Raises:
+        MetasegError: if it has none of that name.
+    """
+    if recipe is None:
+        return settings
+    known = settings["model"].get("recipe", {}).get("adapt", {})
+    if recipe not in known:
+        raise MetasegError(
+            f"Expected recipe to be one of those of the run's network, {', '.join(known) or 'of which it has none'}, "
+            f"found {recipe!r}: leave it out to adapt as the run did."
+        )
+    learner = settings["learner"]
+    return {**settings, "learner": {**learner, "adapt": {**learner["adapt"], **known[recipe]}}}
 
 
 def _own_classes(settings: Mapping[str, Any]) -> None:

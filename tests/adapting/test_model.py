@@ -217,3 +217,42 @@ def test_a_checkpoint_that_lacks_its_weights_is_refused_in_words(trained, tmp_pa
 def test_a_diverged_network_is_told(trained, lesions):
     with pytest.raises(MetasegError, match="diverged, so choose a smaller lr"):
         metaseg.load(trained).adapt(*lesions, lr=1e38).segment(lesions[0])
+
+
+def test_a_recipe_of_the_runs_network_replaces_its_adaptation(run_of, lesions):
+    run = run_of("learner=joint", "model=pretrained", "model.widths=[8,8]", "model.recipe.adapt.quick.steps=3")
+    model = metaseg.load(run, recipe="quick")
+    assert model.learner.adapt_loop.steps == 3
+    theta = model.learner.theta()
+    moved = model.adapt(*lesions).segmenter.parameters
+    assert all(torch.equal(moved[name], value) for name, value in theta.items() if name.startswith("encoder."))
+    assert metaseg.load(run).learner.adapt_loop.steps == 2
+    with pytest.raises(MetasegError, match="recipe .*default, quick"):
+        metaseg.load(run, recipe="slow")
+
+
+@pytest.mark.parametrize(("adapts", "frozen"), [(None, ()), (r"^(decoder1|conv)\.", ("encoder", "decoder2", "gate"))])
+def test_settings_of_before_parts_existed_are_read(run_of, lesions, adapts, frozen):
+    run = run_of("learner=maml")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["learner"]["adapts"] = adapts
+    settings["model"]["norm"] = "support"
+    for group in ("optimizer", "inner", "adapt"):
+        del settings["learner"][group]["rates"]
+    del settings["model"]["recipe"], settings["learner"]["adapt"]["schedule"]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    model = metaseg.load(run)
+    theta = model.learner.theta()
+    moved = model.adapt(*lesions).segmenter
+    first = getattr(moved, "members", (moved,))[0].parameters
+    assert all(torch.equal(first[name], value) for name, value in theta.items() if frozen and name.startswith(frozen))
+    assert not torch.equal(first["conv.weight"], theta["conv.weight"])
+
+
+def test_settings_that_parts_cannot_say_are_refused(run_of):
+    run = run_of("learner=maml")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["learner"]["adapts"] = "gate"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(MetasegError, match=r"learner\.adapts"):
+        metaseg.load(run)

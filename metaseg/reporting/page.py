@@ -87,7 +87,7 @@ def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("outer steps", (run.outer_steps for run in trained)),
         ("protocol", (_at(run, "protocol", "name") for run in runs)),
         ("initial weights", (_at(run, "model", "init") for run in runs)),
-        ("batch-norm statistics", (_at(run, "model", "norm") for run in runs)),
+        ("batch-norm statistics", (_norm(_at(run, "model", "norm")) for run in runs)),
         ("seeds", (run.settings["seed"] for run in runs)),
     ]
     return [(name, _values(values)) for name, values in facts]
@@ -256,6 +256,14 @@ def _score_interval(score: Mapping[str, Any] | None) -> str:
     if not score or score.get("low") is None or score.get("high") is None:
         return "–"
     return exports.interval(score["low"], score["high"])
+
+
+def _norm(norm: Any) -> str | None:
+    """The kind of batch-norm statistics in words: one, or one of the encoder and one of the decoder."""
+    if not isinstance(norm, Mapping):
+        return None if norm is None else str(norm)
+    kinds = list(dict.fromkeys(norm.values()))
+    return kinds[0] if len(kinds) == 1 else ", ".join(f"{kind} ({part})" for part, kind in norm.items())
 
 
 def _at(run: Run, group: str, key: str) -> Any:

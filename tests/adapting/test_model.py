@@ -227,7 +227,7 @@ def test_a_recipe_of_the_runs_network_replaces_its_adaptation(run_of, lesions):
     moved = model.adapt(*lesions).segmenter.parameters
     assert all(torch.equal(moved[name], value) for name, value in theta.items() if name.startswith("encoder."))
     assert metaseg.load(run).learner.adapt_loop.steps == 2
-    with pytest.raises(MetasegError, match="recipe .*default, quick"):
+    with pytest.raises(MetasegError, match=r"recipe .*default, quick"):
         metaseg.load(run, recipe="slow")
 
 

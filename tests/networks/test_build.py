@@ -2,12 +2,14 @@ import logging
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import AttentionUNet, UNet
 from metaseg.networks.brain_mri import save_in_hub_layout
 from metaseg.networks.build import build, fingerprint
+from metaseg.run import NOT_THE_NETWORKS
 
 
 def test_seed_decides_the_weights_and_the_global_generator_is_left_alone():
@@ -49,7 +51,7 @@ def test_initial_weights_can_be_left_out_for_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"name": "segnet"}, "model.name to be one of attention_unet, unet, smp, found 'segnet'"),
+        ({"name": "segnet"}, "model.name to be one of attention_unet, unet, smp, pretrained, found 'segnet'"),
         ({"init": "imagenet"}, "model.init to be one of random, brain_mri, found 'imagenet'"),
         ({"features": 0}, "model.features of at least 1, found 0"),
         ({"init_path": "weights.pt"}, "found model.init=random and model.init_path=weights.pt"),
@@ -62,16 +64,13 @@ def test_bad_settings_are_told(settings, sentence):
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["attention_unet", "smp"])
+@pytest.mark.parametrize("name", ["attention_unet", "smp", "pretrained"])
 def test_configuration_files_hold_arguments_of_build(name, request):
-    text = (request.config.rootpath / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8")
-    config = OmegaConf.to_container(
-        OmegaConf.merge({"protocol": {"init": "random"}}, OmegaConf.create(text)), resolve=True
-    )
-    del config["protocol"]
-    config |= {"features": 2} if name == "attention_unet" else {}
-    assert config["norm"] == "support"
-    assert build(**config)(torch.randn(2, 3, 32, 32)).shape == (2, 1, 32, 32)
+    with initialize_config_dir(str(request.config.rootpath / "conf"), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=[f"model={name}"]).model, resolve=False)
+    settings = {key: value for key, value in config.items() if key not in (*NOT_THE_NETWORKS, "init")}
+    settings |= {"features": 2} if name == "attention_unet" else {}
+    assert build(**settings)(torch.randn(2, 3, 32, 32)).shape == (2, 1, 32, 32)
 
 
 def test_fingerprint_tells_architectures_apart():

@@ -83,7 +83,7 @@ def test_attention_can_be_differentiated_twice():
             return nn.functional.scaled_dot_product_attention(images, images, images)
 
     network = LibraryNetwork()
-    network.network = Attention()
+    network.network, network.staged = Attention(), False
     images = torch.randn(2, 3, 32, 32, requires_grad=True)
     (gradient,) = torch.autograd.grad(network(images).square().mean(), images, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), images)

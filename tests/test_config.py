@@ -79,7 +79,6 @@ def test_the_learner_that_a_configuration_names_can_be_built(learner, pair, vgg1
     monkeypatch.setenv("METASEG_VGG16", str(vgg16_weights))
     settings = composed(f"learner={learner}", f"pair={pair}", "model.features=2")
     built = build_learner(settings, settings["learner"])
-    assert built.norm == settings["model"]["norm"]
     assert built.adapt_loop.steps == settings["learner"]["adapt"]["steps"]
 
 

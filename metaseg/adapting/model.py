@@ -140,6 +140,7 @@ class Model:
         end = self.learner.adapt_loop.steps
         try:
             support = SupportSet(images, masks, self.augmentation, seed)
+            progress(0, end)
             ((_, segmenter),) = self.learner.adaptation(support, [end], progress)
         finally:
             self.learner.change_adaptation(steps=kept.steps, lr=kept.lr)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaseg.data.batches import SupportSet
-from metaseg.evaluation.scores import dice, foreground
+from metaseg.evaluation.scores import THRESHOLD, dice
 from metaseg.learners.segmenter import AdaptedNetwork, Ensemble, Segmenter
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
 from metaseg.meta.losses import Loss
@@ -150,7 +150,7 @@ class FineTuning:
             values = []
             for stage, rows, part in zip(stages, members, parts, strict=True):
                 found = self._adapted(theta, stage, share, images[rows])(images[part])
-                values.append(dice(foreground(found), masks[part]))
+                values.append(dice(found > THRESHOLD, masks[part]))
             scores.append(np.concatenate(values).mean())
         return SHARES[int(np.argmax(scores))]
 

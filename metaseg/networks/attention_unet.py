@@ -16,7 +16,6 @@ from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
 from metaseg.networks.pointwise import Pointwise2d
 from metaseg.networks.stages import StagedNetwork
-from metaseg.networks.weights_record import WeightsRecord
 
 LEVELS = (1, 2, 3, 4)
 STRIDE = 2 ** len(LEVELS)
@@ -72,9 +71,6 @@ class UNet(StagedNetwork):
     Raises:
         MetasegError: in the forward pass, when H or W is not a multiple of 16.
     """
-
-    weights: WeightsRecord | None = None
-    """Pre-trained weights that it began from."""
 
     def __init__(self, features: int = 32, in_channels: int = 3, out_channels: int = 1) -> None:
         super().__init__()

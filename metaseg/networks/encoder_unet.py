@@ -18,7 +18,7 @@ from metaseg.networks.smp import library_encoder, register_rescaling, require_mu
 from metaseg.networks.stages import StagedNetwork
 
 WIDTHS = (64, 48, 32, 24)
-"""Of the decoder's levels, coarsest first [our decision, measured: experiments/README.md]."""
+"""Of the decoder's levels, coarsest first [our decision]."""
 
 
 class EncoderUNet(StagedNetwork):

@@ -222,7 +222,7 @@ class Adapting:
     """A learner of so many steps; it tells of each of them, or of none."""
 
     def __init__(self, steps, tells):
-        self.adapt_loop, self.tells = SimpleNamespace(steps=steps), tells
+        self.adapt_loop, self.tells = SimpleNamespace(steps=steps, schedule="constant"), tells
 
     def adaptation(self, support, at, progress):
         last = max(at)

@@ -7,13 +7,15 @@ part of it is segmented by the same descent on the other parts. These descents a
 else, and the mean of what they and the descent on all images say is better than what each says alone [Breiman 1996,
 bagging; that it is done here is our decision].
 
-All descents go side by side: images are augmented once a step for all of them, and where leading stages of the network
-are held at θ with frozen norm layers, these run once a step for all of them too.
+All descents go side by side, on several threads where there are any: images are augmented once a step for all of them.
+Where leading stages of the network are held at θ with frozen norm layers, these run once a step for all of them too.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from torch.utils import _pytree as pytree
 from metaseg.data.batches import SupportSet
 from metaseg.evaluation.scores import THRESHOLD, dice
 from metaseg.learners.segmenter import AdaptedNetwork, Ensemble, Segmenter
+from metaseg.learners.side_by_side import SideBySide
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
 from metaseg.meta.losses import Loss
 from metaseg.meta.vectors import Parameters, detach, interpolate
@@ -98,30 +101,37 @@ class FineTuning:
         clean = self._there(support.clean())
         if 0 in at:
             yield 0, self._segmenter(theta, [Stage(theta, running_statistics(self.network))], 1.0, clean[0])
-        with _Batches(self, theta, support) as batches:
-            descents = [self._descent(theta, batches, rows, last) for rows in members]
-            for step, stages in enumerate(zip(*descents, strict=True), start=1):
+        with _Batches(self, theta, support) as batches, SideBySide(len(members), self.device) as side_by_side:
+            # A network lends itself to one call at a time.
+            networks = [self.network, *(copy.deepcopy(self.network) for _ in parts)]
+            descents = [
+                self._descent(network, theta, batches, rows, last)
+                for network, rows in zip(networks, members, strict=True)
+            ]
+            advances = [partial(next, descent) for descent in descents]
+            for step in range(1, last + 1):
+                batches.draw(step - 1)
+                stages = side_by_side(advances)
                 progress(step, last)
                 if step in at:
                     share = self._share(theta, stages[1:], members[1:], parts, clean) if self.folds else 1.0
                     yield step, self._segmenter(theta, stages, share, clean[0])
-                if step == last:
-                    break
 
-    def _descent(self, theta: Parameters, batches: "_Batches", rows: np.ndarray, last: int) -> Iterator[Stage]:
+    def _descent(
+        self, network: nn.Module, theta: Parameters, batches: "_Batches", rows: np.ndarray, last: int
+    ) -> Iterator[Stage]:
         """The points of the descent of one member, which sees the images in ``rows``, after each step."""
         moving = {name: value for name, value in theta.items() if batches.moves(name)}
         steps = last if self.loop.schedule == "constant" else self.loop.steps
         loop = replace(self.loop, steps=steps, rates=self.rates.vector(moving))
-        running, taken = running_statistics(self.network), 0
+        running = running_statistics(network)
 
         def objective(parameters: Parameters) -> tuple[Tensor, Statistics]:
-            inputs, masks, found = batches.at(taken, rows)
-            logits, statistics = forward(self.network, parameters, inputs, first=batches.first)
+            inputs, masks, found = batches.of(network, rows)
+            logits, statistics = forward(network, parameters, inputs, first=batches.first)
             return self.loss(logits, masks), found | statistics
 
         for step in descend(by_autograd(objective), moving, loop):
-            taken += 1
             running = _moved(running, step.before.found)
             yield Stage({**theta, **step.parameters}, running)
 
@@ -180,7 +190,6 @@ class _Batches:
         self.first = None if self._held is None else self._held.next
         names = frozenset[str]() if self._held is None else self._held.names
         self._parameters = {name: value for name, value in theta.items() if name in names}
-        self._step = -1
         self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1)
 
@@ -194,30 +203,31 @@ class _Batches:
         """Whether a parameter belongs to a stage that steps run through."""
         return name not in self._parameters
 
-    def at(self, step: int, rows: np.ndarray) -> tuple[Any, Tensor, Statistics]:
+    def draw(self, step: int) -> None:
+        """Go on to step number ``step``, from 0."""
+        self._images, self._masks = self._tuning._there(self._augmented(step))
+        self._outputs = self._run(self._tuning.network, self._images)
+
+    def of(self, network: nn.Module, rows: np.ndarray) -> tuple[Any, Tensor, Statistics]:
         """What the first stage that moves is given, the masks, and norm statistics of the stages before it.
 
         Args:
-            step: number of the step, from 0; as it is asked for by one member after the other.
+            network: the member's, which no other thread calls.
             rows: the member's images.
         """
-        if step != self._step:
-            self._step, (images, masks) = step, self._augmented(step)
-            self._images, self._masks = self._tuning._there((images, masks))
-            self._outputs = self._run(self._images)
         outputs, found = self._outputs
         if found:  # the images of a batch normalise one another, so each member has outputs of its own
-            outputs, found = self._run(self._images[rows])
+            outputs, found = self._run(network, self._images[rows])
         else:
             outputs = pytree.tree_map(lambda one: one[rows], outputs)
         return outputs, self._masks[rows], found
 
-    def _run(self, images: Tensor) -> tuple[Any, Statistics]:
+    def _run(self, network: nn.Module, images: Tensor) -> tuple[Any, Statistics]:
         """The held stages; images as they are where there are none."""
         if self._held is None:
             return images, {}
         with torch.no_grad():
-            return forward(self._tuning.network, self._parameters, images, last=self._held.last)
+            return forward(network, self._parameters, images, last=self._held.last)
 
     def _augmented(self, step: int) -> tuple[Tensor, Tensor]:
         if self._support.augmentation == "none":

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.setting import Setting
-from metaseg import provenance
+from metaseg.runs import provenance
 
 PACKAGES = ("metaseg", "torch", "torchvision", "lightning", "torchopt", "higher", "functorch", "numpy")
 

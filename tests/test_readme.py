@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from conftest import ROOT, TINY, TINY_PRETRAINING
 
-from metaseg.data import __main__ as data_room
-from metaseg.reporting.__main__ import main as report
+from metaseg.cli import data as data_room
+from metaseg.cli.report import main as report
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^    ((?:python|make) .*?)(?:\s{2,}#.*)?$", TEXT, re.MULTILINE)
@@ -43,7 +43,7 @@ APPENDED = {
 }
 NOT_HERE = {
     "python app.py checkpoint=RUN": "serves until it is stopped: tests/app/test_page.py starts it",
-    "python -m metaseg.data fetch kvasir isic": "needs the internet: tests/data/test_fetch.py has a server of its own",
+    "python -m metaseg.data fetch kvasir isic": "needs the internet: tests/data/fetching has its own server",
 }
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from metaseg.adapting.model import Adapted
 from metaseg.errors import MetasegError
-from metaseg.learners.segmenter import AdaptedNetwork, Ensemble, Segmenter
 from metaseg.networks.normalisation import plain_batch_norm
-from metaseg.rundir import replacing
+from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter
+from metaseg.runs.directory import replacing
 
 FORMATS = ("onnx", "torch")
 

@@ -38,9 +38,7 @@ def run(config: DictConfig) -> None:
     from metaseg.app.session import Network
     from metaseg.app.sessions import Sessions, temporary_folder
     from metaseg.app.uploads import Limits
-    from metaseg.run import quieten
 
-    quieten()
     network = Network(load(settings["checkpoint"], settings["device"]), settings["steps"], settings["lr"])
     limits = Limits(settings["max_images"], settings["max_mb"], settings["max_megapixels"])
     with temporary_folder() as folder, _until_stopped() as stopped:

@@ -17,7 +17,6 @@ from metaseg.evaluation.scores import dice
 from metaseg.learners.fine_tuning import FineTuning
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.network_module import NetworkModule
-from metaseg.learners.segmenter import Segmenter
 from metaseg.learners.staged import EpisodeTask
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, cut
@@ -27,6 +26,7 @@ from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
 from metaseg.networks.functional import forward, update_running
 from metaseg.networks.norms import Norms
 from metaseg.networks.rates import Rates
+from metaseg.networks.segmenter import Segmenter
 
 SCHEDULES = ("constant", "cosine")
 

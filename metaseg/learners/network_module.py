@@ -1,9 +1,11 @@
 """A Lightning module whose checkpoints know of which network they are."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import nn
 
 from metaseg.errors import MetasegError
@@ -46,3 +48,17 @@ class NetworkModule(L.LightningModule):
     def weights(self) -> WeightsRecord | None:
         """The pre-trained weights that the network began from; None: random ones."""
         return getattr(self.network, "weights", None)
+
+
+def load_weights(module: NetworkModule, path: Path) -> None:
+    """Load a checkpoint's parameters into a learner, or what pre-trains; nothing in the file is executed.
+
+    Raises:
+        MetasegError: if the file is no checkpoint, or one of another architecture.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MetasegError(f"{path} should be a checkpoint of metaseg, but cannot be read: {error}.") from error
+    module.on_load_checkpoint(state)
+    module.load_state_dict(state["state_dict"])

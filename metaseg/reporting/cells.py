@@ -12,7 +12,7 @@ import pandas as pd
 from metaseg.evaluation.intervals import Interval, bootstrap_interval, holm
 from metaseg.evaluation.paired import PairedTest, paired_test
 from metaseg.reporting.runs import Run
-from metaseg.reporting.tables import Cell, Row, Table, fill, row_is_free
+from metaseg.runs.tables import Cell, Row, Table, fill, row_is_free
 
 TRIVIAL = {
     "all_foreground": "all fore- ground",

@@ -14,7 +14,7 @@ from metaseg.reporting import exports
 from metaseg.reporting.cells import TRIVIAL, Block, Comparison
 from metaseg.reporting.differences import Initial, settings_of
 from metaseg.reporting.runs import Found, Run
-from metaseg.reporting.tables import Table
+from metaseg.runs.tables import Table
 
 CAPSULE = "kvasir_capsule"
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from metaseg.errors import MetasegError
-from metaseg.rundir import RunDirectory
+from metaseg.runs.directory import RunDirectory
 
 REPORT = "report"
 """Folder of a report, below the folder of runs."""

@@ -15,14 +15,14 @@ import pytest
 from conftest import ROOT, environment
 from run_directories import TRIVIAL, write_run
 
+from metaseg.cli.report import main
 from metaseg.evaluation.intervals import bootstrap_interval, holm
-from metaseg.reporting.__main__ import main
 from metaseg.reporting.cells import blocks
 from metaseg.reporting.differences import initial_weights, settings_of
 from metaseg.reporting.exports import escaped, markdown, signed
 from metaseg.reporting.page import weights_of
 from metaseg.reporting.runs import read_runs
-from metaseg.reporting.tables import load_table
+from metaseg.runs.tables import load_table
 
 TITLES = {"isic": "ISIC-2018"}
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from metaseg import dashboard
 from metaseg.errors import MetasegError
+from metaseg.tracking import dashboard
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_wrong_arguments_are_refused(arguments, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert "`python -m metaseg.dashboard --help`" in said
+    assert "`python -m metaseg.tracking.dashboard --help`" in said
 
 
 def test_the_report_holds_all_panels_in_their_places():

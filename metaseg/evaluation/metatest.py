@@ -266,16 +266,19 @@ def interval(matrix: np.ndarray, seed: int) -> dict[str, float]:
 
 
 def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mapping[str, Any]]:
-    """The rows of per_image.csv for one target."""
+    """The rows of per_image.csv for one target; images of one patient, video or near-duplicate share a group."""
+    pool = target.pool
+    groups = np.zeros(len(pool), np.int64) if pool.blocks else pool.groups  # blocks of one video are one video
     for draw, position in zip(*np.nonzero(~np.isnan(scores.after)), strict=True):
         yield {
             "dataset": name,
-            "image": target.pool.ids[position],
+            "image": pool.ids[position],
             "draw": int(draw),
             "dsc_before": scores.before[draw, position],
             "iou_before": scores.iou_before[draw, position],
             "dsc_after": scores.after[draw, position],
             "iou_after": scores.iou_after[draw, position],
+            "group": int(groups[position]),
         }
 
 

@@ -167,7 +167,11 @@ class Learner(nn.Module):
             progress: called after each step with (steps taken, of how many).
         """
         require_gradients()
-        tuning = FineTuning(
+        yield from self.fine_tuning().run(self.theta(), support, at, progress)
+
+    def fine_tuning(self) -> FineTuning:
+        """How this learner is fine-tuned on a support set."""
+        return FineTuning(
             self.network,
             self.loss,
             self.norms,
@@ -177,7 +181,6 @@ class Learner(nn.Module):
             self.device,
             self.memory_format,
         )
-        yield from tuning.run(self.theta(), support, at, progress)
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The gradient at θ of the loss of all the episode's images, which normalise one another as in any batch."""

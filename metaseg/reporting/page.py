@@ -153,7 +153,6 @@ def _comparison(one: Comparison) -> dict[str, str]:
             "difference": "–",
             "interval": "no common images and draws",
             "p": "",
-            "effect": "",
             "counts": "",
         }
     mean, low, high = one.test.difference
@@ -161,8 +160,7 @@ def _comparison(one: Comparison) -> dict[str, str]:
         **found,
         "difference": exports.signed(mean),
         "interval": "–" if math.isnan(low) else f"{exports.signed(low)} to {exports.signed(high)}",
-        "p": probability(one.test.p),
-        "effect": exports.with_sign(one.test.rank_biserial, 2),
+        "p": "–" if math.isnan(one.p) else probability(one.p),
         "counts": f"{one.test.images} ({one.test.ahead} / {one.test.behind}), {one.test.draws}",
     }
 

@@ -87,6 +87,12 @@ class Run:
             self._matrices[target, column] = table
         return self._matrices[target, column]
 
+    def groups(self, target: str) -> Mapping[str, str]:
+        """Image → the patient or video it is from; its own name where the run did not record one."""
+        rows = self.scores[self.scores["dataset"] == target]
+        own = rows["image"] if "group" not in rows else rows["group"].astype(str)
+        return dict(zip(rows["image"], own, strict=True))
+
     @property
     def epochs(self) -> int:
         """Epochs that were trained, 0 where none were."""

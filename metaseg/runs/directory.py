@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from metaseg.errors import MetasegError
 
-PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after")
+PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after", "group")
 
 # What a reader looks for first stands first; the resolved settings are the longest part and go last.
 _RESULT_ORDER = (

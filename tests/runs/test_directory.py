@@ -61,12 +61,12 @@ def test_unreadable_result_is_told_in_a_sentence(tmp_path, content, words):
 
 def test_per_image_has_the_agreed_columns_and_refuses_others(tmp_path):
     run = RunDirectory(tmp_path)
-    row = dict(zip(PER_IMAGE_COLUMNS, ["isic", "ISIC_1, left", 0, 0.25, 0.2, np.float64(0.5), None], strict=True))
+    row = dict(zip(PER_IMAGE_COLUMNS, ["isic", "ISIC_1, left", 0, 0.25, 0.2, np.float64(0.5), None, 3], strict=True))
     run.write_per_image([row])
     with run.per_image.open(newline="") as file:
         assert list(csv.reader(file)) == [
             list(PER_IMAGE_COLUMNS),
-            ["isic", "ISIC_1, left", "0", "0.25", "0.2", "0.5", ""],
+            ["isic", "ISIC_1, left", "0", "0.25", "0.2", "0.5", "", "3"],
         ]
     with pytest.raises(ValueError, match="row 0"):
         run.write_per_image([row | {"more": 1}])

@@ -20,7 +20,7 @@ from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
-from metaseg.learners.network_module import load_weights
+from metaseg.learners.checkpoints import load_weights
 from metaseg.networks.segmenter import Segmenter
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import upgraded

@@ -18,6 +18,7 @@ from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import dice
 from metaseg.learners.base import Learner
 from metaseg.plots.overlays import overlay
+from metaseg.training.outer import MetaTraining
 
 _GAP = 8  # pixels between before and after
 
@@ -85,10 +86,10 @@ class WatchedImages(Callback):
         if self._watched is None:
             self._watched = watched(self.data, self.images)
         beside = {"epoch": trainer.current_epoch, "trainer/global_step": trainer.global_step - 1}
-        assert isinstance(pl_module, Learner)
+        assert isinstance(pl_module, MetaTraining)
         for one in self._watched:
             with isolate_rng(), trainer.precision_plugin.val_step_context():
-                drawn = list(_pictures(pl_module, one))
+                drawn = list(_pictures(pl_module.learner, one))
             for pool, pictures, captions in drawn:
                 # PNGs would be ten times the size, and offline runs keep all of them.
                 tracking.log_images(self.loggers, f"progress/{pool}", pictures, captions, beside, file_type="jpg")

@@ -25,7 +25,7 @@ from metaseg.data.mri.slices import Batch, BrainMRI, WholeVolumes
 from metaseg.data.mri.volumes import Volume
 from metaseg.errors import MetasegError
 from metaseg.evaluation import scores
-from metaseg.learners.network_module import NetworkModule, load_weights
+from metaseg.learners.checkpoints import load_weights
 from metaseg.meta.losses import dice
 from metaseg.networks.attention_unet import UNet
 from metaseg.networks.brain_mri import save_in_hub_layout
@@ -36,6 +36,7 @@ from metaseg.progress import Progress
 from metaseg.runs import provenance
 from metaseg.runs.directory import RunDirectory, write_json
 from metaseg.training.callbacks import LastCheckpoint, TrainingProgress
+from metaseg.training.network_module import NetworkModule
 from metaseg.training.process import interruptible
 from metaseg.training.run import begin, prepare
 

@@ -22,7 +22,7 @@ from metaseg.evaluation import metatest
 from metaseg.evaluation.work import watcher
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
-from metaseg.learners.network_module import load_weights
+from metaseg.learners.checkpoints import load_weights
 from metaseg.plots.figures import adaptation_curve, learning_curves
 from metaseg.plots.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.progress import Progress
@@ -32,6 +32,7 @@ from metaseg.runs.settings import leaves
 from metaseg.runs.summary import print_summary
 from metaseg.training.callbacks import callbacks
 from metaseg.training.followed_images import WatchedImages
+from metaseg.training.outer import MetaTraining
 from metaseg.training.process import interruptible, prepare_process
 
 FROM_SCRATCH = " from scratch"
@@ -63,7 +64,6 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         unlabelled=settings["learner"].get("unlabelled", 0.0),
     )
     learner = build_learner(settings, settings["learner"])
-    learner.settings = settings
     if settings["train"] and learner.trains:
         data.require_training_data()
     if checkpoint is not None:
@@ -186,7 +186,7 @@ def fit(
     )
     data.require_even_shares(trainer.world_size)
     with interruptible():
-        trainer.fit(learner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(MetaTraining(learner, settings), datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
         load_weights(learner, directory.checkpoints / "best.ckpt")
         with replacing(directory.trained) as path:

@@ -14,6 +14,7 @@ from metaseg import tracking
 from metaseg.data.module import EpisodicData
 from metaseg.learners.build import build_learner
 from metaseg.training.followed_images import WatchedImages, watched
+from metaseg.training.outer import MetaTraining
 
 
 def built(*overrides):
@@ -60,7 +61,7 @@ def test_only_rank_zero_draws_and_only_every_so_many_epochs(monkeypatch, epoch):
     trainer = SimpleNamespace(sanity_checking=False, current_epoch=epoch, global_step=8, precision_plugin=plugin)
     for rank in (1, 0):
         trainer.is_global_zero = rank == 0
-        callback.on_validation_end(trainer, learner)
+        callback.on_validation_end(trainer, MetaTraining(learner))
         assert bool(sent) == (rank == 0 and epoch % 2 == 0)
     if sent:
         assert sent == [(f"progress/{pool}", {"epoch": epoch, "trainer/global_step": 7}) for pool in ("ph2", "kvasir")]
@@ -81,7 +82,7 @@ def test_random_states_and_buffers_are_as_before(monkeypatch):
         sanity_checking=False, is_global_zero=True, current_epoch=0, global_step=1, precision_plugin=plugin
     )
     before, random = {key: value.clone() for key, value in learner.state_dict().items()}, torch.get_rng_state()
-    callback.on_validation_end(trainer, learner)
+    callback.on_validation_end(trainer, MetaTraining(learner))
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
 

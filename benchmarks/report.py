@@ -14,7 +14,7 @@ from rich.text import Text
 from benchmarks.setting import Setting
 from metaseg.runs import provenance
 
-PACKAGES = ("metaseg", "torch", "torchvision", "lightning", "torchopt", "higher", "functorch", "numpy")
+PACKAGES = ("metaseg-implicit", "torch", "torchvision", "lightning", "torchopt", "higher", "functorch", "numpy")
 
 
 @dataclass

@@ -30,7 +30,7 @@ def run(config: DictConfig) -> None:
         MetasegError: gradio is missing, or on settings that cannot be used.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise MetasegError("The web page needs the library gradio: pip install 'metaseg[app]'.")
+        raise MetasegError("The web page needs the library gradio: pip install 'metaseg-implicit[app]'.")
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     _check(settings)
 

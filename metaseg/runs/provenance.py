@@ -15,7 +15,7 @@ from typing import Any
 from metaseg.errors import MetasegError
 
 PACKAGES = (
-    "metaseg",
+    "metaseg-implicit",
     "torch",
     "torchvision",
     "lightning",

@@ -364,4 +364,4 @@ def test_a_wrong_command_line_ends_in_one_sentence(capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert "`python -m metaseg.reporting --help`" in said
+    assert "`metaseg report --help`" in said

@@ -25,7 +25,7 @@ $(STAMP): requirements/$(TORCH).txt pyproject.toml
 
 train: $(STAMP) ## the main job on synthetic twins of the datasets, three minutes on two cores
 	$(BIN)/python train.py learner=imaml shots=5 pair=ph2_kvasir data=synthetic model=pretrained adapt.recipe=quick \
-		trainer=cpu trainer.max_epochs=3 tasks.count=20 tasks.validation=2 tasks.query=10 \
+		trainer=cpu trainer.max_epochs=2 tasks.count=20 tasks.validation=2 tasks.query=10 \
 		evaluation.draws=3 evaluation.limit=60 evaluation.curve_limit=60 evaluation.curve=[0,5,10,20]
 
 test: $(STAMP) ## the default tests

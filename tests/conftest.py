@@ -35,6 +35,7 @@ TINY = [
     "evaluation.curve_limit=4",
     "evaluation.scratch.compare=false",
     "logger=csv",
+    "start=model",
 ]
 """Settings of a run that takes seconds."""
 
@@ -207,7 +208,7 @@ def trained(tmp_path_factory):
     """The directory of a run that has trained, with first-order MAML for some seconds."""
     directory = tmp_path_factory.mktemp("trained") / "run"
     kept = sys.argv
-    sys.argv = ["train.py", *TINY, "learner=fomaml", "learner.warmup=0", f"hydra.run.dir={directory}"]
+    sys.argv = ["train.py", *TINY, "learner=fomaml", f"hydra.run.dir={directory}"]
     try:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     finally:

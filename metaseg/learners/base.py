@@ -49,8 +49,6 @@ class Learner(nn.Module):
         inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal, ``rates``; None: no
             steps.
         lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
-        warmup: share of the run's outer steps, from 0 to 1, in which no inner loop is run yet: joint training on the
-            episodes' images.
         channels_last: whether images and activations lie in memory with the channels of a pixel side by side.
         products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
             the first of these that the network allows.
@@ -77,7 +75,6 @@ class Learner(nn.Module):
         optimizer: Mapping[str, Any],
         inner: Mapping[str, Any] | None = None,
         lam: float = 0.0,
-        warmup: float = 0.0,
         products: str = "auto",
         channels_last: bool = False,
     ) -> None:
@@ -90,8 +87,6 @@ class Learner(nn.Module):
             raise MetasegError(
                 f"learner.optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {optimizer['schedule']!r}."
             )
-        if not 0 <= warmup <= 1:
-            raise MetasegError(f"learner.warmup must be a share from 0 to 1, found {warmup}.")
         self.products = products
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network
@@ -108,7 +103,6 @@ class Learner(nn.Module):
         self.outer_rates = Rates.of(network, "learner.optimizer.rates", optimizer.get("rates"))
         self._inner_rates = Rates.of(network, "learner.inner.rates", (inner or {}).get("rates"))
         self._adapt_rates = Rates.of(network, "learner.adapt.rates", adapt.get("rates"))
-        self.warmup = warmup
         self._inner_evaluation = InnerEvaluation(network, loss, inner or {})
         self.outer = optimizer
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
 
@@ -77,6 +78,11 @@ class RunDirectory:
         """By which rule training ended, once it has: a run killed in its tests is not trained further."""
         return self.checkpoints / "trained"
 
+    @property
+    def compute(self) -> Path:
+        """What training has cost, once it has ended."""
+        return self.path / "compute.json"
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Let no other process work in this directory meanwhile; a process that dies lets go.
@@ -127,6 +133,19 @@ class RunDirectory:
             with _told(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         return self
+
+    def write_config(self, settings: Mapping[str, Any]) -> None:
+        """Write config.yaml: the resolved settings."""
+        with replacing(self.config) as path:
+            OmegaConf.save(OmegaConf.create(dict(settings)), path)
+
+    def write_compute(self, found: Mapping[str, float]) -> None:
+        """Write compute.json: outer steps, passes of images (`metaseg.training.compute`), and seconds of training."""
+        write_json(self.compute, found)
+
+    def read_compute(self) -> dict[str, float] | None:
+        """Read compute.json; None where nothing was trained, or by an earlier version."""
+        return json.loads(self.compute.read_text(encoding="utf-8")) if self.compute.is_file() else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json: settings, targets, scratch, versions, commit, hardware, wall seconds, peak memory.

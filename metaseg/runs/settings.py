@@ -47,6 +47,7 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(settings)
     learner = found["learner"] = dict(found["learner"])
+    learner.pop("warmup", None)  # share of the outer steps that were joint training, before start=joint
     adapts = learner.pop("adapts", None)
     if adapts is None:
         return found

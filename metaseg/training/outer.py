@@ -44,9 +44,8 @@ class MetaTraining(NetworkModule):
         learner.outer_step = self.global_step
         theta = learner.theta()
         total = torch.zeros(())
-        of_task = learner.plain_gradient if self._done() < learner.warmup else learner.meta_gradient
         for episode in batch:
-            result = of_task(theta, episode)
+            result = learner.meta_gradient(theta, episode)
             numbers = result.diagnostics | {"query_dice_after": _dice(result.query_after, episode.query_masks)}
             like = {f"{layer} {part}": value for layer, pair in result.found.items() for part, value in enumerate(pair)}
             row = torch.tensor([1.0, *numbers.values()], device=self.device)

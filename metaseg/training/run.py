@@ -1,6 +1,5 @@
 """One run: train a learner on the episodes of a pair, meta-test it on each target, leave a directory of results."""
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -27,13 +26,12 @@ from metaseg.plots.figures import adaptation_curve, learning_curves
 from metaseg.plots.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.progress import Progress
 from metaseg.runs import provenance
-from metaseg.runs.directory import RunDirectory, replacing
+from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import leaves
 from metaseg.runs.summary import print_summary
-from metaseg.training.callbacks import callbacks
-from metaseg.training.followed_images import WatchedImages
-from metaseg.training.outer import MetaTraining
-from metaseg.training.process import interruptible, prepare_process
+from metaseg.training.fitting import fit
+from metaseg.training.process import prepare_process
+from metaseg.training.start import go_to, starting_point
 
 FROM_SCRATCH = " from scratch"
 """What is added to a target's name where the learner that trains on the support set alone is meant."""
@@ -68,9 +66,10 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         data.require_training_data()
     if checkpoint is not None:
         load_weights(learner, checkpoint)
+    begin_at = None if checkpoint is not None else starting_point(settings, learner)
     # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
     with directory.held() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
-        return carry_out(settings, learner, data, directory, checkpoint, started)
+        return carry_out(settings, learner, data, directory, checkpoint, begin_at, started)
 
 
 def carry_out(
@@ -79,9 +78,20 @@ def carry_out(
     data: EpisodicData,
     directory: RunDirectory,
     checkpoint: Path | None,
+    begin_at: str | None,
     started: float,
 ) -> dict[str, Any] | None:
-    """Train, test and write down; as `run`, once all is built. `started`: time.monotonic() at the start."""
+    """Train, test and write down; as `run`, once all is built.
+
+    Args:
+        settings: the resolved configuration.
+        learner: with the weights of the checkpoint, or those of its model.
+        data: what it trains on and is tested on.
+        directory: where everything goes.
+        checkpoint: that training goes on from.
+        begin_at: what `starting_point` said; None with a checkpoint.
+        started: time.monotonic() at the start.
+    """
     resumed = settings["train"] and checkpoint is not None
     begin(directory, settings, resumed)
     place = tracking.place(settings)
@@ -96,11 +106,15 @@ def carry_out(
         resume=resumed,
     )
     try:
+        if begin_at is not None:
+            go_to(begin_at, settings, learner)
         rank = fit(settings, learner, data, loggers, directory, checkpoint)
         if rank != 0:
             return None
         result = test(settings, learner, data, directory, loggers)
         result["settings"], result["data"] = settings, data.provenance()
+        result["start"] = begin_at or str(checkpoint)
+        result["compute"] = directory.read_compute()
         result["weights"] = None if learner.weights is None else learner.weights.to_dict()
         result["wall_seconds"] = time.monotonic() - started
         result["peak_memory_mib"] = provenance.peak_memory_mib()
@@ -148,50 +162,6 @@ def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | No
         remedy = "; set hydra.run.dir to the directory of the run to continue" if ckpt_path == "last" else ""
         raise MetasegError(f"ckpt_path={ckpt_path} should lead to a checkpoint, but {path} does not exist{remedy}.")
     return path
-
-
-def fit(
-    settings: Mapping[str, Any],
-    learner: Learner,
-    data: EpisodicData,
-    loggers: list[Logger],
-    directory: RunDirectory,
-    checkpoint: Path | None,
-) -> int:
-    """Train, and leave the learner with the weights of the best validation loss; returns this process' rank."""
-    if not (settings["train"] and learner.trains):
-        return 0
-    chosen, shown = settings["trainer"], settings["logger"]
-    end = json.dumps([chosen[key] for key in ("max_epochs", "patience", "min_delta")])
-    if settings["ckpt_path"] == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
-        load_weights(learner, directory.checkpoints / "best.ckpt")  # stopped by the same rule, and killed while testing
-        return 0
-    watching = callbacks(chosen, directory)
-    if shown["overlay_every"] and tracking.draws(loggers):
-        watching.append(WatchedImages(data, loggers, shown["overlay_every"], shown["overlay_images"]))
-    trainer = L.Trainer(
-        accelerator=chosen["accelerator"],
-        devices=chosen["devices"],
-        strategy=chosen["strategy"],
-        precision=chosen["precision"],
-        max_epochs=chosen["max_epochs"],
-        logger=loggers,
-        callbacks=watching,
-        enable_progress_bar=False,  # one of the callbacks shows it
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        inference_mode=False,
-    )
-    data.require_even_shares(trainer.world_size)
-    with interruptible():
-        trainer.fit(MetaTraining(learner, settings), datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
-        load_weights(learner, directory.checkpoints / "best.ckpt")
-        with replacing(directory.trained) as path:
-            path.write_text(end)
-    return trainer.global_rank
 
 
 def test(
@@ -305,5 +275,4 @@ def begin(directory: RunDirectory, settings: Mapping[str, Any], resumed: bool) -
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and key != "ckpt_path":
                 print(f"resuming with {key}={new.get(key)} (was {old.get(key)})")
-    with replacing(directory.config) as path:
-        OmegaConf.save(OmegaConf.create(dict(settings)), path)
+    directory.write_config(settings)

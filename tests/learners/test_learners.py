@@ -221,7 +221,6 @@ def test_no_task_leaves_tensors_behind():
         ("maml", {"adapt": ADAPT | {"rates": {"head": -1}}}, "learner.adapt.rates.head"),
         ("maml", {"adapt": ADAPT | {"rates": dict.fromkeys(("encoder", "decoder", "head"), 0)}}, "learner.adapt.rates"),
         ("maml", {"adapt": ADAPT | {"schedule": "linear"}}, "learner.adapt: .*constant, cosine"),
-        ("maml", {"warmup": 100}, "learner.warmup must be a share"),
         ("maml", {"adapt": ADAPT | {"folds": 1}}, "learner.adapt.folds must be 0, or 2 or more"),
         ("joint", {"optimizer": {"schedule": "linear"}}, "constant, cosine"),
         ("fomaml", {"adapt": {"optimizer": "adam", "lr": -1, "steps": 1, "lam": 0}}, "learner.adapt: .*lr > 0"),
@@ -298,14 +297,6 @@ def outer_steps(training, count):
     )
     trainer(max_epochs=1).fit(training, steps)
     return flatten(training.learner.theta().values())
-
-
-def test_the_first_outer_steps_of_a_warm_up_are_those_of_joint_training():
-    def after(count, *chosen, **settings):
-        return outer_steps(MetaTraining(make(*chosen, **settings)), count)
-
-    assert torch.equal(after(2, "fomaml", warmup=1.0), after(2, "joint"))
-    assert not torch.equal(after(3, "fomaml", warmup=0.5), after(3, "joint"))
 
 
 def test_a_cosine_schedule_ends_near_zero():

@@ -70,7 +70,7 @@ def imports() -> dict[tuple[str, str], set[tuple[str, str]]]:
 
 
 def _imported(tree: ast.Module, known: dict[str, Path]) -> set[str]:
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -102,9 +102,9 @@ def drawn() -> str:
     lines += [f"    {_node(one)} --> {_node(other)}" for one, other in direct]
     lines += ["```", ""]
     lines += [
-        f"{len(ROOMS)} rooms, {len(arrows)} pairs of them with imports. The list goes from the ground up: no room imports from",
-        "one below it. In the graph an arrow points to what is imported; arrows to the first room are left out, and those that",
-        "follow from others.",
+        f"{len(ROOMS)} rooms, {len(arrows)} pairs of them with imports. The list goes from the ground up:",
+        "no room imports from one below it in the list. In the graph an arrow points to what is imported;",
+        "arrows to the first room are left out, and those that follow from others.",
         "",
         "| room | what it holds | imports from |",
         "|---|---|---|",

@@ -43,7 +43,7 @@ APPENDED = {
 }
 NOT_HERE = {
     "python app.py checkpoint=RUN": "serves until it is stopped: tests/app/test_page.py starts it",
-    "python -m metaseg.data fetch kvasir isic": "needs the internet: tests/data/fetching has a server of its own",
+    "python -m metaseg.data fetch kvasir isic": "needs the internet: tests/data/fetching has its own server",
 }
 
 

@@ -149,8 +149,8 @@ def build(entity: str, project: str, tables: Sequence[int] = (), title: str = "m
         import wandb_workspaces.reports.v2 as wr
     except ImportError as error:
         raise MetasegError(
-            f"A report needs the package wandb-workspaces ({error}): pip install 'metaseg-implicit[dashboard]', or "
-            "lay the panels out by hand as docs/wandb.md lists them."
+            f"A report needs the package wandb-workspaces ({error}): pip install 'metaseg-implicit[dashboard]', or lay "
+            "the panels out by hand as docs/wandb.md lists them."
         ) from error
     tags = ", ".join(f"'table {number}'" for number in tables)
     blocks: list[Any] = [wr.TableOfContents()]

@@ -365,7 +365,7 @@ def test_what_the_outer_step_freezes_stays_and_the_rest_moves_at_its_rate():
     rates = {"encoder": 0, "decoder": 0.5}
     learner = make("imaml", optimizer={**OPTIMIZER, "rates": rates}, inner=EPISODIC["imaml"][1]["inner"] | STAGED)
     before = {name: value.clone() for name, value in learner.theta().items()}
-    outer_steps(learner, 1)
+    outer_steps(MetaTraining(learner), 1)
     # Adam's first step is as long as its learning rate wherever the gradient is not tiny.
     longest = dict.fromkeys(PARTS, 0.0)
     for name, value in learner.theta().items():

@@ -24,7 +24,7 @@ def on_config(config: Any) -> Any:
     """Name the pages in the navigation."""
     for item in config.nav:
         if "API" in item:
-            item["API"] = ["api/index.md", *(f"api/{name}.md" for name in pages())]
+            item["API"] = [{"Overview": "api/index.md"}, *(f"api/{name}.md" for name in pages())]
     return config
 
 

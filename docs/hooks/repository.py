@@ -1,8 +1,8 @@
 """Pages and pictures that the documentation links to outside of docs/ become part of the site.
 
-A link to a Markdown file or a picture of the repository leads to its copy in the site, at the same path; one to any other
-file (code, settings, results) becomes its path as code, since the site has no copy of it. A link to nothing stays as it
-is, and the build reports it.
+A link to a Markdown file or a picture of the repository leads to its copy in the site, at the same path. One to any
+other file (code, settings, results) becomes its path as code, since the site has no copy. A link to nothing stays, and
+the build reports it.
 """
 
 from __future__ import annotations

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mkdocs.structure.files import File, Files
 
 CONF = Path(__file__).parents[2] / "conf"
-LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?:\s+(?P<value>\S.*?))??(?:\s+#\s*(?P<comment>.*))?$")
+LINE = re.compile(r"""^(?P<indent> *)(?P<key>[\w.]+):(?:\s+(?P<value>"[^"]*"|\S.*?))??(?:\s+\#\s*(?P<comment>.*))?$""")
 INTRODUCTION = """# Settings
 
 Every setting is `NAME=VALUE` on the command line, and `--cfg job` prints all of them as a run would see them. A group
 (`learner`, `pair`, `model`, …) is a choice among files: `learner=maml`. Sources: [P] the paper, [A] its author's public
 code, [D] our decision. `${…}` is the value of another setting.
-
-`_global_` in the title of a choice means that its keys are those of the whole configuration.
 """
 LEFT_OUT = ("hydra", "experiment", "dataset")
 """Folders whose files are no settings of a run, but tables and datasets."""
@@ -45,6 +44,7 @@ class Group(NamedTuple):
 
     title: str
     choices: list[Choice]
+    default: str = ""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -55,22 +55,23 @@ def on_files(files: Files, config: Any) -> Files:
 
 def read_settings() -> list[Group]:
     """What the page shows, from conf/; a typed schema would replace this function alone."""
-    commands = [Group(script, [choice(CONF / f"{name}.yaml")]) for name, script in COMMANDS.items()]
-    folders = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in LEFT_OUT)
-    groups = [Group(f"{folder.name}=", [choice(path) for path in sorted(folder.glob("*.yaml"))]) for folder in folders]
-    return [*commands[:1], *groups, *commands[1:]]
+    defaults = dict(re.findall(r"^  - (\w+): (\w+)", (CONF / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE))
+    groups = []
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in LEFT_OUT):
+        choices = [choice(path, folder.name) for path in sorted(folder.glob("*.yaml"))]
+        groups.append(Group(folder.name, choices, defaults.get(folder.name, "")))
+    main, *others = (Group(script, [choice(CONF / f"{name}.yaml")]) for name, script in COMMANDS.items())
+    return [main, *groups, *others]
 
 
-def choice(path: Path) -> Choice:
-    """A file's leading comment and its keys."""
+def choice(path: Path, group: str = "") -> Choice:
+    """A file's leading comment and its keys, as they are given on a command line."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    heading = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        if "@package" not in line:
-            heading.append(line.lstrip("# "))
-    return Choice(path.stem, " ".join(heading), list(settings(lines)))
+    heading = list(takewhile(lambda line: line.startswith("#"), lines))
+    whole = [line for line in heading if "@package _global_" in line]
+    found = settings(lines)
+    named = [one._replace(key=f"{group}.{one.key}") for one in found] if group and not whole else list(found)
+    return Choice(path.stem, " ".join(line.lstrip("# ") for line in heading if line not in whole), named)
 
 
 def settings(lines: list[str]) -> Iterator[Setting]:
@@ -101,10 +102,14 @@ def page(groups: list[Group]) -> str:
     text = [INTRODUCTION]
     for group in groups:
         text.append(f"## {group.title}\n")
+        if group.default:
+            text.append(f"Default: `{group.title}={group.default}`.\n")
         for one in group.choices:
             if len(group.choices) > 1:
-                text.append(f"### {group.title}{one.name}\n")
-            text += [f"{_escaped(one.summary)}\n"] * bool(one.summary)
+                shared = one.name.startswith("_")
+                text.append(f"### {f'Common to several: {one.name[1:]}' if shared else f'{group.title}={one.name}'}\n")
+            if one.summary:
+                text.append(f"{_escaped(one.summary)}\n")
             if one.settings:
                 text.append("| setting | default | |\n|---|---|---|")
                 text += [f"| `{key}` | {_code(default)} | {_escaped(said)} |" for key, default, said in one.settings]

@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks outer_step | products | memory | tasks | variants`, in the repository's root."""
+"""Command line: `python -m benchmarks COMMAND`, in the repository's root; COMMANDS are listed below."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.adaptation import adaptation
 from benchmarks.memory import memory
 from benchmarks.methods.registry import METHODS, choose
 from benchmarks.outer_step import outer_step
@@ -17,9 +18,10 @@ from benchmarks.setting import Setting
 from benchmarks.tasks import tasks
 from benchmarks.variants import variants
 from benchmarks.worker import quieten
-from metaseg.cli import fail
+from metaseg.cli.entry import fail
+from metaseg.data import catalogue
 from metaseg.errors import MetasegError
-from metaseg.provenance import check_gpu
+from metaseg.runs.provenance import check_gpu
 
 COMMANDS = {
     "outer_step": "time, memory and error of every way to a meta-gradient, beside other libraries",
@@ -27,6 +29,7 @@ COMMANDS = {
     "memory": "peak memory over the number of inner steps",
     "tasks": "many tasks in a row: memory and time of the first ten and the last ten",
     "variants": "iMAML's outer step in other precisions, channels last and compiled; hours for the paper's tables",
+    "adaptation": "Dice over seconds of adapting to a new dataset, by recipe; time over that of the plain passes",
 }
 
 
@@ -52,6 +55,8 @@ def _carry_out(options: argparse.Namespace, setting: Setting) -> Report:
         return memory(setting, options.repeats)
     if options.command == "variants":
         return variants(setting, options.repeats, not options.no_compile, options.paper)
+    if options.command == "adaptation":
+        return adaptation(setting, options.dataset, options.root, options.images, options.repeats)
     return tasks(setting, options.count)
 
 
@@ -62,7 +67,7 @@ def _setting(options: argparse.Namespace) -> Setting:
             raise MetasegError("--device cuda needs a GPU, but torch sees none; use --device cpu.")
         check_gpu()
     for name in ("features", "size", "shots", "inner_steps", "cg_steps", "lam", "lr", "threads"):
-        if given[name] <= 0:
+        if given.get(name, 1) <= 0:
             raise MetasegError(f"--{name.replace('_', '-')} must be positive, found {given[name]}.")
     if given["size"] % 16:
         raise MetasegError(f"--size must be a multiple of 16, found {given['size']}.")
@@ -77,22 +82,37 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, formatter_class=shape)
         add = command.add_argument
-        add("--features", type=int, default=default.features, help="width of the attention U-Net")
-        add("--size", type=int, default=default.size, help="side of the images in pixels")
-        add("--shots", type=int, default=default.shots, help="support images, and as many query images")
-        add("--inner-steps", type=int, default=default.inner_steps, help="K")
-        add("--cg-steps", type=int, default=default.cg_steps, help="steps of conjugate gradient")
-        add("--lam", type=float, default=default.lam, help="lambda of the proximal term")
-        add("--lr", type=float, default=default.lr, help="learning rate of the inner steps")
+        add(
+            "--size",
+            type=int,
+            default=128 if name == "adaptation" else default.size,
+            help="side of the images in pixels",
+        )
+        add(
+            "--shots",
+            type=int,
+            default=5 if name == "adaptation" else default.shots,
+            help="support images, and as many query images",
+        )
         add("--seed", type=int, default=default.seed, help="of weights and images")
         add("--threads", type=int, default=_cores(), help="threads of torch")
         add("--device", choices=("cpu", "cuda"), default=default.device, help="where to compute")
-        add("--tf32", action="store_true", help="let a GPU round to TF32")
         add("--out", type=Path, default=Path("benchmarks/results"), help="folder for the Markdown and JSON files")
+        if name != "adaptation":
+            add("--features", type=int, default=default.features, help="width of the attention U-Net")
+            add("--inner-steps", type=int, default=default.inner_steps, help="K")
+            add("--cg-steps", type=int, default=default.cg_steps, help="steps of conjugate gradient")
+            add("--lam", type=float, default=default.lam, help="lambda of the proximal term")
+            add("--lr", type=float, default=default.lr, help="learning rate of the inner steps")
+            add("--tf32", action="store_true", help="let a GPU round to TF32")
         if name == "tasks":
             add("--count", type=int, default=50, help="tasks in a row")
         else:
-            add("--repeats", type=int, default=10, help="rounds of timing")
+            add("--repeats", type=int, default=3 if name == "adaptation" else 10, help="rounds of timing")
+        if name == "adaptation":
+            add("--dataset", default="kvasir", choices=catalogue.names(), help="dataset to adapt to")
+            add("--root", type=Path, help="folder that holds it; without it: its synthetic twin")
+            add("--images", type=int, default=100, help="other images to score, at most")
         if name == "outer_step":
             add("--only", nargs="+", metavar="NAME", help=f"methods out of {', '.join(METHODS)}; None: all")
             add("--no-errors", action="store_true", help="leave out the double-precision reference")

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.setting import Setting
-from metaseg import provenance
+from metaseg.runs import provenance
 
-PACKAGES = ("metaseg", "torch", "torchvision", "lightning", "torchopt", "higher", "functorch", "numpy")
+PACKAGES = ("metaseg-implicit", "torch", "torchvision", "lightning", "torchopt", "higher", "functorch", "numpy")
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Report:
         rows: its cells.
         notes: sentences below it.
         numbers: everything that was measured, for JSON.
+        subject: what was measured, in the head of the table; None: the attention U-Net and the task of the setting.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Report:
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
+    subject: str | None = None
 
     def publish(self, folder: Path) -> None:
         """Print the table and write NAME_DEVICE.md and NAME_DEVICE.json."""
@@ -50,7 +52,7 @@ class Report:
         }
         folder.mkdir(parents=True, exist_ok=True)
         stem = folder / f"{self.name}_{self.setting.device}"
-        head = describe(self.setting, machine)
+        head = describe(self.setting, machine, self.subject)
         stem.with_suffix(".md").write_text(self._markdown(head), encoding="utf-8")
         content = {"benchmark": self.name, "setting": asdict(self.setting), "machine": machine, "notes": self.notes}
         stem.with_suffix(".json").write_text(
@@ -81,8 +83,8 @@ class Report:
             console.print(Text(note))
 
 
-def describe(setting: Setting, machine: dict[str, Any]) -> list[str]:
-    """Machine, versions and setting, a line each."""
+def describe(setting: Setting, machine: dict[str, Any], subject: str | None = None) -> list[str]:
+    """Machine, versions, and what was measured (None: what the setting says), a line each."""
     hardware, versions = machine["hardware"], machine["versions"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_mib']} MiB)" for gpu in hardware["gpus"]) or "none"
     commit = machine["commit"]
@@ -90,7 +92,8 @@ def describe(setting: Setting, machine: dict[str, Any]) -> list[str]:
     return [
         f"CPU: {hardware['cpu']}, {hardware['cores']} cores; threads: {setting.threads}; GPU: {gpus}",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + f"; commit {state}",
-        f"Attention U-Net, {setting.features} features; {setting.shots} support + {setting.shots} query images of "
+        subject
+        or f"Attention U-Net, {setting.features} features; {setting.shots} support + {setting.shots} query images of "
         f"{setting.size}×{setting.size}; batch statistics; {setting.inner_steps} inner steps of SGD at {setting.lr:g}, "
         f"proximal; λ = {setting.lam:g}; {setting.cg_steps} CG steps; on {setting.device}, {setting.dtype}"
         + (", TF32" if setting.tf32 else ""),

@@ -86,6 +86,16 @@ class Finished:
     stderr: str
 
 
+def assert_fails_in_words(finished, *words):
+    assert finished.returncode == 1
+    assert "Traceback" not in finished.stderr
+    lines = finished.stderr.splitlines()
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
 @pytest.fixture
 def program(tmp_path, capfd, monkeypatch):
     """Run an entry point with overrides in this process, as its command line would."""
@@ -177,7 +187,7 @@ def own_cache(monkeypatch, tmp_path):
 @pytest.fixture
 def kvasir_root(tmp_path):
     """A data.root with a Kvasir-SEG of six images."""
-    from disk_datasets import STEMS, write_dataset  # beside the tests of the data room
+    from disk_datasets import STEMS, write_dataset
 
     write_dataset(tmp_path / "data" / "kvasir", STEMS, images="images/{stem}.png")
     return tmp_path / "data"

@@ -18,9 +18,9 @@ Every setting is `NAME=VALUE` on the command line, and `--cfg job` prints all of
 (`learner`, `pair`, `model`, …) is a choice among files: `learner=maml`. Sources: [P] the paper, [A] its author's public
 code, [D] our decision. `${…}` is the value of another setting.
 """
-LEFT_OUT = ("hydra", "experiment", "dataset")
+LEFT_OUT = ("hydra", "experiment", "dataset", "local")
 """Folders whose files are no settings of a run, but tables and datasets."""
-COMMANDS = {"config": "train.py", "adapt": "adapt.py", "app": "app.py", "pretrain": "pretrain.py"}
+COMMANDS = {"config": "metaseg train", "adapt": "metaseg adapt", "app": "metaseg app", "pretrain": "metaseg pretrain"}
 
 
 class Setting(NamedTuple):
@@ -60,7 +60,7 @@ def read_settings() -> list[Group]:
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in LEFT_OUT):
         choices = [choice(path, folder.name) for path in sorted(folder.glob("*.yaml"))]
         groups.append(Group(folder.name, choices, defaults.get(folder.name, "")))
-    main, *others = (Group(script, [choice(CONF / f"{name}.yaml")]) for name, script in COMMANDS.items())
+    main, *others = (Group(command, [choice(CONF / f"{name}.yaml")]) for name, command in COMMANDS.items())
     return [main, *groups, *others]
 
 

@@ -1,37 +1,37 @@
-"""What every learner shares: the outer step, validation by episodes, and adaptation to a target."""
+"""What every learner shares: its network and loops, what an episode teaches, and adaptation to a target.
 
-import math
+`metaseg.training.outer` takes the outer steps; nothing here needs a trainer.
+"""
+
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
-from metaseg.evaluation.scores import dice
 from metaseg.learners.fine_tuning import FineTuning
 from metaseg.learners.inner import InnerEvaluation
-from metaseg.learners.network_module import NetworkModule
-from metaseg.learners.segmenter import Segmenter
 from metaseg.learners.staged import EpisodeTask
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, cut
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
-from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
-from metaseg.networks.functional import forward, update_running
+from metaseg.meta.vectors import Parameters, detach, flatten
+from metaseg.networks.functional import forward
 from metaseg.networks.norms import Norms
 from metaseg.networks.rates import Rates
+from metaseg.networks.segmenter import Segmenter
+from metaseg.networks.weights_record import WeightsRecord
 
 SCHEDULES = ("constant", "cosine")
 
 
-class Learner(NetworkModule):
+class Learner(nn.Module):
     """A learner answers two questions: what a task teaches (``meta_gradient``), and how it meets a dataset (``adapt``).
 
     The arguments beside the first three are the keys of conf/learner/*.yaml, as they stand there.
@@ -63,6 +63,9 @@ class Learner(NetworkModule):
     """
 
     trains = True
+    network: nn.Module
+    outer_step = 0
+    """Outer steps taken so far; whoever takes them counts here."""
 
     def __init__(
         self,
@@ -89,7 +92,6 @@ class Learner(NetworkModule):
             )
         if not 0 <= warmup <= 1:
             raise MetasegError(f"learner.warmup must be a share from 0 to 1, found {warmup}.")
-        self.automatic_optimization = False
         self.products = products
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network
@@ -103,13 +105,22 @@ class Learner(NetworkModule):
         self._folds = adapt.get("folds", 0)
         if self._folds < 0 or self._folds == 1:
             raise MetasegError(f"learner.adapt.folds must be 0, or 2 or more, found {self._folds}.")
-        self._outer_rates = Rates.of(network, "learner.optimizer.rates", optimizer.get("rates"))
+        self.outer_rates = Rates.of(network, "learner.optimizer.rates", optimizer.get("rates"))
         self._inner_rates = Rates.of(network, "learner.inner.rates", (inner or {}).get("rates"))
         self._adapt_rates = Rates.of(network, "learner.adapt.rates", adapt.get("rates"))
         self.warmup = warmup
         self._inner_evaluation = InnerEvaluation(network, loss, inner or {})
         self.outer = optimizer
-        self._validation: list[Tensor] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.network.parameters()).device
+
+    @property
+    def weights(self) -> WeightsRecord | None:
+        """The pre-trained weights that the network began from; None: random ones."""
+        return getattr(self.network, "weights", None)
 
     @property
     def inner(self) -> InnerLoop:
@@ -156,7 +167,11 @@ class Learner(NetworkModule):
             progress: called after each step with (steps taken, of how many).
         """
         require_gradients()
-        tuning = FineTuning(
+        yield from self.fine_tuning().run(self.theta(), support, at, progress)
+
+    def fine_tuning(self) -> FineTuning:
+        """How this learner is fine-tuned on a support set."""
+        return FineTuning(
             self.network,
             self.loss,
             self.norms,
@@ -166,12 +181,11 @@ class Learner(NetworkModule):
             self.device,
             self.memory_format,
         )
-        yield from tuning.run(self.theta(), support, at, progress)
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The gradient at θ of the loss of all the episode's images, which normalise one another as in any batch."""
         episode = self.laid_out(episode)
-        leaves = {name: value.detach().requires_grad_(self._learns(name)) for name, value in theta.items()}
+        leaves = {name: value.detach().requires_grad_(self.learns(name)) for name, value in theta.items()}
         moving = [value for value in leaves.values() if value.requires_grad]
         with torch.enable_grad():
             images = torch.cat([episode.support_images, episode.query_images])
@@ -197,7 +211,7 @@ class Learner(NetworkModule):
             episode: the task's images.
             estimate: (task, θ of what moves, inner loop) → meta-gradient.
         """
-        task = self.episode_task(theta, episode, self._learns)
+        task = self.episode_task(theta, episode, self.learns)
         return task.whole(estimate(task.task, task.theta, self._inner_loop(task.theta)))
 
     def episode_task(
@@ -218,9 +232,9 @@ class Learner(NetworkModule):
     def _inner_loop(self, theta: Parameters) -> InnerLoop:
         return replace(self._inner, rates=self._inner_rates.vector(theta))
 
-    def _learns(self, name: str) -> bool:
+    def learns(self, name: str) -> bool:
         """Whether the outer step moves a parameter."""
-        return bool(self._outer_rates.by_name[name])
+        return bool(self.outer_rates.by_name[name])
 
     def laid_out(self, episode: Episode) -> Episode:
         """The episode with its images in the memory layout of choice."""
@@ -247,109 +261,14 @@ class Learner(NetworkModule):
         try:
             return compute("replay")
         except Unsupported as error:
-            rank_zero_warn(f"The network uses {error}, so curvature products go the slower way: autograd.")
+            warnings.warn(f"The network uses {error}, so curvature products go the slower way: autograd.", stacklevel=2)
             self.products = "autograd"
             return compute("autograd")
-
-    def training_step(self, batch: list[Episode], batch_idx: int) -> None:
-        """One outer step: the mean of the tasks' gradients over all ranks, reduced as one flat vector."""
-        theta = self.theta()
-        total = torch.zeros(())
-        of_task = self.plain_gradient if self._done() < self.warmup else self.meta_gradient
-        for episode in batch:
-            result = of_task(theta, episode)
-            numbers = result.diagnostics | {"query_dice_after": _dice(result.query_after, episode.query_masks)}
-            like = {f"{layer} {part}": value for layer, pair in result.found.items() for part, value in enumerate(pair)}
-            row = torch.tensor([1.0, *numbers.values()], device=self.device)
-            # Sums are taken as they come, so that no task's graph outlives it.
-            total = torch.cat([row, *(value.reshape(-1) for value in like.values()), result.gradient]) + total.to(row)
-        total = self._reduce(total)
-        means = total[1:] / total[0]
-        split = [len(numbers), means.numel() - len(numbers) - result.gradient.numel(), result.gradient.numel()]
-        logged, statistics, gradient = means.split(split)
-        if not torch.isfinite(gradient).all():
-            raise MetasegError(
-                f"The gradient of outer step {self.global_step} is not finite over {int(total[0])} tasks; lower "
-                "learner.inner.lr or learner.optimizer.lr."
-            )
-        self._step(gradient)
-        mean = unflatten(statistics, like)
-        update_running(self.network, {layer: (mean[f"{layer} 0"], mean[f"{layer} 1"]) for layer in result.found})
-        self.log_dict({f"train/{name}": value for name, value in zip(numbers, logged, strict=True)}, batch_size=1)
-        self.log("loss", logged[list(numbers).index("query_loss_after")], prog_bar=True, logger=False, batch_size=1)
-
-    def _step(self, gradient: Tensor) -> None:
-        parameters: Parameters = dict(self.network.named_parameters())
-        pieces = {name: piece for name, piece in unflatten(gradient, parameters).items() if self._learns(name)}
-        scale = gradient.new_ones(())
-        if self.outer["clip_norm"] is not None:
-            scale = (self.outer["clip_norm"] / flatten(pieces.values()).norm()).clamp(max=1.0)
-        for name, piece in pieces.items():
-            parameters[name].grad = scale * piece
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        for group in optimizer.param_groups:
-            # Optimiser states of before there were rates know none.
-            group["lr"] = self.outer["lr"] * group.get("rate", 1.0) * self._schedule()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def _schedule(self) -> float:
-        """The share of the outer learning rate that is due: a function of the step alone, so there is no state."""
-        if self.outer["schedule"] == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * self._done()))
-
-    def _done(self) -> float:
-        """The share of the run's outer steps that have been taken, were it not to stop early."""
-        return self.global_step / self.trainer.estimated_stepping_batches
-
-    def _reduce(self, vector: Tensor) -> Tensor:
-        if self._trainer is not None and self.trainer.world_size > 1:
-            torch.distributed.all_reduce(vector)
-        return vector
-
-    def validation_step(self, episode: Episode, batch_idx: int) -> None:
-        """Adapt to the support set by the inner loop; score the query set before and after."""
-        require_gradients()
-        with torch.enable_grad():
-            before, after = self.trial(episode)
-        numbers = [
-            before[0].item(),
-            after[0].item(),
-            _dice(before[1], episode.query_masks),
-            _dice(after[1], episode.query_masks),
-            1.0,
-        ]
-        self._validation.append(torch.tensor(numbers, device=self.device))
 
     def trial(self, episode: Episode) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Query loss and logits (B, 1, H, W), before and after the inner loop."""
         task = self.episode_task(self.theta(), episode)
         return trial(task.task, task.theta, self._inner_loop(task.theta))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean over all validation episodes of all ranks."""
-        total = self._reduce(torch.stack(self._validation).sum(0))
-        self._validation.clear()
-        before, after, dice_before, dice_after = (total[:4] / total[4]).unbind()
-        if self.inner.steps:
-            self.log_dict({"validation/query_loss_before": before, "validation/dice_before": dice_before})
-        self.log("validation/query_loss_after", after)
-        self.log("validation/dice_after", dice_after)
-        self.log("dice", dice_after, prog_bar=True, logger=False)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over θ [paper, section 4], without what is frozen; one group of parameters for each rate."""
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.network.named_parameters():
-            if self._learns(name):
-                groups.setdefault(self._outer_rates.by_name[name], []).append(parameter)
-        return torch.optim.Adam(
-            [{"params": parameters, "rate": rate} for rate, parameters in groups.items()],
-            lr=self.outer["lr"],
-            weight_decay=self.outer["weight_decay"],
-        )
 
 
 def _loop(key: str, settings: Mapping[str, Any]) -> InnerLoop:
@@ -370,8 +289,3 @@ def require_gradients() -> None:
         raise MetasegError(
             "Adaptation needs gradients, but inference mode is on; use Trainer(inference_mode=False) or no_grad()."
         )
-
-
-def _dice(logits: Tensor, masks: Tensor) -> float:
-    """Mean Dice per image at p > 0.5, for curves."""
-    return float(dice(logits > 0, masks).mean())

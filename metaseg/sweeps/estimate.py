@@ -18,8 +18,8 @@ import torch
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.learners.base import Learner
-from metaseg.memory import of_call, tidy
-from metaseg.run import build_learner
+from metaseg.learners.build import build_learner
+from metaseg.sweeps.memory import of_call, tidy
 
 IMAGES = 2
 """Images of the smaller of two measured steps; the larger has twice as many."""

@@ -51,6 +51,13 @@ TINY_PRETRAINING = [
 """The same for pretrain.py."""
 
 
+def pytest_collection_modifyitems(items):
+    """What runs whole programs is left out by `make test-fast`."""
+    for item in items:
+        if not {"program", "train_process", "trained"}.isdisjoint(item.fixturenames):
+            item.add_marker("program")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """As many threads in this process as in those it starts: another number gives sums of another order."""

@@ -102,7 +102,7 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
             "Inner and outer loop",
             "Whether meta-gradients can be trusted. The residual says how well the linear system was solved, "
             "stationarity how far the inner loop was from its minimum (1: it did not move); at a curvature of I + C/λ "
-            "below zero the solve ends early. iMAML has all of them, once its warm-up is over.",
+            "below zero the solve ends early. iMAML has all of them.",
             (
                 lines("Relative residual of conjugate gradient", "train/cg_residual"),
                 lines("Stationarity of the inner loop", "train/stationarity"),

@@ -58,6 +58,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker("program")
 
 
+def settings_of(*overrides, command="config"):
+    """The typed settings that conf/ and these overrides give, as a command would have them."""
+    from metaseg.runs import schema
+
+    kind = {"config": schema.Run, "pretrain": schema.Pretraining}[command]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return schema.read(kind, compose(command, list(overrides)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """As many threads in this process as in those it starts: another number gives sums of another order."""

@@ -163,7 +163,7 @@ class Data(Group):
 
     source: Literal["real", "synthetic"] = setting("files, or painted twins of the datasets")
     root: Path = setting("folder that holds the datasets")
-    size: Annotated[int, Field(ge=16, le=2048)] = setting("side of the square images, in pixels")
+    size: Annotated[int, Field(ge=8, le=1024)] = setting("side of the square images, in pixels")
     validation: Annotated[float, Field(gt=0, lt=1)] = setting("share of each source pool held out")
     augment: Literal["none", "flips", "standard"] = setting("of support and training query images")
     workers: Natural | Literal["auto"] = setting("processes that prepare episodes ahead")
@@ -262,7 +262,7 @@ class Run(Group):
 class Prepared(Open):
     """How images were prepared."""
 
-    size: Annotated[int, Field(ge=16, le=2048)] = setting("side of the square images, in pixels")
+    size: Annotated[int, Field(ge=8, le=1024)] = setting("side of the square images, in pixels")
     augment: Literal["none", "flips", "standard"] = setting("of support and training query images")
 
 
@@ -289,7 +289,7 @@ class Slices(Group):
 
     source: Literal["real", "synthetic"] = setting("files, or a painted twin")
     root: Path = setting("folder that holds lgg_brain_mri or kaggle_3m")
-    size: Annotated[int, Field(ge=16, le=2048, multiple_of=16)] = setting("side of the slices, in pixels")
+    size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = setting("side of the slices, in pixels")
     validation: Count | Literal["auto"] = setting("patients held out")
     augment: SliceAugmentation = setting("of training slices")
     workers: Natural | Literal["auto"] = setting("processes that prepare batches ahead")

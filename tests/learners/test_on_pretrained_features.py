@@ -11,6 +11,7 @@ from metaseg.data.batches import Episode
 from metaseg.learners.build import build_learner
 from metaseg.networks.functional import norm_layers
 from metaseg.networks.stages import part_of
+from metaseg.runs.schema import Run, checked
 
 SMALL = ["model=pretrained", "model.widths=[8,8,8]", "protocol.adapt.steps=2", "shots=4"]
 
@@ -18,7 +19,7 @@ SMALL = ["model=pretrained", "model.widths=[8,8,8]", "protocol.adapt.steps=2", "
 def composed(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         settings = OmegaConf.to_container(compose("config", overrides=[*SMALL, *overrides]), resolve=True)
-    return build_learner(settings, settings["learner"])
+    return build_learner(checked(Run, settings))
 
 
 def task():

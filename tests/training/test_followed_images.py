@@ -4,10 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import TINY, settings_of
 from offline_runs import as_dict, of_kind, offline_records
-from omegaconf import OmegaConf
 from PIL import Image
 
 from metaseg import tracking
@@ -18,17 +16,10 @@ from metaseg.training.outer import MetaTraining
 
 
 def built(*overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = OmegaConf.to_container(compose("config", overrides=[*TINY, *overrides]), resolve=True)
-    data = EpisodicData(
-        pools=settings["pair"]["pools"],
-        targets=settings["target"],
-        data=settings["data"],
-        tasks=settings["tasks"],
-        shots=settings["shots"],
-        seed=settings["seed"],
-    )
-    return build_learner(settings, settings["learner"]), data
+    settings = settings_of(*TINY, *overrides)
+    data = EpisodicData(settings)
+    data.setup()
+    return build_learner(settings), data
 
 
 def test_images_are_held_out_and_of_every_pool():

@@ -23,6 +23,7 @@ from metaseg.networks.attention_unet import AttentionUNet, UNet
 from metaseg.networks.brain_mri import load_brain_mri
 from metaseg.networks.build import build
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.schema import Slices, checked
 from metaseg.training.pretraining import Pretraining, evaluate, largest_component, next_command, score_volume
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
@@ -53,7 +54,7 @@ def test_the_file_holds_the_best_epoch_and_train_starts_from_it(pretrain, train,
     assert len(found["patients"]) == 1
 
     # What was learned is in the file, with the running statistics that validation used.
-    data = BrainMRI(settings["data"], settings["seed"])
+    data = BrainMRI(checked(Slices, settings["data"]), settings["seed"])
     untrained = evaluate(Pretraining(build(name="unet", features=2, seed=0), 1e-2), data.validation)
     loaded = UNet(2)
     load_brain_mri(loaded, path)

@@ -111,6 +111,8 @@ def carry_out(
             return None
         result = test(settings, learner, data, directory, loggers)
         result["settings"], result["data"] = settings, data.provenance()
+        if learner.strengths is not None:
+            result["lambda"] = learner.strengths.table()
         result["weights"] = None if learner.weights is None else learner.weights.to_dict()
         result["wall_seconds"] = time.monotonic() - started
         result["peak_memory_mib"] = provenance.peak_memory_mib()

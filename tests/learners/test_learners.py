@@ -309,8 +309,8 @@ def test_a_cosine_schedule_ends_near_zero():
     rates = []
     original = learner._step
 
-    def step(gradient):
-        original(gradient)
+    def step(*gradients):
+        original(*gradients)
         rates.append(learner.optimizers().param_groups[0]["lr"])
 
     learner._step = step

@@ -23,7 +23,8 @@ def largest_eigenvalue(operator: Callable[[Tensor], Tensor], start: Tensor, step
 
     Args:
         operator: v → A v on vectors of shape (N,).
-        start: where to begin, shape (N,); a gradient has its large parts along large curvature. Zero gives 0.
+        start: where to begin, shape (N,); a gradient has its large parts along large curvature. Zero gives 0, and what
+            leads to products that are not finite gives nan.
         steps: products to compute, ≥ 1.
 
     Raises:
@@ -46,6 +47,8 @@ def largest_eigenvalue(operator: Callable[[Tensor], Tensor], start: Tensor, step
         off_diagonal.append(beside)
         before, here = here, rest / beside
     sides = torch.stack(off_diagonal[: len(diagonal) - 1]) if len(diagonal) > 1 else start.new_zeros(0)
+    if not torch.isfinite(torch.stack(diagonal)).all():
+        return float("nan")
     matrix = torch.diag(torch.stack(diagonal)) + torch.diag(sides, 1) + torch.diag(sides, -1)
     return float(torch.linalg.eigvalsh(matrix)[-1])
 

@@ -1,5 +1,7 @@
 """The largest curvature of the inner problem, and the step size that it allows."""
 
+import math
+
 import pytest
 import torch
 from test_gradients import SPECTRUM, network_task, quadratic
@@ -25,6 +27,7 @@ def test_the_largest_eigenvalue_is_found_though_others_are_negative_and_larger(e
 
 def test_nothing_to_start_from_and_no_product_to_compute():
     assert largest_eigenvalue(lambda v: v, torch.zeros(3), 4) == 0
+    assert math.isnan(largest_eigenvalue(lambda v: v * float("nan"), torch.ones(3), 4))
     with pytest.raises(ValueError, match="steps >= 1"):
         largest_eigenvalue(lambda v: v, torch.ones(3), 0)
 

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow tables-smoke bench lint format lock clean
+.PHONY: help install train test-fast test test-slow tables-smoke bench docs lint format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,8 +25,11 @@ $(STAMP): requirements/$(TORCH).txt pyproject.toml
 
 train: $(STAMP) ## the main job on synthetic twins of the datasets, three minutes on two cores
 	$(BIN)/python train.py learner=imaml shots=5 pair=ph2_kvasir data=synthetic model=pretrained adapt.recipe=quick \
-		trainer=cpu trainer.max_epochs=3 tasks.count=20 tasks.validation=2 tasks.query=10 \
+		trainer=cpu trainer.max_epochs=2 tasks.count=20 tasks.validation=2 tasks.query=10 \
 		evaluation.draws=3 evaluation.limit=60 evaluation.curve_limit=60 evaluation.curve=[0,5,10,20]
+
+test-fast: $(STAMP) ## the tests that train through no whole program
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not program'
 
 test: $(STAMP) ## the default tests
 	$(BIN)/python -m pytest
@@ -43,6 +46,10 @@ bench: $(STAMP) ## outer steps beside those of other libraries (installs these),
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/benchmarks.txt
 	$(BIN)/python -m benchmarks outer_step
 
+docs: $(STAMP) ## the documentation into site/ (installs what builds it); broken links are errors
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
+	$(BIN)/mkdocs build --strict
+
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,11 +59,14 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## resolve both lock files anew (needs uv)
+lock: ## resolve the lock files anew (needs uv and Python 3.11)
 	uv pip compile --universal --python-version 3.10 --extra dev --upgrade pyproject.toml \
 		--custom-compile-command 'make lock' -o requirements/current.txt
 	uv pip compile --universal --python-version 3.10 --extra dev --upgrade --constraint requirements/v100.in pyproject.toml \
 		--custom-compile-command 'make lock' -o requirements/v100.txt
+	python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		| uv pip compile --universal --python-version 3.10 --upgrade --constraint requirements/current.txt \
+		--custom-compile-command 'make lock' -o requirements/docs.txt -
 
-clean: ## remove .venv and caches, never runs or data
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+clean: ## remove .venv, site and caches, never runs or data
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache *.egg-info

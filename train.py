@@ -1,16 +1,6 @@
-"""Train a learner on a pair of datasets, test it on a third: python train.py learner=imaml shots=20 pair=ph2_kvasir"""
+"""Train a learner on a pair of datasets, test it on others: python train.py learner=imaml shots=20 pair=ph2_kvasir"""
 
-from omegaconf import DictConfig
-
-from metaseg.cli import entry
-
-
-def main(config: DictConfig) -> None:
-    """One run; see conf/config.yaml for every setting."""
-    from metaseg.run import run  # torch and its friends are loaded only when there is something to run
-
-    run(config)
-
+from metaseg.cli.commands import train
 
 if __name__ == "__main__":
-    entry(main)
+    train()

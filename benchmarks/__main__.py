@@ -18,10 +18,10 @@ from benchmarks.setting import Setting
 from benchmarks.tasks import tasks
 from benchmarks.variants import variants
 from benchmarks.worker import quieten
-from metaseg.cli import fail
+from metaseg.cli.entry import fail
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError
-from metaseg.provenance import check_gpu
+from metaseg.runs.provenance import check_gpu
 
 COMMANDS = {
     "outer_step": "time, memory and error of every way to a meta-gradient, beside other libraries",

@@ -16,19 +16,19 @@ from torch.utils import _pytree as pytree
 from benchmarks.report import Report
 from benchmarks.setting import Setting
 from benchmarks.timing import round_robin
-from metaseg.cli import CONFIG_FOLDER
+from metaseg import configuration
 from metaseg.data import pools
 from metaseg.data.batches import SupportSet
 from metaseg.data.module import Target
-from metaseg.data.synthetic import TWIN_SEED, twin
+from metaseg.data.synthetic.twins import TWIN_SEED, twin
 from metaseg.evaluation.metatest import segment
 from metaseg.evaluation.scores import dice
 from metaseg.learners.base import Learner
+from metaseg.learners.build import build_learner
 from metaseg.learners.fine_tuning import held_out
 from metaseg.meta.vectors import Parameters
 from metaseg.networks.functional import forward
 from metaseg.progress import Progress
-from metaseg.run import build_learner
 
 RECIPES = {
     "pre-trained, default": ("model=pretrained",),
@@ -130,7 +130,7 @@ def adaptation(setting: Setting, dataset: str, root: Path | None, images: int, r
 def learner_of(overrides: tuple[str, ...], setting: Setting) -> Learner:
     """The learner that trains on the support set alone, by a recipe of its model."""
     given = [*overrides, f"data.size={setting.size}", f"shots={setting.shots}", f"seed={setting.seed}"]
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+    with initialize_config_dir(str(configuration.FOLDER), version_base="1.3"):
         config = compose("config", ["learner=scratch", "logger.wandb=false", *given])
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     return build_learner(settings, settings["learner"]).to(setting.device)

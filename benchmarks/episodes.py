@@ -36,7 +36,7 @@ from metaseg.data.check import cores
 from metaseg.data.episodes import MIXINGS, Plan
 from metaseg.data.layouts import complete
 from metaseg.data.pools import Pool
-from metaseg.data.synthetic import TWIN_SEED, twin
+from metaseg.data.synthetic.twins import TWIN_SEED, twin
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.attention_unet import AttentionUNet
 

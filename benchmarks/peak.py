@@ -2,7 +2,7 @@
 
 from benchmarks.methods.registry import ALL
 from benchmarks.setting import Setting, make_problem
-from metaseg.memory import of_call, tidy
+from metaseg.sweeps.memory import of_call, tidy
 
 
 def of_method(setting: Setting, name: str) -> dict[str, float | str]:
@@ -11,7 +11,7 @@ def of_method(setting: Setting, name: str) -> dict[str, float | str]:
     What the method sets up once (its network, images, imports) was there before; the weights that it adapts are not.
 
     Returns:
-        ``mib`` and ``how`` (a key of `metaseg.memory.HOW`).
+        ``mib`` and ``how`` (a key of `metaseg.sweeps.memory.HOW`).
     """
     method = ALL[name]
     method.prepare(make_problem(setting.miniature()))()

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.setting import Setting
-from metaseg import provenance
+from metaseg.runs import provenance
 
-PACKAGES = ("metaseg", "torch", "torchvision", "lightning", "torchopt", "higher", "functorch", "numpy")
+PACKAGES = ("metaseg-implicit", "torch", "torchvision", "lightning", "torchopt", "higher", "functorch", "numpy")
 
 
 @dataclass

@@ -24,9 +24,9 @@ from benchmarks.timing import Timing, round_robin
 from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
-from metaseg.memory import of_call, tidy
 from metaseg.meta.gradients import MetaGradient
-from metaseg.process import prepare_process
+from metaseg.sweeps.memory import of_call, tidy
+from metaseg.training.process import prepare_process
 
 COLUMNS = (
     "variant",

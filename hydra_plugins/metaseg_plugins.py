@@ -45,8 +45,9 @@ class SlotLauncher(Launcher):
         self.slots, self.threads = slots, threads
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra hands over."""
+        """Keep what Hydra hands over, and how `metaseg.cli.entry` says that the program is started."""
         self.hydra_context, self.config = hydra_context, config
+        self.program: tuple[str, ...] = task_function.program  # type: ignore[attr-defined]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; a failed one is reported and does not keep the others from running."""

@@ -35,6 +35,7 @@ TINY = [
     "evaluation.curve_limit=4",
     "evaluation.scratch.compare=false",
     "logger=csv",
+    "start=model",
 ]
 """Settings of a run that takes seconds."""
 
@@ -48,6 +49,13 @@ TINY_PRETRAINING = [
     "trainer.progress=false",
 ]
 """The same for pretrain.py."""
+
+
+def pytest_collection_modifyitems(items):
+    """What runs whole programs is left out by `make test-fast`."""
+    for item in items:
+        if not {"program", "train_process", "trained"}.isdisjoint(item.fixturenames):
+            item.add_marker("program")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -77,6 +85,16 @@ class Finished:
     returncode: int
     stdout: str
     stderr: str
+
+
+def assert_fails_in_words(finished, *words):
+    assert finished.returncode == 1
+    assert "Traceback" not in finished.stderr
+    lines = finished.stderr.splitlines()
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
 
 
 @pytest.fixture
@@ -170,7 +188,7 @@ def own_cache(monkeypatch, tmp_path):
 @pytest.fixture
 def kvasir_root(tmp_path):
     """A data.root with a Kvasir-SEG of six images."""
-    from disk_datasets import STEMS, write_dataset  # beside the tests of the data room
+    from disk_datasets import STEMS, write_dataset
 
     write_dataset(tmp_path / "data" / "kvasir", STEMS, images="images/{stem}.png")
     return tmp_path / "data"
@@ -197,7 +215,7 @@ def trained(tmp_path_factory):
     """The directory of a run that has trained, with first-order MAML for some seconds."""
     directory = tmp_path_factory.mktemp("trained") / "run"
     kept = sys.argv
-    sys.argv = ["train.py", *TINY, "learner=fomaml", "learner.warmup=0", f"hydra.run.dir={directory}"]
+    sys.argv = ["train.py", *TINY, "learner=fomaml", f"hydra.run.dir={directory}"]
     try:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     finally:

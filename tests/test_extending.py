@@ -17,7 +17,7 @@ def test_the_printed_learner_is_one_file_and_one_yaml(tmp_path):
     (tmp_path / "signed.py").write_text(code)
     (tmp_path / "conf" / "learner").mkdir(parents=True)
     (tmp_path / "conf" / "learner" / "signed.yaml").write_text(settings.replace("metaseg.learners.signed", "signed"))
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "learner=signed", "learner.warmup=0"]
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "learner=signed"]
     command += [f"hydra.run.dir={tmp_path / 'run'}", f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from metaseg.callbacks import TrainingProgress
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
 from metaseg.evaluation.metatest import Settings, score_target
 from metaseg.evaluation.metatest import work as work_of
 from metaseg.evaluation.work import Work, watcher
 from metaseg.progress import EVERY, Progress, duration
+from metaseg.training.callbacks import TrainingProgress
 
 
 class Clock:
@@ -266,7 +266,9 @@ def trainer(**changes):
 
 
 def test_training_is_counted_from_where_it_stands_and_validation_is_named(clock, pipe, monkeypatch):
-    monkeypatch.setattr("metaseg.callbacks.Progress", lambda *a, **k: Progress(*a, **k, stream=pipe, clock=clock))
+    monkeypatch.setattr(
+        "metaseg.training.callbacks.Progress", lambda *a, **k: Progress(*a, **k, stream=pipe, clock=clock)
+    )
     run = trainer(global_step=4)
     callback = TrainingProgress()
     callback.on_train_start(run)
@@ -294,7 +296,9 @@ def test_training_is_counted_from_where_it_stands_and_validation_is_named(clock,
 
 
 def test_only_rank_zero_speaks(clock, pipe, monkeypatch):
-    monkeypatch.setattr("metaseg.callbacks.Progress", lambda *a, **k: Progress(*a, **k, stream=pipe, clock=clock))
+    monkeypatch.setattr(
+        "metaseg.training.callbacks.Progress", lambda *a, **k: Progress(*a, **k, stream=pipe, clock=clock)
+    )
     for callback, run in ((TrainingProgress(), trainer(is_global_zero=False)), (TrainingProgress(False), trainer())):
         callback.on_train_start(run)
         clock.now += 60

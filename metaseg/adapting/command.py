@@ -25,10 +25,9 @@ from metaseg.data.check import plural
 from metaseg.data.layouts import read_mask
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD, dice, iou
+from metaseg.plots.overlays import overlay
 from metaseg.progress import Progress
-from metaseg.reporting.overlays import overlay
-from metaseg.run import quieten
-from metaseg.rundir import replacing
+from metaseg.runs.directory import replacing
 
 _INPUTS = ("support", "images", "truth")
 _SCORES = ["dsc", "iou"]
@@ -41,7 +40,6 @@ def run(config: DictConfig) -> None:
     Raises:
         MetasegError: on settings, files or folders that cannot be used. What was written before stays.
     """
-    quieten()
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     _check(settings)
     paths = {key: Path(settings[key]).expanduser() for key in (*_INPUTS, "out") if settings[key] is not None}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from metaseg.adapting.model import Adapted
 from metaseg.errors import MetasegError
-from metaseg.learners.segmenter import AdaptedNetwork, Ensemble, Segmenter
 from metaseg.networks.normalisation import plain_batch_norm
-from metaseg.rundir import replacing
+from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter
+from metaseg.runs.directory import replacing
 
 FORMATS = ("onnx", "torch")
 
@@ -103,7 +103,7 @@ def _onnx(program: torch.export.ExportedProgram, path: Path) -> None:
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
         raise MetasegError(
-            "export=[onnx] needs the libraries onnx and onnxscript: pip install 'metaseg[onnx]'."
+            "export=[onnx] needs the libraries onnx and onnxscript: pip install 'metaseg-implicit[onnx]'."
         ) from error
     found = torch.onnx.export(
         program, input_names=["images"], output_names=["probabilities"], dynamo=True, verbose=False, external_data=False

@@ -252,4 +252,4 @@ def _library(name: str, path: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MetasegError(f"{path} needs the library {name}: pip install 'metaseg[medical]'.") from error
+        raise MetasegError(f"{path} needs the library {name}: pip install 'metaseg-implicit[medical]'.") from error

@@ -19,10 +19,11 @@ from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD
 from metaseg.learners.base import Learner
-from metaseg.learners.segmenter import Segmenter
-from metaseg.run import build_learner, load_weights
-from metaseg.rundir import RunDirectory
-from metaseg.settings import upgraded
+from metaseg.learners.build import build_learner
+from metaseg.learners.checkpoints import load_weights
+from metaseg.networks.segmenter import Segmenter
+from metaseg.runs.directory import RunDirectory
+from metaseg.runs.settings import upgraded
 
 DEVICES = ("auto", "cpu", "cuda")
 

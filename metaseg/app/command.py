@@ -30,7 +30,7 @@ def run(config: DictConfig) -> None:
         MetasegError: gradio is missing, or on settings that cannot be used.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise MetasegError("The web page needs the library gradio: pip install 'metaseg[app]'.")
+        raise MetasegError("The web page needs the library gradio: pip install 'metaseg-implicit[app]'.")
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     _check(settings)
 
@@ -38,9 +38,7 @@ def run(config: DictConfig) -> None:
     from metaseg.app.session import Network
     from metaseg.app.sessions import Sessions, temporary_folder
     from metaseg.app.uploads import Limits
-    from metaseg.run import quieten
 
-    quieten()
     network = Network(load(settings["checkpoint"], settings["device"]), settings["steps"], settings["lr"])
     limits = Limits(settings["max_images"], settings["max_mb"], settings["max_megapixels"])
     with temporary_folder() as folder, _until_stopped() as stopped:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from metaseg.adapting.arrays import shrunk
 from metaseg.adapting.files import Source
 from metaseg.adapting.results import fitting, resized_mask
-from metaseg.reporting.overlays import PREDICTION_COLOUR, overlay
+from metaseg.plots.overlays import PREDICTION_COLOUR, overlay
 
 FRAME = (720, 960)
 """(H, W) of what is painted on, for every image: finer than a hand, and quick in a browser. Of one size, as gradio 6.31

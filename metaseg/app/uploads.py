@@ -118,7 +118,8 @@ def _dicom_size(path: Path) -> tuple[int, int]:
     try:
         import pydicom
     except ImportError as error:
-        raise MetasegError(f"{path.name} needs the library pydicom: pip install 'metaseg[medical]'.") from error
+        hint = "pip install 'metaseg-implicit[medical]'"
+        raise MetasegError(f"{path.name} needs the library pydicom: {hint}.") from error
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         return int(header.Columns), int(header.Rows)

@@ -38,10 +38,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from metaseg import configuration
 from metaseg.errors import MetasegError
 
-FOLDER = Path(__file__).parents[2] / "conf" / "dataset"
-
+FOLDER = configuration.FOLDER / "dataset"
 
 NAME = re.compile(r"[a-z0-9_]+")
 """What a dataset may be called: names become part of file names in which other signs separate."""
@@ -100,8 +100,8 @@ def load_catalogue(folder: Path = FOLDER) -> dict[str, Dataset]:
     files = sorted(folder.glob("*.yaml"))
     if not files:
         raise MetasegError(
-            f"expected one YAML file a dataset in {folder}, found none: run from a checkout of the project, where "
-            f"conf/ lies beside metaseg/"
+            f"expected one YAML file a dataset in {folder}, found none: install "
+            f"metaseg anew, or run from a whole checkout, where conf/ lies beside metaseg/"
         )
     return {file.stem: read(file) for file in files}
 
@@ -135,7 +135,7 @@ def get(name: str, root: str | Path | None = None) -> Dataset:
         return _catalogue()[name]
     if own:
         return read(own)
-    where = "" if root is None else f", or describe it in {Path(root).expanduser() / name}.yaml (see README.md)"
+    where = "" if root is None else f", or describe it in {Path(root).expanduser() / name}.yaml (see docs/datasets.md)"
     raise MetasegError(f"unknown dataset '{name}': choose from {', '.join(names(root))}{where}")
 
 

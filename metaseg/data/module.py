@@ -85,7 +85,7 @@ def image_count(name: str, source: str, root: str) -> int:
 
 
 def _twin_count(name: str) -> int:
-    from metaseg.data.synthetic import DEFAULT_COUNTS
+    from metaseg.data.synthetic.twins import DEFAULT_COUNTS
 
     if name not in DEFAULT_COUNTS:
         raise MetasegError(
@@ -96,7 +96,7 @@ def _twin_count(name: str) -> int:
 
 @lru_cache(maxsize=8)  # cells of a sweep that share a process share the twins
 def _twin_pool(name: str, count: int, size: int) -> Pool:
-    from metaseg.data.synthetic import TWIN_SEED, twin
+    from metaseg.data.synthetic.twins import TWIN_SEED, twin
 
     images, masks, ids, groups = twin(name, count, size, TWIN_SEED)
     return prepare_arrays(name, images, masks, ids, groups, blocks=catalogue.get(name).blocks > 0)

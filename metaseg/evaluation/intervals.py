@@ -1,38 +1,48 @@
-"""Confidence intervals of a mean Dice over support draws and images: the crossed ("pigeonhole") bootstrap.
+"""Confidence intervals of a mean Dice over seeds, support draws and images: a crossed, clustered bootstrap.
 
-A score belongs to a support draw and to an image, and both are samples: another user draws other support images and has
-other images to segment. So draws and images are resampled independently of each other, and a cell counts as often as
-its row is drawn times its column is drawn (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1:386).
-Resampling cells as if they were independent would be far too sure of itself: the cells of one image are alike.
+A score belongs to a trained network (a seed), to one of its support draws, and to an image. All are samples: another
+user trains with another seed, draws other support images, and has other images to segment. Draws are nested in seeds,
+because each seed draws its own support sets; images are crossed with both, and those of one patient, video or lesion
+are alike. So the units that are resampled are
 
-Two corrections for few draws (our decision; five draws are the usual number, and plain percentiles cover too little):
+- whole seeds, each with all its draws, where there are two or more; else draws. Draws within a seed are not resampled
+  again: their scatter is already part of how seeds scatter (the ultimate cluster of survey sampling, Kalton 1979);
+- groups of images, independently of the former (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics
+  1:386). Resampling cells as if they were independent would be far too sure of itself.
 
-- n - 1 of n rows (columns) are drawn, which makes the variance unbiased (Rao and Wu 1988; Hesterberg 2015, "What
-  teachers should know about the bootstrap").
+Two corrections for few units (our decision; three seeds are the usual number, and plain percentiles cover too little):
+
+- n - 1 of n units are drawn, which makes the variance unbiased (Rao and Wu 1988; Hesterberg 2015, "What teachers should
+  know about the bootstrap").
 - The distances of the percentiles from the mean are stretched by t/z, Student's quantile over the normal one, with
-  Satterthwaite's degrees of freedom: about draws - 1 where the draws make the difference, images - 1 where the images
+  Satterthwaite's degrees of freedom: about seeds - 1 where the seeds make the difference, groups - 1 where the images
   do.
 
-Coverage in % of 95 % intervals, simulated with normal effects, and that of plain percentiles in brackets (60 images, of
-which 20 missing in each draw, 400 replications; head: standard deviations of draws, images, rest; the first column is
-what real Dice values look like):
+Coverage in % of 95 % intervals, simulated with normal effects (60 images, of which 20 missing in each draw, 400
+replications; `python -m benchmarks.coverage` prints the table). Head: standard deviations of seeds, draws, images and
+the rest. In brackets the coverage where draws are taken for independent units, whatever their seed:
 
-    draws   0.03, 0.25, 0.10    0.10, 0.10, 0.10    0.10, 0.02, 0.05
-      2         98 (94)             90 (72)             91 (60)
-      3         97 (96)             91 (78)             93 (76)
-      5         96 (95)             96 (89)             96 (87)
-     10         96 (96)             96 (91)             95 (90)
+    seeds  draws  0, 0.03, 0.25, 0.10  0.05, 0.05, 0.25, 0.10  0.05, 0.05, 0.05, 0.05  0.10, 0.02, 0.02, 0.05
+        1      5              96 (96)                 84 (84)                 71 (71)                 18 (18)
+        2      5              94 (94)                 94 (87)                 88 (71)                 92 (45)
+        3      3              95 (95)                 93 (90)                 92 (82)                 92 (63)
+        5      3              95 (95)                 94 (93)                 95 (84)                 95 (72)
 
-Where neither draws nor images differ but only the rest, coverage is near 100 %: no bootstrap of crossed effects is
-exact for all cases (McCullagh 2000, "Resampling and exchangeable arrays", Bernoulli 6:285).
+With one seed an interval says nothing of other seeds, and covers little where these differ.
+Where neither seeds, draws nor images differ but only the rest, coverage is near 100 %: no bootstrap of crossed effects
+is exact for all cases (McCullagh 2000, "Resampling and exchangeable arrays", Bernoulli 6:285).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from metaseg.errors import MetasegError
+
+Labels = Sequence[object] | np.ndarray
+"""What a row or a column belongs to; equal labels, one unit."""
 
 _CHUNK = 250  # resamples at a time: with 2600 images, arrays of 5 MB
 
@@ -45,8 +55,16 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_interval(matrix: np.ndarray, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Return the mean of all scores and its interval over support draws and images.
+def bootstrap_interval(
+    matrix: np.ndarray,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    *,
+    seeds: Labels | None = None,
+    groups: Labels | None = None,
+) -> Interval:
+    """Return the mean of all scores and its interval over seeds, support draws and images.
 
     Args:
         matrix: float (draws, images), NaN where an image was not scored in a draw, for instance as its support. Draws
@@ -54,19 +72,22 @@ def bootstrap_interval(matrix: np.ndarray, level: float = 0.95, resamples: int =
         level: confidence, between 0 and 1.
         resamples: number of bootstrap resamples; with 2000 the bounds vary by about 2 % of the interval's width.
         seed: of the resampling; equal calls give equal intervals.
+        seeds: of each draw, the seed its network was trained with. None, or all equal: draws are the units, and the
+            interval says nothing of other seeds.
+        groups: of each image, the patient or video it is from. None: images are the units.
 
     Returns:
         mean over all scores that are there, low, high. The interval may reach slightly beyond the range of the scores.
-        One draw: the interval is over images only and says nothing of other support sets. One image: over draws only,
-        it says nothing of other images. One score: nothing can be said, low and high are NaN.
+        One draw: the interval is over images only and says nothing of other support sets. One image, or one group: over
+        draws only, it says nothing of other images. One of both: nothing can be said, low and high are NaN.
 
     Raises:
         MetasegError: where the matrix is not two-dimensional, holds no score or an infinite one, or level or resamples
             are out of range.
     """
-    scores, there = _cleaned(matrix, level, resamples)
+    scores, there = _units(*_cleaned(matrix, level, resamples), seeds, groups)
     mean = float(scores.sum() / there.sum())
-    if there.sum() == 1:
+    if scores.size == 1:
         return Interval(mean, float("nan"), float("nan"))
     generator = np.random.Generator(np.random.PCG64(seed))
     means = np.concatenate(
@@ -76,13 +97,53 @@ def bootstrap_interval(matrix: np.ndarray, level: float = 0.95, resamples: int =
         ]
     )
     tail = (1 - level) / 2
-    stretch = stats.t.ppf(1 - tail, _degrees_of_freedom(scores, there, mean)) / stats.norm.ppf(1 - tail)
+    stretch = stats.t.ppf(1 - tail, _variance(scores, there, mean)[1]) / stats.norm.ppf(1 - tail)
     low, high = mean + stretch * (np.quantile(means, [tail, 1 - tail]) - mean)
     return Interval(mean, float(low), float(high))
 
 
+def p_value(matrix: np.ndarray, *, seeds: Labels | None = None, groups: Labels | None = None) -> float:
+    """Return the two-sided p of a mean of 0, by Student's t over the same units as `bootstrap_interval`.
+
+    The standard error is that of the mean as a ratio of sums, linearised; the degrees of freedom are Satterthwaite's.
+    With three seeds that differ these are two, however many images there are.
+
+    Args:
+        matrix: differences, (draws, images), as for `bootstrap_interval`.
+        seeds: as for `bootstrap_interval`.
+        groups: as for `bootstrap_interval`.
+
+    Returns:
+        p in [0, 1]; 1 where all differences are 0; NaN where there is a single unit.
+    """
+    scores, there = _units(*_cleaned(matrix, 0.95, 100), seeds, groups)
+    mean = float(scores.sum() / there.sum())
+    if scores.size == 1:
+        return float("nan")
+    variance, freedom = _variance(scores, there, mean)
+    if variance == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(mean) / np.sqrt(variance), freedom))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number by Holm's step-down method (1979), in their order; NaN stays NaN."""
+    found = np.array(values, np.float64)
+    order = np.argsort(found)[: np.count_nonzero(~np.isnan(found))]
+    factors = np.arange(len(order), 0, -1)
+    found[order] = np.minimum(np.maximum.accumulate(found[order] * factors), 1.0)
+    return found.tolist()
+
+
 def paired_difference(
-    first: np.ndarray, second: np.ndarray, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    first: np.ndarray,
+    second: np.ndarray,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    *,
+    seeds: Labels | None = None,
+    groups: Labels | None = None,
 ) -> Interval:
     """Return the mean of first - second and its interval, for two learners scored on the same draws and images.
 
@@ -95,6 +156,8 @@ def paired_difference(
         level: as for `bootstrap_interval`.
         resamples: as for `bootstrap_interval`.
         seed: as for `bootstrap_interval`.
+        seeds: as for `bootstrap_interval`.
+        groups: as for `bootstrap_interval`.
 
     Raises:
         MetasegError: where the two do not cover the same cells, and as `bootstrap_interval` does.
@@ -107,11 +170,11 @@ def paired_difference(
             f"({np.count_nonzero(~np.isnan(second))} cells): evaluate both with equal seed, shots, evaluation.draws "
             "and evaluation.limit."
         )
-    return bootstrap_interval(first - second, level, resamples, seed)
+    return bootstrap_interval(first - second, level, resamples, seed, seeds=seeds, groups=groups)
 
 
 def _cleaned(matrix: np.ndarray, level: float, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores with 0 for NaN, and 1.0 where a score is there, without empty rows and columns."""
+    """Return scores with 0 for NaN, and 1.0 where a score is there."""
     values = np.asarray(matrix, np.float64)
     there = ~np.isnan(values)
     if values.ndim != 2 or not there.any() or np.isinf(values).any():
@@ -123,8 +186,29 @@ def _cleaned(matrix: np.ndarray, level: float, resamples: int) -> tuple[np.ndarr
         raise MetasegError(
             f"Expected a level between 0 and 1 and at least 100 resamples, but found {level} and {resamples}."
         )
-    kept = np.ix_(there.any(1), there.any(0))
-    return np.where(there, values, 0.0)[kept], there[kept].astype(np.float64)
+    return np.where(there, values, 0.0), there.astype(np.float64)
+
+
+def _units(
+    scores: np.ndarray, there: np.ndarray, seeds: Labels | None, groups: Labels | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return sums and numbers of scores by seed (by draw, where there is one seed) and group, none of them empty."""
+    kept = there.any(1), there.any(0)
+    rows, columns = (
+        np.arange(count)[some] if labels is None else _numbered(labels, what, count)[some]
+        for labels, what, count, some in zip((seeds, groups), ("seeds", "groups"), there.shape, kept, strict=True)
+    )
+    if len(np.unique(rows)) == 1:
+        rows = np.arange(len(rows))
+    row_sums, column_sums = (np.unique(labels)[:, None] == labels for labels in (rows, columns))
+    scores, there = (row_sums @ part[np.ix_(*kept)] @ column_sums.T for part in (scores, there))
+    return scores, there
+
+
+def _numbered(labels: Labels, what: str, count: int) -> np.ndarray:
+    if len(labels) != count:
+        raise MetasegError(f"Expected a label of each of {count} {what[:-1]}s, found {len(labels)} in {what}.")
+    return np.unique(np.asarray(labels), return_inverse=True)[1]
 
 
 def _weights(generator: np.random.Generator, units: int, number: int) -> np.ndarray:
@@ -136,15 +220,15 @@ def _weights(generator: np.random.Generator, units: int, number: int) -> np.ndar
 
 
 def _resampled_means(generator: np.random.Generator, scores: np.ndarray, there: np.ndarray, number: int) -> np.ndarray:
-    draws, images = (_weights(generator, units, number) for units in scores.shape)
-    count = ((draws @ there) * images).sum(1)
+    rows, columns = (_weights(generator, units, number) for units in scores.shape)
+    count = ((rows @ there) * columns).sum(1)
     # A resample whose cells are all missing has no mean; it can only happen with very few images.
     full = count > 0
-    return ((draws @ scores) * images).sum(1)[full] / count[full]
+    return ((rows @ scores) * columns).sum(1)[full] / count[full]
 
 
-def _degrees_of_freedom(scores: np.ndarray, there: np.ndarray, mean: float) -> float:
-    """Return Satterthwaite's degrees of freedom of the variance that draws and images contribute to the mean."""
+def _variance(scores: np.ndarray, there: np.ndarray, mean: float) -> tuple[float, float]:
+    """Return the variance that rows and columns contribute to the mean, and Satterthwaite's degrees of freedom."""
     influence = (scores - mean * there) / there.sum()
     parts, squares = 0.0, 0.0
     for axis in (1, 0):
@@ -152,4 +236,4 @@ def _degrees_of_freedom(scores: np.ndarray, there: np.ndarray, mean: float) -> f
         if units > 1:
             variance = units / (units - 1) * float((influence.sum(axis) ** 2).sum())
             parts, squares = parts + variance, squares + variance**2 / (units - 1)
-    return parts**2 / squares if squares > 0 else np.inf
+    return parts, parts**2 / squares if squares > 0 else np.inf

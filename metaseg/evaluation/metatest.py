@@ -1,14 +1,14 @@
 """The meta-test: adapt to K images of a target, score all its other images, over several draws of the K."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from metaseg.data.batches import image_tensor
+from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.data.episodes import Stream
 from metaseg.data.module import Target
 from metaseg.errors import MetasegError
@@ -16,10 +16,26 @@ from metaseg.evaluation.intervals import bootstrap_interval
 from metaseg.evaluation.scores import dice, foreground, iou, pixel_counts
 from metaseg.evaluation.trivial import trivial_scores
 from metaseg.evaluation.work import Work
-from metaseg.learners.base import Learner
-from metaseg.learners.segmenter import Segmenter
+from metaseg.meta.inner_loop import InnerLoop
+from metaseg.networks.segmenter import Segmenter
 
 LEVEL = 0.95
+
+
+class Learner(Protocol):
+    """What is tested: whatever meets a dataset by its annotated images."""
+
+    @property
+    def adapt_loop(self) -> InnerLoop:
+        """How it descends on the support set."""
+
+    def adaptation(
+        self, support: SupportSet, at: Sequence[int], progress: Callable[[int, int], None]
+    ) -> Iterator[tuple[int, Segmenter]]:
+        """Adapt, and yield (step, segmenter) at each step number in `at`; progress: (steps taken, of how many)."""
+
+    def after_inner(self, support: SupportSet) -> Segmenter | None:
+        """Adapt by the inner problem of training alone; None: it has none."""
 
 
 @dataclass(frozen=True)
@@ -259,16 +275,19 @@ def interval(matrix: np.ndarray, seed: int) -> dict[str, float]:
 
 
 def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mapping[str, Any]]:
-    """The rows of per_image.csv for one target."""
+    """The rows of per_image.csv for one target; images of one patient, video or near-duplicate share a group."""
+    pool = target.pool
+    groups = np.zeros(len(pool), np.int64) if pool.blocks else pool.groups  # blocks of one video are one video
     for draw, position in zip(*np.nonzero(~np.isnan(scores.after)), strict=True):
         yield {
             "dataset": name,
-            "image": target.pool.ids[position],
+            "image": pool.ids[position],
             "draw": int(draw),
             "dsc_before": scores.before[draw, position],
             "iou_before": scores.iou_before[draw, position],
             "dsc_after": scores.after[draw, position],
             "iou_after": scores.iou_after[draw, position],
+            "group": int(groups[position]),
         }
 
 

@@ -1,48 +1,44 @@
-"""What every learner shares: the outer step, validation by episodes, and adaptation to a target."""
+"""What every learner shares: its network and loops, what an episode teaches, and adaptation to a target.
 
-import math
+`metaseg.training.outer` takes the outer steps; nothing here needs a trainer.
+"""
+
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
-from metaseg.evaluation.scores import dice
 from metaseg.learners.fine_tuning import FineTuning
 from metaseg.learners.inner import InnerEvaluation
-from metaseg.learners.network_module import NetworkModule
-from metaseg.learners.segmenter import Segmenter
 from metaseg.learners.staged import EpisodeTask
 from metaseg.learners.strengths import Strengths
-from metaseg.learners.tally import Tally, still
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, cut
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
 from metaseg.meta.step_size import largest_curvature
-from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
-from metaseg.networks.functional import forward, update_running
+from metaseg.meta.vectors import Parameters, detach, flatten
+from metaseg.networks.functional import forward
 from metaseg.networks.norms import Norms
 from metaseg.networks.rates import Rates
+from metaseg.networks.segmenter import Segmenter
+from metaseg.networks.weights_record import WeightsRecord
 
 SCHEDULES = ("constant", "cosine")
 
 ADAPTATIONS = ("recipe", "inner")
 
 
-BESIDE = ("inner_curvature", "strengths.logarithms")
-"""What a checkpoint of a learner may hold beside the network."""
-
 Result = TypeVar("Result")
 
 
-class Learner(NetworkModule):
+class Learner(nn.Module):
     """A learner answers two questions: what a task teaches (``meta_gradient``), and how it meets a dataset (``adapt``).
 
     The arguments beside the first three are the keys of conf/learner/*.yaml, as they stand there.
@@ -64,8 +60,6 @@ class Learner(NetworkModule):
             σ the largest curvature of the inner problem at θ, measured every so many (``every``) outer steps (0: never;
             adam is not bounded). None: no steps.
         lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
-        warmup: share of the run's outer steps, from 0 to 1, in which no inner loop is run yet: joint training on the
-            episodes' images.
         channels_last: whether images and activations lie in memory with the channels of a pixel side by side.
         products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
             the first of these that the network allows.
@@ -78,7 +72,10 @@ class Learner(NetworkModule):
     """
 
     trains = True
-    inner_curvature: Tensor
+    network: nn.Module
+    outer_step = 0
+    """Outer steps taken so far; whoever takes them counts here."""
+    inner_curvature = 0.0
     """The largest curvature of the inner problem at θ, as last measured; 0: it was not."""
 
     def __init__(
@@ -91,7 +88,6 @@ class Learner(NetworkModule):
         optimizer: Mapping[str, Any],
         inner: Mapping[str, Any] | None = None,
         lam: float = 0.0,
-        warmup: float = 0.0,
         products: str = "auto",
         channels_last: bool = False,
     ) -> None:
@@ -104,9 +100,6 @@ class Learner(NetworkModule):
             raise MetasegError(
                 f"learner.optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {optimizer['schedule']!r}."
             )
-        if not 0 <= warmup <= 1:
-            raise MetasegError(f"learner.warmup must be a share from 0 to 1, found {warmup}.")
-        self.automatic_optimization = False
         self.products = products
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network
@@ -127,10 +120,9 @@ class Learner(NetworkModule):
         self._folds = adapt.get("folds", 0)
         if self._folds < 0 or self._folds == 1:
             raise MetasegError(f"learner.adapt.folds must be 0, or 2 or more, found {self._folds}.")
-        self._outer_rates = Rates.of(network, "learner.optimizer.rates", optimizer.get("rates"))
+        self.outer_rates = Rates.of(network, "learner.optimizer.rates", optimizer.get("rates"))
         self._inner_rates = Rates.of(network, "learner.inner.rates", (inner or {}).get("rates"))
         self._adapt_rates = Rates.of(network, "learner.adapt.rates", adapt.get("rates"))
-        self.warmup = warmup
         self.strengths: Strengths | None = None
         bound = (inner or {}).get("bound") or {"every": 0, "share": 1.0}
         if bound["every"] < 0 or not bound["share"] > 0:
@@ -138,13 +130,20 @@ class Learner(NetworkModule):
                 f"learner.inner.bound.every must not be negative and learner.inner.bound.share > 0, found "
                 f"{bound['every']} and {bound['share']}."
             )
-        self._bound_every = bound["every"] if self._inner.optimizer != "adam" else 0
+        self.bound_every = bound["every"] if self._inner.optimizer != "adam" else 0
         self._bound_share = bound["share"]
-        self.register_buffer("inner_curvature", torch.zeros(()), persistent=self._bound_every > 0)
-        self._tally = Tally()
         self._inner_evaluation = InnerEvaluation(network, loss, inner or {})
         self.outer = optimizer
-        self._validation: list[Tensor] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.network.parameters()).device
+
+    @property
+    def weights(self) -> WeightsRecord | None:
+        """The pre-trained weights that the network began from; None: random ones."""
+        return getattr(self.network, "weights", None)
 
     @property
     def inner(self) -> InnerLoop:
@@ -214,8 +213,8 @@ class Learner(NetworkModule):
         """The inner problem of a support set as a descent at a target: θ's only rival is φ, and images stay as are."""
         images, masks = (one.to(self.device) for one in support.clean())
         curvature = 0.0
-        if self._bound_every:
-            curvature = max(self._curvature(Episode(images, masks, images[:1], masks[:1])), float(self.inner_curvature))
+        if self.bound_every:
+            curvature = max(self.curvature_of(Episode(images, masks, images[:1], masks[:1])), self.inner_curvature)
         tuning = replace(
             self.fine_tuning(),
             loop=self._bounded(loop, curvature),
@@ -242,7 +241,7 @@ class Learner(NetworkModule):
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The gradient at θ of the loss of all the episode's images, which normalise one another as in any batch."""
         episode = self.laid_out(episode)
-        leaves = {name: value.detach().requires_grad_(self._learns(name)) for name, value in theta.items()}
+        leaves = {name: value.detach().requires_grad_(self.learns(name)) for name, value in theta.items()}
         moving = [value for value in leaves.values() if value.requires_grad]
         with torch.enable_grad():
             images = torch.cat([episode.support_images, episode.query_images])
@@ -268,7 +267,7 @@ class Learner(NetworkModule):
             episode: the task's images.
             estimate: (task, θ of what moves, inner loop) → meta-gradient.
         """
-        task = self.episode_task(theta, episode, self._learns)
+        task = self.episode_task(theta, episode, self.learns)
         result = task.whole(estimate(task.task, task.theta, self._inner_loop(task.theta)))
         if self.strengths is None or result.by_strengths is None:
             return result
@@ -291,22 +290,22 @@ class Learner(NetworkModule):
 
     def _inner_loop(self, theta: Parameters) -> InnerLoop:
         strengths = None if self.strengths is None else self.strengths.vector(theta)
-        bounded = self._bounded(self._inner, float(self.inner_curvature))
+        bounded = self._bounded(self._inner, self.inner_curvature)
         return replace(bounded, rates=self._inner_rates.vector(theta), strengths=strengths)
 
     def _bounded(self, loop: InnerLoop, curvature: float) -> InnerLoop:
         """The inner loop with a step size that this largest curvature allows; 0: it is not known."""
         return replace(loop, lr=min(loop.lr, self._bound_share / curvature)) if curvature > 0 else loop
 
-    def _curvature(self, episode: Episode) -> float:
+    def curvature_of(self, episode: Episode) -> float:
         """The largest curvature of the inner problem of an episode at θ."""
         task = self.episode_task(self.theta(), episode)
         loop = self._inner_loop(task.theta)
         return self.with_products(lambda products: largest_curvature(task.task, task.theta, loop, products=products))
 
-    def _learns(self, name: str) -> bool:
+    def learns(self, name: str) -> bool:
         """Whether the outer step moves a parameter."""
-        return bool(self._outer_rates.by_name[name])
+        return bool(self.outer_rates.by_name[name])
 
     def laid_out(self, episode: Episode) -> Episode:
         """The episode with its images in the memory layout of choice."""
@@ -333,171 +332,31 @@ class Learner(NetworkModule):
         try:
             return compute("replay")
         except Unsupported as error:
-            rank_zero_warn(f"The network uses {error}, so curvature products go the slower way: autograd.")
+            warnings.warn(f"The network uses {error}, so curvature products go the slower way: autograd.", stacklevel=2)
             self.products = "autograd"
             return compute("autograd")
 
-    def training_step(self, batch: list[Episode], batch_idx: int) -> None:
-        """One outer step: the mean of the tasks' gradients over all ranks, reduced as one flat vector."""
-        theta = self.theta()
-        total = torch.zeros(())
-        warm = self._done() < self.warmup
-        if not warm:
-            self._measure_curvature(batch)
-        of_task = self.plain_gradient if warm else self.meta_gradient
-        for episode in batch:
-            result = of_task(theta, episode)
-            numbers = result.diagnostics | still(result.diagnostics)
-            numbers["query_dice_after"] = _dice(result.query_after, episode.query_masks)
-            by_strengths = result.gradient.new_zeros(0) if result.by_strengths is None else result.by_strengths
-            like = {f"{layer} {part}": value for layer, pair in result.found.items() for part, value in enumerate(pair)}
-            row = torch.tensor([1.0, *numbers.values()], device=self.device)
-            # Sums are taken as they come, so that no task's graph outlives it.
-            found = [value.reshape(-1) for value in like.values()]
-            total = torch.cat([row, *found, by_strengths, result.gradient]) + total.to(row)
-        total = self._reduce(total)
-        means = total[1:] / total[0]
-        count = sum(value.numel() for value in like.values())
-        split = [len(numbers), count, by_strengths.numel(), result.gradient.numel()]
-        logged, statistics, by_strengths, gradient = means.split(split)
-        if not torch.isfinite(gradient).all():
-            raise MetasegError(
-                f"The gradient of outer step {self.global_step} is not finite over {int(total[0])} tasks; lower "
-                "learner.inner.lr or learner.optimizer.lr."
-            )
-        self._step(gradient, by_strengths)
-        mean = unflatten(statistics, like)
-        update_running(self.network, {layer: (mean[f"{layer} 0"], mean[f"{layer} 1"]) for layer in result.found})
-        told = dict(zip(numbers, logged.tolist(), strict=True))
-        self._tally.add(float(total[0]), told)
-        of_groups = {} if self.strengths is None else self.strengths.table()
-        told |= {f"lambda/{name}": value for name, value in of_groups.items()}
-        self.log_dict({f"train/{name}": value for name, value in told.items()}, batch_size=1)
-        self.log("loss", told["query_loss_after"], prog_bar=True, logger=False, batch_size=1)
+    def inner_state(self) -> dict[str, Any]:
+        """What the outer steps have found out about the inner problem, for a checkpoint."""
+        learned = {} if self.strengths is None else {"lambda": self.strengths.state()}
+        return {"curvature": self.inner_curvature, **learned}
 
-    def _measure_curvature(self, batch: Sequence[Episode]) -> None:
-        """Every so many outer steps: the largest curvature that the inner problems of this step have at θ."""
-        if not self._bound_every or (self.inner_curvature > 0 and self.global_step % self._bound_every):
-            return
-        largest = self.inner_curvature.new_tensor(max(self._curvature(episode) for episode in batch))
-        if self._trainer is not None and self.trainer.world_size > 1:
-            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-        self.inner_curvature.copy_(largest)
-
-    def on_train_end(self) -> None:
-        """Warn, once, where inner problems were not solved or moved nothing."""
-        for words in self._tally.warnings(self._inner):
-            rank_zero_warn(words)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As `NetworkModule`; what this learner has beside its network begins anew where the checkpoint lacks it.
+    def take_over(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on from `inner_state` of a checkpoint; what it does not hold begins anew.
 
         Raises:
-            MetasegError: as there, or if the checkpoint has other groups of learned strengths.
+            MetasegError: if its learned strengths are of other parts or layers.
         """
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get("state_dict", {})
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith("network.")}
-        expected = None if self.strengths is None else list(self.strengths.names)
-        found = checkpoint.get("lambda")
-        if expected is not None and found is not None and expected != list(found):
-            raise MetasegError(
-                f"The checkpoint should hold a lambda for each of {', '.join(expected)}, but holds those of "
-                f"{', '.join(found)}; set learner.strengths.by and learner.inner.rates as in the run that wrote it."
-            )
-        for name in [name for name in state if name in BESIDE and name not in own]:
-            del state[name]
-        state.update({name: value for name, value in own.items() if name in BESIDE and name not in state})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As `NetworkModule`, and the learned strengths by name."""
-        super().on_save_checkpoint(checkpoint)
-        if self.strengths is not None:
-            checkpoint["lambda"] = self.strengths.table()
-
-    def _step(self, gradient: Tensor, by_strengths: Tensor) -> None:
-        parameters: Parameters = dict(self.network.named_parameters())
-        pieces = {name: piece for name, piece in unflatten(gradient, parameters).items() if self._learns(name)}
-        scale = gradient.new_ones(())
-        if self.outer["clip_norm"] is not None:
-            scale = (self.outer["clip_norm"] / flatten(pieces.values()).norm()).clamp(max=1.0)
-        for name, piece in pieces.items():
-            parameters[name].grad = scale * piece
-        if self.strengths is not None and by_strengths.numel():
-            self.strengths.logarithms.grad = by_strengths.to(self.strengths.logarithms)
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        for group in optimizer.param_groups:
-            # Optimiser states of before there were rates know none.
-            group["lr"] = self.outer["lr"] * group.get("rate", 1.0) * self._schedule()
-        optimizer.step()
-        optimizer.zero_grad()
-        if self.strengths is not None:
-            self.strengths.clamp()
-
-    def _schedule(self) -> float:
-        """The share of the outer learning rate that is due: a function of the step alone, so there is no state."""
-        if self.outer["schedule"] == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * self._done()))
-
-    def _done(self) -> float:
-        """The share of the run's outer steps that have been taken, were it not to stop early."""
-        return self.global_step / self.trainer.estimated_stepping_batches
-
-    def _reduce(self, vector: Tensor) -> Tensor:
-        if self._trainer is not None and self.trainer.world_size > 1:
-            torch.distributed.all_reduce(vector)
-        return vector
-
-    def validation_step(self, episode: Episode, batch_idx: int) -> None:
-        """Adapt to the support set by the inner loop; score the query set before and after."""
-        require_gradients()
-        with torch.enable_grad():
-            before, after = self.trial(episode)
-        numbers = [
-            before[0].item(),
-            after[0].item(),
-            _dice(before[1], episode.query_masks),
-            _dice(after[1], episode.query_masks),
-            1.0,
-        ]
-        self._validation.append(torch.tensor(numbers, device=self.device))
+        found = checkpoint.get("inner_problem", {})
+        if self.bound_every:
+            self.inner_curvature = found.get("curvature", 0.0)
+        if self.strengths is not None and "lambda" in found:
+            self.strengths.take_over(found["lambda"])
 
     def trial(self, episode: Episode) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Query loss and logits (B, 1, H, W), before and after the inner loop."""
         task = self.episode_task(self.theta(), episode)
         return trial(task.task, task.theta, self._inner_loop(task.theta))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean over all validation episodes of all ranks."""
-        total = self._reduce(torch.stack(self._validation).sum(0))
-        self._validation.clear()
-        before, after, dice_before, dice_after = (total[:4] / total[4]).unbind()
-        if self.inner.steps:
-            self.log_dict({"validation/query_loss_before": before, "validation/dice_before": dice_before})
-        self.log("validation/query_loss_after", after)
-        self.log("validation/dice_after", dice_after)
-        self.log("dice", dice_after, prog_bar=True, logger=False)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over θ [paper, section 4], without what is frozen; one group of parameters for each rate.
-
-        Learned strengths are the last group, at a rate of their own and without weight decay.
-        """
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.network.named_parameters():
-            if self._learns(name):
-                groups.setdefault(self._outer_rates.by_name[name], []).append(parameter)
-        chosen: list[dict[str, Any]] = [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
-        if self.strengths is not None:
-            rate = self.strengths.lr / self.outer["lr"]
-            chosen.append({"params": [self.strengths.logarithms], "rate": rate, "weight_decay": 0.0})
-        return torch.optim.Adam(
-            chosen,
-            lr=self.outer["lr"],
-            weight_decay=self.outer["weight_decay"],
-        )
 
 
 def _loop(key: str, settings: Mapping[str, Any]) -> InnerLoop:
@@ -524,8 +383,3 @@ def require_gradients() -> None:
         raise MetasegError(
             "Adaptation needs gradients, but inference mode is on; use Trainer(inference_mode=False) or no_grad()."
         )
-
-
-def _dice(logits: Tensor, masks: Tensor) -> float:
-    """Mean Dice per image at p > 0.5, for curves."""
-    return float(dice(logits > 0, masks).mean())

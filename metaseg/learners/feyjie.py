@@ -106,7 +106,7 @@ class Feyjie(MetricLearner):
         that a resumed run would have to find again.
         """
         task = zlib.crc32(episode.support_masks.to("cpu", torch.uint8).numpy().tobytes())
-        generator = np.random.default_rng([self.seed, self.global_step, task])
+        generator = np.random.default_rng([self.seed, self.outer_step, task])
         count, *shape = episode.support_images.shape
         strength = np.float32(generator.uniform(*NOISE))
         return torch.from_numpy(strength * generator.standard_normal((count + 1, *shape), dtype=np.float32))

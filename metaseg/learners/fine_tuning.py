@@ -25,7 +25,6 @@ from torch.utils import _pytree as pytree
 
 from metaseg.data.batches import SupportSet
 from metaseg.evaluation.scores import THRESHOLD, dice
-from metaseg.learners.segmenter import AdaptedNetwork, Ensemble, Segmenter
 from metaseg.learners.side_by_side import SideBySide
 from metaseg.learners.strengths import Strengths
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
@@ -34,6 +33,7 @@ from metaseg.meta.vectors import Parameters, detach, interpolate
 from metaseg.networks.functional import Statistics, forward, running_statistics
 from metaseg.networks.norms import Norms
 from metaseg.networks.rates import HeldStages, Rates
+from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter
 
 SHARES = (0.5, 0.75, 1.0)
 """The values of α to choose from. None is below one half: parts of the support set are few images, and ask for less."""

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
-from metaseg.learners.segmenter import Segmenter
 from metaseg.meta.gradients import MetaGradient
 from metaseg.meta.vectors import Parameters
 from metaseg.networks.functional import Statistics, forward, running_statistics
+from metaseg.networks.segmenter import Segmenter
 from metaseg.networks.stages import StagedNetwork
 
 ITERATIONS = 100

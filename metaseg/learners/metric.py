@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
-from metaseg.learners.segmenter import Segmenter
 from metaseg.meta.gradients import MetaGradient
 from metaseg.meta.inner_loop import cut
 from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.functional import Statistics, forward, running_statistics
+from metaseg.networks.segmenter import Segmenter
 
 
 class Met(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from metaseg.errors import MetasegError
 from metaseg.meta.vectors import Parameters
 from metaseg.networks.rates import Rates
 from metaseg.networks.stages import part_of
@@ -16,7 +17,7 @@ RANGE = (1e-3, 1e4)
 """What a learned λ stays in: below, float32 cannot tell the proximal term from rounding; above, nothing moves [D]."""
 
 
-class Strengths(nn.Module):
+class Strengths:
     """One λ for each group of parameters, kept as log λ.
 
     Args:
@@ -28,10 +29,10 @@ class Strengths(nn.Module):
 
     Attributes:
         names: of the groups, in the order of the network's parameters.
+        logarithms: log λ of each, shape (groups,); on the CPU, wherever the network lies.
     """
 
     def __init__(self, network: nn.Module, by: str, rates: Rates, lam: float, lr: float) -> None:
-        super().__init__()
         self.lam, self.lr = lam, lr
         moving = [name for name, rate in rates.by_name.items() if rate]
         self._group = {name: part_of(network, name) if by == "part" else name.rpartition(".")[0] for name in moving}
@@ -44,16 +45,20 @@ class Strengths(nn.Module):
 
     def vector(self, like: Parameters) -> Tensor:
         """The λ of each of these parameters, shape (N,), cut from any graph."""
-        values = self.logarithms.detach().exp()
-        groups = self._indices(like)
-        sizes = torch.tensor([value.numel() for value in like.values()], device=values.device)
-        each = torch.cat([values, values.new_tensor([self.lam])])[groups]
-        return each.repeat_interleave(sizes).to(next(iter(like.values())))
+        values = [*self.logarithms.detach().exp().tolist(), self.lam]
+        places = self._places(like)
+        return torch.cat(
+            [
+                value.new_full((value.numel(),), values[place])
+                for place, value in zip(places, like.values(), strict=True)
+            ]
+        )
 
     def by_logarithm(self, like: Parameters, by_strengths: Tensor) -> Tensor:
         """From the derivative by the λ of each of these parameters, shape (N,), that by log λ, shape (groups,)."""
         of_each = torch.stack([piece.sum() for piece in by_strengths.split([value.numel() for value in like.values()])])
-        sums = of_each.new_zeros(len(self.names) + 1).index_add(0, self._indices(like), of_each)
+        sums = of_each.new_zeros(len(self.names) + 1)
+        sums = sums.index_add(0, torch.tensor(self._places(like), device=sums.device), of_each)
         return sums[:-1] * self.logarithms.detach().exp().to(sums)
 
     @torch.no_grad()
@@ -61,8 +66,24 @@ class Strengths(nn.Module):
         """Put every λ back into `RANGE`."""
         self.logarithms.clamp_(*(math.log(bound) for bound in RANGE))
 
-    def _indices(self, like: Mapping[str, Tensor]) -> Tensor:
-        places = {name: place for place, name in enumerate(self.names)}
-        last = len(self.names)
-        found = [places[self._group[name]] if name in self._group else last for name in like]
-        return torch.tensor(found, device=self.logarithms.device)
+    def state(self) -> dict[str, float]:
+        """Group → log λ, for a checkpoint."""
+        return dict(zip(self.names, self.logarithms.detach().tolist(), strict=True))
+
+    @torch.no_grad()
+    def take_over(self, state: Mapping[str, float]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            MetasegError: if it is of other groups.
+        """
+        if tuple(state) != self.names:
+            raise MetasegError(
+                f"The checkpoint should hold a lambda for each of {', '.join(self.names)}, but holds those of "
+                f"{', '.join(state)}; set learner.strengths.by and learner.inner.rates as in the run that wrote it."
+            )
+        self.logarithms.copy_(torch.tensor(list(state.values())))
+
+    def _places(self, like: Mapping[str, Tensor]) -> list[int]:
+        """The group of each parameter by its place among the names; one past the last for those in none."""
+        return [self.names.index(self._group[name]) if name in self._group else len(self.names) for name in like]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 
-from metaseg.evaluation.intervals import Interval, bootstrap_interval
+from metaseg.evaluation.intervals import Interval, bootstrap_interval, holm
 from metaseg.evaluation.paired import PairedTest, paired_test
 from metaseg.reporting.runs import Run
-from metaseg.reporting.tables import Cell, Row, Table, fill, row_is_free
+from metaseg.runs.tables import Cell, Row, Table, fill, row_is_free
 
 TRIVIAL = {
     "all_foreground": "all fore- ground",
@@ -65,12 +66,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired test at a number of shots; None where the two were not scored on a common image in a common draw."""
+    """A paired test at a number of shots; None where the two were not scored on a common image in a common draw.
+
+    `p`: that of the test, corrected for all comparisons of the table by Holm's method.
+    """
 
     first: str
     second: str
     shots: int
     test: PairedTest | None
+    p: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,12 @@ class Block:
 def blocks(table: Table, runs: Sequence[Run]) -> list[Block]:
     """The table filled with runs, target by target."""
     cells = fill(table, runs)
-    return [_block(table, target, [cell for cell in cells if cell.target == target]) for target in table.columns]
+    found = [_block(table, target, [cell for cell in cells if cell.target == target]) for target in table.columns]
+    tests = [one.test.p if one.test else float("nan") for block in found for one in block.comparisons]
+    corrected = iter(holm(tests))
+    return [
+        replace(block, comparisons=[replace(one, p=next(corrected)) for one in block.comparisons]) for block in found
+    ]
 
 
 def matrix(cell: Cell) -> pd.DataFrame:
@@ -106,15 +116,11 @@ def matrix(cell: Cell) -> pd.DataFrame:
 
 
 def ours(cell: Cell) -> Ours | None:
-    """The numbers of a cell's runs, pooled over seeds; None where there is no run.
-
-    The rows of all seeds are resampled alike, as if the draws of one seed's network were independent networks: where
-    seeds differ more than draws do, the interval is too narrow, so the seeds' own means stand beside it.
-    """
+    """The numbers of a cell's runs, with an interval over seeds and groups of images; None where there is no run."""
     if not cell.runs:
         return None
     scores = matrix(cell)
-    mean, low, high = bootstrap_interval(scores.to_numpy(np.float64))
+    mean, low, high = bootstrap_interval(scores.to_numpy(np.float64), **_labels(scores, cell))
     return Ours(
         # With few draws the interval can be wider than the scale; np.maximum keeps the NaN of a single score.
         dice=Interval(mean, float(np.maximum(low, 0.0)), float(np.minimum(high, 1.0))),
@@ -147,10 +153,24 @@ def compare(first: Cell, second: Cell) -> PairedTest | None:
     """First - second on the (seed, draw) and the images that both have; None where there are none."""
     one, other = matrix(first), matrix(second)
     rows, images = one.index.intersection(other.index), one.columns.intersection(other.columns)
-    pair = [frame.loc[rows, images].to_numpy(np.float64) for frame in (one, other)]
-    if not (~np.isnan(pair[0]) & ~np.isnan(pair[1])).any():
+    one, other = one.loc[rows, images], other.loc[rows, images]
+    if not (one.notna() & other.notna()).to_numpy().any():
         return None
-    return paired_test(*pair)
+    return paired_test(one.to_numpy(np.float64), other.to_numpy(np.float64), **_labels(one, first))
+
+
+class _Labels(TypedDict):
+    seeds: list[int]
+    groups: list[str]
+
+
+def _labels(scores: pd.DataFrame, cell: Cell) -> _Labels:
+    """The seed of each row, and the group of each column."""
+    groups = {image: group for run in cell.runs for image, group in run.groups(cell.target).items()}
+    return {
+        "seeds": scores.index.get_level_values("seed").tolist(),
+        "groups": [groups[image] for image in scores.columns],
+    }
 
 
 def _block(table: Table, target: str, cells: list[Cell]) -> Block:

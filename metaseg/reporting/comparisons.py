@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from metaseg.reporting.figures import look_of, plain_axes, save
+from metaseg.plots.figures import look_of, plain_axes, save
 from metaseg.reporting.runs import Run
 
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))

@@ -10,9 +10,9 @@ from typing import Any
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError
 from metaseg.reporting.exports import escaped
-from metaseg.rundir import replacing, write_csv
+from metaseg.runs.directory import replacing, write_csv
+from metaseg.runs.tables import DATASETS
 
-FILE = "table1.json"
 COLUMNS = ("dataset", "paper", "published", "found", "source", "image_size", "imaging", "lesion", "foreground")
 _HEADINGS = ("Dataset", "Paper", "Published", "Found", "In", "Image size", "Imaging", "Segmented", "Foreground, %")
 
@@ -23,7 +23,7 @@ def read_datasets(folder: Path) -> list[dict[str, str]]:
     Raises:
         MetasegError: table1.json is there and is no JSON object.
     """
-    path = folder / FILE
+    path = folder / DATASETS
     try:
         found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from metaseg.reporting.runs import Run
-from metaseg.reporting.tables import identity
-from metaseg.settings import leaves, within
+from metaseg.runs.settings import leaves, within
+from metaseg.runs.tables import identity
 
 # Shown in columns of their own, or no setting that a reader compares.
 _ELSEWHERE = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaseg.reporting.cells import TRIVIAL, Block, Line
-from metaseg.rundir import replacing, write_csv
+from metaseg.runs.directory import replacing, write_csv
 
 NOT_RUN = "–, not run"
 

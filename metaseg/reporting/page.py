@@ -14,7 +14,7 @@ from metaseg.reporting import exports
 from metaseg.reporting.cells import TRIVIAL, Block, Comparison
 from metaseg.reporting.differences import Initial, settings_of
 from metaseg.reporting.runs import Found, Run
-from metaseg.reporting.tables import Table
+from metaseg.runs.tables import Table
 
 CAPSULE = "kvasir_capsule"
 
@@ -163,7 +163,6 @@ def _comparison(one: Comparison) -> dict[str, str]:
             "difference": "–",
             "interval": "no common images and draws",
             "p": "",
-            "effect": "",
             "counts": "",
         }
     mean, low, high = one.test.difference
@@ -171,8 +170,7 @@ def _comparison(one: Comparison) -> dict[str, str]:
         **found,
         "difference": exports.signed(mean),
         "interval": "–" if math.isnan(low) else f"{exports.signed(low)} to {exports.signed(high)}",
-        "p": probability(one.test.p),
-        "effect": exports.with_sign(one.test.rank_biserial, 2),
+        "p": "–" if math.isnan(one.p) else probability(one.p),
         "counts": f"{one.test.images} ({one.test.ahead} / {one.test.behind}), {one.test.draws}",
     }
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError
+from metaseg.plots.figures import adaptation_curve
 from metaseg.reporting import comparisons
 from metaseg.reporting.cells import Block, blocks, matrix, trivial
 from metaseg.reporting.datasets import export_datasets, read_datasets
 from metaseg.reporting.differences import Initial, initial_weights
 from metaseg.reporting.exports import export
-from metaseg.reporting.figures import adaptation_curve
 from metaseg.reporting.page import Part, Picture, render
 from metaseg.reporting.runs import REPORT, Found, read_runs
-from metaseg.reporting.summary import TRIVIAL_NAMES
-from metaseg.reporting.tables import NUMBERS, Cell, load_table
-from metaseg.rundir import replacing
+from metaseg.runs.directory import replacing
+from metaseg.runs.summary import TRIVIAL_NAMES
+from metaseg.runs.tables import NUMBERS, Cell, load_table
 
 CURVE_WIDTH, PHOTOGRAPH_WIDTH = 900, 620  # pixels in the page; the files in report/figures are larger
 FIRST_LOOKS = ("imaml", "maml", "joint", "fomaml", "anil", "reptile", "scratch")

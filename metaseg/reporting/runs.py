@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from metaseg.errors import MetasegError
-from metaseg.rundir import RunDirectory
+from metaseg.runs.directory import RunDirectory
 
 REPORT = "report"
 """Folder of a report, below the folder of runs."""
@@ -86,6 +86,12 @@ class Run:
             table.index = pd.MultiIndex.from_product([[self.settings["seed"]], table.index], names=["seed", "draw"])
             self._matrices[target, column] = table
         return self._matrices[target, column]
+
+    def groups(self, target: str) -> Mapping[str, str]:
+        """Image → the patient or video it is from; its own name where the run did not record one."""
+        rows = self.scores[self.scores["dataset"] == target]
+        own = rows["image"] if "group" not in rows else rows["group"].astype(str)
+        return dict(zip(rows["image"], own, strict=True))
 
     @property
     def epochs(self) -> int:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metaseg.errors import MetasegError
-from metaseg.reporting.tables import Table
-from metaseg.settings import WITHOUT_EFFECT, within
+from metaseg.runs.settings import WITHOUT_EFFECT, within
+from metaseg.runs.tables import Table
 
 _OF_THE_SWEEP = ("experiment", "scale", "protocol")
 """What the directory of a table's sweep is named by already."""

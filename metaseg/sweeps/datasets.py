@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from metaseg.data import catalogue
-from metaseg.data.__main__ import print_table, wide_console
 from metaseg.data.check import check
-from metaseg.data.synthetic import DEFAULT_COUNTS
+from metaseg.data.overview import print_table, wide_console
+from metaseg.data.synthetic.twins import DEFAULT_COUNTS
 from metaseg.errors import MetasegError
-from metaseg.reporting.datasets import FILE
-from metaseg.rundir import write_json
+from metaseg.runs.directory import write_json
+from metaseg.runs.tables import DATASETS
 
 
 def table_of_datasets(data: Mapping[str, Any], folder: Path) -> None:
@@ -46,7 +46,7 @@ def table_of_datasets(data: Mapping[str, Any], folder: Path) -> None:
                 row |= {"foreground": report.foreground, "source": "files"}
                 faulty += [name] * bool(report.errors)
         found[name] = row
-    write_json(folder / FILE, found)
+    write_json(folder / DATASETS, found)
     if faulty:
         raise MetasegError(
             f"Table 1 needs all five datasets without errors, but {', '.join(faulty)} is missing or faulty (see "

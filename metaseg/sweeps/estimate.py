@@ -18,8 +18,8 @@ import torch
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.learners.base import Learner
-from metaseg.memory import of_call, tidy
-from metaseg.run import build_learner
+from metaseg.learners.build import build_learner
+from metaseg.sweeps.memory import of_call, tidy
 
 IMAGES = 2
 """Images of the smaller of two measured steps; the larger has twice as many."""
@@ -43,7 +43,6 @@ class Step:
     """Seconds of a step of each kind, and its peak MiB; images of `outer_mib` are support and query images alike."""
 
     outer: Cost
-    joint: Cost
     validation: Cost
     adaptation: Cost
     prediction: Cost
@@ -81,12 +80,10 @@ def measure(settings: Mapping[str, Any]) -> Step:
     alone = {**settings["learner"], "adapt": {**settings["learner"]["adapt"], "folds": 0}}
     learner = build_learner(settings, alone, initial_weights=False).to(device)
     small, large = (_random(settings, count, device) for count in (IMAGES, 2 * IMAGES))
-    outer = joint = validation = outer_mib = adaptation_mib = Cost()
+    outer = validation = outer_mib = adaptation_mib = Cost()
     if learner.trains:
         theta = learner.theta()
         outer = _outer(lambda episode: learner.meta_gradient(theta, episode), small[1], large[1], cuda)
-        if settings["learner"].get("warmup"):
-            joint = _cost(lambda drawn: learner.plain_gradient(theta, drawn[1]), small, large, cuda, of_each=2)
         outer_mib = _peak(lambda drawn: learner.meta_gradient(theta, drawn[1]), small, large, device, of_each=2)
         validation = _cost(lambda drawn: learner.trial(drawn[1]), small, large, cuda, of_each=2)
     _, segmenter = next(iter(learner.adaptation(small[0], [0])))
@@ -95,7 +92,7 @@ def measure(settings: Mapping[str, Any]) -> Step:
     if learner.adapt_loop.steps:
         adaptation_mib = _peak(lambda drawn: list(learner.adaptation(drawn[0], [1])), small, large, device)
     prediction_mib = _peak(lambda drawn: segmenter(drawn[1].query_images), small, large, device)
-    return Step(outer, joint, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib)
+    return Step(outer, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib)
 
 
 def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Estimate:
@@ -114,8 +111,7 @@ def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Est
     trains = step.outer != Cost()
     steps = epochs * tasks["count"] // per_step if trains else 0
     left = max(0.0, 1 - steps_done / steps) if steps else 0.0
-    warm = settings["learner"].get("warmup", 0.0)
-    of_task = warm * step.joint.of(shots + query) + (1 - warm) * step.outer.of(shots, query)
+    of_task = step.outer.of(shots, query)
     tests_of_epoch = tasks["validation"] * (1 if mixed else pools) * step.validation.of(shots + query)
     training = left * (steps * per_step * of_task + (epochs * tests_of_epoch if steps else 0.0))
     last = settings["learner"]["adapt"]["steps"]

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from metaseg import cli
 from metaseg.data.check import cores
 from metaseg.errors import MetasegError
-from metaseg.rundir import RunDirectory
+from metaseg.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from hydra_plugins.metaseg_plugins import SlotLauncher
 
 LOG = "log.txt"
+_HERE = str(Path(__file__).parents[2])
 _PATIENCE = 30  # seconds that an interrupted cell has to end its dashboard and its files
 
 
@@ -73,7 +73,7 @@ def launch(launcher: SlotLauncher, job_overrides: Sequence[Sequence[str]]) -> li
                 index, job = waiting.get_nowait()
             except queue.Empty:
                 return
-            _run(job, f"[{index + 1}/{len(jobs)}]", flags, threads, device)
+            _run(job, f"[{index + 1}/{len(jobs)}]", launcher.program, flags, threads, device)
 
     flags = _flags(launcher)
     workers = [threading.Thread(target=work, args=(slot,)) for slot in range(slots)]
@@ -100,17 +100,19 @@ def _job(root: Path, overrides: list[str]) -> _Job:
     return _Job(name, root / name, kept)
 
 
-def _run(job: _Job, count: str, flags: Sequence[str], threads: int, device: str | None) -> None:
+def _run(job: _Job, count: str, program: Sequence[str], flags: Sequence[str], threads: int, device: str | None) -> None:
     if RunDirectory(job.directory).result.is_file():  # there was none when the sweep began
         job.status = 0
         print(f"{count} {job.name}: finished by another sweep meanwhile", flush=True)
         return
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    # A checkout that is not installed is found by the cell as by this process.
+    environment["PYTHONPATH"] = os.pathsep.join([_HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
     if device is not None:
         environment |= {"CUDA_VISIBLE_DEVICES": device}
     command = [
         sys.executable,
-        str(cli.script()),
+        *program,
         *flags,
         *job.overrides,
         f"hydra.run.dir='{job.directory}'",

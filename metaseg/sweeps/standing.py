@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
-from metaseg.rundir import RunDirectory
-from metaseg.settings import WITHOUT_EFFECT, leaves, within
+from metaseg.runs.directory import RunDirectory
+from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
 
 _MADE_INTO_OTHERS = ("scale", "protocol", "pair.target", "ckpt_path")
 """Settings that others are made of, which are compared themselves; and that by which a run is continued."""

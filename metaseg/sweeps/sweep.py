@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from metaseg.errors import MetasegError
-from metaseg.reporting import tables as definitions
-from metaseg.rundir import RunDirectory
+from metaseg.runs import tables as definitions
+from metaseg.runs.directory import RunDirectory
 from metaseg.sweeps.cells import Cell, Choice, of_multirun, of_tables
 from metaseg.sweeps.datasets import table_of_datasets
 from metaseg.sweeps.standing import Kind, Standing, standing

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from metaseg.errors import MetasegError
-from metaseg.rundir import replacing
+from metaseg.runs.directory import replacing
 
 
 class CsvLogger(Logger):

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from metaseg.rundir import RunDirectory
+from metaseg.runs.directory import RunDirectory
 from metaseg.tracking.csv_logger import CsvLogger
 from metaseg.tracking.wandb_run import WandbRunLogger, wandb_mode
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metaseg.reporting.tables import identity, numbers_of
+from metaseg.runs.tables import identity, numbers_of
 
 _LONGEST_TAG = 64
 """Characters of a tag that W&B takes."""

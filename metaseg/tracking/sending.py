@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from metaseg.rundir import RunDirectory
+from metaseg.runs.directory import RunDirectory
 from metaseg.tracking.wandb_run import WandbRunLogger
 
 

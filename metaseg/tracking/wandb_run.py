@@ -14,7 +14,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
 from metaseg.errors import MetasegError
-from metaseg.rundir import RunDirectory, replacing
+from metaseg.runs.directory import RunDirectory, replacing
 
 _AXES = {
     "train/*": "trainer/global_step",  # the outer step, from 0

@@ -5,9 +5,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import lesion
+from conftest import assert_fails_in_words, lesion
 from PIL import Image
-from test_train import assert_fails_in_words
 
 import metaseg
 from metaseg.evaluation.scores import dice

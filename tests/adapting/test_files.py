@@ -101,7 +101,7 @@ def test_damaged_files_are_told_by_name(tmp_path, suffix):
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.dcm").touch()
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
-    with pytest.raises(MetasegError, match=r"needs the library pydicom: pip install 'metaseg\[medical\]'"):
+    with pytest.raises(MetasegError, match=r"needs the library pydicom: pip install 'metaseg-implicit\[medical\]'"):
         images_in(tmp_path)[0].read()
 
 

@@ -19,7 +19,7 @@ def test_without_gradio_it_says_what_to_install(app, run, monkeypatch):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     ended = app(f"checkpoint={run}")
     assert ended.returncode == 1
-    assert ended.stderr == "error: The web page needs the library gradio: pip install 'metaseg[app]'.\n"
+    assert ended.stderr == "error: The web page needs the library gradio: pip install 'metaseg-implicit[app]'.\n"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 from metaseg.adapting.model import load
 from metaseg.app.session import Network, Session
 from metaseg.app.uploads import Limits
-from metaseg.data.synthetic import twin
+from metaseg.data.synthetic.twins import twin
 
 CONF = Path(__file__).parents[2] / "conf"
 SETTINGS = ["learner=scratch", "learner.adapt.steps=2", "data=synthetic", "data.size=32", "model.features=2", "shots=3"]

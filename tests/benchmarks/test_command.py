@@ -16,7 +16,7 @@ from benchmarks.products import KINDS
 from benchmarks.setting import Setting
 from benchmarks.tasks import ends
 from benchmarks.timing import Timing, round_robin
-from metaseg.memory import of_call, tidy
+from metaseg.sweeps.memory import of_call, tidy
 
 
 @pytest.fixture(autouse=True)

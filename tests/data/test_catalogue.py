@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
+from metaseg.cli.data import main
 from metaseg.data import catalogue
-from metaseg.data.__main__ import main
 from metaseg.errors import MetasegError
 
 NEW = {

@@ -7,8 +7,8 @@ from disk_datasets import picture, save, truncate, write_dataset
 from PIL import Image, ImageEnhance
 from rich.console import Console
 
+from metaseg.cli.data import main
 from metaseg.data import check, duplicates
-from metaseg.data.__main__ import main
 from metaseg.data.catalogue import get
 
 KVASIR = replace(get("kvasir"), count=4)

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from disk_datasets import folders, picture, save, write_dataset
 
-from metaseg import pairs
+from metaseg.cli import pairs
+from metaseg.cli.data import main
 from metaseg.data import catalogue, layouts, pools
-from metaseg.data.__main__ import main
 from metaseg.data.check import check
 from metaseg.data.module import Target, image_count, load_pool
 from metaseg.errors import MetasegError

@@ -8,8 +8,8 @@ import pytest
 from disk_datasets import KVASIR, STEMS, folders, forbid_decoding, picture, save, truncate, write_dataset
 from PIL import Image
 
+from metaseg.cli.data import main
 from metaseg.data import cache, pools
-from metaseg.data.__main__ import main
 from metaseg.data.catalogue import get
 from metaseg.data.layouts import read_image
 from metaseg.errors import MetasegError

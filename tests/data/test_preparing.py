@@ -14,8 +14,8 @@ import pytest
 from disk_datasets import KVASIR, folders, forbid_decoding
 from filelock import FileLock
 
+from metaseg.cli.data import main
 from metaseg.data import cache, check, pools
-from metaseg.data.__main__ import main
 from metaseg.data.layouts import Pair
 from metaseg.errors import MetasegError
 

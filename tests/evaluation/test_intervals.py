@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.coverage import coverage
 from metaseg.errors import MetasegError
-from metaseg.evaluation.intervals import bootstrap_interval, paired_difference
+from metaseg.evaluation.intervals import bootstrap_interval, holm, p_value, paired_difference
 
 
 def crossed(generator, draws, images, deviations, missing=0):
@@ -38,6 +39,60 @@ def test_treating_cells_as_independent_would_cover_too_little():
         scores = crossed(generator, 5, 40, (0.1, 0.1, 0.1), missing=10)
         hits += abs(np.nanmean(scores)) <= 1.96 * np.nanstd(scores) / np.sqrt(np.isfinite(scores).sum())
     assert hits / 300 < 0.6
+
+
+def test_coverage_where_seeds_differ_as_much_as_draws():
+    assert 0.88 <= coverage(3, 3, (0.05, 0.05, 0.05, 0.05), 200)[0] <= 0.99
+
+
+def test_taking_draws_of_a_seed_for_independent_would_cover_too_little():
+    assert coverage(3, 3, (0.1, 0.02, 0.02, 0.05), 200)[1] < 0.75
+
+
+@pytest.mark.parametrize("what", ["seeds", "groups"])
+def test_units_that_are_alike_count_once(what):
+    """Cells written down twice under one label say no more than once; as units of their own they would."""
+    scores = crossed(np.random.default_rng(7), 4, 30, (0.1, 0.2, 0.05))
+    rows = what == "seeds"
+    twice = np.repeat(scores, 2, axis=0 if rows else 1)
+    labels = np.repeat(np.arange(len(scores) if rows else scores.shape[1]), 2)
+    np.testing.assert_allclose(bootstrap_interval(twice, **{what: labels}), bootstrap_interval(scores))
+    assert p_value(twice, **{what: labels}) == pytest.approx(p_value(scores))
+    narrow, right = bootstrap_interval(twice), bootstrap_interval(scores)
+    assert narrow.high - narrow.low < 0.95 * (right.high - right.low)
+
+
+def test_one_seed_leaves_draws_as_units():
+    scores = crossed(np.random.default_rng(8), 5, 30, (0.1, 0.2, 0.05), missing=5)
+    assert bootstrap_interval(scores, seeds=[3] * 5) == bootstrap_interval(scores)
+
+
+def test_one_group_leaves_seeds_alone_to_say_something():
+    scores = crossed(np.random.default_rng(9), 3, 30, (0.1, 0.2, 0.05))
+    means = scores.mean(1)
+    _, low, high = bootstrap_interval(scores, groups=["film"] * 30, resamples=10000)
+    assert low <= means.min() < means.max() <= high
+    assert p_value(scores, groups=["film"] * 30) == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
+    assert np.isnan(bootstrap_interval(scores[:1], groups=["film"] * 30).low)
+
+
+def test_labels_of_another_number_are_told():
+    with pytest.raises(MetasegError, match="3 seeds, found 2"):
+        bootstrap_interval(np.ones((3, 4)), seeds=[0, 1])
+
+
+def test_p_of_one_draw_is_students():
+    values = np.random.default_rng(10).normal(0.02, 0.1, 25)
+    assert p_value(values[None]) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert p_value(np.zeros((2, 3))) == 1
+    assert np.isnan(p_value(np.array([[0.3]])))
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.04: times 3, 2, 1 are 0.03, 0.04, 0.04; NaN is no test.
+    np.testing.assert_allclose(holm([0.04, np.nan, 0.01, 0.02]), [0.04, np.nan, 0.03, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_mean_is_over_the_cells_that_are_there():

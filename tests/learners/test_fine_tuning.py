@@ -9,7 +9,6 @@ import torch
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.evaluation.scores import dice
 from metaseg.learners.fine_tuning import OF_ONE_IMAGE, SHARES, FineTuning, held_out
-from metaseg.learners.segmenter import AdaptedNetwork, Ensemble
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten
@@ -17,6 +16,7 @@ from metaseg.networks.build import build
 from metaseg.networks.functional import forward
 from metaseg.networks.norms import Norms
 from metaseg.networks.rates import Rates
+from metaseg.networks.segmenter import AdaptedNetwork, Ensemble
 
 
 def tuning(folds=2, norm="support", steps=20, rates=None) -> FineTuning:

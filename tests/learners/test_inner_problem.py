@@ -10,15 +10,17 @@ from torch import nn
 from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
+from metaseg.learners.checkpoints import load_weights
 from metaseg.learners.imaml import ImplicitMAML
 from metaseg.learners.strengths import RANGE
-from metaseg.learners.tally import Tally
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten, unflatten
 from metaseg.networks.normalisation import replace_batch_norm
 from metaseg.networks.rates import Rates
 from metaseg.networks.stages import StagedNetwork
+from metaseg.training.outer import MetaTraining
+from metaseg.training.tally import Tally
 
 PROXIMAL = EPISODIC["imaml"][1]["inner"]
 BY_LAYER = {"by": "layer", "lr": 0.1}
@@ -27,8 +29,6 @@ HELD = {"rates": {"encoder": 0, "head": 0.5}}
 
 class Smooth(StagedNetwork):
     """A network without kinks, so that its inner problem has a minimiser with a derivative."""
-
-    modules_of = {"encoder": ("encoder",), "head": ("head",)}
 
     def __init__(self):
         super().__init__()
@@ -42,6 +42,11 @@ class Smooth(StagedNetwork):
         if part == "encoder":
             return torch.tanh(self.encoder(hidden))
         return torch.tanh(self.norm(self.decoder(hidden))) if part == "decoder" else self.head(hidden)
+
+
+def trained(learner, count):
+    """θ after outer steps."""
+    return outer_steps(MetaTraining(learner), count)
 
 
 def smooth(curvature="hessian", **changes) -> Learner:
@@ -60,8 +65,8 @@ def smooth(curvature="hessian", **changes) -> Learner:
         "strengths": BY_LAYER,
     }
     learner = ImplicitMAML(**(settings | changes)).double()
-    with torch.no_grad():
-        learner.strengths.logarithms += torch.linspace(-1, 1, len(learner.strengths.names))
+    logarithms = learner.strengths.logarithms
+    logarithms.data = logarithms.data.double() + torch.linspace(-1, 1, len(logarithms), dtype=torch.float64)
     return learner
 
 
@@ -120,7 +125,7 @@ def test_outer_steps_move_lambda_by_its_own_rate_and_the_rest_as_before():
     learner = make("imaml", strengths={"by": "part", "lr": 0.2}, inner=PROXIMAL | {"rates": {"encoder": 0}})
     plain = make("imaml", inner=PROXIMAL | {"rates": {"encoder": 0}})
     assert learner.strengths.names == ("decoder", "head")
-    assert torch.equal(outer_steps(learner, 1), outer_steps(plain, 1))
+    assert torch.equal(trained(learner, 1), trained(plain, 1))
     # Adam's first step is as long as its rate.
     moved = learner.strengths.logarithms.detach() - torch.tensor(2.0).log()
     torch.testing.assert_close(moved.abs(), torch.full((2,), 0.2), rtol=1e-3, atol=0)
@@ -128,9 +133,9 @@ def test_outer_steps_move_lambda_by_its_own_rate_and_the_rest_as_before():
 
 def test_lambda_is_logged_and_stays_in_its_range():
     learner = make("imaml", strengths={"by": "part", "lr": 50.0})
-    seen = []
-    learner.log_dict = lambda values, **_: seen.append(values)
-    outer_steps(learner, 2)
+    training, seen = MetaTraining(learner), []
+    training.log_dict = lambda values, **_: seen.append(values)
+    outer_steps(training, 2)
     assert {"train/lambda/encoder", "train/lambda/decoder", "train/lambda/head"} < seen[0].keys()
     for row in seen:  # one step of 50 leads out of the range
         strengths = [value for name, value in row.items() if name.startswith("train/lambda/")]
@@ -144,7 +149,9 @@ def test_larger_strengths_hold_a_layer_closer_to_theta():
 
     def moved(part):
         adapted = learner.meta_gradient(theta, episode()).adapted
-        names = [name for name in theta if (name in learner.strengths._group) and learner.strengths._group[name] == part]
+        names = [
+            name for name in theta if (name in learner.strengths._group) and learner.strengths._group[name] == part
+        ]
         return sum((adapted[name] - theta[name]).norm().item() for name in names)
 
     for place, part in enumerate(learner.strengths.names):
@@ -156,37 +163,33 @@ def test_larger_strengths_hold_a_layer_closer_to_theta():
             learner.strengths.logarithms[place] -= 3
 
 
-def checkpoint_of(learner):
-    checkpoint = {"state_dict": learner.state_dict()}
-    learner.on_save_checkpoint(checkpoint)
-    return checkpoint
+def checkpoint_of(learner, path):
+    training = MetaTraining(learner)
+    checkpoint = {"state_dict": training.state_dict()}
+    training.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    return path
 
 
-def load(learner, checkpoint):
-    checkpoint = {**checkpoint, "state_dict": dict(checkpoint["state_dict"])}
-    learner.on_load_checkpoint(checkpoint)
-    learner.load_state_dict(checkpoint["state_dict"])
-
-
-def test_checkpoints_hold_lambda_and_start_learners_with_and_without_it():
+def test_checkpoints_hold_lambda_and_start_learners_with_and_without_it(tmp_path):
     bound = {"bound": {"every": 1, "share": 1.0}}
     learner = make("imaml", strengths=BY_LAYER, inner=PROXIMAL | bound)
-    outer_steps(learner, 2)
-    checkpoint = checkpoint_of(learner)
-    assert checkpoint["lambda"] == learner.strengths.table()
+    trained(learner, 2)
+    checkpoint = checkpoint_of(learner, tmp_path / "imaml.ckpt")
     again = make("imaml", strengths=BY_LAYER, inner=PROXIMAL | bound)
-    load(again, checkpoint)
-    assert again.strengths.table() == learner.strengths.table()
+    load_weights(again, checkpoint)
+    assert torch.equal(again.strengths.logarithms, learner.strengths.logarithms)
     assert again.inner_curvature == learner.inner_curvature > 0
     plain = make("imaml")
-    load(plain, checkpoint)
+    load_weights(plain, checkpoint)
     assert torch.equal(flatten(plain.theta().values()), flatten(learner.theta().values()))
+    assert plain.inner_curvature == 0
     # From a run without learned strengths, such as joint training, they begin at lam.
     fresh = make("imaml", strengths=BY_LAYER)
-    load(fresh, checkpoint_of(make("joint")))
+    load_weights(fresh, checkpoint_of(make("joint"), tmp_path / "joint.ckpt"))
     assert list(fresh.strengths.table().values()) == pytest.approx([2.0] * len(fresh.strengths.names))
-    with pytest.raises(MetasegError, match="learner.strengths.by"):
-        load(make("imaml", strengths={"by": "part", "lr": 0.1}), checkpoint)
+    with pytest.raises(MetasegError, match=r"learner\.strengths\.by"):
+        load_weights(make("imaml", strengths={"by": "part", "lr": 0.1}), checkpoint)
 
 
 def test_the_step_size_follows_the_curvature_where_that_is_large():
@@ -197,39 +200,39 @@ def test_the_step_size_follows_the_curvature_where_that_is_large():
 
     def looked_at(theta):
         loop = original(theta)
-        rates.append((learner.global_step, loop.lr, float(learner.inner_curvature)))
+        rates.append((learner.outer_step, loop.lr, learner.inner_curvature))
         return loop
 
     learner._inner_loop = looked_at
-    outer_steps(learner, 4)
+    trained(learner, 4)
     known = [row for row in rates if row[2] > 0]
     assert all(lr == pytest.approx(0.5 / curvature) for _, lr, curvature in known)
     by_step = {step: curvature for step, _, curvature in known}
     assert by_step[0] == by_step[1] != by_step[2] == by_step[3]
     # A step size that is small enough stays.
     small = make("imaml", inner=PROXIMAL | bound | {"lr": 1e-4})
-    outer_steps(small, 1)
+    trained(small, 1)
     assert small._inner_loop(small.theta()).lr == 1e-4
 
 
 def test_training_ends_with_a_warning_where_inner_problems_were_not_solved():
     learner = make("imaml", inner=PROXIMAL | {"tolerance": 1e-6})
     with pytest.warns(UserWarning, match=r"not solved in 2 of 2 tasks \(100 %\).*learner.inner.tolerance=1e-06"):
-        outer_steps(learner, 2)
+        trained(learner, 2)
 
 
 def test_training_ends_with_a_warning_where_lambda_holds_phi_at_theta():
     inner = {"optimizer": "sgd", "lr": 1e-3, "steps": 50, "proximal": True, "tolerance": 0.5}
     learner = make("imaml", inner=inner, lam=1e3)
     with pytest.warns(UserWarning, match=r"less than 1 % in 2 of 2 tasks.*Lower learner.lam"):
-        outer_steps(learner, 2)
+        trained(learner, 2)
 
 
 def test_training_that_solves_its_inner_problems_ends_without_a_warning():
     learner = make("imaml", inner=PROXIMAL | {"lr": 0.01, "steps": 300, "tolerance": 0.2}, lam=10.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        outer_steps(learner, 2)
+        trained(learner, 2)
     assert not [one for one in caught if "inner" in str(one.message)]
 
 
@@ -253,14 +256,14 @@ def test_a_target_is_adapted_to_by_the_inner_problem_of_training(rates):
     inner = PROXIMAL | {"rates": rates, "tolerance": 0.3, "steps": 30, "bound": {"every": 1, "share": 1.0}}
     adapt = ADAPT | {"by": "inner", "folds": 3}
     learner = make("imaml", inner=inner, adapt=adapt, strengths=BY_LAYER)
-    outer_steps(learner, 1)
+    trained(learner, 1)
     support = support_set("flips")
     images, _ = support.clean()
     # The step size is the target's own where its curvature is the larger one.
     expected = learner.adapt(support)
     again = learner.after_inner(support)
     torch.testing.assert_close(again(images), expected(images))
-    learner.inner_curvature.fill_(1e3)
+    learner.inner_curvature = 1e3
     (_, _), (_, logits) = images_of_the_trial(learner, support)
     torch.testing.assert_close(learner.adapt(support)(images), logits.sigmoid(), rtol=1e-4, atol=1e-5)
     assert learner.adapt_loop.steps == 30

@@ -21,6 +21,7 @@ from metaseg.meta.vectors import flatten, unflatten
 from metaseg.networks.build import build
 from metaseg.networks.rates import Rates
 from metaseg.networks.stages import PARTS, part_of
+from metaseg.training.outer import MetaTraining
 
 ADAPT = {"optimizer": "adam", "lr": 0.02, "steps": 25, "lam": 0.0}
 INNER = {"optimizer": "sgd", "lr": 0.05, "steps": 3, "proximal": False}
@@ -113,9 +114,10 @@ def test_the_outer_steps_lower_the_query_loss(name, norm):
     learner = make(name, norm)
     steps = [[episode(seed), episode(seed + 1)] for seed in range(0, 16, 2)]
     seen = []
-    learner.log_dict = lambda values, **_: seen.append({key: float(value) for key, value in values.items()})
-    learner.log = lambda *_, **__: None
-    trainer(max_epochs=1).fit(learner, torch.utils.data.DataLoader(steps, batch_size=None, collate_fn=lambda x: x))
+    training = MetaTraining(learner)
+    training.log_dict = lambda values, **_: seen.append({key: float(value) for key, value in values.items()})
+    training.log = lambda *_, **__: None
+    trainer(max_epochs=1).fit(training, torch.utils.data.DataLoader(steps, batch_size=None, collate_fn=lambda x: x))
     losses = [row["train/query_loss_after"] for row in seen]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     assert all(np.isfinite(list(row.values())).all() for row in seen)
@@ -180,7 +182,7 @@ def test_running_statistics_follow_training():
     learner = make("fomaml", "running")
     before = learner.network.encoder1.enc1norm1.running_mean.clone()
     steps = torch.utils.data.DataLoader([[episode()]], batch_size=None, collate_fn=lambda x: x)
-    trainer(max_epochs=1).fit(learner, steps)
+    trainer(max_epochs=1).fit(MetaTraining(learner), steps)
     assert not torch.equal(before, learner.network.encoder1.enc1norm1.running_mean)
 
 
@@ -219,7 +221,6 @@ def test_no_task_leaves_tensors_behind():
         ("maml", {"adapt": ADAPT | {"rates": {"head": -1}}}, "learner.adapt.rates.head"),
         ("maml", {"adapt": ADAPT | {"rates": dict.fromkeys(("encoder", "decoder", "head"), 0)}}, "learner.adapt.rates"),
         ("maml", {"adapt": ADAPT | {"schedule": "linear"}}, "learner.adapt: .*constant, cosine"),
-        ("maml", {"warmup": 100}, "learner.warmup must be a share"),
         ("maml", {"adapt": ADAPT | {"folds": 1}}, "learner.adapt.folds must be 0, or 2 or more"),
         ("joint", {"optimizer": {"schedule": "linear"}}, "constant, cosine"),
         ("fomaml", {"adapt": {"optimizer": "adam", "lr": -1, "steps": 1, "lam": 0}}, "learner.adapt: .*lr > 0"),
@@ -290,31 +291,26 @@ def test_only_the_parameters_that_a_learner_names_adapt():
     assert unflatten(result.gradient, theta)["encoder1.enc1conv1.weight"].norm() > 0
 
 
-def outer_steps(learner, count):
+def outer_steps(training, count):
     steps = torch.utils.data.DataLoader(
         [[episode(seed)] for seed in range(count)], batch_size=None, collate_fn=lambda x: x
     )
-    trainer(max_epochs=1).fit(learner, steps)
-    return flatten(learner.theta().values())
-
-
-def test_the_first_outer_steps_of_a_warm_up_are_those_of_joint_training():
-    assert torch.equal(outer_steps(make("fomaml", warmup=1.0), 2), outer_steps(make("joint"), 2))
-    assert not torch.equal(outer_steps(make("fomaml", warmup=0.5), 3), outer_steps(make("joint"), 3))
+    trainer(max_epochs=1).fit(training, steps)
+    return flatten(training.learner.theta().values())
 
 
 def test_a_cosine_schedule_ends_near_zero():
     shared = {"lr": 1e-2, "weight_decay": 0.0, "clip_norm": None}
-    learner = make("joint", optimizer=shared | {"schedule": "cosine"})
+    training = MetaTraining(make("joint", optimizer=shared | {"schedule": "cosine"}))
     rates = []
-    original = learner._step
+    original = training._step
 
     def step(*gradients):
         original(*gradients)
-        rates.append(learner.optimizers().param_groups[0]["lr"])
+        rates.append(training.optimizers().param_groups[0]["lr"])
 
-    learner._step = step
-    outer_steps(learner, 4)
+    training._step = step
+    outer_steps(training, 4)
     assert rates == pytest.approx([1e-2 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(4)])
 
 
@@ -360,7 +356,7 @@ def test_what_the_outer_step_freezes_stays_and_the_rest_moves_at_its_rate():
     rates = {"encoder": 0, "decoder": 0.5}
     learner = make("imaml", optimizer={**OPTIMIZER, "rates": rates}, inner=EPISODIC["imaml"][1]["inner"] | STAGED)
     before = {name: value.clone() for name, value in learner.theta().items()}
-    outer_steps(learner, 1)
+    outer_steps(MetaTraining(learner), 1)
     # Adam's first step is as long as its learning rate wherever the gradient is not tiny.
     longest = dict.fromkeys(PARTS, 0.0)
     for name, value in learner.theta().items():

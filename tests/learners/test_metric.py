@@ -19,6 +19,7 @@ from metaseg.meta.vectors import flatten, unflatten
 from metaseg.networks.build import build
 from metaseg.networks.feyjie import FeyjieNetwork
 from metaseg.networks.pmg import PMGNetwork, prior_mask, unit
+from metaseg.training.outer import MetaTraining
 
 KINDS = {
     "prototypes": (Prototypes, partial(build, features=2, seed=1), {"scale": 20, "reversal": 1.0, "seed": 0}),
@@ -62,7 +63,9 @@ def test_the_outer_steps_lower_the_query_loss_and_validation_knows_it(name, norm
     learner = make(name, norm)
     before = learner.trial(episode(40))
     assert torch.equal(before[0][0], before[1][0])
-    trainer(max_epochs=1).fit(learner, batches(*([episode(seed), episode(seed + 1)] for seed in range(0, 32, 2))))
+    trainer(max_epochs=1).fit(
+        MetaTraining(learner), batches(*([episode(seed), episode(seed + 1)] for seed in range(0, 32, 2)))
+    )
     after = learner.trial(episode(40))[1]
     assert after[0] < before[1][0]
     assert after[1].shape == (3, 1, 32, 32)
@@ -70,7 +73,7 @@ def test_the_outer_steps_lower_the_query_loss_and_validation_knows_it(name, norm
 
 def test_training_makes_prototypes_find_the_discs():
     learner = make("prototypes")
-    trainer(max_epochs=1).fit(learner, batches(*([episode(seed)] for seed in range(20))))
+    trainer(max_epochs=1).fit(MetaTraining(learner), batches(*([episode(seed)] for seed in range(20))))
     assert mean_dice(learner.adapt(support_set())) > 0.8
 
 
@@ -151,7 +154,7 @@ def test_adaptation_takes_no_steps_and_outlives_further_training():
     assert not before.requires_grad
     with torch.inference_mode():  # nothing is fitted, so nothing needs gradients
         torch.testing.assert_close(segmented(learner, images), before)
-    trainer(max_epochs=1).fit(learner, batches([episode()]))
+    trainer(max_epochs=1).fit(MetaTraining(learner), batches([episode()]))
     assert torch.equal(segmenter(image_tensor(images)), before)
     assert not torch.equal(segmented(learner, images), before)
 
@@ -161,7 +164,7 @@ def test_equal_seeds_train_to_bitwise_equal_parameters(name):
     ends = []
     for _ in range(2):
         learner = make(name)
-        trainer(max_epochs=1).fit(learner, batches([episode(0)], [episode(1)]))
+        trainer(max_epochs=1).fit(MetaTraining(learner), batches([episode(0)], [episode(1)]))
         ends.append(flatten(learner.theta().values()))
     assert torch.equal(*ends)
 
@@ -234,8 +237,8 @@ def test_noise_is_a_function_of_seed_step_and_task():
     assert NOISE[0] * 0.95 < noise.std() < NOISE[1] * 1.05
     assert not torch.equal(noise, learner.noise(episode(1)))
     assert not torch.equal(noise, make("feyjie", seed=1).noise(task))
-    trainer(max_epochs=1).fit(learner, batches([task]))
-    assert learner.global_step == 1
+    trainer(max_epochs=1).fit(MetaTraining(learner), batches([task]))
+    assert learner.outer_step == 1
     assert not torch.equal(noise, learner.noise(task))
 
 

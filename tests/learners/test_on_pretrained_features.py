@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 from test_learners import episode, support_set
 
 from metaseg.data.batches import Episode
+from metaseg.learners.build import build_learner
 from metaseg.networks.functional import norm_layers
 from metaseg.networks.stages import part_of
-from metaseg.run import build_learner
 
 SMALL = ["model=pretrained", "model.widths=[8,8,8]", "protocol.adapt.steps=2", "shots=4"]
 

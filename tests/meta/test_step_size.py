@@ -1,6 +1,7 @@
 """The largest curvature of the inner problem, and the step size that it allows."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def test_the_largest_eigenvalue_is_found_though_others_are_negative_and_larger(e
     found = [largest_eigenvalue(lambda v: matrix @ v, start, steps) for steps in range(1, 9)]
     assert found[5] == pytest.approx(eigenvalues[-1], rel=1e-9)
     # It grows from below, and goes no further once the space is complete.
-    assert all(later >= earlier - 1e-9 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later >= earlier - 1e-9 for earlier, later in pairwise(found))
     assert found[7] == pytest.approx(eigenvalues[-1], rel=1e-9)
 
 

@@ -6,10 +6,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
+from metaseg.learners.build import NOT_THE_NETWORKS
 from metaseg.networks.attention_unet import AttentionUNet, UNet
 from metaseg.networks.brain_mri import save_in_hub_layout
 from metaseg.networks.build import build, fingerprint
-from metaseg.run import NOT_THE_NETWORKS
 
 
 def test_seed_decides_the_weights_and_the_global_generator_is_left_alone():

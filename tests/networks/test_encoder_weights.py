@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from segmentation_models_pytorch.encoders import get_encoder
 
 from metaseg.errors import MetasegError
-from metaseg.learners.network_module import NetworkModule
+from metaseg.learners.checkpoints import origin, take_over_origin
 from metaseg.networks import encoder_weights
 from metaseg.networks.build import build
 from metaseg.networks.encoder_weights import PACKAGES, load_encoder
@@ -314,30 +314,22 @@ def test_network_rescales_to_what_the_record_says(file, package):
     assert build(name="smp").weights is None
 
 
-def module_of(network):
-    module = NetworkModule()
-    module.network = network
-    return module
-
-
 def test_checkpoints_say_what_the_network_began_from(file, tmp_path):
-    writer = module_of(build(name="smp", encoder_weights=str(file)))
-    checkpoint = {}
-    writer.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "best.ckpt")
+    written = build(name="smp", encoder_weights=str(file))
+    torch.save(origin(written), tmp_path / "best.ckpt")
     file.unlink()
-    reader = module_of(build(name="smp", encoder_weights=str(file), initial_weights=False))
-    reader.on_load_checkpoint(torch.load(tmp_path / "best.ckpt", weights_only=True))
-    assert reader.network.weights == writer.network.weights
-    assert reader.network.weights is not None
-    module_of(build(name="smp")).on_save_checkpoint(checkpoint)
-    reader.on_load_checkpoint(checkpoint)
-    assert reader.weights is None
+    read = build(name="smp", encoder_weights=str(file), initial_weights=False)
+    take_over_origin(read, torch.load(tmp_path / "best.ckpt", weights_only=True))
+    assert read.weights == written.weights
+    assert read.weights is not None
+    checkpoint = origin(build(name="smp"))
+    take_over_origin(read, checkpoint)
+    assert read.weights is None
     del checkpoint["weights"]  # as earlier versions wrote it
-    reader.on_load_checkpoint(checkpoint)
+    take_over_origin(read, checkpoint)
     checkpoint["weights"] = ["resnet18"]
     with pytest.raises(MetasegError, match="weights"):
-        reader.on_load_checkpoint(checkpoint)
+        take_over_origin(read, checkpoint)
 
 
 def test_record_survives_json_and_says_what_is_missing():

@@ -10,18 +10,19 @@ import time
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT, environment
 from run_directories import TRIVIAL, write_run
 
-from metaseg.evaluation.intervals import bootstrap_interval
-from metaseg.reporting.__main__ import main
+from metaseg.cli.report import main
+from metaseg.evaluation.intervals import bootstrap_interval, holm
 from metaseg.reporting.cells import blocks
 from metaseg.reporting.differences import initial_weights, settings_of
 from metaseg.reporting.exports import escaped, markdown, signed
 from metaseg.reporting.page import strengths_of, weights_of
 from metaseg.reporting.runs import read_runs
-from metaseg.reporting.tables import load_table
+from metaseg.runs.tables import load_table
 
 TITLES = {"isic": "ISIC-2018"}
 
@@ -126,7 +127,29 @@ def test_the_page_holds_everything_itself(runs):
     assert "synthetic images" not in text
 
 
-def test_a_cell_is_the_bootstrap_of_all_draws_of_all_seeds(runs):
+def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):
+    for learner, dice in (("imaml", 0.8), ("maml", 0.75), ("joint", 0.79), ("scratch", 0.6)):
+        write_run(tmp_path / learner, learner, dice=dice, images=12, draws=3)
+    (alone,) = blocks(load_table(2), read_runs(tmp_path).runs)
+    for path in tmp_path.glob("*/per_image.csv"):
+        table = pd.read_csv(path, dtype={"image": str})
+        # Images that are equally hard in one group: three alike are no more than one.
+        order = table.groupby("image")["dsc_after"].mean().rank(method="first").astype(int) - 1
+        table.assign(group=table["image"].map(order) // 3).to_csv(path, index=False)
+    (grouped,) = blocks(load_table(2), read_runs(tmp_path).runs)
+
+    def width(block):
+        (line,) = [line for line in block.lines if line.row.label == "iMAML" and line.ours]
+        return line.ours.dice.high - line.ours.dice.low
+
+    assert width(grouped) > width(alone)
+    tests = [one.test.p for one in alone.comparisons]
+    assert len(tests) == 3
+    assert [one.p for one in alone.comparisons] == holm(tests)
+    assert max(one.p for one in alone.comparisons) > min(tests)
+
+
+def test_a_cell_is_the_bootstrap_of_seeds_with_all_their_draws(runs):
     found = read_runs(runs)
     (block,) = blocks(load_table(2), found.runs)
     (line,) = [line for line in block.lines if line.row.label == "iMAML" and line.ours]
@@ -134,7 +157,8 @@ def test_a_cell_is_the_bootstrap_of_all_draws_of_all_seeds(runs):
     scores = np.concatenate([run.matrix("isic").to_numpy() for run in of])
     assert scores.shape == (4, 12)
     assert np.isnan(scores).sum() == 4
-    assert line.ours.dice == pytest.approx(bootstrap_interval(scores))
+    mean, low, high = bootstrap_interval(scores, seeds=[0, 0, 1, 1])
+    np.testing.assert_allclose(line.ours.dice, (mean, max(low, 0), min(high, 1)))
     assert line.ours.by_seed == pytest.approx([np.nanmean(scores[:2]), np.nanmean(scores[2:])])
 
 
@@ -354,4 +378,4 @@ def test_a_wrong_command_line_ends_in_one_sentence(capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert "`python -m metaseg.reporting --help`" in said
+    assert "`metaseg report --help`" in said

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from metaseg.reporting.__main__ import main
-from metaseg.reporting.tables import NUMBERS, load_table
+from metaseg.cli.report import main
+from metaseg.runs.tables import NUMBERS, load_table
 
 
 @pytest.fixture(scope="session")

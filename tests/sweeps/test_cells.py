@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from metaseg.errors import MetasegError
-from metaseg.reporting.tables import NUMBERS, Row, Table, load_table
+from metaseg.runs.tables import NUMBERS, Row, Table, load_table
 from metaseg.sweeps.cells import Choice, of_multirun, of_tables
 
 

@@ -7,7 +7,7 @@ from metaseg.sweeps import estimate
 from metaseg.sweeps.estimate import IMAGES, Cost, Step, of_cell
 
 SETTINGS = {
-    "learner": {"train_on": "source", "warmup": 0.25, "adapt": {"steps": 10}},
+    "learner": {"train_on": "source", "adapt": {"steps": 10}},
     "pair": {"pools": ["a", "b"]},
     "tasks": {"mixing": "exclusive", "query": 4, "per_step": 1, "count": 20, "validation": 3},
     "trainer": {"max_epochs": 2},
@@ -34,11 +34,10 @@ def test_the_seconds_of_a_cell_are_the_sum_of_its_steps():
     tasks = 2 * steps
 
     def seconds(**cost):
-        kinds = {"outer": Cost(1e-9), "joint": nothing, "validation": nothing, "adaptation": nothing}
+        kinds = {"outer": Cost(1e-9), "validation": nothing, "adaptation": nothing}
         return of_cell(SETTINGS, Step(**{**kinds, "prediction": nothing, **cost}, **NO_MEMORY)).seconds
 
-    assert seconds(outer=Cost(1, 10, 100)) == pytest.approx(0.75 * tasks * (1 + 50 + 400))
-    assert seconds(joint=Cost(1, 10)) == pytest.approx(0.25 * tasks * (1 + 90), rel=1e-6)
+    assert seconds(outer=Cost(1, 10, 100)) == pytest.approx(tasks * (1 + 50 + 400))
     assert seconds(validation=Cost(1, 10)) == pytest.approx(2 * 3 * 2 * (1 + 90), rel=1e-6)
     assert seconds(adaptation=Cost(1, 10)) == pytest.approx(2 * 10 * (1 + 50), rel=1e-6)
     # Before and after adaptation 50 images in batches of 20, on the way 6.
@@ -47,7 +46,7 @@ def test_the_seconds_of_a_cell_are_the_sum_of_its_steps():
 
 def test_each_member_of_an_ensemble_is_counted():
     def seconds(folds, **cost):
-        kinds = {"outer": Cost(1e-9), "joint": Cost(), "validation": Cost(), "adaptation": Cost(), "prediction": Cost()}
+        kinds = {"outer": Cost(1e-9), "validation": Cost(), "adaptation": Cost(), "prediction": Cost()}
         adapt = {"steps": 10, "folds": folds}
         settings = SETTINGS | {"learner": SETTINGS["learner"] | {"adapt": adapt}}
         return of_cell(settings, Step(**{**kinds, **cost}, **NO_MEMORY)).seconds
@@ -62,7 +61,7 @@ def test_each_member_of_an_ensemble_is_counted():
 def test_memory_is_that_of_the_step_that_needs_most():
     def mib(folds=0, **memory):
         settings = SETTINGS | {"learner": SETTINGS["learner"] | {"adapt": {"steps": 10, "folds": folds}}}
-        return of_cell(settings, Step(*[Cost(1e-9)] * 5, **NO_MEMORY | memory)).mib
+        return of_cell(settings, Step(*[Cost(1e-9)] * 4, **NO_MEMORY | memory)).mib
 
     assert mib(outer_mib=Cost(100, 10)) == 100 + 10 * (5 + 4)
     assert mib(prediction_mib=Cost(100, 10)) == 100 + 10 * 20
@@ -80,7 +79,7 @@ def test_memory_is_measured_on_few_and_on_more_images():
 
 
 def test_what_was_trained_is_not_counted_again():
-    step = Step(Cost(1), Cost(), Cost(), Cost(), Cost(), **NO_MEMORY)
+    step = Step(Cost(1), Cost(), Cost(), Cost(), **NO_MEMORY)
     assert of_cell(SETTINGS, step, steps_done=15).seconds == pytest.approx(of_cell(SETTINGS, step).seconds / 4)
 
 

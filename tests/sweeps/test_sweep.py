@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, environment
 
-from metaseg.rundir import RunDirectory, write_json
+from metaseg.runs.directory import RunDirectory, write_json
 from metaseg.sweeps.standing import Kind, differences, standing
 
 

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from metaseg import dashboard
+from metaseg.cli.dashboard import main
 from metaseg.errors import MetasegError
+from metaseg.tracking import dashboard
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +19,7 @@ def no_account(monkeypatch, tmp_path):
 
 def test_a_dry_run_lists_the_panels(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
-    assert dashboard.main(["team/metaseg", "--dry-run"]) == 0
+    assert main(["team/metaseg", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "Relative residual of conjugate gradient: train/cg_residual" in said
     assert "progress/kvasir" in said
@@ -26,17 +27,17 @@ def test_a_dry_run_lists_the_panels(capsys, monkeypatch):
 
 def test_a_missing_package_is_told_in_a_sentence(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
-    assert dashboard.main(["team/metaseg"]) == 1
+    assert main(["team/metaseg"]) == 1
     assert "[dashboard]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["metaseg"], ["a/b/c"], ["/metaseg"], ["a/b", "--tables", "9"]])
 def test_wrong_arguments_are_refused(arguments, capsys):
-    assert dashboard.main(arguments) == 1
+    assert main(arguments) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert "`python -m metaseg.dashboard --help`" in said
+    assert "`metaseg dashboard --help`" in said
 
 
 def test_the_report_holds_all_panels_in_their_places():

@@ -13,7 +13,7 @@ from conftest import ROOT, TINY, environment
 from offline_runs import as_dict, of_kind, offline_records
 from PIL import Image
 
-from metaseg import dashboard
+from metaseg.tracking import dashboard
 
 EPOCHS = 2
 

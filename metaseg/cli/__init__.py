@@ -1,0 +1,1 @@
+"""How commands start: configuration, command lines, the `metaseg` program."""

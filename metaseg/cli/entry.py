@@ -1,0 +1,172 @@
+"""How entry points start: Hydra composes the configuration; problems end in one sentence and exit status 1."""
+
+import argparse
+import functools
+import inspect
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from metaseg import configuration
+from metaseg.cli.pairs import JOINT, chosen
+from metaseg.errors import MetasegError
+
+DRY_RUN = "hydra.sweeper.dry_run=true"
+
+
+def entry(
+    main: Callable[[DictConfig], None],
+    config_name: str = "config",
+    interrupted: str = "Interrupted; continue a run by ckpt_path=last and its hydra.run.dir, a sweep as it began.",
+    paths: Collection[str] = (),
+    program: Sequence[str] = (),
+) -> None:
+    """Run ``main`` under Hydra with conf/``config_name``.yaml; never returns normally on a user's mistake.
+
+    Args:
+        main: what to run.
+        config_name: of the configuration.
+        interrupted: what to say on Ctrl+C.
+        paths: settings whose values are taken as they stand: Hydra would read commas, brackets and numbers in them.
+        program: arguments of the interpreter that start the same again, for each cell of a sweep; default: the script
+            that `main` stands in.
+    """
+    # Hydra would print errors in its own many-line way; told to raise them, it leaves the wording to us.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    if "--dry-run" in sys.argv and not {"-m", "--multirun"} & set(sys.argv):
+        fail("--dry-run lists the cells of a sweep: add -m.")
+    for before, argument in zip(("", *sys.argv[1:]), sys.argv[1:], strict=False):
+        if "=" not in argument and not argument.startswith(("-", "~")) and not before.startswith("-"):
+            fail(f"Expected NAME=VALUE, found {argument!r}; a value with blanks needs quotes around it.")
+    try:
+        arguments = chosen([as_it_stands(argument, paths) for argument in sys.argv[1:]])
+        sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
+    except MetasegError as error:
+        fail(str(error))
+    failed: list[str] = []
+
+    @functools.wraps(main)
+    def job(config: DictConfig) -> None:
+        # Caught here, a problem of one job of a sweep does not keep the others from running.
+        try:
+            refuse_half_a_sweep()
+            quieten()
+            main(config)
+        except MetasegError as error:
+            failed.append(str(error))
+        except OmegaConfBaseException as error:
+            failed.append(_sentence(error))
+        else:
+            return
+        tell(failed[-1])
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise MetasegError(failed[-1])  # so that the sweep knows
+
+    job.program = tuple(program) or (str(Path(inspect.getfile(main)).resolve()),)  # type: ignore[attr-defined]
+    try:
+        with _refusing_in_a_sentence():
+            hydra.main(version_base="1.3", config_path=str(configuration.FOLDER), config_name=config_name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(_sentence(error))
+    except MetasegError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail(interrupted, status=130)
+    if failed:
+        sys.exit(1)
+
+
+@contextmanager
+def _refusing_in_a_sentence() -> Iterator[None]:
+    """Have the parser of Hydra's options raise MetasegError, where it would print its usage and exit with status 2."""
+    usual = argparse.ArgumentParser.error
+
+    def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise MetasegError(f"{message}; `{called()} --help` shows what is understood.")
+
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = usual  # type: ignore[method-assign]
+
+
+def called() -> str:
+    """How the user called this program: `python train.py`, `metaseg train`."""
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def as_it_stands(argument: str, paths: Collection[str]) -> str:
+    """An argument `NAME=VALUE` with its value quoted for Hydra, if the name is one of `paths`.
+
+    Values that are quoted already, and null, stay as they are.
+    """
+    key, equals, value = argument.partition("=")
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key not in paths or not equals or value == "null" or quoted:
+        return argument
+    # Backslashes count to Hydra before a quote or at the end, and to OmegaConf before what it would look up.
+    value = re.sub(r"(\\*)(\$\{|'|$)", lambda found: found[1] * 2 + (f"\\{found[2]}" if found[2] else ""), value)
+    return f"{key}='{value}'"
+
+
+def refuse_half_a_sweep() -> None:
+    """Refuse a table without -m: it is a sweep, and would be a single run of the defaults.
+
+    Raises:
+        MetasegError: if there is one.
+    """
+    hydra_config = HydraConfig.get()
+    chosen = hydra_config.runtime.choices.get("experiment", "none")
+    if hydra_config.mode == RunMode.RUN and chosen != "none":
+        raise MetasegError(f"experiment={chosen} is a sweep: add -m, or --dry-run -m to list its cells.")
+
+
+def quieten() -> None:
+    """Leave out what the libraries say that no user of this program can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # some networks stay so
+
+
+def fail(sentence: str, status: int = 1) -> None:
+    """Print one sentence to standard error and exit."""
+    tell(sentence)
+    sys.exit(status)
+
+
+def tell(sentence: str) -> None:
+    """Print one sentence to standard error."""
+    sys.stdout.flush()
+    print(f"error: {sentence}", file=sys.stderr)
+
+
+def _sentence(error: Exception) -> str:
+    """Hydra's message in one sentence, with the allowed values of a group where they are known."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, value = str(error.missing_cfg_file).rpartition("/")
+        allowed = ", ".join(option for option in error.options if not option.startswith("_") and JOINT not in option)
+        lists = ", or a list of datasets as in pair=[ph2,kvasir]" if group == "pair" else ""
+        return f"{group} must be one of {allowed}{lists}, found {value!r}."
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=… must be given; `{called()} --help` says what it is."
+    text = " ".join(str(error).split())
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        text += f" ({' '.join(str(error.__cause__).split())})"
+    return f"{text.rstrip('.')}; see conf/ or `{called()} --help` for the settings there are."

@@ -1,0 +1,1 @@
+"""Archives of datasets: downloaded, verified, unpacked."""

@@ -1,0 +1,1 @@
+"""Painted twins of the datasets."""

@@ -1,0 +1,1 @@
+"""Figures, overlays, contact sheets."""

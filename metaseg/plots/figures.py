@@ -1,0 +1,192 @@
+"""Curves: loss and Dice over epochs, Dice over adaptation steps. Drawn off screen, without pyplot's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from metaseg.errors import MetasegError
+from metaseg.runs.directory import replacing
+
+# Okabe and Ito's palette: told apart with every common colour blindness. Its yellow is too pale for lines on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_TRAINING, _VALIDATION = PALETTE[0], PALETTE[1]
+_BASELINE_DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+
+# Column of metrics.csv, label, colour, line style. Before the inner loop: dashed; after it: solid.
+_LOSS = (
+    ("train/loss", "training", _TRAINING, "-"),
+    ("train/query_loss_after", "training, after inner loop", _TRAINING, "-"),
+    ("validation/loss", "validation", _VALIDATION, "-"),
+    ("validation/query_loss_before", "validation, before inner loop", _VALIDATION, "--"),
+    ("validation/query_loss_after", "validation, after inner loop", _VALIDATION, "-"),
+)
+_DICE = (
+    ("train/dice", "training", _TRAINING, "-"),
+    ("train/query_dice_after", "training, after inner loop", _TRAINING, "-"),
+    ("validation/dice", "validation", _VALIDATION, "-"),
+    ("validation/dice_before", "validation, before inner loop", _VALIDATION, "--"),
+    ("validation/dice_after", "validation, after inner loop", _VALIDATION, "-"),
+)
+# Systems beyond the palette repeat its colours with hollow markers.
+_MARKERS = "osD^vPX<>*hp"
+_INSIDE = 6  # entries of a legend that fit beside a figure; more stand below it
+_BESIDE = 30  # letters of a label that fit beside a figure
+_ADAPTATION_TICKS = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` as a PNG of 150 dots an inch; a killed process leaves the old picture."""
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def learning_curves(metrics: Path, path: Path) -> Path | None:
+    """Draw loss and Dice of training and validation over epochs.
+
+    Args:
+        metrics: a run's metrics.csv. A training point is the mean over the epoch's logged steps. Columns that are
+            absent (a supervised learner has no inner loop) are left out. Without a column `epoch`, steps are drawn.
+        path: where the PNG goes.
+
+    Returns:
+        `path`, or None where the file holds nothing to draw.
+
+    Raises:
+        MetasegError: `metrics` is missing or is no table.
+    """
+    try:
+        table = pd.read_csv(metrics)
+    except (OSError, ValueError) as error:  # pandas' EmptyDataError and ParserError are ValueErrors
+        raise MetasegError(f"expected the table of a run's metrics in {metrics}, found none ({error})") from error
+    axis = "epoch" if "epoch" in table else "step"
+    if axis not in table:
+        return None
+    means = table.groupby(axis).mean(numeric_only=True)
+    panels = [
+        (title, [line for line in lines if line[0] in means and means[line[0]].notna().any()])
+        for title, lines in (("Loss", _LOSS), ("Dice, %", _DICE))
+    ]
+    panels = [(title, lines) for title, lines in panels if lines]
+    if not panels:
+        return None
+    # Without an inner loop there is no before and after.
+    adapts = any("before" in column for _, lines in panels for column, *_ in lines)
+    figure = Figure(figsize=(5.2 * len(panels), 4.3), layout="constrained")
+    for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for column, label, colour, style in lines:
+            name = label if adapts else label.partition(",")[0]
+            values = means[column].dropna() * (100 if title.startswith("Dice") else 1)
+            places = values.index + (1 if axis == "epoch" else 0)
+            marker = "o" if len(values) <= 15 else None  # a curve of one point would be invisible
+            axes.plot(places, values, style, color=colour, label=name, marker=marker, markersize=4, linewidth=1.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plain_axes(axes, axis, title)
+        # Below the panel: inside, it would hide part of a line in one run or another.
+        axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    save(figure, path)
+    return path
+
+
+def adaptation_curve(
+    series: Mapping[str, Mapping[str, Sequence[float]]],
+    path: Path,
+    baselines: Mapping[str, float | None] | None = None,
+    title: str = "",
+    places: Mapping[str, int] | None = None,
+) -> Path:
+    """Draw the mean Dice over adaptation steps with its interval as a band.
+
+    Args:
+        series: label → {steps, dsc, low, high}, lists of equal length; Dice as fractions in [0, 1]; `low` and `high`
+            may be absent. This is the `curve` of result.json. A series of one point, a system that does not adapt, is
+            drawn as a dashed line.
+        path: where the PNG goes.
+        baselines: label → Dice in [0, 1], drawn as horizontal lines; None: left out.
+        title: stands above the figure.
+        places: label → place in a list that several figures share, so that a system looks the same in all; default: the
+            order of `series`.
+
+    Raises:
+        MetasegError: a series is empty or its lists differ in length.
+    """
+    entries = len(series) + sum(value is not None for value in (baselines or {}).values())
+    widest = max((len(label) for label in (*series, *(baselines or {}))), default=0)
+    beside = entries <= _INSIDE and widest <= _BESIDE
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    last = 1.0
+    for index, (label, curve) in enumerate(series.items()):
+        steps, dsc = np.asarray(curve["steps"], float), 100 * np.asarray(curve["dsc"], float)
+        if not len(steps) or len(steps) != len(dsc):
+            raise MetasegError(f"the curve {label!r} should have a Dice a step, found {len(steps)} and {len(dsc)}")
+        look = look_of(places[label] if places else index)
+        if len(steps) == 1:
+            axes.axhline(float(dsc[0]), label=label, linestyle=(0, (6, 3)), linewidth=1.5, **look, markevery=(0, 1))
+            continue
+        if curve.get("low") is not None and curve.get("high") is not None:
+            low, high = (100 * np.asarray(curve[bound], float) for bound in ("low", "high"))
+            axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+        axes.plot(steps, dsc, label=label, linewidth=1.6, clip_on=False, **look)
+        last = max(last, float(steps.max()))
+    drawn = {label: value for label, value in (baselines or {}).items() if value is not None}
+    for index, (label, value) in enumerate(drawn.items()):
+        dashes = _BASELINE_DASHES[index % len(_BASELINE_DASHES)]
+        name = label.replace("_", " ")
+        axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=name)
+    # log(1 + steps): the first steps change most and step 0, before adaptation, must be on the axis.
+    axes.set_xscale("function", functions=(np.log1p, np.expm1))
+    ticks = [tick for tick in _ADAPTATION_TICKS if tick <= last]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(0, last * 1.04)
+    plain_axes(axes, "adaptation steps", "Dice, %")
+    axes.set_title(title, fontsize=10)
+    if beside:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        _legend_below(figure, entries)
+    save(figure, path)
+    return path
+
+
+def _legend_below(figure: Figure, entries: int) -> None:
+    """A legend in two columns, or in one where two are wider than the figure, which grows by its height."""
+    for columns in (2, 1):
+        looks = {"frameon": False, "fontsize": 8, "handlelength": 3, "columnspacing": 1}
+        legend = figure.legend(ncols=columns, loc="outside lower center", **looks)
+        figure.set_figheight(4.0 + 0.21 * (entries // columns + 1))
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        if columns > 1:
+            legend.remove()
+
+
+def look_of(place: int) -> dict[str, Any]:
+    """Colour and marker of the system at a place in a table, told apart at 12 and more."""
+    colour = PALETTE[place % len(PALETTE)]
+    hollow = place >= len(PALETTE)
+    return {
+        "color": colour,
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "markersize": 4.5,
+        "markerfacecolor": "white" if hollow else colour,
+    }
+
+
+def plain_axes(axes: Axes, horizontal: str, vertical: str) -> None:
+    """Labels, a light grid, and no box."""
+    axes.set_xlabel(horizontal)
+    axes.set_ylabel(vertical)
+    axes.grid(color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

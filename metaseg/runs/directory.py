@@ -1,0 +1,271 @@
+"""The names of the files in a run directory, and writing them so that a killed process damages nothing.
+
+Reports and resumed runs read directories, never memory, so this file is the only place where the names stand.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from metaseg.errors import MetasegError
+
+PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after", "group")
+
+# What a reader looks for first stands first; the resolved settings are the longest part and go last.
+_RESULT_ORDER = (
+    "targets",
+    "scratch",
+    "wall_seconds",
+    "peak_memory_mib",
+    "commit",
+    "dirty",
+    "versions",
+    "hardware",
+    "data",
+    "settings",
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run's directory; properties are paths, nothing is made or read until a method is called."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Curves of training and validation, one row a logged step."""
+        return self.path / "metrics.csv"
+
+    @property
+    def per_image(self) -> Path:
+        """Scores of every target image in every draw, compressed or not; columns: `PER_IMAGE_COLUMNS`."""
+        packed = self.path / "per_image.csv.gz"
+        return packed if packed.is_file() else self.path / "per_image.csv"
+
+    @property
+    def result(self) -> Path:
+        """The run's result; `write_result` and `read_result` say what it holds."""
+        return self.path / "result.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def trained(self) -> Path:
+        """By which rule training ended, once it has: a run killed in its tests is not trained further."""
+        return self.checkpoints / "trained"
+
+    @property
+    def compute(self) -> Path:
+        """What training has cost, once it has ended."""
+        return self.path / "compute.json"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no other process work in this directory meanwhile; a process that dies lets go.
+
+        Raises:
+            MetasegError: another process holds it, or the directory cannot be written to.
+        """
+        with _told(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise MetasegError(
+                    f"{self.path} is held by another process: wait for its end, or choose another hydra.run.dir"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def figures(self) -> Path:
+        """The folder of pictures."""
+        return self.path / "figures"
+
+    @property
+    def learning_curves(self) -> Path:
+        """Loss and Dice over epochs."""
+        return self.figures / "learning_curves.png"
+
+    def adaptation_curve(self, target: str) -> Path:
+        """Dice over adaptation steps on one target."""
+        return self.figures / f"adaptation_{target}.png"
+
+    def overlays(self, target: str) -> Path:
+        """Images of one target with truth and prediction outlined."""
+        return self.figures / f"overlays_{target}.png"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The run's id at Weights & Biases, kept so that a resumed run continues the same curves."""
+        return self.path / "wandb" / "run_id.txt"
+
+    def create(self) -> RunDirectory:
+        """Make the directory and its two folders where they are missing."""
+        for folder in (self.checkpoints, self.figures):
+            with _told(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def write_config(self, settings: Mapping[str, Any]) -> None:
+        """Write config.yaml: the resolved settings."""
+        with replacing(self.config) as path:
+            OmegaConf.save(OmegaConf.create(dict(settings)), path)
+
+    def write_compute(self, found: Mapping[str, float]) -> None:
+        """Write compute.json: outer steps, passes of images (`metaseg.training.compute`), and seconds of training."""
+        write_json(self.compute, found)
+
+    def read_compute(self) -> dict[str, float] | None:
+        """Read compute.json; None where nothing was trained, or by an earlier version."""
+        return json.loads(self.compute.read_text(encoding="utf-8")) if self.compute.is_file() else None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json: settings, targets, scratch, versions, commit, hardware, wall seconds, peak memory.
+
+        `targets` maps a target's name to its scores, all as fractions in [0, 1]: dsc and dsc_before (each with mean,
+        low, high, level), dsc_inner (after the inner problem alone, of learners that have one), pooled_dsc, iou,
+        images, draws, trivial (Dice of each trivial baseline), and curve (steps, dsc, low, high over adaptation steps).
+        """
+        known = {key: result[key] for key in _RESULT_ORDER if key in result}
+        others = {key: result[key] for key in sorted(set(result) - set(_RESULT_ORDER))}
+        write_json(self.result, known | others)
+
+    def read_result(self) -> dict[str, Any]:
+        """Read result.json. Raises MetasegError where it is missing or is no JSON object."""
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise MetasegError(
+                f"expected a finished run with {self.result}, found none: give the directory of a finished run"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise MetasegError(
+                f"{self.result} should hold a run's result but cannot be read ({error}): run the evaluation again"
+            ) from error
+        if not isinstance(result, dict):
+            raise MetasegError(
+                f"{self.result} should hold a JSON object, found {type(result).__name__}: run the evaluation again"
+            )
+        return result
+
+    def write_per_image(self, rows: Iterable[Mapping[str, Any]], compress: bool = False) -> None:
+        """Write per_image.csv, or per_image.csv.gz; `rows` need all `PER_IMAGE_COLUMNS`, scores as fractions in [0, 1].
+
+        Scores are written to four decimals, a hundredth of a per cent.
+        """
+        plain = self.path / "per_image.csv"
+        path = self.path / "per_image.csv.gz" if compress else plain
+        rounded = ({key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()} for row in rows)
+        write_csv(path, rounded, PER_IMAGE_COLUMNS)
+        if compress:
+            plain.unlink(missing_ok=True)  # of an earlier test of this run
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to, and put it in the place of `path` when the block succeeds.
+
+    A process that is killed, a full disk or an error in the block leaves the old file as it was. The temporary name
+    keeps the suffix, because writers of pictures choose the format by it.
+
+    Raises:
+        MetasegError: the file cannot be written (full disk, no permission).
+    """
+    # Not tempfile: its files are readable by their owner alone, which hides results from a group's other members.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            # Without fsync some file systems may put the new name on disk before the new contents.
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):  # gone after success; after a failure the first error is the one to tell
+            temporary.unlink()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MetasegError(
+            f"{path} could not be written ({reason}); what was there is untouched: free space or choose another folder"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all; keys keep their order, NaN and infinities become null.
+
+    numpy and torch scalars and arrays are written as numbers and lists, paths as text.
+
+    Raises:
+        MetasegError: the file cannot be written.
+        TypeError: `value` holds something that JSON cannot express.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write `rows` under a header of `columns`, whole or not at all; None becomes an empty cell; *.gz is compressed.
+
+    Raises:
+        MetasegError: the file cannot be written.
+        ValueError: a row lacks a column or has one too many.
+    """
+    wanted = set(columns)
+    opened = gzip.open if path.suffix == ".gz" else open
+    with replacing(path) as temporary, opened(temporary, "wt", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            if set(row) != wanted:
+                raise ValueError(f"row {number} of {path.name}: expected {sorted(wanted)}, found {sorted(row)}")
+            writer.writerow(row)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch, without importing either
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,195 @@
+"""Where a result comes from: versions, commit, hardware, peak memory; and whether torch can use the GPU at all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from metaseg.errors import MetasegError
+
+PACKAGES = (
+    "metaseg-implicit",
+    "torch",
+    "torchvision",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "segmentation-models-pytorch",
+    "albumentations",
+    "torchmetrics",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pillow",
+    "wandb",
+)
+
+# What decides a result. Run directories and notes that lie in the repository do not make the code dirty.
+_CODE = ("metaseg", "conf", "requirements", "*.py", "pyproject.toml")
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of Python and of the installed ones of `packages`, read from their metadata without importing them."""
+    found = {package: _version(package) for package in packages}
+    return {"python": platform.python_version()} | {name: value for name, value in found.items() if value is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit(source: Path = Path(__file__)) -> tuple[str | None, bool | None]:
+    """Git hash of the repository that tracks `source`, and whether the code in it differs from that commit.
+
+    (None, None) outside git, without git, before the first commit, and where the package is installed into an
+    environment that merely lies inside some other repository.
+    """
+    folder = source.resolve().parent
+    if _git(folder, "ls-files", "--error-unmatch", source.name) is None:
+        return None, None
+    revision, top = _git(folder, "rev-parse", "HEAD"), _git(folder, "rev-parse", "--show-toplevel")
+    if revision is None or top is None:
+        return None, None
+    changes = _git(Path(top), "status", "--porcelain", "--untracked-files=all", "--", *_CODE)
+    return revision, None if changes is None else bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # A hook exports GIT_DIR and friends, which would answer for the hook's repository instead of the code's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        answer = subprocess.run(
+            ["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, cores this process may use, and per visible GPU its name, memory (MiB) and compute capability."""
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.cuda.get_device_properties(index)
+        gpus.append(
+            {
+                "name": device.name,
+                "memory_mib": device.total_memory // 2**20,
+                "capability": f"{device.major}.{device.minor}",
+            }
+        )
+    # A scheduler gives a job some of the machine's cores: those are the ones the wall time belongs to.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": _cpu_model(), "cores": cores, "gpus": gpus}
+
+
+def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    if cpuinfo.exists():
+        model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+        if model:
+            return model.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mib() -> dict[str, float]:
+    """Peak memory in MiB since the start: `process`, `largest_child` and, where CUDA is in use, `cuda`.
+
+    `process` and `largest_child` are resident host memory; the system keeps of all ended children only the largest.
+    `cuda` is the most that torch held in tensors, the sum over the devices.
+    """
+    peak = {"process": _own_peak_mib(), "largest_child": 0.0}
+    if os.name == "posix":
+        import resource
+
+        peak["largest_child"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / _RSS_PER_MIB
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        devices = range(torch.cuda.device_count())
+        peak["cuda"] = sum(torch.cuda.max_memory_allocated(device) for device in devices) / 2**20
+    return {name: round(value, 1) for name, value in peak.items()}
+
+
+_RSS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes on macOS, KiB elsewhere
+
+
+def _own_peak_mib(status: Path = Path("/proc/self/status")) -> float:
+    # On Linux ru_maxrss survives exec: a process started by a large one would report its parent's peak as its own.
+    if status.exists():
+        peak = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        if peak:
+            return int(peak.group(1)) / 2**10
+    if os.name != "posix":
+        return float("nan")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_PER_MIB
+
+
+def require_kernels(capability: tuple[int, int], arch_list: Sequence[str], name: str = "the GPU") -> None:
+    """Refuse a GPU for which this build of torch holds no kernels.
+
+    Args:
+        capability: the device's compute capability, e.g. (7, 0) for a V100.
+        arch_list: the build's architectures as torch.cuda.get_arch_list() gives them. `sm_XY` is machine code: it
+            runs on devices of the same major version with an equal or higher minor one, `sm_XYa` on that very device
+            only, `sm_XYf` as `sm_XY`. `compute_XY` is PTX, which the driver compiles for any newer device.
+        name: the device's name, for the message.
+
+    Raises:
+        MetasegError: no entry runs on the device; the sentence names the remedy.
+    """
+    if any(_runs(entry, capability) for entry in arch_list):
+        return
+    major, minor = capability
+    built = ", ".join(arch_list) or "none"
+    oldest = min((found for found in map(_parse, arch_list) if found), default=None)
+    if oldest is None or capability < oldest[1]:
+        # Builds for CUDA 13 start at sm_75; torch 2.7.1 is built for CUDA 12.6 and starts at sm_50.
+        remedy = "make a new environment with `make install TORCH=v100`"
+    else:
+        remedy = "install a newer torch with `make install`"
+    raise MetasegError(
+        f"{name} needs torch kernels for sm_{major}{minor}, but this build has {built}: {remedy}, "
+        "or compute on the CPU with trainer=cpu"
+    )
+
+
+def _parse(entry: str) -> tuple[str, tuple[int, int], str] | None:
+    parts = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", entry)
+    return (parts[1], (int(parts[2]), int(parts[3])), parts[4]) if parts else None
+
+
+def _runs(entry: str, capability: tuple[int, int]) -> bool:
+    parsed = _parse(entry)
+    if parsed is None:
+        return False
+    kind, built, suffix = parsed
+    if suffix == "a":
+        return built == capability
+    if kind == "compute" and not suffix:
+        return capability >= built
+    return capability[0] == built[0] and capability[1] >= built[1]
+
+
+def check_gpu() -> None:
+    """Call `require_kernels` for every GPU that torch sees; nothing to do without one, or on a ROCm build."""
+    import torch
+
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return
+    for index in range(torch.cuda.device_count()):
+        require_kernels(
+            torch.cuda.get_device_capability(index), torch.cuda.get_arch_list(), torch.cuda.get_device_name(index)
+        )

@@ -1,0 +1,1 @@
+"""The run itself: training, pre-training, and what accompanies them."""

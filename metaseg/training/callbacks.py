@@ -1,0 +1,130 @@
+"""What watches a training run: checkpoints of the best and the last state, the paper's stopping rule, progress."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from metaseg.progress import Progress
+from metaseg.runs.directory import RunDirectory
+
+MONITOR = "validation/query_loss_after"
+
+
+def callbacks(trainer: Mapping[str, Any], directory: RunDirectory) -> list[Callback]:
+    """The callbacks of a run.
+
+    Args:
+        trainer: the group ``trainer`` of the configuration.
+        directory: where checkpoints go.
+    """
+    best = ModelCheckpoint(
+        dirpath=directory.checkpoints,
+        filename="best",
+        monitor=MONITOR,
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    # [P] the loss has to move by min_delta within so many epochs
+    stop = EarlyStopping(MONITOR, min_delta=trainer["min_delta"], patience=trainer["patience"], check_finite=True)
+    last = LastCheckpoint(directory.checkpoints / "last.ckpt", trainer["save_every"])
+    return [best, stop, last, TrainingProgress(trainer["progress"])]
+
+
+class LastCheckpoint(Callback):
+    """Writes the whole training state every so many outer steps and at the end of each epoch.
+
+    The file is replaced in one move, so a process that is killed while writing leaves the previous one.
+
+    Args:
+        path: the checkpoint.
+        every: outer steps between writes.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save within an epoch."""
+        # After the last batch of an epoch its validation is still to come, and would be skipped on resuming from here.
+        if trainer.global_step % self.every == 0 and not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save after validation, when early stopping and the best checkpoint know of it."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        new = self.path.with_suffix(".new")
+        trainer.save_checkpoint(new)
+        if trainer.is_global_zero:
+            new.replace(self.path)
+
+
+class TrainingProgress(Callback):
+    """Shows the outer steps of the whole run, the loss of the latest and the Dice of the latest validation.
+
+    Of a run that continues, the count starts where training stands. Validation is named while it lasts. The module logs
+    "loss" and "dice" (a fraction) with ``prog_bar=True``. On ranks other than zero nothing is shown.
+
+    Args:
+        shown: False: nothing at all.
+    """
+
+    def __init__(self, shown: bool = True) -> None:
+        self.shown = shown
+        self._progress: Progress | None = None
+        self._validated = 0
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Begin, at the step where training stands."""
+        if self.shown and trainer.is_global_zero:
+            # Infinite where the run has no last epoch.
+            steps = trainer.estimated_stepping_batches
+            total = steps if math.isfinite(steps) else None
+            self._progress = Progress("training", total, "steps", done=trainer.global_step)
+            self._progress.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count an outer step."""
+        if self._progress is not None:
+            self._progress.update(trainer.global_step, numbers=_numbers(trainer))
+
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Say that validation has begun."""
+        self._validated = 0
+        self._note_validation(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count an episode, or a volume."""
+        self._validated += 1
+        self._note_validation(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Show the new Dice."""
+        if self._progress is not None:
+            self._progress.note("")
+            self._progress.update(trainer.global_step, numbers=_numbers(trainer))
+
+    def on_train_end(self, *_: Any) -> None:
+        """End, early or not."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def on_exception(self, *_: Any) -> None:
+        """End where training broke off."""
+        if self._progress is not None:
+            self._progress.stop(failed=True)
+
+    def _note_validation(self, trainer: L.Trainer) -> None:
+        if self._progress is not None:
+            self._progress.note(f"validating {self._validated}/{sum(trainer.num_val_batches)}")
+
+
+def _numbers(trainer: L.Trainer) -> dict[str, str]:
+    logged = trainer.progress_bar_metrics
+    numbers = {"loss": f"{float(logged['loss']):.3f}"} if "loss" in logged else {}
+    return numbers | ({"Dice": f"{100 * float(logged['dice']):.1f} %"} if "dice" in logged else {})  # type: ignore[arg-type]

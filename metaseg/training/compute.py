@@ -1,0 +1,85 @@
+"""What training costs, in passes of images: the same unit for every learner, on every machine.
+
+One pass is the floating-point operations of one image's forward and backward pass through the whole network. What an
+outer step takes, inner loop, curvature products and all, is counted by PyTorch's own counter of operations; elementwise
+ones are not in it. Steps differ, because solvers stop at a tolerance, so every `EVERY`-th is counted.
+"""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.flop_counter import FlopCounterMode
+
+from metaseg.learners.base import Learner
+from metaseg.networks.functional import forward
+from metaseg.runs.directory import RunDirectory
+
+EVERY = 25
+"""Outer steps from one that is counted to the next."""
+
+
+class Compute(Callback):
+    """Counts the passes of training, and its seconds without validation; goes on where a run is continued.
+
+    Args:
+        learner: what trains.
+        directory: `RunDirectory.write_compute` is called at the end of training.
+    """
+
+    def __init__(self, learner: Learner, directory: RunDirectory) -> None:
+        self._learner, self._directory = learner, directory
+        self._counter: FlopCounterMode | None = None
+        self._began = 0.0
+        self._state: dict[str, Any] = {"counted": [], "seconds": 0.0, "steps": 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been counted so far."""
+        return self._state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._state = state_dict
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        """Begin to count."""
+        if self._state["steps"] % EVERY == 0:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Add the step."""
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self._state["counted"].append(self._counter.get_total_flops())
+            self._counter = None
+        self._state["seconds"] += time.perf_counter() - self._began
+        self._state["steps"] += 1
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Write down outer steps, passes of images on all ranks, and seconds."""
+        if not (trainer.is_global_zero and self._state["counted"]):
+            return
+        steps, counted = self._state["steps"], self._state["counted"]
+        size = module.settings["data"]["size"]
+        passes = sum(counted) / len(counted) / of_one_image(self._learner, size)
+        self._directory.write_compute(
+            {
+                "outer_steps": steps,
+                "passes": passes * steps * trainer.world_size,
+                "seconds": self._state["seconds"],
+            }
+        )
+
+
+def of_one_image(learner: Learner, size: int) -> int:
+    """Floating-point operations of one image (1, 3, size, size), forward and backward through the whole network."""
+    theta = {name: value.detach().requires_grad_() for name, value in learner.network.named_parameters()}
+    # Two images, for norm layers that need more than one value a channel at the lowest resolution.
+    images = torch.zeros(2, 3, size, size, device=next(iter(theta.values())).device)
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        forward(learner.network, theta, images)[0].sum().backward()
+    return counter.get_total_flops() // 2

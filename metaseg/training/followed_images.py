@@ -1,0 +1,123 @@
+"""Pictures of the same few validation images over epochs, before and after the inner loop, for the dashboard."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from metaseg import tracking
+from metaseg.data.batches import Episode, EpisodeDataset, RawEpisode
+from metaseg.data.module import EpisodicData
+from metaseg.errors import MetasegError
+from metaseg.evaluation.scores import dice
+from metaseg.learners.base import Learner
+from metaseg.plots.overlays import overlay
+from metaseg.training.outer import MetaTraining
+
+_GAP = 8  # pixels between before and after
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Query images of one validation episode: where they stand in it, and their ids, by pool."""
+
+    episode: RawEpisode
+    places: dict[str, list[tuple[int, str]]]
+
+
+def watched(data: EpisodicData, images: int) -> list[Watched]:
+    """The first query images of each pool, in the validation plan's first episode of that pool.
+
+    They are a function of the data, shots and seed: the same for every learner and epoch.
+
+    Args:
+        data: with source pools.
+        images: of each pool at most.
+    """
+    plan = data.validation_plan
+    episodes = EpisodeDataset(data.pools, plan, "none")
+    found = []
+    for index in range(plan.group):
+        places: dict[str, list[tuple[int, str]]] = {}
+        first = 0
+        for part in plan.episode(0, index):
+            pool = data.pools[part.pool]
+            places[pool.name] = [(first + at, pool.ids[image]) for at, image in enumerate(part.query[:images])]
+            first += len(part.query)
+        found.append(Watched(cast(RawEpisode, episodes[0, index]), places))
+    return found
+
+
+class WatchedImages(Callback):
+    """Sends pictures of fixed validation images to W&B after validation: truth and prediction outlined.
+
+    Left: before the inner loop, right: after it; a learner without inner loop has one half. On rank zero alone, at the
+    cost of one validation episode of each pool. Training is not touched: random states are put back.
+
+    Args:
+        data: whose validation episodes are watched.
+        loggers: those of the run.
+        every: epochs between pictures, from the first epoch on; ≥ 1.
+        images: of each pool; ≥ 1.
+
+    Raises:
+        MetasegError: on a value out of range.
+    """
+
+    def __init__(self, data: EpisodicData, loggers: Sequence[Logger], every: int, images: int) -> None:
+        if every < 1 or images < 1:
+            raise MetasegError(
+                f"logger.overlay_every must be at least 0, and logger.overlay_images at least 1, found {every} and "
+                f"{images}."
+            )
+        self.data, self.loggers, self.every, self.images = data, loggers, every, images
+        self._watched: list[Watched] | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, where it is this epoch's turn."""
+        if trainer.sanity_checking or not trainer.is_global_zero or trainer.current_epoch % self.every:
+            return
+        if self._watched is None:
+            self._watched = watched(self.data, self.images)
+        beside = {"epoch": trainer.current_epoch, "trainer/global_step": trainer.global_step - 1}
+        assert isinstance(pl_module, MetaTraining)
+        for one in self._watched:
+            with isolate_rng(), trainer.precision_plugin.val_step_context():
+                drawn = list(_pictures(pl_module.learner, one))
+            for pool, pictures, captions in drawn:
+                # PNGs would be ten times the size, and offline runs keep all of them.
+                tracking.log_images(self.loggers, f"progress/{pool}", pictures, captions, beside, file_type="jpg")
+
+
+def _pictures(learner: Learner, watched: Watched) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
+    """Pool, pictures (H, W', 3) and captions."""
+    raw = RawEpisode(*(None if part is None else part.to(learner.device) for part in watched.episode))  # type: ignore[arg-type]
+    episode: Episode = raw.normalised()
+    with torch.enable_grad():
+        (_, before), (_, after) = learner.trial(episode)
+    predicted = [(logits > 0).squeeze(1).cpu().numpy() for logits in (before, after)]
+    if not learner.inner.steps:
+        predicted = predicted[1:]
+    truth = watched.episode.query_masks.numpy()
+    scores = [dice(masks, truth) for masks in predicted]
+    for pool, places in watched.places.items():
+        pictures, captions = [], []
+        for at, name in places:
+            image = watched.episode.query_images[at].numpy()
+            pictures.append(_beside([overlay(image, truth[at], masks[at]) for masks in predicted]))
+            captions.append(f"{name}: Dice " + " → ".join(f"{100 * of_image[at]:.0f} %" for of_image in scores))
+        yield pool, pictures, captions
+
+
+def _beside(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    gap = np.full((len(pictures[0]), _GAP, 3), 255, np.uint8)
+    parts: list[Any] = [pictures[0]]
+    for picture in pictures[1:]:
+        parts += [gap, picture]
+    return np.concatenate(parts, axis=1)

@@ -1,0 +1,318 @@
+"""Pre-training: the U-Net without gates on brain MRI, saved in torch hub's layout for model.init=brain_mri.
+
+Settings and procedure are those of Buda et al. 2019 (arXiv 1906.03720) and their public code [B]; [D] marks decisions
+of ours. The network learns from MRI whose intensities are z-scored over a volume, and is later given photographs in
+[-1, 1]; so it was in the paper, whose networks start from the authors' file.
+"""
+
+import re
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from scipy import ndimage
+from torch import Tensor
+
+from metaseg import tracking
+from metaseg.data.mri.slices import Batch, BrainMRI, WholeVolumes
+from metaseg.data.mri.volumes import Volume
+from metaseg.errors import MetasegError
+from metaseg.evaluation import scores
+from metaseg.learners.checkpoints import load_weights
+from metaseg.meta.losses import dice
+from metaseg.networks.attention_unet import UNet
+from metaseg.networks.brain_mri import save_in_hub_layout
+from metaseg.networks.build import build
+from metaseg.networks.functional import forward, running_statistics, update_running
+from metaseg.plots.figures import learning_curves
+from metaseg.progress import Progress
+from metaseg.runs import provenance
+from metaseg.runs.directory import RunDirectory, write_json
+from metaseg.training.callbacks import LastCheckpoint, TrainingProgress
+from metaseg.training.network_module import NetworkModule
+from metaseg.training.process import interruptible
+from metaseg.training.run import begin, prepare
+
+MONITOR = "validation/dice"
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Carry out a composed configuration of conf/pretrain.yaml.
+
+    Returns:
+        What was written to result.json.
+
+    Raises:
+        MetasegError: on settings, data or checkpoints that do not fit.
+    """
+    started = time.monotonic()
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    check(settings)
+    directory, checkpoint = prepare(settings)
+    module = Pretraining(
+        build(name="unet", features=settings["model"]["features"], seed=settings["seed"]), settings["optimizer"]["lr"]
+    )
+    if checkpoint is not None:
+        load_weights(module, checkpoint)
+    data = BrainMRI(settings["data"], settings["seed"])
+    # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
+    with directory.held():
+        return carry_out(settings, module, data, directory, checkpoint, started)
+
+
+def carry_out(
+    settings: dict[str, Any],
+    module: "Pretraining",
+    data: BrainMRI,
+    directory: RunDirectory,
+    checkpoint: Path | None,
+    started: float,
+) -> dict[str, Any]:
+    """Train, test and write down; as `run`, once all is built. `started`: time.monotonic() at the start."""
+    begin(directory, settings, checkpoint is not None)
+    name = f"unet{settings['model']['features']}-seed{settings['seed']}"
+    loggers = tracking.build_loggers(
+        settings["logger"], directory, settings, "brain_mri", name=name, job_type="pretrain", resume=bool(checkpoint)
+    )
+    try:
+        epoch = fit(settings, module, data, loggers, directory, checkpoint)
+        result: dict[str, Any] = {
+            "weights": save_in_hub_layout(module.network, directory.path).name,
+            "validation": evaluate(module, data.validation, settings["trainer"]["progress"]) | {"epoch": epoch},
+            "training": {
+                "patients": len(data.training),
+                "slices": sum(len(volume.masks) for volume in data.training),
+                "steps_per_epoch": len(data.batches),
+            },
+            "wall_seconds": time.monotonic() - started,
+            "peak_memory_mib": provenance.peak_memory_mib(),
+            **dict(zip(("commit", "dirty"), provenance.commit(), strict=True)),
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(),
+            "settings": settings,
+        }
+        write_json(directory.result, result)
+        learning_curves(directory.metrics, directory.learning_curves)
+        tracking.log_summary(loggers, {"validation/best_dice": result["validation"]["dice"]})
+    except BaseException:
+        tracking.finish(loggers, exit_code=1)
+        raise
+    tracking.finish(loggers)
+    print_summary(result, directory)
+    return result
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that no later step would refuse in words.
+
+    Raises:
+        MetasegError: with the first that is out of range.
+    """
+    if settings["trainer"]["devices"] != 1:
+        raise MetasegError(
+            f"Pre-training runs on one device, found trainer.devices={settings['trainer']['devices']}; set it to 1."
+        )
+    for key, value, least in (
+        ("seed", settings["seed"], 0),
+        ("trainer.max_epochs", settings["trainer"]["max_epochs"], 1),
+        ("trainer.save_every", settings["trainer"]["save_every"], 1),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise MetasegError(f"{key} must be a whole number from {least} on, found {value!r}.")
+    if not settings["optimizer"]["lr"] > 0:
+        raise MetasegError(f"optimizer.lr must be above 0, found {settings['optimizer']['lr']}.")
+
+
+class Pretraining(NetworkModule):
+    """Supervised training of a U-Net on brain-MRI slices; validation by volume.
+
+    Training normalises by the batch and moves the running statistics, which validation uses [B], and which the saved
+    file holds: it serves `nn.BatchNorm2d` in evaluation mode as well as this project's layers.
+
+    Args:
+        network: the U-Net.
+        lr: learning rate of Adam.
+    """
+
+    network: UNet
+
+    def __init__(self, network: torch.nn.Module, lr: float) -> None:
+        super().__init__()
+        assert isinstance(network, UNet)
+        self.network = network
+        self.lr = lr
+        self._scores: list[dict[str, float]] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam [B]."""
+        return torch.optim.Adam(self.network.parameters(), lr=self.lr)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch (B, 3, S, S)."""
+        images, masks = batch
+        logits, statistics = forward(self.network, {}, images)
+        update_running(self.network, statistics)
+        loss = batch_dice_loss(logits, masks)
+        if not torch.isfinite(loss):
+            raise MetasegError(f"The loss of step {self.global_step} is not finite; lower optimizer.lr.")
+        self.log("train/loss", loss, batch_size=1)
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Segment one volume (N, 3, S, S), and score it."""
+        images, masks = batch
+        logits = self.segment(images)
+        self._scores.append(
+            score_volume((logits > 0).cpu().numpy(), masks.cpu().numpy() > 0)
+            | {"loss": batch_dice_loss(logits, masks).item()}
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over the validation patients."""
+        mean = mean_scores(self._scores)
+        self._scores.clear()
+        self.log_dict({f"validation/{name}": value for name, value in mean.items()})
+        self.log("dice", mean["dice"], prog_bar=True, logger=False)
+
+    @torch.no_grad()
+    def segment(self, images: Tensor, at_once: int = 16) -> Tensor:
+        """Logits (N, 1, S, S) of slices (N, 3, S, S), by the running statistics, so many slices at a time."""
+        statistics = running_statistics(self.network)
+        return torch.cat([forward(self.network, {}, part, statistics)[0] for part in images.split(at_once)])
+
+
+def batch_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Dice loss with smoothing 1 over all pixels of a batch together [B].
+
+    Per slice, as the losses of train.py are, the two slices of three that are without tumour would outweigh the others.
+    """
+    return dice(logits.reshape(1, -1), masks.reshape(1, -1))
+
+
+def score_volume(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice of one volume, bool (N, 1, S, S) each: fractions in [0, 1].
+
+    Returns:
+        dice: of all voxels, of the prediction's largest connected component alone, in three dimensions [B];
+        dice_unfiltered: the same of the whole prediction; dice_slices: mean over slices with tumour, each by itself
+        and unfiltered, NaN where there is none. Both empty: 1.
+    """
+    prediction, truth = prediction[:, 0], truth[:, 0]
+    shown = truth.any(axis=(1, 2))
+    return {
+        "dice": scores.pooled_dice(largest_component(prediction), truth),
+        "dice_unfiltered": scores.pooled_dice(prediction, truth),
+        "dice_slices": float(scores.dice(prediction[shown], truth[shown]).mean()) if shown.any() else float("nan"),
+    }
+
+
+def largest_component(voxels: np.ndarray) -> np.ndarray:
+    """The largest of the sets of voxels (N, S, S) that are connected by faces; all False where there is none."""
+    labels, count = ndimage.label(voxels)
+    if count < 2:
+        return voxels
+    return labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+
+
+def mean_scores(of_volumes: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each score over volumes, without those that are NaN."""
+    columns = {name: np.array([one[name] for one in of_volumes]) for name in of_volumes[0]}
+    return {
+        name: float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
+        for name, values in columns.items()
+    }
+
+
+def evaluate(module: Pretraining, volumes: list[Volume], shown: bool = False) -> dict[str, Any]:
+    """Scores of the network as it stands: their means over the volumes, and Dice of each patient.
+
+    Args:
+        module: with the network.
+        volumes: one or more.
+        shown: whether to show progress.
+    """
+    items = WholeVolumes(volumes)
+    found = []
+    with Progress("scoring", len(items), "patients", shown=shown) as progress:
+        for index in range(len(items)):
+            images, masks = items[index]
+            found.append(score_volume((module.segment(images.to(module.device)) > 0).cpu().numpy(), masks.numpy() > 0))
+            progress.update(len(found))
+    by_patient = {volume.patient: one["dice"] for volume, one in zip(volumes, found, strict=True)}
+    return mean_scores(found) | {"patients": by_patient}
+
+
+def fit(
+    settings: Mapping[str, Any],
+    module: Pretraining,
+    data: BrainMRI,
+    loggers: list[Any],
+    directory: RunDirectory,
+    checkpoint: Path | None,
+) -> int:
+    """Train, leave the module with the weights of the best validation Dice, and return their epoch, from 0.
+
+    Raises:
+        KeyboardInterrupt: if the user interrupts; then no weights are to be written.
+    """
+    chosen = settings["trainer"]
+    best = ModelCheckpoint(
+        dirpath=directory.checkpoints,
+        filename="best",
+        monitor=MONITOR,
+        mode="max",
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [best]
+    if chosen["patience"] is not None:
+        callbacks.append(EarlyStopping(MONITOR, chosen["min_delta"], chosen["patience"], mode="max"))
+    # After those whose state it saves.
+    callbacks.append(LastCheckpoint(directory.checkpoints / "last.ckpt", chosen["save_every"]))
+    callbacks.append(TrainingProgress(chosen["progress"]))
+    trainer = L.Trainer(
+        accelerator=chosen["accelerator"],
+        devices=1,
+        precision=chosen["precision"],
+        max_epochs=chosen["max_epochs"],
+        logger=loggers,
+        callbacks=callbacks,
+        enable_progress_bar=False,  # one of the callbacks shows it
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    with interruptible():
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    path = directory.checkpoints / "best.ckpt"
+    load_weights(module, path)
+    return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+
+
+def print_summary(result: Mapping[str, Any], directory: RunDirectory) -> None:
+    """Print the validation Dice, the paths, and the command that trains from the weights."""
+    found = result["validation"]
+    path = directory.path / result["weights"]
+    print(
+        f"validation Dice of {len(found['patients'])} patients: {100 * found['dice']:.1f} % by volume, "
+        f"{100 * found['dice_slices']:.1f} % by slice with tumour (best epoch: {found['epoch']})"
+    )
+    print(f"weights     {path}\nresult      {directory.result}")
+    print(f"next: {next_command(path, result['settings']['model']['features'])}")
+
+
+def next_command(path: Path, features: int) -> str:
+    """The command that trains from the weights, fit to be pasted into a shell."""
+    # Hydra wants quotes around values that hold =, commas or blanks, as folders of sweeps do; the shell eats them.
+    plain = re.fullmatch(r"[\w./-]+", str(path))
+    argument = f"model.init_path={path}" if plain else shlex.quote(f"model.init_path='{path}'")
+    return f"python train.py model.init=brain_mri {argument} model.features={features}"

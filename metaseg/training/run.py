@@ -1,0 +1,280 @@
+"""One run: train a learner on the episodes of a pair, meta-test it on each target, leave a directory of results."""
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from metaseg import tracking
+from metaseg.data.module import EpisodicData
+from metaseg.errors import MetasegError
+from metaseg.evaluation import metatest
+from metaseg.evaluation.work import watcher
+from metaseg.learners.base import Learner
+from metaseg.learners.build import build_learner
+from metaseg.learners.checkpoints import load_weights
+from metaseg.plots.figures import adaptation_curve, learning_curves
+from metaseg.plots.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
+from metaseg.progress import Progress
+from metaseg.runs import provenance
+from metaseg.runs.directory import RunDirectory
+from metaseg.runs.settings import leaves
+from metaseg.runs.summary import print_summary
+from metaseg.training.fitting import fit
+from metaseg.training.process import prepare_process
+from metaseg.training.start import go_to, starting_point
+
+FROM_SCRATCH = " from scratch"
+"""What is added to a target's name where the learner that trains on the support set alone is meant."""
+
+
+def run(config: DictConfig) -> dict[str, Any] | None:
+    """Carry out a composed configuration.
+
+    Returns:
+        What was written to result.json; None on ranks other than zero.
+
+    Raises:
+        MetasegError: on settings, data or checkpoints that do not fit.
+    """
+    started = time.monotonic()
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    directory, checkpoint = prepare(settings)
+    targets = [settings["target"]] if isinstance(settings["target"], str) else list(settings["target"])
+    data = EpisodicData(
+        pools=settings["pair"]["pools"],
+        targets=targets,
+        data=settings["data"],
+        tasks=settings["tasks"],
+        shots=settings["shots"],
+        seed=settings["seed"],
+        train_on=settings["learner"]["train_on"],
+        train_images=settings["learner"].get("train_images"),
+        unlabelled=settings["learner"].get("unlabelled", 0.0),
+    )
+    learner = build_learner(settings, settings["learner"])
+    if settings["train"] and learner.trains:
+        data.require_training_data()
+    if checkpoint is not None:
+        load_weights(learner, checkpoint)
+    begin_at = None if checkpoint is not None else starting_point(settings, learner)
+    # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
+    with directory.held() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+        return carry_out(settings, learner, data, directory, checkpoint, begin_at, started)
+
+
+def carry_out(
+    settings: dict[str, Any],
+    learner: Learner,
+    data: EpisodicData,
+    directory: RunDirectory,
+    checkpoint: Path | None,
+    begin_at: str | None,
+    started: float,
+) -> dict[str, Any] | None:
+    """Train, test and write down; as `run`, once all is built.
+
+    Args:
+        settings: the resolved configuration.
+        learner: with the weights of the checkpoint, or those of its model.
+        data: what it trains on and is tested on.
+        directory: where everything goes.
+        checkpoint: that training goes on from.
+        begin_at: what `starting_point` said; None with a checkpoint.
+        started: time.monotonic() at the start.
+    """
+    resumed = settings["train"] and checkpoint is not None
+    begin(directory, settings, resumed)
+    place = tracking.place(settings)
+    loggers = tracking.build_loggers(
+        settings["logger"],
+        directory,
+        settings | {"cell": place.cell},
+        group=place.group,
+        tags=place.tags,
+        name=f"{settings['learner']['name']}-{settings['shots']}shot-seed{settings['seed']}",
+        job_type=settings["learner"]["name"],
+        resume=resumed,
+    )
+    try:
+        if begin_at is not None:
+            go_to(begin_at, settings, learner)
+        rank = fit(settings, learner, data, loggers, directory, checkpoint)
+        if rank != 0:
+            return None
+        result = test(settings, learner, data, directory, loggers)
+        result["settings"], result["data"] = settings, data.provenance()
+        if learner.strengths is not None:
+            result["lambda"] = learner.strengths.table()
+        result["start"] = begin_at or str(checkpoint)
+        result["compute"] = directory.read_compute()
+        result["weights"] = None if learner.weights is None else learner.weights.to_dict()
+        result["wall_seconds"] = time.monotonic() - started
+        result["peak_memory_mib"] = provenance.peak_memory_mib()
+        result["versions"], result["hardware"] = provenance.versions(), provenance.hardware()
+        result["commit"], result["dirty"] = provenance.commit()
+        directory.write_result(result)
+        if settings["logger"]["artifacts"] and settings["train"] and learner.trains:
+            tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(result, place.cell))
+    except BaseException:
+        tracking.finish(loggers, exit_code=1)
+        raise
+    tracking.finish(loggers)
+    print_summary(result, directory)
+    return result
+
+
+def prepare(settings: Mapping[str, Any]) -> tuple[RunDirectory, Path | None]:
+    """Set up the process for a run of train.py or pretrain.py; nothing is written.
+
+    Returns:
+        The run's directory, and the checkpoint it starts from.
+
+    Raises:
+        MetasegError: on a GPU that this torch has no kernels for, or a checkpoint that is not there.
+    """
+    directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
+    if settings["trainer"]["accelerator"] != "cpu":
+        provenance.check_gpu()
+    prepare_process(settings["trainer"]["tf32"])
+    checkpoint = find_checkpoint(settings["ckpt_path"], directory)
+    L.seed_everything(settings["seed"], workers=True, verbose=False)
+    return directory, checkpoint
+
+
+def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | None:
+    """The checkpoint that ``ckpt_path`` names: "last" is that of the run directory.
+
+    Raises:
+        MetasegError: if there is none.
+    """
+    if ckpt_path is None:
+        return None
+    path = directory.checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+    if not path.is_file():
+        remedy = "; set hydra.run.dir to the directory of the run to continue" if ckpt_path == "last" else ""
+        raise MetasegError(f"ckpt_path={ckpt_path} should lead to a checkpoint, but {path} does not exist{remedy}.")
+    return path
+
+
+def test(
+    settings: Mapping[str, Any],
+    learner: Learner,
+    data: EpisodicData,
+    directory: RunDirectory,
+    loggers: list[Logger],
+) -> dict[str, Any]:
+    """Meta-test on every target, beside training from scratch and the trivial baselines; writes scores and figures."""
+    how = how_to_test(settings)
+    learners, folds = {"": learner}, {"": settings["learner"]["adapt"].get("folds", 0)}
+    if settings["evaluation"]["scratch"]["compare"] and learner.trains:
+        learners[FROM_SCRATCH] = scratch_learner(settings)
+        folds[FROM_SCRATCH] = settings["protocol"]["adapt"]["folds"]
+    parts = {
+        f"{name}{label}": metatest.work(one, target, how, folds[label])
+        for name, target in data.targets.items()
+        for label, one in learners.items()
+    }
+    device = "cuda" if settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu"
+    result: dict[str, Any] = {"targets": {}, "scratch": {}}
+    rows: list[Mapping[str, Any]] = []
+    total = sum(part.total for part in parts.values())
+    with Progress("testing", total, "%", shown=settings["trainer"]["progress"]) as progress:
+        for name, target in data.targets.items():
+            scores = {
+                label: metatest.score_target(one.to(device), target, how, watcher(progress, parts, f"{name}{label}"))
+                for label, one in learners.items()
+            }
+            progress.note(f"{name}, trivial baselines")
+            result["targets"][name] = metatest.summarise(scores[""], how.seed) | {
+                "trivial": metatest.trivial_baselines(target, how)
+            }
+            rows += metatest.per_image_rows(name, target, scores[""])
+            if FROM_SCRATCH in scores:
+                of_scratch = metatest.summarise(scores[FROM_SCRATCH], how.seed)
+                result["scratch"][name] = of_scratch["dsc"] | {"curve": of_scratch["curve"]}
+            progress.note(f"{name}, figures")
+            draw_figures(name, data, scores[""], result, directory, loggers)
+        progress.update(total)
+    directory.write_per_image(rows, settings["evaluation"]["compress"])
+    if directory.metrics.is_file():
+        learning_curves(directory.metrics, directory.learning_curves)
+    tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])
+    tracking.log_summary(loggers, tracking.final_numbers(result))
+    tracking.log_rows(loggers, tracking.adaptation_points(result))
+    return result
+
+
+def how_to_test(settings: Mapping[str, Any]) -> metatest.Settings:
+    """What a configuration says of testing."""
+    chosen = settings["evaluation"]
+    return metatest.Settings(
+        shots=settings["shots"],
+        seed=settings["seed"],
+        draws=chosen["draws"],
+        limit=chosen["limit"],
+        batch=chosen["batch"],
+        curve=tuple(chosen["curve"]),
+        curve_limit=chosen["curve_limit"],
+        augmentation=settings["data"]["augment"],
+    )
+
+
+def scratch_learner(settings: Mapping[str, Any]) -> Learner:
+    """The learner of conf/learner/scratch.yaml, from the same initial weights as the run's."""
+    learner = {
+        "_target_": "metaseg.learners.scratch.Scratch",
+        "adapt": settings["protocol"]["adapt"],
+        "channels_last": settings["protocol"]["channels_last"],
+    }
+    return build_learner(settings, learner)
+
+
+def draw_figures(
+    name: str,
+    data: EpisodicData,
+    scores: metatest.Scores,
+    result: Mapping[str, Any],
+    directory: RunDirectory,
+    loggers: list[Logger],
+) -> None:
+    """Overlays of the best, median and worst image, and the adaptation curve of one target."""
+    pool = data.targets[name].pool
+    sheet, pictures = [], []
+    scored = np.flatnonzero(~np.isnan(scores.after[0]))
+    for label, position in best_median_worst(scores.after[0, scored]).items():
+        index = int(scored[position])
+        (image,), (mask,) = pool.take([index])
+        before, after = (metatest.picture(scores, when, index, mask.shape[1]) for when in ("before", "after"))
+        title = f"{label}: {pool.ids[index]}, Dice {100 * scores.after[0, index]:.1f} %"
+        sheet.append(OverlayRow(image, mask, before, after, title))
+        pictures.append(overlay(image, mask, after))
+    overlay_sheet(sheet, directory.overlays(name), name)
+    tracking.log_images(loggers, f"overlays/{name}", pictures, [row.title for row in sheet])
+    numbers = result["targets"][name]
+    curves = {"trained": numbers["curve"]}
+    if name in result["scratch"]:
+        curves["from scratch"] = result["scratch"][name]["curve"]
+    if numbers["curve"]["steps"]:
+        adaptation_curve(curves, directory.adaptation_curve(name), numbers["trivial"], name)
+
+
+@rank_zero_only
+def begin(directory: RunDirectory, settings: Mapping[str, Any], resumed: bool) -> None:
+    """Make the directory and write config.yaml; on resuming, print which settings changed. The new ones are used."""
+    directory.create()
+    if resumed and directory.config.is_file():
+        old, new = leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), leaves(settings)
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key) and key != "ckpt_path":
+                print(f"resuming with {key}={new.get(key)} (was {old.get(key)})")
+    directory.write_config(settings)

@@ -1,0 +1,96 @@
+"""Every configuration composes, and every key has the value its name promises."""
+
+from itertools import product
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+CONF = ROOT / "conf"
+GROUPS = ["learner", "pair", "model", "data", "trainer", "logger", "protocol"]
+
+
+SETTINGS = [
+    *(f"learner.inner.{key}" for key in ("optimizer", "lr", "steps", "proximal")),
+    *(f"learner.{key}" for key in ("lam", "cg.steps", "cg.tolerance", "curvature", "train_on")),
+    *(f"learner.adapt.{key}" for key in ("steps", "lr", "lam")),
+    *(f"tasks.{key}" for key in ("mixing", "order", "count", "resample", "query")),
+    *(f"model.{key}" for key in ("features", "init", "norm")),
+    *(f"data.{key}" for key in ("root", "size")),
+    *(f"evaluation.{key}" for key in ("draws", "limit")),
+    *("shots", "target", "loss", "trainer.max_epochs", "seed"),
+]
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(overrides))
+    return OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
+def test_every_option_composes_and_resolves(group, option):
+    for protocol in options("protocol"):
+        settings = composed(f"protocol={protocol}", f"{group}={option}")
+        assert settings["shots"] == 20
+
+
+def test_all_settings_that_other_tools_rely_on_are_there():
+    settings = composed("learner=imaml")
+    for key in SETTINGS:
+        value = settings
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
+
+
+def test_the_paper_protocol_has_the_published_settings():
+    settings = composed("protocol=paper")
+    assert settings["learner"]["lam"] == 100
+    assert settings["learner"]["optimizer"]["lr"] == 1e-5
+    assert settings["learner"]["optimizer"]["weight_decay"] == 5e-4
+    assert settings["data"]["size"] == 256
+    assert settings["tasks"]["count"] == 50
+    assert settings["trainer"]["max_epochs"] == 50
+    assert (settings["trainer"]["patience"], settings["trainer"]["min_delta"]) == (10, 0.001)
+    assert settings["loss"] == "bce_log_cosh_dice"
+
+
+def test_pairs_bring_the_targets_of_the_paper():
+    targets = {pair: composed(f"pair={pair}")["target"] for pair in options("pair")}
+    assert targets == {
+        "ph2_kvasir": ["isic"],
+        "cvc_kvasir": ["isic"],
+        "isic_ph2": ["kvasir", "kvasir_capsule"],
+        "cvc_ph2": ["isic"],
+        "none": ["isic"],
+    }
+
+
+@pytest.mark.parametrize(("learner", "pair"), list(product(options("learner"), options("pair"))))
+def test_the_learner_that_a_configuration_names_can_be_built(learner, pair, vgg16_weights, monkeypatch):
+    from metaseg.learners.build import build_learner
+
+    monkeypatch.setenv("METASEG_VGG16", str(vgg16_weights))
+    settings = composed(f"learner={learner}", f"pair={pair}", "model.features=2")
+    built = build_learner(settings, settings["learner"])
+    assert built.adapt_loop.steps == settings["learner"]["adapt"]["steps"]
+
+
+def test_networks_of_learners_have_the_models_width_and_otherwise_that_of_vgg16():
+    assert composed("learner=feyjie", "model.features=8")["learner"]["network"]["features"] == 8
+    assert composed("learner=pmg", "model=smp")["learner"]["network"]["features"] == 32
+
+
+def test_the_pretrained_encoder_is_a_file_where_one_is_named(monkeypatch):
+    monkeypatch.delenv("METASEG_VGG16", raising=False)
+    assert composed("learner=pretrained")["learner"]["network"]["encoder_weights"] == "imagenet"
+    monkeypatch.setenv("METASEG_VGG16", "/somewhere/vgg16.pth")
+    settings = composed("learner=pretrained")["learner"]
+    assert settings["network"]["encoder_weights"] == "/somewhere/vgg16.pth"
+    assert settings["adapt"] == composed("learner=scratch")["learner"]["adapt"]

@@ -1,0 +1,60 @@
+"""Rooms import from the rooms below them alone, and docs/architecture.md shows them as they are."""
+
+import subprocess
+import sys
+import textwrap
+
+import draw_imports
+import pytest
+from conftest import ROOT
+
+
+def test_no_room_imports_from_one_above_it():
+    assert draw_imports.upward(draw_imports.imports()) == []
+
+
+def test_an_import_upward_would_be_found(tmp_path, monkeypatch):
+    (tmp_path / "metaseg" / "meta").mkdir(parents=True)
+    (tmp_path / "metaseg" / "app").mkdir()
+    (tmp_path / "metaseg" / "app" / "page.py").write_text("")
+    (tmp_path / "metaseg" / "meta" / "losses.py").write_text("def late():\n    from metaseg.app import page\n")
+    monkeypatch.setattr(draw_imports, "ROOT", tmp_path)
+    (sentence,) = draw_imports.upward(draw_imports.imports())
+    assert sentence.startswith("metaseg.meta.losses (meta) imports metaseg.app.page (app)")
+
+
+def test_the_page_shows_the_rooms_as_they_are():
+    assert draw_imports.page() == draw_imports.PAGE.read_text(encoding="utf-8"), (
+        "python scripts/draw_imports.py --write"
+    )
+
+
+def test_every_folder_is_a_room():
+    folders = {str(path.parent.relative_to(ROOT / "metaseg")) for path in (ROOT / "metaseg").rglob("*.py")}
+    assert folders - {"."} == set(draw_imports.ROOMS) - {"metaseg"}
+
+
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [
+        ("metaseg.meta.gradients", ("numpy.random", "lightning", "hydra", "metaseg.errors")),
+        (
+            "metaseg.adapting.model",
+            ("lightning", "wandb", "albumentations", "segmentation_models_pytorch", "torchvision"),
+        ),
+        ("metaseg.learners.build", ("lightning", "wandb", "albumentations", "segmentation_models_pytorch")),
+        ("metaseg.cli.commands", ("torch", "lightning", "pandas", "matplotlib")),
+        ("metaseg.cli.report", ("torch", "pandas", "matplotlib")),
+    ],
+)
+def test_a_room_is_imported_without_what_it_has_no_use_for(imported, absent):
+    program = textwrap.dedent(f"""
+        import sys, importlib
+        if {imported!r}.startswith(("metaseg.meta", "metaseg.adapting", "metaseg.learners")):
+            import torch
+        before = set(sys.modules)
+        importlib.import_module({imported!r})
+        print([name for name in {absent!r} if name in set(sys.modules) - before])
+    """)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,128 @@
+"""Pictures of fixed images over epochs: which images, and that training does not notice."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from offline_runs import as_dict, of_kind, offline_records
+from omegaconf import OmegaConf
+from PIL import Image
+
+from metaseg import tracking
+from metaseg.data.module import EpisodicData
+from metaseg.learners.build import build_learner
+from metaseg.training.followed_images import WatchedImages, watched
+from metaseg.training.outer import MetaTraining
+
+
+def built(*overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = OmegaConf.to_container(compose("config", overrides=[*TINY, *overrides]), resolve=True)
+    data = EpisodicData(
+        pools=settings["pair"]["pools"],
+        targets=settings["target"],
+        data=settings["data"],
+        tasks=settings["tasks"],
+        shots=settings["shots"],
+        seed=settings["seed"],
+    )
+    return build_learner(settings, settings["learner"]), data
+
+
+def test_images_are_held_out_and_of_every_pool():
+    for mixing in ("exclusive", "mixed"):
+        _, data = built("learner=fomaml", f"tasks.mixing={mixing}")
+        found = watched(data, 2)
+        assert len(found) == (2 if mixing == "exclusive" else 1)
+        places = {pool: ids for one in found for pool, ids in one.places.items()}
+        assert set(places) == {"ph2", "kvasir"}
+        for pool, (name, allowed) in zip(data.pools, data.validation_plan.pools, strict=True):
+            held_out = {pool.ids[index] for index in allowed}
+            assert {name for _, name in places[name]} <= held_out
+            assert len(places[name]) == 2
+        for one in found:
+            for name, shown in one.places.items():
+                pool = next(pool for pool in data.pools if pool.name == name)
+                for at, image in shown:
+                    stored, mask = pool.take([pool.ids.index(image)])
+                    assert torch.equal(one.episode.query_images[at], torch.from_numpy(stored[0]))
+                    assert torch.equal(one.episode.query_masks[at], torch.from_numpy(mask[0]))
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 3])
+def test_only_rank_zero_draws_and_only_every_so_many_epochs(monkeypatch, epoch):
+    learner, data = built("learner=fomaml")
+    sent = []
+    monkeypatch.setattr(tracking, "log_images", lambda *given, **named: sent.append((given[1], given[4])))
+    callback = WatchedImages(data, [], every=2, images=1)
+    plugin = SimpleNamespace(val_step_context=torch.no_grad)
+    trainer = SimpleNamespace(sanity_checking=False, current_epoch=epoch, global_step=8, precision_plugin=plugin)
+    for rank in (1, 0):
+        trainer.is_global_zero = rank == 0
+        callback.on_validation_end(trainer, MetaTraining(learner))
+        assert bool(sent) == (rank == 0 and epoch % 2 == 0)
+    if sent:
+        assert sent == [(f"progress/{pool}", {"epoch": epoch, "trainer/global_step": 7}) for pool in ("ph2", "kvasir")]
+
+
+def test_random_states_and_buffers_are_as_before(monkeypatch):
+    learner, data = built("learner=imaml", "model.norm=running")
+    trial = type(learner).trial
+
+    def restless(self, episode):
+        torch.rand(3)
+        return trial(self, episode)
+
+    monkeypatch.setattr(type(learner), "trial", restless)
+    callback = WatchedImages(data, [], every=1, images=1)
+    plugin = SimpleNamespace(val_step_context=torch.no_grad)
+    trainer = SimpleNamespace(
+        sanity_checking=False, is_global_zero=True, current_epoch=0, global_step=1, precision_plugin=plugin
+    )
+    before, random = {key: value.clone() for key, value in learner.state_dict().items()}, torch.get_rng_state()
+    callback.on_validation_end(trainer, MetaTraining(learner))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
+
+
+def test_training_is_bitwise_the_same_with_and_without_pictures(train, tmp_path):
+    found = []
+    for every in (0, 1):
+        settings = ["logger=both", f"logger.overlay_every={every}", "data.augment=standard", "trainer.max_epochs=2"]
+        finished = train("learner=imaml", *settings, directory=tmp_path / str(every))
+        assert finished.returncode == 0, finished.stderr
+        path = tmp_path / str(every) / "checkpoints" / "last.ckpt"
+        found.append(torch.load(path, weights_only=True))
+    (records,) = offline_records(tmp_path / "1")
+    assert any("progress/ph2.filenames" in as_dict(row.item) for row in of_kind(records, "history"))
+    without, with_pictures = found
+    assert all(torch.equal(value, with_pictures["state_dict"][key]) for key, value in without["state_dict"].items())
+    moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in found]
+    for key, state in moments[0].items():
+        assert all(torch.equal(value, moments[1][key][name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("learner", ["prototypes", "feyjie", "joint"])
+def test_a_learner_without_inner_loop_has_one_half(train, tmp_path, learner):
+    steps = [] if learner == "joint" else ["learner.adapt.steps=0"]
+    finished = train(f"learner={learner}", *steps, "logger=both", "tasks.mixing=mixed")
+    assert finished.returncode == 0, finished.stderr
+    (records,) = offline_records(tmp_path / "run")
+    rows = [as_dict(row.item) for row in of_kind(records, "history")]
+    (row,) = [row for row in rows if "progress/kvasir.filenames" in row]
+    (files,) = (tmp_path / "run" / "wandb").glob("offline-run-*/files")
+    with Image.open(files / row["progress/kvasir.filenames"][0]) as picture:
+        assert picture.size[0] == (256 if "→" not in row["progress/kvasir.captions"][0] else 520)
+    assert ("→" in row["progress/kvasir.captions"][0]) == ("validation/dice_before" in {k for r in rows for k in r})
+
+
+def test_with_several_processes_one_draws_and_the_others_go_on(train_process, tmp_path):
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    finished = train_process("learner=fomaml", "logger=both", "tasks.count=8", *ddp, HOME=str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    (records,) = offline_records(tmp_path / "run")
+    rows = [as_dict(row.item) for row in of_kind(records, "history")]
+    assert sum("progress/ph2.filenames" in row for row in rows) == 1
+    assert sum(one.type == "model" for one in of_kind(records, "artifact")) == 1

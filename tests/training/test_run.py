@@ -1,0 +1,293 @@
+"""train.py as its users run it: results, resuming, several processes, wrong input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT, assert_fails_in_words
+from offline_runs import as_dict, of_kind, offline_records
+
+from metaseg.training.callbacks import LastCheckpoint
+
+REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
+COMPARING = ["prototypes", "feyjie", "pmg"]  # nothing is fitted at the target
+ON_SUPPORT_ALONE = ["scratch", "pretrained"]
+LEARNERS = ["imaml", "maml", "fomaml", "joint", *ON_SUPPORT_ALONE, *COMPARING]
+
+
+def weights(directory, name="last"):
+    return torch.load(directory / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_learner_leaves_a_whole_run_directory(train, tmp_path, learner, vgg16_weights):
+    steps = ["learner.adapt.steps=0"] if learner in COMPARING else []
+    finished = train(f"learner={learner}", *steps, METASEG_VGG16=str(vgg16_weights))
+    assert finished.returncode == 0, finished.stderr
+    directory = tmp_path / "run"
+    result = json.loads((directory / "result.json").read_text())
+    scores = result["targets"]["isic"]
+    assert scores["draws"] == 2
+    assert scores["images"] >= 8
+    assert scores["dsc"]["low"] <= scores["dsc"]["mean"] <= scores["dsc"]["high"]
+    assert set(scores["trivial"]) == {"all_foreground", "centred_disc", "mean_support_mask", "otsu"}
+    assert scores["curve"]["steps"] == ([0] if learner in COMPARING else [0, 1])
+    assert result["settings"]["learner"]["name"] == learner
+    assert (result["weights"] or {}).get("source") == (vgg16_weights.name if learner == "pretrained" else None)
+    assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
+    rows = pd.read_csv(directory / "per_image.csv")
+    assert len(rows) == 16
+    assert rows["dsc_after"].mean() == pytest.approx(scores["dsc"]["mean"], abs=1e-4)
+    assert yaml.safe_load((directory / "config.yaml").read_text())["learner"]["name"] == learner
+    assert (directory / "figures" / "overlays_isic.png").stat().st_size > 0
+    assert (directory / "figures" / "adaptation_isic.png").stat().st_size > 0
+    if learner not in ON_SUPPORT_ALONE:
+        metrics = pd.read_csv(directory / "metrics.csv")
+        assert metrics["train/query_loss_after"].notna().sum() == 2
+        assert metrics["validation/query_loss_after"].notna().sum() == 1
+        assert (directory / "checkpoints" / "best.ckpt").is_file()
+    if learner == "imaml":
+        assert metrics["train/cg_residual"].notna().sum() == 1  # the first outer step is joint training
+    assert "after adaptation" in finished.stdout
+    assert str(directory / "per_image.csv") in finished.stdout
+
+
+def test_one_model_serves_several_targets_and_scratch_stands_beside_it(train, tmp_path):
+    beside = ["evaluation.scratch.compare=true", "protocol.adapt.steps=2"]
+    finished = train("learner=fomaml", "pair=isic_ph2", "tasks.mixing=mixed", *beside)
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(result["targets"]) == set(result["scratch"]) == {"kvasir", "kvasir_capsule"}
+    assert finished.stdout.count("trained from scratch on the support") == 2
+
+
+def test_the_naive_baseline_trains_on_the_target_and_is_scored_on_the_rest_of_it(train, tmp_path):
+    finished = train("learner=joint", "learner.train_on=target", "pair=isic_ph2", "target=kvasir_capsule", "shots=3")
+    assert finished.returncode == 0, finished.stderr
+    rows = pd.read_csv(tmp_path / "run" / "per_image.csv")
+    assert rows["image"].nunique() <= 11
+
+
+def test_without_adaptation_steps_before_and_after_are_one(train, tmp_path):
+    finished = train("learner=fomaml", "learner.adapt.steps=0")
+    assert finished.returncode == 0, finished.stderr
+    rows = pd.read_csv(tmp_path / "run" / "per_image.csv")
+    assert rows["dsc_before"].tolist() == rows["dsc_after"].tolist()
+
+
+def test_two_draws_score_the_same_images_for_every_learner(train, tmp_path):
+    for learner in ("fomaml", "scratch"):
+        assert train(f"learner={learner}", directory=tmp_path / learner).returncode == 0
+    first, second = (pd.read_csv(tmp_path / name / "per_image.csv") for name in ("fomaml", "scratch"))
+    assert first[["image", "draw"]].equals(second[["image", "draw"]])
+
+
+@pytest.mark.parametrize("learner", [["learner=imaml"], ["learner=feyjie", "learner.adapt.steps=0"]])
+def test_a_run_killed_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(train_process, tmp_path, killer, learner):
+    settings = [
+        *learner,
+        "tasks.count=8",
+        "trainer.max_epochs=2",
+        "trainer.save_every=1",
+        "data.augment=standard",
+    ]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train_process(*settings, directory=whole).returncode == 0
+    # Killed without warning at the sixth outer step: the second of the second epoch.
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    killed = train_process(*settings, directory=broken, METASEG_TEST_KILL_AT_STEP="6", PYTHONPATH=path)
+    assert killed.returncode == -9
+    stopped = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stopped["global_step"] == 6
+    assert not all(torch.equal(value, weights(whole)[key]) for key, value in stopped["state_dict"].items())
+    resumed = train_process(*settings, "ckpt_path=last", directory=broken)
+    assert resumed.returncode == 0, resumed.stderr
+    ours, theirs = weights(broken), weights(whole)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    losses = [
+        pd.read_csv(directory / "metrics.csv")["train/query_loss_after"].dropna().tolist()
+        for directory in (broken, whole)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def killer(tmp_path):
+    """A sitecustomize that kills the process when it has taken METASEG_TEST_KILL_AT_STEP outer steps."""
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import os, signal
+if "METASEG_TEST_KILL_AT_STEP" in os.environ:
+    import metaseg.training.callbacks
+    def kill(self, trainer, *rest):
+        if trainer.global_step == int(os.environ["METASEG_TEST_KILL_AT_STEP"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    metaseg.training.callbacks.LastCheckpoint.on_train_batch_start = kill
+"""
+    )
+
+
+def test_two_processes_learn_what_one_does(train_process, tmp_path):
+    # Both with one thread a process: Adam's first steps follow the sign of a gradient, so that the rounding of another
+    # number of threads would show.
+    settings = ["learner=imaml", "tasks.count=8", "model.norm=running"]
+    assert train_process(*settings, directory=tmp_path / "one").returncode == 0
+    two = train_process(
+        *settings,
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        directory=tmp_path / "two",
+    )
+    assert two.returncode == 0, two.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_training_can_be_skipped_for_a_checkpoint(train, tmp_path):
+    assert train("learner=fomaml").returncode == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    again = train("learner=fomaml", "train=false", f"ckpt_path={checkpoint}", directory=tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    first, second = (pd.read_csv(tmp_path / name / "per_image.csv") for name in ("run", "again"))
+    assert first.equals(second)
+
+
+def test_resuming_says_which_settings_changed(train):
+    assert train("learner=fomaml").returncode == 0
+    again = train("learner=fomaml", "ckpt_path=last", "trainer.max_epochs=2")
+    assert again.returncode == 0, again.stderr
+    assert "trainer.max_epochs=2 (was 1)" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["learner=proto"], ["learner must be one of", "imaml", "'proto'"]),
+        (["--foo"], ["unrecognized arguments: --foo", "train.py --help"]),
+        (["pair=ph2"], ["pair must be one of", "ph2_kvasir", "'ph2'"]),
+        (["loss=focal"], ["loss must be one of", "lovasz", "'focal'"]),
+        (["learner.inner.learning_rate=1"], ["learning_rate"]),
+        (["shots=150"], ["150 support", "ph2 has"]),
+        (["target=ph2"], ["must not be trained on", "ph2"]),
+        (["target=mars"], ["unknown dataset 'mars'", "isic"]),
+        (["ckpt_path=last"], ["last.ckpt", "hydra.run.dir"]),
+        (["tasks.count=5"], ["multiple of the 2 pools"]),
+        (["trainer.devices=3", "trainer.strategy=ddp"], ["divide evenly"]),
+        (["learner.curvature=gauss_newton", "loss=lovasz"], ["loss=lovasz", "hessian"]),
+        (["model.norm=layer"], ["support, batch, running"]),
+        (["learner=pmg"], ["learner.adapt.steps must be 0", "found 2"]),  # the tests' own setting
+        (
+            ["learner=feyjie", "learner.adapt.steps=0", "learner.train_on=target", "pair=ph2_kvasir"],
+            ["learner.unlabelled", "learner.train_on=target"],
+        ),
+        (["learner=pretrained", "learner.network.encoder_weights=none.pth"], ["none.pth", "no such file"]),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(train, overrides, words):
+    assert_fails_in_words(train(*overrides), *words)
+
+
+def test_missing_data_names_dataset_folder_remedy_and_the_twins(train, tmp_path):
+    finished = train("data=real", f"data.root={tmp_path / 'nowhere'}")
+    assert_fails_in_words(finished, "PH²", str(tmp_path / "nowhere"), "data=synthetic")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_and_left_alone(train, tmp_path):
+    assert train("learner=fomaml").returncode == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = checkpoint.read_bytes()
+    result = (tmp_path / "run" / "result.json").read_bytes()
+    assert_fails_in_words(train("learner=fomaml", "ckpt_path=last", "model.features=3"), "features")
+    assert checkpoint.read_bytes() == content
+    assert (tmp_path / "run" / "result.json").read_bytes() == result
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(train, tmp_path):
+    (tmp_path / "notes.ckpt").write_text("hello")
+    assert_fails_in_words(train(f"ckpt_path={tmp_path / 'notes.ckpt'}"), "notes.ckpt", "checkpoint")
+
+
+def test_a_corrupt_image_is_named(train, tmp_path):
+    for dataset in ("ph2", "kvasir", "isic"):
+        for folder in ("images", "masks"):
+            (tmp_path / "data" / dataset / folder).mkdir(parents=True)
+            (tmp_path / "data" / dataset / folder / "one.png").write_bytes(b"not a picture")
+    finished = train("data=real", f"data.root={tmp_path / 'data'}", METASEG_CACHE=str(tmp_path / "cache"))
+    assert_fails_in_words(finished, "one.png")
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="needs the real datasets in METASEG_DATA")
+def test_the_main_job_runs_on_the_real_images(train, tmp_path):
+    finished = train("data=real", f"data.root={REAL_DATA}", "data.size=32", METASEG_CACHE=str(tmp_path / "cache"))
+    assert finished.returncode == 0, finished.stderr
+    rows = pd.read_csv(tmp_path / "run" / "per_image.csv")
+    assert rows["image"].str.startswith("ISIC").all()
+
+
+def test_help_is_there_without_the_heavy_libraries(tmp_path):
+    code = (
+        "import sys; sys.argv = ['train.py', '--cfg', 'job']\n"
+        "import runpy; runpy.run_path(r'%s', run_name='__main__')\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'pandas', 'matplotlib', 'wandb'} & set(sys.modules)\n"
+        "assert not heavy, heavy" % (ROOT / "train.py")
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "learner:" in finished.stdout
+
+
+def test_by_default_an_offline_dashboard_holds_the_whole_run(train_process, tmp_path):
+    finished = train_process("learner=imaml", "logger=both", "trainer.progress=true", HOME=str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    # In a pipe progress is lines: of training all outer steps and the validation Dice, of the test its end.
+    assert "\x1b" not in finished.stderr
+    said = [line for line in finished.stderr.splitlines() if line.startswith("training") and "2/2 steps" in line]
+    assert "loss" in said[-1]
+    assert "Dice" in said[-1]
+    assert any(line.startswith("testing") and "100 %" in line for line in finished.stderr.splitlines())
+    (said,) = [line for line in (finished.stdout + finished.stderr).splitlines() if "W&B" in line or "wandb:" in line]
+    assert "wandb sync" in said
+    (records,) = offline_records(tmp_path / "run")
+    (run,) = of_kind(records, "run")[:1]
+    assert run.run_group == "ph2_kvasir exclusive"
+    assert {"imaml", "ph2_kvasir", "bce_log_cosh_dice", "tuned"} <= set(run.tags)
+    assert "learner" in as_dict(run.config.update)
+    logged = {key.partition(".")[0] for row in of_kind(records, "history") for key in as_dict(row.item)}
+    assert {"train/cg_residual", "train/query_loss_after", "validation/dice_after"} <= logged
+    assert {"overlays/isic", "per_image"} <= logged
+    assert "test/isic/dsc" in {key for row in of_kind(records, "summary") for key in as_dict(row.update)}
+    assert of_kind(records, "exit")[0].exit_code == 0
+
+
+def test_a_run_killed_in_its_tests_is_not_trained_further(train, tmp_path):
+    settings = ["learner=fomaml", "trainer.patience=1", "trainer.min_delta=100", "trainer.max_epochs=6"]
+    assert train(*settings).returncode == 0
+    directory = tmp_path / "run"
+    before = weights(directory, "best")
+    epochs = pd.read_csv(directory / "metrics.csv")["validation/query_loss_after"].notna().sum()
+    assert epochs < 6
+    (directory / "result.json").unlink()
+    again = train(*settings, "ckpt_path=last")
+    assert again.returncode == 0, again.stderr
+    assert (directory / "result.json").is_file()
+    after = weights(directory, "best")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert pd.read_csv(directory / "metrics.csv")["validation/query_loss_after"].notna().sum() == epochs
+
+
+def test_no_checkpoint_stands_between_an_epoch_and_its_validation():
+    saved = []
+    callback = LastCheckpoint(Path("last.ckpt"), 2)
+    callback._save = lambda trainer: saved.append(trainer.global_step)
+    for step in range(1, 9):
+        callback.on_train_batch_end(SimpleNamespace(global_step=step, is_last_batch=step % 4 == 0))
+    assert saved == [2, 6]

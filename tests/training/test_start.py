@@ -1,0 +1,83 @@
+"""What learners begin from, and what their training is said to cost."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from metaseg.errors import MetasegError
+from metaseg.learners.build import build_learner
+from metaseg.training.start import directory_of, joint_settings, starting_point
+
+
+def settings(tmp_path, *overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [*TINY, f"starts.dir={tmp_path}", "start=joint", *overrides])
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def begins(chosen):
+    return starting_point(chosen, build_learner(chosen, chosen["learner"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["start=auto"], "joint"),
+        (["start=auto", "protocol=paper"], "model"),
+        (["start=auto", "learner=scratch"], "model"),
+        (["start=auto", "learner=feyjie", "learner.adapt.steps=0"], "model"),
+        (["start=auto", "learner=naive", "learner.train_on=target"], "model"),
+        (["start=joint", "learner=scratch"], "joint"),
+        (["start=model"], "model"),
+    ],
+)
+def test_auto_is_the_protocols_where_the_models_network_learns_from_the_pair(tmp_path, overrides, expected):
+    assert begins(settings(tmp_path, *overrides)) == expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["learner=feyjie", "learner.adapt.steps=0"], ["learner=naive", "learner.train_on=target"], ["start=/no/such/run"]],
+)
+def test_a_start_that_cannot_be_is_refused(tmp_path, overrides):
+    with pytest.raises(MetasegError, match="start"):
+        begins(settings(tmp_path, *overrides))
+
+
+def test_the_shared_start_depends_on_pair_model_and_seed_and_not_on_learner_shots_or_target(tmp_path):
+    def place(*overrides):
+        return directory_of(joint_settings(settings(tmp_path, *overrides)))
+
+    alike = ["learner=maml", "shots=2", "target=kvasir_capsule", "evaluation.draws=3", "trainer.max_epochs=7"]
+    others = ["seed=1", "pair=isic_ph2", "model.features=4", "loss=dice", "starts.epochs=2", "data.augment=none"]
+    assert len({place(), *(place(one) for one in alike)}) == 1
+    assert len({place(), *(place(one) for one in others)}) == 1 + len(others)
+
+
+def test_learners_begin_from_one_joint_training_made_once(tmp_path, train):
+    starts = [f"starts.dir={tmp_path / 'starts'}", "start=joint", "starts.epochs=1", "starts.shots=2", "starts.query=2"]
+    still = "learner.optimizer.lr=1e-12"
+    for name in ("fomaml", "maml"):
+        assert train(*starts, still, f"learner={name}", directory=tmp_path / name).returncode == 0
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("fomaml", "maml")]
+    (made,) = (tmp_path / "starts").iterdir()
+    written = (made / "checkpoints" / "best.ckpt").stat().st_mtime_ns
+    first, second = (
+        torch.load(tmp_path / name / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        for name in ("fomaml", "maml")
+    )
+    begun = torch.load(made / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name, value in begun.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(first[name], value, atol=1e-6, rtol=0)
+            torch.testing.assert_close(second[name], value, atol=1e-6, rtol=0)
+    assert written < (tmp_path / "fomaml" / "checkpoints" / "best.ckpt").stat().st_mtime_ns
+    assert [result["start"] for result in results] == ["joint", "joint"]
+    compute = [result["compute"] for result in results]
+    assert compute[0]["outer_steps"] == compute[1]["outer_steps"] == 2
+    assert 0 < compute[0]["passes"] < compute[1]["passes"]  # second derivatives cost more
+    assert json.loads((tmp_path / "maml" / "compute.json").read_text()) == compute[1]

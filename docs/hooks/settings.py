@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
 
 from metaseg.runs.schema import Adaptation, Page, Pretraining, Run, documented
 
@@ -22,7 +23,7 @@ code, [D] our decision. `${…}` is the value of another setting.
 """
 LEFT_OUT = ("hydra", "experiment", "dataset", "local")
 """Folders whose files are no settings of a run, but tables and datasets."""
-COMMANDS = {
+COMMANDS: dict[str, tuple[str, type[BaseModel]]] = {
     "config": ("metaseg train", Run),
     "adapt": ("metaseg adapt", Adaptation),
     "app": ("metaseg app", Page),

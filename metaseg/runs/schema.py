@@ -83,20 +83,33 @@ class Optimizer(Group):
     rates: Rates | None = optional("multipliers of the learning rate by part")
 
 
-class Inner(Open):
+class Bound(Group):
+    """Of the inner step size: a share of what the largest curvature of the inner problem allows."""
+
+    every: Natural = setting("outer steps from one measurement of the curvature to the next; 0: no bound")
+    share: Positive = setting("of 1 / largest curvature")
+
+
+class Inner(Group):
     """The inner loop of training and validation episodes."""
 
     optimizer: Literal["sgd", "momentum", "adam"] = setting("what takes the steps")
     lr: Positive = setting("step size")
-    steps: Natural = setting("number of steps")
+    steps: Natural = setting("most steps")
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = optional(
+        "of the gradient's norm over that at theta; 0: all steps", 0.0
+    )
+    bound: Bound | None = optional("of the step size")
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = setting("of the inner steps alone")
     compile: bool = setting("torch.compile the inner steps")
     proximal: bool = setting("whether lambda/2 |phi - theta|^2 is part of the inner problem")
     rates: Rates | None = optional("multipliers of the step size by part")
 
 
-class Adapt(Open):
+class Adapt(Group):
     """Fine-tuning on a target's support set."""
+
+    by: Literal["recipe", "inner"] = optional("these settings, or the inner problem of training", "recipe")
 
     optimizer: Literal["sgd", "momentum", "adam"] = setting("what takes the steps")
     lr: Positive = setting("step size")
@@ -104,7 +117,8 @@ class Adapt(Open):
     schedule: Literal["constant", "cosine"] = optional(
         "of the step size: cosine rises over 10 steps, falls to 0", "constant"
     )
-    lam: NotNegative | None = setting("strength of a proximal term; 0: none")
+    lam: NotNegative | None = setting("strength of a proximal term; null: the learned strengths, or none")
+    flips: bool = optional("whether predictions are averaged over an image and its mirror images", False)
     folds: Natural = optional("parts of the support set held out in turn, each a member of an ensemble; 0: none", 0)
     rates: Rates | None = optional("multipliers of the step size by part")
 

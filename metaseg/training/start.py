@@ -129,6 +129,7 @@ def _joint(settings: Run) -> Path:
         if first:
             directory.write_config(settings.plain)
         data = EpisodicData(settings)
+        data.setup()
         learner = build_learner(settings)
         loggers = tracking.build_loggers(settings.logger, directory, settings.plain, resume=resumed is not None)
         fit(settings, learner, data, loggers, directory, resumed)

@@ -224,6 +224,9 @@ class Adapting:
     def __init__(self, steps, tells):
         self.adapt_loop, self.tells = SimpleNamespace(steps=steps, schedule="constant"), tells
 
+    def after_inner(self, support):
+        return None
+
     def adaptation(self, support, at, progress):
         last = max(at)
         for step in range(last + 1):

@@ -210,7 +210,7 @@ def _with_recipe(settings: Mapping[str, Any], recipe: str | None) -> Mapping[str
             f"found {recipe!r}: leave it out to adapt as the run did."
         )
     learner = settings["learner"]
-    return {**settings, "learner": {**learner, "adapt": {**learner["adapt"], **known[recipe]}}}
+    return {**settings, "learner": {**learner, "adapt": {**learner["adapt"], **known[recipe], "by": "recipe"}}}
 
 
 def _own_classes(settings: Mapping[str, Any]) -> None:

@@ -227,6 +227,10 @@ class SupportSet:
         """The set of some of the images, by index."""
         return SupportSet(self.images[chosen], self.masks[chosen], self.augmentation, self.seed)
 
+    def plain(self) -> "SupportSet":
+        """The set without augmentation."""
+        return SupportSet(self.images, self.masks, "none", self.seed)
+
     def clean(self) -> tuple[Tensor, Tensor]:
         """Images (K, 3, H, W) and masks (K, 1, H, W), not augmented."""
         return image_tensor(self.images), mask_tensor(self.masks)

@@ -135,7 +135,7 @@ def get(name: str, root: str | Path | None = None) -> Dataset:
         return _catalogue()[name]
     if own:
         return read(own)
-    where = "" if root is None else f", or describe it in {Path(root).expanduser() / name}.yaml (see README.md)"
+    where = "" if root is None else f", or describe it in {Path(root).expanduser() / name}.yaml (see docs/datasets.md)"
     raise MetasegError(f"unknown dataset '{name}': choose from {', '.join(names(root))}{where}")
 
 

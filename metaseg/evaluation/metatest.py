@@ -34,6 +34,9 @@ class Learner(Protocol):
     ) -> Iterator[tuple[int, Segmenter]]:
         """Adapt, and yield (step, segmenter) at each step number in `at`; progress: (steps taken, of how many)."""
 
+    def after_inner(self, support: SupportSet) -> Segmenter | None:
+        """Adapt by the inner problem of training alone; None: it has none."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -71,10 +74,12 @@ class Settings:
 class Scores:
     """Per-image scores of one learner on one target.
 
-    Arrays have shape (draws, images) over the images of the whole target, NaN where an image was not scored.
+    Arrays have shape (draws, images) over the images of the whole target, NaN where an image was not scored. ``inner``
+    is Dice after the inner problem of training, NaN throughout for learners that have none.
     """
 
     before: np.ndarray
+    inner: np.ndarray
     after: np.ndarray
     iou_before: np.ndarray
     iou_after: np.ndarray
@@ -89,7 +94,7 @@ class Scores:
     @classmethod
     def empty(cls, draws: int, images: int) -> "Scores":
         """All NaN."""
-        names = ("before", "after", "iou_before", "iou_after", "overlap", "total")
+        names = ("before", "inner", "after", "iou_before", "iou_after", "overlap", "total")
         matrices = {name: np.full((draws, images), np.nan) for name in names}
         return cls(**matrices, seconds=np.zeros((draws, 2)))  # type: ignore[arg-type]
 
@@ -184,6 +189,9 @@ def score_target(
                     scores.pictures[when] = packed
             if step == 0:
                 scores.before[draw, wanted], scores.iou_before[draw, wanted] = values, iou(prediction, masks)
+                after_inner = learner.after_inner(support_set) if end else None
+                if after_inner is not None:
+                    scores.inner[draw, wanted] = dice(segment(after_inner, images, settings.batch), masks)
             if step == end:
                 scores.after[draw, wanted], scores.iou_after[draw, wanted] = values, iou(prediction, masks)
                 scores.overlap[draw, wanted], scores.total[draw, wanted] = pixel_counts(prediction, masks)
@@ -235,6 +243,7 @@ def summarise(scores: Scores, seed: int) -> dict[str, Any]:
     return {
         "dsc": after,
         "dsc_before": interval(scores.before, seed),
+        **({} if np.isnan(scores.inner).all() else {"dsc_inner": interval(scores.inner, seed)}),
         "pooled_dsc": float(2 * np.nansum(scores.overlap) / np.nansum(scores.total))
         if np.nansum(scores.total)
         else 1.0,

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from metaseg.errors import MetasegError
 from metaseg.learners.fine_tuning import FineTuning
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.staged import EpisodeTask
+from metaseg.learners.strengths import Strengths
 from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, cut
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
+from metaseg.meta.step_size import largest_curvature
 from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.functional import forward
 from metaseg.networks.norms import Norms
@@ -29,6 +31,11 @@ from metaseg.networks.segmenter import Segmenter
 from metaseg.networks.weights_record import WeightsRecord
 
 SCHEDULES = ("constant", "cosine")
+
+ADAPTATIONS = ("recipe", "inner")
+
+
+Result = TypeVar("Result")
 
 
 class Learner(nn.Module):
@@ -40,14 +47,18 @@ class Learner(nn.Module):
         network: the network whose parameters are the meta-parameters θ.
         loss: the segmentation loss.
         norm: statistics that predictions are normalised with (``model.norm``, see ``Norms``).
-        adapt: the descent on the support set of a target: optimizer, lr, steps, lam, and where they are given schedule
-            ("constant" or "cosine"), ``rates``, and ``folds`` (0 if left out), parts of the support set by which the
-            end of the descent is weighed against θ, see ``FineTuning``.
+        adapt: the descent on the support set of a target: optimizer, lr, steps, lam (None: the learned strengths, and 0
+            where none are learned), and where they are given schedule ("constant" or "cosine"), ``rates``, and
+            ``folds`` (0 if left out), parts of the support set by which the end of the descent is weighed against θ,
+            see ``FineTuning``. With ``by`` = "inner" ("recipe" if left out) all of these are passed over: a target is
+            adapted to by the inner problem of training, without augmentation or ensemble.
         optimizer: the outer Adam: lr > 0, weight_decay ≥ 0 (added to the gradient as weight_decay · θ), clip_norm (the
             longest gradient allowed; None: any), schedule ("constant", or "cosine": lr falls to 0 over the run),
             ``rates``.
-        inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal, ``rates``; None: no
-            steps.
+        inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal, and where they are
+            given ``rates``, ``tolerance`` (see ``InnerLoop``) and ``bound``: the step size is at most ``share``/σ, with
+            σ the largest curvature of the inner problem at θ, measured every so many (``every``) outer steps (0: never;
+            adam is not bounded). None: no steps.
         lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
         channels_last: whether images and activations lie in memory with the channels of a pixel side by side.
         products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
@@ -64,6 +75,8 @@ class Learner(nn.Module):
     network: nn.Module
     outer_step = 0
     """Outer steps taken so far; whoever takes them counts here."""
+    inner_curvature = 0.0
+    """The largest curvature of the inner problem at θ, as last measured; 0: it was not."""
 
     def __init__(
         self,
@@ -96,13 +109,29 @@ class Learner(nn.Module):
         self._inner = (
             InnerLoop(steps=0) if inner is None else _loop("inner", {**inner, "lam": lam if proximal else 0.0})
         )
-        self._adapt = _loop("adapt", adapt)
+        self._adapts_by = adapt.get("by", "recipe")
+        if self._adapts_by not in ADAPTATIONS or (self._adapts_by == "inner" and not self._inner.steps):
+            raise MetasegError(
+                f"learner.adapt.by must be one of {', '.join(ADAPTATIONS)}, the latter with inner steps, found "
+                f"{self._adapts_by!r} and {self._inner.steps} inner steps."
+            )
+        self._adapt = _loop("adapt", adapt) if self._adapts_by == "recipe" else self._inner
+        self._adapts_with_strengths = adapt["lam"] is None
         self._folds = adapt.get("folds", 0)
         if self._folds < 0 or self._folds == 1:
             raise MetasegError(f"learner.adapt.folds must be 0, or 2 or more, found {self._folds}.")
         self.outer_rates = Rates.of(network, "learner.optimizer.rates", optimizer.get("rates"))
         self._inner_rates = Rates.of(network, "learner.inner.rates", (inner or {}).get("rates"))
         self._adapt_rates = Rates.of(network, "learner.adapt.rates", adapt.get("rates"))
+        self.strengths: Strengths | None = None
+        bound = (inner or {}).get("bound") or {"every": 0, "share": 1.0}
+        if bound["every"] < 0 or not bound["share"] > 0:
+            raise MetasegError(
+                f"learner.inner.bound.every must not be negative and learner.inner.bound.share > 0, found "
+                f"{bound['every']} and {bound['share']}."
+            )
+        self.bound_every = bound["every"] if self._inner.optimizer != "adam" else 0
+        self._bound_share = bound["share"]
         self._inner_evaluation = InnerEvaluation(network, loss, inner or {})
         self.outer = optimizer
 
@@ -118,13 +147,18 @@ class Learner(nn.Module):
 
     @property
     def inner(self) -> InnerLoop:
-        """The inner loop of training and validation episodes, without its rates."""
+        """The inner loop of training and validation episodes, without its rates and learned strengths."""
         return self._inner
 
     @property
     def adapt_loop(self) -> InnerLoop:
         """The descent on the support set of a target, without its rates."""
         return self._adapt
+
+    @property
+    def adapts_by_inner(self) -> bool:
+        """Whether a target is adapted to by the inner problem of training."""
+        return self._adapts_by == "inner"
 
     def change_adaptation(self, **changes: Any) -> None:
         """Use other values of ``adapt`` at targets from now on: lr, steps, lam.
@@ -161,7 +195,34 @@ class Learner(nn.Module):
             progress: called after each step with (steps taken, of how many).
         """
         require_gradients()
-        yield from self.fine_tuning().run(self.theta(), support, at, progress)
+        tuning = self.fine_tuning()
+        if self.adapts_by_inner:
+            tuning, support = self._inner_tuning(self._adapt, support)
+        yield from tuning.run(self.theta(), support, at, progress)
+
+    def after_inner(self, support: SupportSet) -> Segmenter | None:
+        """Adapt to a target by the inner problem of training alone; None: this learner has none."""
+        if not self._inner.steps:
+            return None
+        require_gradients()
+        tuning, support = self._inner_tuning(self._inner, support)
+        ((_, segmenter),) = tuning.run(self.theta(), support, [self._inner.steps])
+        return segmenter
+
+    def _inner_tuning(self, loop: InnerLoop, support: SupportSet) -> tuple[FineTuning, SupportSet]:
+        """The inner problem of a support set as a descent at a target: θ's only rival is φ, and images stay as are."""
+        images, masks = (one.to(self.device) for one in support.clean())
+        curvature = 0.0
+        if self.bound_every:
+            curvature = max(self.curvature_of(Episode(images, masks, images[:1], masks[:1])), self.inner_curvature)
+        tuning = replace(
+            self.fine_tuning(),
+            loop=self._bounded(loop, curvature),
+            rates=self._inner_rates,
+            folds=0,
+            strengths=self.strengths,
+        )
+        return tuning, support.plain()
 
     def fine_tuning(self) -> FineTuning:
         """How this learner is fine-tuned on a support set."""
@@ -174,6 +235,7 @@ class Learner(nn.Module):
             self._folds,
             self.device,
             self.memory_format,
+            self.strengths if self._adapts_with_strengths else None,
         )
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
@@ -206,7 +268,10 @@ class Learner(nn.Module):
             estimate: (task, θ of what moves, inner loop) → meta-gradient.
         """
         task = self.episode_task(theta, episode, self.learns)
-        return task.whole(estimate(task.task, task.theta, self._inner_loop(task.theta)))
+        result = task.whole(estimate(task.task, task.theta, self._inner_loop(task.theta)))
+        if self.strengths is None or result.by_strengths is None:
+            return result
+        return replace(result, by_strengths=self.strengths.by_logarithm(task.theta, result.by_strengths))
 
     def episode_task(
         self, theta: Parameters, episode: Episode, chained: Callable[[str], bool] = lambda name: False
@@ -224,7 +289,19 @@ class Learner(nn.Module):
         )
 
     def _inner_loop(self, theta: Parameters) -> InnerLoop:
-        return replace(self._inner, rates=self._inner_rates.vector(theta))
+        strengths = None if self.strengths is None else self.strengths.vector(theta)
+        bounded = self._bounded(self._inner, self.inner_curvature)
+        return replace(bounded, rates=self._inner_rates.vector(theta), strengths=strengths)
+
+    def _bounded(self, loop: InnerLoop, curvature: float) -> InnerLoop:
+        """The inner loop with a step size that this largest curvature allows; 0: it is not known."""
+        return replace(loop, lr=min(loop.lr, self._bound_share / curvature)) if curvature > 0 else loop
+
+    def curvature_of(self, episode: Episode) -> float:
+        """The largest curvature of the inner problem of an episode at θ."""
+        task = self.episode_task(self.theta(), episode)
+        loop = self._inner_loop(task.theta)
+        return self.with_products(lambda products: largest_curvature(task.task, task.theta, loop, products=products))
 
     def learns(self, name: str) -> bool:
         """Whether the outer step moves a parameter."""
@@ -238,7 +315,7 @@ class Learner(nn.Module):
         )
         return episode._replace(support_images=support, query_images=query)
 
-    def with_products(self, compute: Callable[[str], MetaGradient]) -> MetaGradient:
+    def with_products(self, compute: Callable[[str], Result]) -> Result:
         """Call `compute` with the curvature products that the network allows.
 
         Raises:
@@ -259,6 +336,23 @@ class Learner(nn.Module):
             self.products = "autograd"
             return compute("autograd")
 
+    def inner_state(self) -> dict[str, Any]:
+        """What the outer steps have found out about the inner problem, for a checkpoint."""
+        learned = {} if self.strengths is None else {"lambda": self.strengths.state()}
+        return {"curvature": self.inner_curvature, **learned}
+
+    def take_over(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on from `inner_state` of a checkpoint; what it does not hold begins anew.
+
+        Raises:
+            MetasegError: if its learned strengths are of other parts or layers.
+        """
+        found = checkpoint.get("inner_problem", {})
+        if self.bound_every:
+            self.inner_curvature = found.get("curvature", 0.0)
+        if self.strengths is not None and "lambda" in found:
+            self.strengths.take_over(found["lambda"])
+
     def trial(self, episode: Episode) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Query loss and logits (B, 1, H, W), before and after the inner loop."""
         task = self.episode_task(self.theta(), episode)
@@ -267,8 +361,14 @@ class Learner(nn.Module):
 
 def _loop(key: str, settings: Mapping[str, Any]) -> InnerLoop:
     try:
-        schedule = settings.get("schedule", "constant")
-        return InnerLoop(settings["optimizer"], settings["lr"], settings["steps"], settings["lam"], schedule)
+        return InnerLoop(
+            settings["optimizer"],
+            settings["lr"],
+            settings["steps"],
+            settings["lam"] or 0.0,
+            settings.get("schedule", "constant"),
+            settings.get("tolerance", 0.0),
+        )
     except ValueError as error:
         raise MetasegError(f"learner.{key}: {error}.") from error
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from metaseg.errors import MetasegError
+from metaseg.learners.base import Learner
 from metaseg.networks.build import fingerprint
 from metaseg.networks.weights_record import WeightsRecord
 
@@ -50,7 +51,7 @@ def load_weights(module: HasNetwork, path: Path) -> None:
     """Load a checkpoint's parameters into a learner, or what pre-trains; nothing in the file is executed.
 
     Raises:
-        MetasegError: if the file is no checkpoint, or one of another architecture.
+        MetasegError: if the file is no checkpoint, or one of another architecture or of other learned strengths.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -58,3 +59,5 @@ def load_weights(module: HasNetwork, path: Path) -> None:
         raise MetasegError(f"{path} should be a checkpoint of metaseg, but cannot be read: {error}.") from error
     take_over_origin(module.network, state)
     module.load_state_dict(state["state_dict"])
+    if isinstance(module, Learner):
+        module.take_over(state)

@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from metaseg.data.batches import SupportSet
 from metaseg.evaluation.scores import THRESHOLD, dice
 from metaseg.learners.side_by_side import SideBySide
+from metaseg.learners.strengths import Strengths
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
 from metaseg.meta.losses import Loss
 from metaseg.meta.vectors import Parameters, detach, interpolate
@@ -68,6 +69,7 @@ class FineTuning:
             chooses their α; 0: φ alone, with α = 1.
         device: where to compute.
         memory_format: of images and activations.
+        strengths: learned proximal strengths, in place of ``loop.lam``; None: that.
     """
 
     network: nn.Module
@@ -78,6 +80,7 @@ class FineTuning:
     folds: int
     device: torch.device
     memory_format: torch.memory_format
+    strengths: Strengths | None = None
 
     def run(
         self,
@@ -120,10 +123,14 @@ class FineTuning:
     def _descent(
         self, network: nn.Module, theta: Parameters, batches: "_Batches", rows: np.ndarray, last: int
     ) -> Iterator[Stage]:
-        """The points of the descent of one member, which sees the images in ``rows``, after each step."""
+        """The points of the descent of one member, which sees the images in ``rows``, after each step.
+
+        A descent that stops early, at its tolerance, stays where it is.
+        """
         moving = {name: value for name, value in theta.items() if batches.moves(name)}
         steps = last if self.loop.schedule == "constant" else self.loop.steps
-        loop = replace(self.loop, steps=steps, rates=self.rates.vector(moving))
+        strengths = None if self.strengths is None else self.strengths.vector(moving)
+        loop = replace(self.loop, steps=steps, rates=self.rates.vector(moving), strengths=strengths)
         running = running_statistics(network)
 
         def objective(parameters: Parameters) -> tuple[Tensor, Statistics]:
@@ -133,7 +140,10 @@ class FineTuning:
 
         for step in descend(by_autograd(objective), moving, loop):
             running = _moved(running, step.before.found)
-            yield Stage({**theta, **step.parameters}, running)
+            stage = Stage({**theta, **step.parameters}, running)
+            yield stage
+        while True:
+            yield stage
 
     def _share(
         self,
@@ -205,6 +215,8 @@ class _Batches:
 
     def draw(self, step: int) -> None:
         """Go on to step number ``step``, from 0."""
+        if step and self._support.augmentation == "none":
+            return  # the images, and what held stages make of them, are those of the first step
         self._images, self._masks = self._tuning._there(self._augmented(step))
         self._outputs = self._run(self._tuning.network, self._images)
 

@@ -2,24 +2,29 @@
 
     θ → φ: the inner loop on the support loss;  then  d L_query(φ(θ)) / dθ  by
 
-    implicit     (I + C/λ)⁻¹ ∇L_query(φ), C the curvature of the support loss at φ, by conjugate gradient [iMAML eq. 6]
+    implicit     Λ (C + Λ)⁻¹ ∇L_query(φ), C the curvature of the support loss at φ, by conjugate gradient [iMAML eq. 6]
     unrolled     back-propagation through the inner steps                                                  [MAML]
     first_order  ∇L_query(φ), as if dφ/dθ were the identity                                                [MAML 5.2]
     reptile      θ - φ, the way that the inner loop went                                                    [Reptile]
 
-The implicit gradient is that of the exact minimiser of L + λ/2 ‖φ - θ‖²; how far φ is from it is reported as
-``stationarity`` (the other two report it at the last gradient they took, one step before φ), how well the linear system
-was solved as ``cg_residual``.
+The implicit gradient is that of the exact minimiser of L + ½ (φ - θ)ᵀ Λ (φ - θ), with Λ diagonal: λ I in the paper,
+or a strength for each parameter. There ∇L(φ) + Λ(φ - θ) = 0, which differentiated is (C + Λ) dφ = Λ dθ - (φ - θ)∘dλ, so
+that one solve gives both
+
+    x = (C + Λ)⁻¹ ∇L_query(φ),    d L_query/dθ = Λ x,    d L_query/dλ_i = -(φ - θ)_i x_i
+
+How far φ is from the minimiser is reported as ``stationarity`` (the other gradients report it at the last gradient they
+took, one step before φ), how well the linear system was solved as ``cg_residual``.
 
 A network can have stages that the inner loop leaves alone. What they make of the images are then inputs c of the task,
 computed once, and θ are the parameters of the rest. How the query loss depends on c is returned with the gradient, also
 by way of φ, so that the chain rule can go on through those stages:
 
-    d L_query(φ(θ, c), c) / dc  =  ∂L_query/∂c - (1/λ) (∂²L/∂c∂φ) x,  x = (I + C/λ)⁻¹ ∇L_query(φ)      (implicit)
+    d L_query(φ(θ, c), c) / dc  =  ∂L_query/∂c - (∂²L/∂c∂φ) x      (implicit)
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,13 +97,17 @@ class MetaGradient:
         gradient: d L_query / dθ as a vector of shape (N,).
         adapted: φ, detached.
         diagnostics: name → number: support_loss_before, support_loss_after, query_loss_after, gradient_norm (of the
-            meta-gradient), stationarity (‖∇L + λ(φ - θ)‖ at φ over the same at θ); with the implicit gradient also
-            cg_residual, cg_iterations, smallest_curvature (of I + C/λ) and cg_negative_curvature (1 if that ended the
+            meta-gradient), stationarity (‖∇L + Λ(φ - θ)‖ at φ over the same at θ), inner_steps (that were taken), moved
+            (‖φ - θ‖ / ‖θ‖ over the parameters that adapt). With the implicit gradient also unsolved (1 if the
+            stationarity is above the tolerance of the inner loop; left out where that is 0), cg_residual,
+            cg_iterations, smallest_curvature (of I + Λ^-½ C Λ^-½) and cg_negative_curvature (1 if that ended the
             solve).
         found: what the support pass at φ found.
         query_after: what the query pass at φ found.
         solution: the solve's full report (implicit only).
         by_inputs: d L_query / dc for each of ``Task.support_inputs`` and then ``query_inputs``, shaped as these.
+        by_strengths: d L_query / dλ, shape (N,) as λ were of each parameter; summed over those that share one, it is
+            the derivative by that one (implicit only).
     """
 
     gradient: Tensor
@@ -108,6 +117,7 @@ class MetaGradient:
     query_after: Any
     solution: Solution | None = None
     by_inputs: tuple[Tensor, ...] = ()
+    by_strengths: Tensor | None = None
 
 
 def implicit_gradient(
@@ -115,37 +125,40 @@ def implicit_gradient(
     theta: Parameters,
     inner: InnerLoop,
     *,
-    lam: float,
+    lam: float | Tensor,
     cg_steps: int,
     cg_tolerance: float,
     curvature: str = "hessian",
     products: str = "autograd",
 ) -> MetaGradient:
-    """iMAML: d L_query / dθ = (I + C/λ)⁻¹ ∇L_query(φ) [paper eq. 2; iMAML eq. 6].
+    """iMAML: d L_query / dθ = Λ x and d L_query / dλ_i = -(φ - θ)_i x_i, with (C + Λ) x = ∇L_query(φ) = g.
 
+    With Λ = λ I the first is (I + C/λ)⁻¹ g [paper eq. 2; iMAML eq. 6]. The system is solved as
+    (I + Λ^-½ C Λ^-½) y = Λ^-½ g, x = Λ^-½ y: its eigenvalues stay near 1 where strengths differ by orders of magnitude.
     Memory does not grow with the number of inner steps: only the derivative at φ is kept.
 
     Where a mask M lets only some parameters adapt, φ solves the problem in these, with the others at θ. The system is
-    then solved in the subspace, (I + M C M/λ) x = M g, and the share of the others is (I - M)(g - C x/λ): what they do
-    to the query loss themselves, and by way of the minimiser.
+    then solved in the subspace, (M C M + Λ) x = M g, and the share of the others is (I - M)(g - C x): what they do to
+    the query loss themselves, and by way of the minimiser. Their strengths have no effect.
 
     Args:
         task: the task.
         theta: meta-parameters θ.
-        inner: the inner loop; its own ``lam`` should equal ``lam``, or φ is no stationary point of the problem whose
-            gradient this is (the stationarity then tells).
-        lam: λ > 0 of the proximal term.
+        inner: the inner loop; its own proximal term should be the same, or φ is no stationary point of the problem
+            whose gradient this is (the stationarity then tells).
+        lam: λ > 0 of the proximal term, or the diagonal of Λ, shape (N,), > 0.
         cg_steps: most curvature products.
         cg_tolerance: relative residual at which the solve stops.
         curvature: "hessian", or "gauss_newton" where λ is so small that I + H/λ would be indefinite.
         products: a key of ``PRODUCTS``.
 
     Raises:
-        ValueError: if λ ≤ 0, a name is unknown, or the Gauss-Newton product lacks its callable.
+        ValueError: if a λ ≤ 0, a name is unknown, or the Gauss-Newton product lacks its callable.
         Unsupported: if ``products`` is "replay" and the network uses an operation that it does not know.
     """
-    if lam <= 0:
-        raise ValueError(f"expected lam > 0 for the implicit gradient, found {lam}")
+    smallest = lam if isinstance(lam, float | int) else float(lam.min())
+    if not smallest > 0:
+        raise ValueError(f"expected lam > 0 for the implicit gradient, found {smallest}")
     if curvature not in CURVATURES:
         raise ValueError(f"expected a curvature out of {', '.join(CURVATURES)}, found {curvature!r}")
     exact = curvature == "hessian"
@@ -153,7 +166,8 @@ def implicit_gradient(
     if not exact and in_logits is None:
         raise ValueError("the Gauss-Newton product needs logit_curvature in the task, found none")
     linearise = _linearise(products)
-    first, phi, _ = _run(task, theta, inner)
+    descent = _run(task, theta, inner)
+    phi = descent.phi
 
     leaves = detach(phi, requires_grad=True)
 
@@ -167,8 +181,8 @@ def implicit_gradient(
 
     def bend(vector: Tensor) -> Tensor:
         if in_logits is None or exact:
-            return support.hessian(vector) / lam
-        return support.gauss_newton(in_logits, vector) / lam
+            return support.hessian(vector)
+        return support.gauss_newton(in_logits, vector)
 
     def bend_and_inputs(vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if in_logits is None or exact:
@@ -178,35 +192,41 @@ def implicit_gradient(
     def only_adapting(vector: Tensor) -> Tensor:
         return vector if inner.mask is None else vector * inner.mask
 
+    root = lam**0.5
     solution = conjugate_gradient(
-        lambda vector: vector + only_adapting(bend(vector)),
-        only_adapting(right_hand_side),
+        lambda vector: vector + only_adapting(bend(vector / root)) / root,
+        only_adapting(right_hand_side) / root,
         steps=cg_steps,
         tolerance=cg_tolerance,
     )
-    gradient = solution.value
+    x = solution.value / root
+    gradient = root * solution.value
     if task.support_inputs:
-        bent, mixed = bend_and_inputs(gradient)
-        by_inputs = _minus(by_inputs, mixed, lam)
+        bent, mixed = bend_and_inputs(x)
+        by_inputs = _plus(by_inputs, mixed, -1.0)
     elif inner.mask is not None:
-        bent = lam * bend(gradient)
+        bent = bend(x)
     if inner.mask is not None:
-        gradient = gradient + (1 - inner.mask) * (right_hand_side - bent / lam)
-    end_norm = slope(inner, flatten(theta.values()), flatten(phi.values()), support.gradient).norm()
-    first = first or (support.loss, end_norm)
-    diagnostics = _diagnostics(first, support.loss, query_loss, gradient, end_norm) | {
+        gradient = gradient + (1 - inner.mask) * (right_hand_side - bent)
+    start, end = flatten(theta.values()), flatten(phi.values())
+    end_norm = slope(inner, start, end, support.gradient).norm()
+    descent = replace(descent, first=descent.first or (support.loss, end_norm), last_norm=end_norm)
+    diagnostics = _diagnostics(theta, inner, descent, support.loss, query_loss, gradient)
+    if inner.tolerance:
+        diagnostics["unsolved"] = float(not diagnostics["stationarity"] <= inner.tolerance)
+    diagnostics |= {
         "cg_residual": solution.residual,
         "cg_iterations": float(solution.iterations),
         "smallest_curvature": solution.smallest_curvature,
         "cg_negative_curvature": float(solution.outcome is Outcome.NEGATIVE_CURVATURE),
     }
-    return MetaGradient(gradient, detach(phi), diagnostics, found, query_after, solution, by_inputs)
+    by_strengths = (start - end) * x
+    return MetaGradient(gradient, detach(phi), diagnostics, found, query_after, solution, by_inputs, by_strengths)
 
 
 def first_order_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
     """First-order MAML: d L_query / dθ ≈ ∇L_query(φ), the limit of the implicit gradient for λ → ∞."""
-    first, phi, last_norm = _run(task, theta, inner)
-    return _with_query(task, theta, phi, first, last_norm)
+    return _with_query(task, theta, inner, _run(task, theta, inner))
 
 
 def unrolled_gradient(
@@ -244,19 +264,21 @@ def unrolled_gradient(
     start = flatten(theta.values()).detach()
     phi, state = start, initial_state(inner, start)
     history: list[tuple[Tensor, Tensor, State, Linearisation | None]] = []
-    first, last_norm = None, None
+    first, last_norm, taken = None, None, 0
     for count in range(1, inner.steps + 1):
         support = None if checkpoint else linearised(phi)
         here = evaluate(at(phi, theta)) if support is None else Evaluation(support.loss, support.gradient, None)
         last_norm = slope(inner, start, phi, here.gradient).norm()
-        first = first or (here.loss, last_norm)
+        if inner.tolerance and first is not None and last_norm <= inner.tolerance * first[1]:
+            break
+        first, taken = first or (here.loss, last_norm), count
         history.append((phi, here.gradient, state, support))
         phi, state = update(inner, count, start, phi, here.gradient, state)
-    result = _with_query(task, theta, unflatten(phi, theta), first, last_norm)
+    result = _with_query(task, theta, inner, _Descent(unflatten(phi, theta), first, last_norm, taken))
 
     by_phi, by_state, by_theta = result.gradient, initial_state(inner, start), torch.zeros_like(start)
     by_inputs = result.by_inputs
-    for count in range(inner.steps, 0, -1):
+    for count in range(taken, 0, -1):
         phi, gradient, state, support = history.pop()
         inputs = [vector.detach().requires_grad_() for vector in (start, phi, gradient, *state)]
         with torch.enable_grad():
@@ -267,7 +289,7 @@ def unrolled_gradient(
         support = support or linearised(phi)
         if task.support_inputs:
             bent, mixed = support.hessian_and_inputs(by_gradient)
-            by_inputs = _minus(by_inputs, mixed, -1.0)
+            by_inputs = _plus(by_inputs, mixed, 1.0)
         else:
             bent = support.hessian(by_gradient)
         by_phi = by_phi + bent
@@ -281,6 +303,8 @@ def unrolled_gradient(
 def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
     """Reptile: (θ - φ) / (lr · K), for SGD the mean of the K gradients on the way [Nichol et al. 2018, section 3].
 
+    K is the number of steps that were taken.
+
     No query enters; the query loss is measured all the same, for curves.
 
     Raises:
@@ -288,14 +312,13 @@ def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGra
     """
     if not inner.steps:
         raise ValueError("expected at least one inner step for Reptile, found 0")
-    first, phi, last_norm = _run(task, theta, inner)
-    way = flatten(theta[name] - phi[name] for name in theta) / (inner.lr * inner.steps)
+    descent = _run(task, theta, inner)
+    phi = descent.phi
+    way = flatten(theta[name] - phi[name] for name in theta) / (inner.lr * descent.steps)
     with torch.no_grad():
         support_loss, found = task.objective(phi)
         query_loss, query_after = task.query(phi, found)
-    assert first is not None
-    assert last_norm is not None
-    diagnostics = _diagnostics(first, support_loss, query_loss, way, last_norm)
+    diagnostics = _diagnostics(theta, inner, descent, support_loss, query_loss, way)
     # What the inner loop leaves alone has gone no way.
     by_inputs = tuple(torch.zeros_like(c) for c in (*task.support_inputs, *task.query_inputs))
     return MetaGradient(way, detach(phi), diagnostics, cut(found), query_after, by_inputs=by_inputs)
@@ -303,40 +326,40 @@ def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGra
 
 def trial(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
     """What ``task.query`` returns at θ and at φ: (before, after), without a meta-gradient; used for validation."""
-    _, phi, _ = _run(task, theta, inner)
+    phi = _run(task, theta, inner).phi
     with torch.no_grad():
         before, after = (task.query(detach(p), task.support(detach(p))[1]) for p in (theta, phi))
     return before, after
 
 
-_First = tuple[Tensor, Tensor]
-"""Support loss and gradient norm at θ."""
+@dataclass(frozen=True)
+class _Descent:
+    """The inner loop: φ; support loss and gradient norm at θ (None without a step); the last gradient's norm; steps."""
+
+    phi: Parameters
+    first: tuple[Tensor, Tensor] | None
+    last_norm: Tensor | None
+    steps: int
 
 
-def _run(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[_First | None, Parameters, Tensor | None]:
-    """The inner loop: what its first step found (None if there was none), φ, and the last gradient's norm."""
-    phi, first, norm = detach(theta), None, None
-    for step in descend(task.evaluation(), theta, inner):
+def _run(task: Task, theta: Parameters, inner: InnerLoop) -> _Descent:
+    phi, first, norm, count = detach(theta), None, None, 0
+    for count, step in enumerate(descend(task.evaluation(), theta, inner), 1):  # noqa: B007
         phi, norm = step.parameters, step.gradient_norm
         first = first or (step.before.loss, norm)
-    return first, phi, norm
+    return _Descent(phi, first, norm, count)
 
 
-def _with_query(
-    task: Task, theta: Parameters, phi: Parameters, first: _First | None, last_norm: Tensor | None
-) -> MetaGradient:
-    """∇L_query(φ), and the diagnostics of a run that ended in φ."""
-    leaves = detach(phi, requires_grad=True)
+def _with_query(task: Task, theta: Parameters, inner: InnerLoop, descent: _Descent) -> MetaGradient:
+    """∇L_query(φ), and the diagnostics of a descent that ended in φ."""
+    leaves = detach(descent.phi, requires_grad=True)
     with torch.set_grad_enabled(task.query_reads_support):
         support_loss, found = task.objective(leaves)
     with torch.enable_grad():
         query_loss, query_after = task.query(leaves, found)
         gradient, by_inputs = _slopes(task, query_loss, leaves)
-    support_loss, query_loss = support_loss.detach(), query_loss.detach()
-    nothing = support_loss.new_tensor(float("nan"))
-    first = first or (support_loss, nothing)
-    diagnostics = _diagnostics(first, support_loss, query_loss, gradient, nothing if last_norm is None else last_norm)
-    return MetaGradient(gradient, detach(phi), diagnostics, cut(found), query_after, by_inputs=by_inputs)
+    diagnostics = _diagnostics(theta, inner, descent, support_loss.detach(), query_loss.detach(), gradient)
+    return MetaGradient(gradient, detach(descent.phi), diagnostics, cut(found), query_after, by_inputs=by_inputs)
 
 
 def _slopes(
@@ -348,10 +371,10 @@ def _slopes(
     return flatten(rows[: len(leaves)]), rows[len(leaves) :]
 
 
-def _minus(by_inputs: tuple[Tensor, ...], mixed: tuple[Tensor, ...], divisor: float) -> tuple[Tensor, ...]:
-    """The mixed products, which are there for the support's inputs alone, taken off, each divided by a number."""
+def _plus(by_inputs: tuple[Tensor, ...], mixed: tuple[Tensor, ...], factor: float) -> tuple[Tensor, ...]:
+    """The mixed products, which are there for the support's inputs alone, added times a factor."""
     count = len(mixed)
-    return (*(c - m / divisor for c, m in zip(by_inputs, mixed, strict=False)), *by_inputs[count:])
+    return (*(c + factor * m for c, m in zip(by_inputs, mixed, strict=False)), *by_inputs[count:])
 
 
 def _linearise(products: str) -> Callable[..., Linearisation]:
@@ -361,12 +384,20 @@ def _linearise(products: str) -> Callable[..., Linearisation]:
 
 
 def _diagnostics(
-    first: _First, support_loss: Tensor, query_loss: Tensor, gradient: Tensor, end_norm: Tensor
+    theta: Parameters, inner: InnerLoop, descent: _Descent, support_loss: Tensor, query_loss: Tensor, gradient: Tensor
 ) -> dict[str, float]:
+    nothing = support_loss.new_tensor(float("nan"))
+    before, norm_before = descent.first or (support_loss, nothing)
+    norm = nothing if descent.last_norm is None else descent.last_norm
+    start = flatten(theta.values())
+    way = flatten(descent.phi.values()) - start
+    adapting = start if inner.mask is None else start * inner.mask
     return {
-        "support_loss_before": first[0].item(),
+        "support_loss_before": before.item(),
         "support_loss_after": support_loss.item(),
         "query_loss_after": query_loss.item(),
         "gradient_norm": gradient.norm().item(),
-        "stationarity": (end_norm / first[1]).item(),
+        "stationarity": (norm / norm_before).item(),
+        "inner_steps": float(descent.steps),
+        "moved": (way.norm() / adapting.norm()).item(),
     }

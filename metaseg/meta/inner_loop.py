@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -26,15 +26,18 @@ PIECE = 1 << 17
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """Settings of the descent on L(φ) + λ/2 ‖φ - θ‖² that starts at θ [paper eq. 1].
+    """Settings of the descent on L(φ) + ½ (φ - θ)ᵀ Λ (φ - θ) that starts at θ; with Λ = λ I, the paper's eq. 1.
 
     Attributes:
         optimizer: "sgd", "momentum" (heavy ball, 0.9) or "adam" (0.9, 0.999).
         lr: learning rate, > 0.
-        steps: number of steps, ≥ 0.
+        steps: most steps, ≥ 0.
         lam: strength λ of the proximal term, ≥ 0; 0 leaves it out.
+        tolerance: `descend` stops where the gradient of the objective is at most this share of its norm at θ, ≥ 0; 0
+            takes all steps.
         schedule: "constant", or "cosine": lr rises over the first `WARMUP` steps and falls to 0 over all of them.
         rates: shape (N,), ≥ 0: multiplier of each parameter's steps; those with 0 stay at θ. None: 1 for all.
+        strengths: shape (N,), ≥ 0: the diagonal of Λ. None: λ for all.
 
     Raises:
         ValueError: on a value outside these ranges.
@@ -45,7 +48,9 @@ class InnerLoop:
     steps: int = 5
     lam: float = 0.0
     schedule: str = "constant"
+    tolerance: float = 0.0
     rates: Tensor | None = field(default=None, compare=False, repr=False)
+    strengths: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -54,6 +59,8 @@ class InnerLoop:
             raise ValueError(f"expected a schedule out of {', '.join(SCHEDULES)}, found {self.schedule!r}")
         if self.lr <= 0 or self.steps < 0 or self.lam < 0:
             raise ValueError(f"expected lr > 0, steps >= 0 and lam >= 0, found {self}")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"expected a tolerance from 0 to below 1, found {self.tolerance}")
 
     @cached_property
     def mask(self) -> Tensor | None:
@@ -61,11 +68,6 @@ class InnerLoop:
         if self.rates is None or bool((self.rates > 0).all()):
             return None
         return (self.rates > 0).to(self.rates)
-
-    def step(self, count: int, direction: Tensor) -> Tensor:
-        """The step number ``count`` (from 1), shape (N,), against a direction of shape (N,)."""
-        lr = self.lr_at(count)
-        return lr * direction if self.rates is None else lr * self.rates * direction
 
     def lr_at(self, count: int) -> float:
         """The learning rate of step number ``count`` (from 1)."""
@@ -97,7 +99,7 @@ def initial_state(loop: InnerLoop, theta: Tensor) -> State:
 
 
 def slope(loop: InnerLoop, theta: Tensor, phi: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of L(φ) + λ/2 ‖φ - θ‖² in the parameters that adapt, shape (N,).
+    """∇L(φ) + Λ (φ - θ) in the parameters that adapt, shape (N,).
 
     Args:
         loop: the settings.
@@ -105,7 +107,9 @@ def slope(loop: InnerLoop, theta: Tensor, phi: Tensor, gradient: Tensor) -> Tens
         phi: φ, shape (N,).
         gradient: ∇L(φ) of the support loss alone, shape (N,).
     """
-    if loop.lam:
+    if loop.strengths is not None:
+        gradient = torch.addcmul(gradient, loop.strengths, phi - theta)
+    elif loop.lam:
         gradient = gradient + loop.lam * (phi - theta)
     return gradient if loop.mask is None else gradient * loop.mask
 
@@ -123,22 +127,25 @@ def update(
         gradient: ∇L(φ) of the support loss alone, shape (N,).
         state: the moments before the step.
     """
-    return _move(loop, count, phi, slope(loop, theta, phi, gradient), state)
+    return _move(loop, count, phi, slope(loop, theta, phi, gradient), state, loop.rates)
 
 
-def _move(loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
-    """`update` by a gradient that is the `slope` already."""
+def _move(
+    loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, state: State, rates: Tensor | None
+) -> tuple[Tensor, State]:
+    """`update` by a gradient that is the `slope` already, of those parameters that ``rates`` are of."""
+    lr = loop.lr_at(count) if rates is None else loop.lr_at(count) * rates
     if loop.optimizer == "sgd":
-        return phi - loop.step(count, gradient), state
+        return phi - lr * gradient, state
     if loop.optimizer == "momentum":
         heavy = 0.9 * state[0] + gradient
-        return phi - loop.step(count, heavy), (heavy,)
+        return phi - lr * heavy, (heavy,)
     first = 0.9 * state[0] + 0.1 * gradient
     second = 0.999 * state[1] + 0.001 * gradient * gradient
     # ε stands inside the root, unlike in torch.optim.Adam: the root's derivative at a zero gradient is then finite,
     # which MAML's second derivatives need.
     direction = first / (1 - 0.9**count) / (second / (1 - 0.999**count) + 1e-16).sqrt()
-    return phi - loop.step(count, direction), (first, second)
+    return phi - lr * direction, (first, second)
 
 
 def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, state: State) -> Tensor:
@@ -161,7 +168,7 @@ def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, 
     vectors = [vector.split(size) for vector in (after, phi, downhill, *state)]
     rates = [None] * len(vectors[0]) if loop.rates is None else loop.rates.split(size)
     for rate, target, here, gradient, *moments in zip(rates, *vectors, strict=True):
-        moved, new = _move(replace(loop, rates=rate), count, here, gradient, tuple(moments))
+        moved, new = _move(loop, count, here, gradient, tuple(moments), rate)
         for old, value in zip((target, *moments), (moved, *new), strict=True):
             old.copy_(value)
     return after
@@ -231,7 +238,7 @@ class Step:
     Attributes:
         parameters: φ after the step.
         before: the support loss at φ before the step, without the proximal term.
-        gradient_norm: ‖∇L(φ) + λ(φ - θ)‖ at φ before the step, over the parameters that adapt.
+        gradient_norm: ‖∇L(φ) + Λ(φ - θ)‖ at φ before the step, over the parameters that adapt.
     """
 
     parameters: Parameters
@@ -240,7 +247,11 @@ class Step:
 
 
 def descend(evaluate: Evaluate, theta: Parameters, loop: InnerLoop) -> Iterator[Step]:
-    """Yield every step of the inner loop; ``evaluate`` is called once per step."""
+    """Yield every step of the inner loop; ``evaluate`` is called once per step.
+
+    With a tolerance, the last evaluation is the one that finds φ good enough: no step follows it.
+    """
+    bound = None
     with torch.no_grad():
         start = flatten(theta.values())
         phi, state = start, initial_state(loop, start)
@@ -248,8 +259,12 @@ def descend(evaluate: Evaluate, theta: Parameters, loop: InnerLoop) -> Iterator[
         before = evaluate(at(phi, theta))
         with torch.no_grad():
             downhill = slope(loop, start, phi, before.gradient)
+            norm = downhill.norm()
+            if loop.tolerance and bound is not None and norm <= bound:
+                return
+            bound = loop.tolerance * norm if bound is None else bound
             phi = update_in_place(loop, count, phi, downhill, state)
-        yield Step(unflatten(phi, theta), before, downhill.norm())
+        yield Step(unflatten(phi, theta), before, norm)
 
 
 def at(vector: Tensor, like: Parameters) -> Parameters:

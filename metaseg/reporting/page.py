@@ -66,6 +66,7 @@ def render(
         trivial=TRIVIAL,
         capsule=capsule_facts(parts),
         weights=weights_of(runs, parts),
+        strengths=strengths_of(runs),
         initial=[_initial(group, titles) | {"pictures": pictures} for group, pictures in starts],
         datasets=datasets,
         others=_others(runs, parts, titles),
@@ -114,6 +115,15 @@ def weights_of(runs: Sequence[Run], parts: Sequence[Part]) -> list[dict[str, str
         if run.weights is not None:
             systems.setdefault(tuple(run.weights.items()), []).extend(rows.get(run.name, [run.learner]))
     return [{**dict(record), "systems": ", ".join(dict.fromkeys(names))} for record, names in systems.items()]
+
+
+def strengths_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The learned proximal strengths of each run that has any, the strongest first: (layer or part, λ)."""
+    learned = {run.name: run.result["lambda"] for run in runs if run.result.get("lambda")}
+    return [
+        {"run": name, "rows": [(group, f"{lam:.3g}") for group, lam in sorted(of.items(), key=lambda pair: -pair[1])]}
+        for name, of in learned.items()
+    ]
 
 
 def _part(part: Part, titles: Mapping[str, str]) -> dict[str, Any]:

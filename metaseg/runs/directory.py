@@ -151,8 +151,8 @@ class RunDirectory:
         """Write result.json: settings, targets, scratch, versions, commit, hardware, wall seconds, peak memory.
 
         `targets` maps a target's name to its scores, all as fractions in [0, 1]: dsc and dsc_before (each with mean,
-        low, high, level), pooled_dsc, iou, images, draws, trivial (Dice of each trivial baseline), and curve (steps,
-        dsc, low, high over adaptation steps).
+        low, high, level), dsc_inner (after the inner problem alone, of learners that have one), pooled_dsc, iou,
+        images, draws, trivial (Dice of each trivial baseline), and curve (steps, dsc, low, high over adaptation steps).
         """
         known = {key: result[key] for key in _RESULT_ORDER if key in result}
         others = {key: result[key] for key in sorted(set(result) - set(_RESULT_ORDER))}

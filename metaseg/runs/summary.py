@@ -31,6 +31,8 @@ def print_summary(result: Mapping[str, Any], run: RunDirectory, console: Console
     console = console or Console(highlight=False)
     for target, scores in result["targets"].items():
         console.print(_table(target, scores, result.get("scratch", {}).get(target)))
+    if "lambda" in result:
+        console.print(_strengths(result["lambda"]))
     paths = [("checkpoint", checkpoint_of(run)), ("scores", run.per_image), ("result", run.result)]
     paths += [("overlays", run.overlays(target)) for target in result["targets"]]
     paths += [("curves", run.learning_curves)]
@@ -48,6 +50,16 @@ def checkpoint_of(run: RunDirectory) -> Path | None:
     return (best or found)[-1] if found else None
 
 
+def _strengths(learned: Mapping[str, float]) -> Table:
+    """The learned proximal strengths, the strongest first: what is held most stands on top."""
+    table = Table(title="held to theta", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", min_width=36)
+    table.add_column("lambda", justify="right", min_width=8)
+    for name, value in sorted(learned.items(), key=lambda pair: -pair[1]):
+        table.add_row(name, f"{value:.3g}")
+    return table
+
+
 def _table(target: str, scores: Mapping[str, Any], scratch: Any) -> Table:
     images, draws = scores.get("images"), scores.get("draws")
     counts = ", ".join(
@@ -63,6 +75,7 @@ def _table(target: str, scores: Mapping[str, Any], scratch: Any) -> Table:
     table.add_column(f"{100 * level:.0f} % interval", justify="right", min_width=14)
     rows = [
         ("before adaptation", scores.get("dsc_before")),
+        ("after the inner problem alone", scores.get("dsc_inner")),
         ("after adaptation", scores.get("dsc")),
         ("trained from scratch on the support", scratch),
     ]

@@ -106,6 +106,8 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
             (
                 lines("Relative residual of conjugate gradient", "train/cg_residual"),
                 lines("Stationarity of the inner loop", "train/stationarity"),
+                lines("Inner steps taken", "train/inner_steps"),
+                lines("Share of inner problems not solved, or not moved", "train/unsolved", "train/still"),
                 lines("Norm of the meta-gradient", "train/gradient_norm"),
                 lines("Smallest curvature met", "train/smallest_curvature"),
                 lines("Curvature products a solve", "train/cg_iterations"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from metaseg.data.batches import Episode
@@ -15,6 +16,7 @@ from metaseg.learners.base import Learner, require_gradients
 from metaseg.meta.vectors import Parameters, flatten, unflatten
 from metaseg.networks.functional import update_running
 from metaseg.training.network_module import NetworkModule
+from metaseg.training.tally import Tally, still
 
 
 class MetaTraining(NetworkModule):
@@ -32,6 +34,7 @@ class MetaTraining(NetworkModule):
         self.settings = settings
         self._learner = (learner,)  # in a tuple: as a module of its own it would double the names in checkpoints
         self._validation: list[Tensor] = []
+        self._tally = Tally()
 
     @property
     def learner(self) -> Learner:
@@ -44,30 +47,69 @@ class MetaTraining(NetworkModule):
         learner.outer_step = self.global_step
         theta = learner.theta()
         total = torch.zeros(())
+        self._measure_curvature(batch)
         for episode in batch:
             result = learner.meta_gradient(theta, episode)
-            numbers = result.diagnostics | {"query_dice_after": _dice(result.query_after, episode.query_masks)}
+            numbers = result.diagnostics | still(result.diagnostics)
+            numbers["query_dice_after"] = _dice(result.query_after, episode.query_masks)
+            by_strengths = result.gradient.new_zeros(0) if result.by_strengths is None else result.by_strengths
             like = {f"{layer} {part}": value for layer, pair in result.found.items() for part, value in enumerate(pair)}
             row = torch.tensor([1.0, *numbers.values()], device=self.device)
             # Sums are taken as they come, so that no task's graph outlives it.
-            total = torch.cat([row, *(value.reshape(-1) for value in like.values()), result.gradient]) + total.to(row)
+            found = [value.reshape(-1) for value in like.values()]
+            total = torch.cat([row, *found, by_strengths, result.gradient]) + total.to(row)
         total = self._reduce(total)
         means = total[1:] / total[0]
-        split = [len(numbers), means.numel() - len(numbers) - result.gradient.numel(), result.gradient.numel()]
-        logged, statistics, gradient = means.split(split)
+        count = sum(value.numel() for value in like.values())
+        split = [len(numbers), count, by_strengths.numel(), result.gradient.numel()]
+        logged, statistics, by_strengths, gradient = means.split(split)
         if not torch.isfinite(gradient).all():
             raise MetasegError(
                 f"The gradient of outer step {self.global_step} is not finite over {int(total[0])} tasks; lower "
                 "learner.inner.lr or learner.optimizer.lr."
             )
-        self._step(gradient)
+        self._step(gradient, by_strengths)
         learner.outer_step = self.global_step
         mean = unflatten(statistics, like)
         update_running(self.network, {layer: (mean[f"{layer} 0"], mean[f"{layer} 1"]) for layer in result.found})
-        self.log_dict({f"train/{name}": value for name, value in zip(numbers, logged, strict=True)}, batch_size=1)
-        self.log("loss", logged[list(numbers).index("query_loss_after")], prog_bar=True, logger=False, batch_size=1)
+        told = dict(zip(numbers, logged.tolist(), strict=True))
+        self._tally.add(float(total[0]), told)
+        learned = {} if learner.strengths is None else learner.strengths.table()
+        told |= {f"lambda/{name}": value for name, value in learned.items()}
+        self.log_dict({f"train/{name}": value for name, value in told.items()}, batch_size=1)
+        self.log("loss", told["query_loss_after"], prog_bar=True, logger=False, batch_size=1)
 
-    def _step(self, gradient: Tensor) -> None:
+    def _measure_curvature(self, batch: list[Episode]) -> None:
+        """Every so many outer steps: the largest curvature that the inner problems of this step have at θ."""
+        learner = self.learner
+        if not learner.bound_every or (learner.inner_curvature and self.global_step % learner.bound_every):
+            return
+        largest = torch.tensor(max(learner.curvature_of(episode) for episode in batch), device=self.device)
+        if self._trainer is not None and self.trainer.world_size > 1:
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        learner.inner_curvature = float(largest)
+
+    def on_train_end(self) -> None:
+        """Warn, once, where inner problems were not solved or moved nothing."""
+        for words in self._tally.warnings(self.learner.inner):
+            rank_zero_warn(words)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As `NetworkModule`, and what is known of the inner problem."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["inner_problem"] = self.learner.inner_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As `NetworkModule`, and what is known of the inner problem.
+
+        Raises:
+            MetasegError: as there, or if the checkpoint has other learned strengths.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.learner.take_over(checkpoint)
+
+    def _step(self, gradient: Tensor, by_strengths: Tensor) -> None:
+        strengths = self.learner.strengths
         parameters: Parameters = dict(self.network.named_parameters())
         pieces = {name: piece for name, piece in unflatten(gradient, parameters).items() if self.learner.learns(name)}
         scale = gradient.new_ones(())
@@ -75,6 +117,8 @@ class MetaTraining(NetworkModule):
             scale = (self.learner.outer["clip_norm"] / flatten(pieces.values()).norm()).clamp(max=1.0)
         for name, piece in pieces.items():
             parameters[name].grad = scale * piece
+        if strengths is not None:
+            strengths.logarithms.grad = by_strengths.to(strengths.logarithms)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:
@@ -82,6 +126,8 @@ class MetaTraining(NetworkModule):
             group["lr"] = self.learner.outer["lr"] * group.get("rate", 1.0) * self._schedule()
         optimizer.step()
         optimizer.zero_grad()
+        if strengths is not None:
+            strengths.clamp()
 
     def _schedule(self) -> float:
         """The share of the outer learning rate that is due: a function of the step alone, so there is no state."""
@@ -124,13 +170,21 @@ class MetaTraining(NetworkModule):
         self.log("dice", dice_after, prog_bar=True, logger=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over θ [paper, section 4], without what is frozen; one group of parameters for each rate."""
+        """Adam over θ [paper, section 4], without what is frozen; one group of parameters for each rate.
+
+        Learned strengths are the last group, at a rate of their own and without weight decay.
+        """
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.network.named_parameters():
             if self.learner.learns(name):
                 groups.setdefault(self.learner.outer_rates.by_name[name], []).append(parameter)
+        chosen: list[dict[str, Any]] = [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
+        strengths = self.learner.strengths
+        if strengths is not None:
+            rate = strengths.lr / self.learner.outer["lr"]
+            chosen.append({"params": [strengths.logarithms], "rate": rate, "weight_decay": 0.0})
         return torch.optim.Adam(
-            [{"params": parameters, "rate": rate} for rate, parameters in groups.items()],
+            chosen,
             lr=self.learner.outer["lr"],
             weight_decay=self.learner.outer["weight_decay"],
         )

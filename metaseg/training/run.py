@@ -113,6 +113,8 @@ def carry_out(
             return None
         result = test(settings, learner, data, directory, loggers)
         result["settings"], result["data"] = settings, data.provenance()
+        if learner.strengths is not None:
+            result["lambda"] = learner.strengths.table()
         result["start"] = begin_at or str(checkpoint)
         result["compute"] = directory.read_compute()
         result["weights"] = None if learner.weights is None else learner.weights.to_dict()

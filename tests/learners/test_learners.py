@@ -305,8 +305,8 @@ def test_a_cosine_schedule_ends_near_zero():
     rates = []
     original = training._step
 
-    def step(gradient):
-        original(gradient)
+    def step(*gradients):
+        original(*gradients)
         rates.append(training.optimizers().param_groups[0]["lr"])
 
     training._step = step

@@ -257,3 +257,114 @@ def test_reptile_follows_the_mean_of_the_inner_gradients():
     torch.testing.assert_close(found.gradient, -target * (1 - 0.9**3) / 0.3)
     with pytest.raises(ValueError, match="at least one inner step"):
         reptile_gradient(task, theta, InnerLoop("sgd", 0.1, 0))
+
+
+def solved(task, theta, strengths, adapting, near):
+    """φ of the inner problem with a strength for each parameter, to rounding: Newton's method from a point nearby."""
+    start, phi = flatten(theta.values()), flatten(near.values())
+    phi = torch.where(adapting, phi, start)
+
+    def objective(vector):
+        return task.objective(unflatten(vector, theta))[0] + 0.5 * (strengths * (vector - start) ** 2).sum()
+
+    for _ in range(4):
+        hessian = torch.func.hessian(objective)(phi)[adapting][:, adapting]
+        step = torch.linalg.solve(hessian, torch.func.grad(objective)(phi)[adapting])
+        phi = phi.index_put((adapting,), phi[adapting] - step)
+    return unflatten(phi, theta)
+
+
+def linear_task(seed=4):
+    """A network that is linear in its parameters under a convex loss: Gauss-Newton is its Hessian."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, u, y, v = draw(9, 4), draw(6, 4), (draw(9) > 0).double(), (draw(6) > 0).double()
+    theta = {"w1": draw(4), "b1": draw(1), "w2": draw(4)}
+
+    def predict(parameters, inputs):
+        return inputs @ parameters["w1"] + inputs.square() @ parameters["w2"] + parameters["b1"]
+
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def curvature(logits, vector):
+        p = logits.sigmoid()
+        return p * (1 - p) * vector / logits.numel()
+
+    return Task(
+        lambda parameters: (predict(parameters, x), None),
+        lambda logits: loss(logits, y),
+        lambda parameters, _: (loss(predict(parameters, u), v), None),
+        curvature,
+    ), theta
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("make", "curvature"), [(network_task, "hessian"), (linear_task, "gauss_newton")])
+def test_one_solve_gives_the_derivative_by_theta_and_by_every_strength(make, curvature, frozen):
+    """Against central differences of the solved inner problem, a strength for each of three tensors."""
+    task, theta = make()
+    sizes = torch.tensor([value.numel() for value in theta.values()])
+    strengths = torch.tensor([4.0, 0.5, 2.0], dtype=torch.float64)
+    rates = torch.ones(int(sizes.sum()), dtype=torch.float64)
+    if frozen:
+        rates[:3], rates[-2:] = 0, 0.5
+    each = strengths.repeat_interleave(sizes)
+    inner = InnerLoop("momentum", 0.2, 4000, tolerance=1e-12, rates=rates, strengths=each)
+    found = implicit_gradient(task, theta, inner, lam=each, cg_steps=60, cg_tolerance=1e-13, curvature=curvature)
+    assert found.diagnostics["stationarity"] < 1e-11
+
+    def of_theta(vector):
+        return task.query(solved(task, unflatten(vector, theta), each, rates > 0, found.adapted), None)[0]
+
+    def of_strengths(values):
+        each = values.repeat_interleave(sizes)
+        return task.query(solved(task, theta, each, rates > 0, found.adapted), None)[0]
+
+    by_theta = central_differences(of_theta, flatten(theta.values()))
+    torch.testing.assert_close(found.gradient, by_theta, rtol=1e-6, atol=1e-9)
+    by_group = torch.stack([piece.sum() for piece in found.by_strengths.split(sizes.tolist())])
+    expected = central_differences(of_strengths, strengths)
+    torch.testing.assert_close(by_group, expected, rtol=1e-6, atol=1e-9)
+    assert expected.abs().min() > 1e-6
+
+
+def test_one_strength_for_all_is_the_scalar_lambda():
+    task, theta = network_task()
+    settings = {"cg_steps": 40, "cg_tolerance": 1e-12}
+    scalar = implicit_gradient(task, theta, InnerLoop("sgd", 0.05, 30, 3.0), lam=3.0, **settings)
+    each = torch.full((20,), 3.0, dtype=torch.float64)
+    vector = implicit_gradient(task, theta, InnerLoop("sgd", 0.05, 30, strengths=each), lam=each, **settings)
+    torch.testing.assert_close(vector.gradient, scalar.gradient)
+    torch.testing.assert_close(vector.by_strengths, scalar.by_strengths)
+
+
+def test_strengths_that_are_not_positive_are_refused():
+    task, theta = network_task()
+    each = torch.ones(20, dtype=torch.float64).index_fill(0, torch.tensor([3]), 0)
+    with pytest.raises(ValueError, match="lam > 0"):
+        implicit_gradient(task, theta, InnerLoop(), lam=each, cg_steps=1, cg_tolerance=0)
+
+
+@pytest.mark.parametrize("method", [first_order_gradient, unrolled_gradient, reptile_gradient])
+def test_the_inner_loop_ends_where_its_tolerance_is_reached(method):
+    task, theta = network_task()
+    free = InnerLoop("sgd", 0.05, 500, 3.0)
+    loop = dataclasses.replace(free, tolerance=0.05)
+    found = method(task, theta, loop)
+    taken = int(found.diagnostics["inner_steps"])
+    assert 1 < taken < 500
+    same = method(task, theta, dataclasses.replace(free, steps=taken))
+    assert all(torch.equal(found.adapted[name], same.adapted[name]) for name in theta)
+    assert torch.equal(found.gradient, same.gradient)
+    # One step fewer is not enough.
+    fewer = implicit_gradient(
+        task, theta, dataclasses.replace(loop, steps=taken - 1), lam=3.0, cg_steps=1, cg_tolerance=0
+    )
+    assert fewer.diagnostics["unsolved"] == 1
+    assert fewer.diagnostics["stationarity"] > 0.05
+    enough = implicit_gradient(task, theta, loop, lam=3.0, cg_steps=1, cg_tolerance=0)
+    assert enough.diagnostics["unsolved"] == 0
+    assert enough.diagnostics["stationarity"] <= 0.05

@@ -20,7 +20,7 @@ from metaseg.evaluation.intervals import bootstrap_interval, holm
 from metaseg.reporting.cells import blocks
 from metaseg.reporting.differences import initial_weights, settings_of
 from metaseg.reporting.exports import escaped, markdown, signed
-from metaseg.reporting.page import weights_of
+from metaseg.reporting.page import strengths_of, weights_of
 from metaseg.reporting.runs import read_runs
 from metaseg.runs.tables import load_table
 
@@ -302,6 +302,20 @@ def test_initial_weights_are_set_against_each_other(runs):
     assert main([str(runs)]) == 0
     assert (runs / "report" / "figures" / "initial_imaml_5shot_isic.png").stat().st_size > 0
     assert "from different initial weights: imaml, ISIC-2018, 5 shots" in (runs / "report" / "index.html").read_text()
+
+
+def test_learned_strengths_are_listed_from_what_holds_still_to_what_moves(runs):
+    assert strengths_of(read_runs(runs).runs) == []
+    assert main([str(runs)]) == 0
+    assert "Learned proximal strengths" not in (runs / "report" / "index.html").read_text()
+    path = next(runs.rglob("result.json"))
+    learned = {"head": 0.25, "decoder": 40.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lambda": learned}))
+    (one,) = strengths_of(read_runs(runs).runs)
+    assert one["rows"] == [("decoder", "40"), ("head", "0.25")]
+    assert path.parent.as_posix().endswith(one["run"])
+    assert main([str(runs)]) == 0
+    assert "Learned proximal strengths" in (runs / "report" / "index.html").read_text()
 
 
 def test_pre_trained_weights_are_named_with_their_systems(runs):

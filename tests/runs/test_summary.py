@@ -54,6 +54,17 @@ def test_summary_reads_well_where_there_is_no_terminal(run):
     assert len(ends) == 1
 
 
+def test_learned_strengths_and_the_inner_problem_have_their_place(run):
+    out = io.StringIO()
+    isic = RESULT["targets"]["isic"] | {"dsc_inner": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+    result = {"targets": {"isic": isic}, "lambda": {"head": 0.25, "decoder.first": 12.345, "decoder.last": 1.0}}
+    print_summary(result, run, Console(file=out, width=80, highlight=False))
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert ["after", "the", "inner", "problem", "alone", "50.0", "40.0", "–", "60.0"] in lines
+    places = [lines.index(row) for row in (["decoder.first", "12.3"], ["decoder.last", "1"], ["head", "0.25"])]
+    assert places == sorted(places)
+
+
 def test_paths_are_whole_and_only_those_that_exist(run):
     out = io.StringIO()
     print_summary(RESULT, run, Console(file=out, width=80, highlight=False))

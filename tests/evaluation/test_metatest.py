@@ -1,0 +1,54 @@
+"""Scores before adaptation, after the inner problem of training, and after all of it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from metaseg.data.module import Target
+from metaseg.data.pools import prepare_arrays
+from metaseg.evaluation.metatest import Settings, score_target, summarise
+
+HOW = Settings(shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2), curve_limit=4, augmentation="flips")
+
+
+def saying(probability):
+    return lambda images: torch.full((len(images), 1, *images.shape[2:]), probability)
+
+
+class Adapting:
+    """Nothing is foreground before adaptation, everything after the inner problem, and nothing at the end."""
+
+    def __init__(self, inner):
+        self.adapt_loop, self.inner, self.asked = SimpleNamespace(steps=2, schedule="constant"), inner, []
+
+    def after_inner(self, support):
+        self.asked.append(support)
+        return saying(1.0) if self.inner else None
+
+    def adaptation(self, support, at, progress):
+        yield from ((step, saying(0.0)) for step in sorted(set(at)))
+
+
+@pytest.fixture
+def target():
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    return Target.of(prepare_arrays("kvasir", images, (images[..., 0] > 127).astype(np.uint8)), 0, 0)
+
+
+def test_the_inner_problem_is_scored_on_the_same_images(target):
+    learner = Adapting(inner=True)
+    scores = score_target(learner, target, HOW)
+    assert len(learner.asked) == HOW.draws
+    assert np.array_equal(np.isnan(scores.inner), np.isnan(scores.after))
+    assert np.nanmax(scores.after) == 0
+    masks = target.pool.take(np.arange(12))[1].reshape(12, -1).mean(1)
+    expected = np.broadcast_to(2 * masks / (1 + masks), scores.inner.shape)
+    known = ~np.isnan(scores.inner)
+    np.testing.assert_allclose(scores.inner[known], expected[known], rtol=1e-6)
+    assert summarise(scores, 0)["dsc_inner"]["mean"] == pytest.approx(float(np.nanmean(scores.inner)))
+
+
+def test_learners_without_an_inner_problem_have_no_score_of_it(target):
+    assert "dsc_inner" not in summarise(score_target(Adapting(inner=False), target, HOW), 0)

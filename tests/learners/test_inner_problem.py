@@ -1,0 +1,306 @@
+"""The inner problem of iMAML: learned strengths, step sizes, when it is solved, and what a target is adapted to by."""
+
+import warnings
+
+import pytest
+import torch
+from test_learners import ADAPT, EPISODIC, INNER, OPTIMIZER, episode, in_double, make, outer_steps, support_set
+from torch import nn
+
+from metaseg.data.batches import Episode
+from metaseg.errors import MetasegError
+from metaseg.learners.base import Learner
+from metaseg.learners.checkpoints import load_weights
+from metaseg.learners.imaml import ImplicitMAML
+from metaseg.learners.strengths import RANGE
+from metaseg.meta.inner_loop import InnerLoop
+from metaseg.meta.losses import LOSSES
+from metaseg.meta.vectors import flatten, unflatten
+from metaseg.networks.normalisation import replace_batch_norm
+from metaseg.networks.rates import Rates
+from metaseg.networks.stages import StagedNetwork
+from metaseg.training.outer import MetaTraining
+from metaseg.training.tally import Tally
+
+PROXIMAL = EPISODIC["imaml"][1]["inner"]
+BY_LAYER = {"by": "layer", "lr": 0.1}
+HELD = {"rates": {"encoder": 0, "head": 0.5}}
+
+
+class Smooth(StagedNetwork):
+    """A network without kinks, so that its inner problem has a minimiser with a derivative."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.encoder = nn.Conv2d(3, 2, 3, padding=1)
+        self.decoder = nn.Conv2d(2, 2, 3, padding=1)
+        self.norm = nn.BatchNorm2d(2)
+        self.head = nn.Conv2d(2, 1, 1)
+
+    def stage(self, part, hidden):
+        if part == "encoder":
+            return torch.tanh(self.encoder(hidden))
+        return torch.tanh(self.norm(self.decoder(hidden))) if part == "decoder" else self.head(hidden)
+
+
+def trained(learner, count):
+    """θ after outer steps."""
+    return outer_steps(MetaTraining(learner), count)
+
+
+def smooth(curvature="hessian", **changes) -> Learner:
+    inner = {"optimizer": "momentum", "lr": 0.2, "steps": 3000, "proximal": True, "tolerance": 1e-10} | HELD
+    settings = {
+        "network": replace_batch_norm(Smooth()),
+        "loss": LOSSES["bce_log_cosh_dice"],
+        "norm": "support",
+        "adapt": ADAPT,
+        "optimizer": OPTIMIZER,
+        "inner": inner,
+        "lam": 1.0,
+        "cg": {"steps": 200, "tolerance": 1e-12},
+        "curvature": curvature,
+        "products": "autograd",
+        "strengths": BY_LAYER,
+    }
+    learner = ImplicitMAML(**(settings | changes)).double()
+    logarithms = learner.strengths.logarithms
+    logarithms.data = logarithms.data.double() + torch.linspace(-1, 1, len(logarithms), dtype=torch.float64)
+    return learner
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_the_gradients_by_theta_and_by_log_lambda_are_those_of_the_solved_problem(staged, monkeypatch):
+    """Central differences in float64 along random directions in θ and along every log λ, the encoder held or masked."""
+    if not staged:
+        monkeypatch.setattr(Rates, "held", lambda *_: None)
+    task = in_double(episode(side=8))
+    learner = smooth()
+    theta = learner.theta()
+    found = learner.meta_gradient(theta, task)
+    assert found.diagnostics["unsolved"] == 0
+    assert found.diagnostics["cg_negative_curvature"] == 0
+    assert learner.strengths.names == ("decoder", "norm", "head")
+
+    def query_loss(parameters):
+        return learner.meta_gradient(parameters, task).diagnostics["query_loss_after"]
+
+    flat, width = flatten(theta.values()), 1e-4
+    generator = torch.Generator().manual_seed(1)
+    encoder = torch.cat([torch.full((value.numel(),), name.startswith("encoder")) for name, value in theta.items()])
+    for part in (encoder, ~encoder):
+        direction = torch.randn(flat.shape, generator=generator, dtype=torch.float64) * part
+        direction /= direction.norm()
+        ahead, behind = (query_loss(unflatten(flat + sign * width * direction, theta)) for sign in (1, -1))
+        assert (found.gradient @ direction).item() == pytest.approx((ahead - behind) / (2 * width), rel=1e-4)
+    for place in range(3):
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                learner.strengths.logarithms[place] += sign * width
+                ends.append(query_loss(theta))
+                learner.strengths.logarithms[place] -= sign * width
+        expected = (ends[0] - ends[1]) / (2 * width)
+        assert found.by_strengths[place].item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
+        assert abs(expected) > 1e-6
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("norm", ["support", {"encoder": "frozen", "decoder": "support"}], ids=str)
+def test_held_stages_leave_the_gradient_by_lambda_as_it_is(norm, curvature, monkeypatch):
+    def gradient():
+        learner = make("imaml", norm=norm, inner=PROXIMAL | HELD, curvature=curvature, strengths=BY_LAYER).double()
+        return learner.meta_gradient(learner.theta(), in_double(episode()))
+
+    fast = gradient()
+    monkeypatch.setattr(Rates, "held", lambda *_: None)
+    plain = gradient()
+    torch.testing.assert_close(fast.by_strengths, plain.by_strengths, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(fast.gradient, plain.gradient, rtol=1e-8, atol=1e-11)
+    assert fast.by_strengths.abs().min() > 0
+
+
+def test_outer_steps_move_lambda_by_its_own_rate_and_the_rest_as_before():
+    learner = make("imaml", strengths={"by": "part", "lr": 0.2}, inner=PROXIMAL | {"rates": {"encoder": 0}})
+    plain = make("imaml", inner=PROXIMAL | {"rates": {"encoder": 0}})
+    assert learner.strengths.names == ("decoder", "head")
+    assert torch.equal(trained(learner, 1), trained(plain, 1))
+    # Adam's first step is as long as its rate.
+    moved = learner.strengths.logarithms.detach() - torch.tensor(2.0).log()
+    torch.testing.assert_close(moved.abs(), torch.full((2,), 0.2), rtol=1e-3, atol=0)
+
+
+def test_lambda_is_logged_and_stays_in_its_range():
+    learner = make("imaml", strengths={"by": "part", "lr": 50.0})
+    training, seen = MetaTraining(learner), []
+    training.log_dict = lambda values, **_: seen.append(values)
+    outer_steps(training, 2)
+    assert {"train/lambda/encoder", "train/lambda/decoder", "train/lambda/head"} < seen[0].keys()
+    for row in seen:  # one step of 50 leads out of the range
+        strengths = [value for name, value in row.items() if name.startswith("train/lambda/")]
+        assert all(RANGE[0] * 0.999 <= value <= RANGE[1] * 1.001 for value in strengths)
+        assert any(value < 2 * RANGE[0] or value > RANGE[1] / 2 for value in strengths)
+
+
+def test_larger_strengths_hold_a_layer_closer_to_theta():
+    learner = make("imaml", strengths={"by": "part", "lr": 0.1}, inner=PROXIMAL | {"lr": 0.01, "steps": 40})
+    theta = learner.theta()
+
+    def moved(part):
+        adapted = learner.meta_gradient(theta, episode()).adapted
+        names = [
+            name for name in theta if (name in learner.strengths._group) and learner.strengths._group[name] == part
+        ]
+        return sum((adapted[name] - theta[name]).norm().item() for name in names)
+
+    for place, part in enumerate(learner.strengths.names):
+        before = moved(part)
+        with torch.no_grad():
+            learner.strengths.logarithms[place] += 3
+        assert moved(part) < 0.5 * before
+        with torch.no_grad():
+            learner.strengths.logarithms[place] -= 3
+
+
+def checkpoint_of(learner, path):
+    training = MetaTraining(learner)
+    checkpoint = {"state_dict": training.state_dict()}
+    training.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_checkpoints_hold_lambda_and_start_learners_with_and_without_it(tmp_path):
+    bound = {"bound": {"every": 1, "share": 1.0}}
+    learner = make("imaml", strengths=BY_LAYER, inner=PROXIMAL | bound)
+    trained(learner, 2)
+    checkpoint = checkpoint_of(learner, tmp_path / "imaml.ckpt")
+    again = make("imaml", strengths=BY_LAYER, inner=PROXIMAL | bound)
+    load_weights(again, checkpoint)
+    assert torch.equal(again.strengths.logarithms, learner.strengths.logarithms)
+    assert again.inner_curvature == learner.inner_curvature > 0
+    plain = make("imaml")
+    load_weights(plain, checkpoint)
+    assert torch.equal(flatten(plain.theta().values()), flatten(learner.theta().values()))
+    assert plain.inner_curvature == 0
+    # From a run without learned strengths, such as joint training, they begin at lam.
+    fresh = make("imaml", strengths=BY_LAYER)
+    load_weights(fresh, checkpoint_of(make("joint"), tmp_path / "joint.ckpt"))
+    assert list(fresh.strengths.table().values()) == pytest.approx([2.0] * len(fresh.strengths.names))
+    with pytest.raises(MetasegError, match=r"learner\.strengths\.by"):
+        load_weights(make("imaml", strengths={"by": "part", "lr": 0.1}), checkpoint)
+
+
+def test_the_step_size_follows_the_curvature_where_that_is_large():
+    bound = {"bound": {"every": 2, "share": 0.5}}
+    learner = make("imaml", inner=PROXIMAL | bound | {"lr": 10.0, "tolerance": 0.5, "steps": 40})
+    rates = []
+    original = learner._inner_loop
+
+    def looked_at(theta):
+        loop = original(theta)
+        rates.append((learner.outer_step, loop.lr, learner.inner_curvature))
+        return loop
+
+    learner._inner_loop = looked_at
+    trained(learner, 4)
+    known = [row for row in rates if row[2] > 0]
+    assert all(lr == pytest.approx(0.5 / curvature) for _, lr, curvature in known)
+    by_step = {step: curvature for step, _, curvature in known}
+    assert by_step[0] == by_step[1] != by_step[2] == by_step[3]
+    # A step size that is small enough stays.
+    small = make("imaml", inner=PROXIMAL | bound | {"lr": 1e-4})
+    trained(small, 1)
+    assert small._inner_loop(small.theta()).lr == 1e-4
+
+
+def test_training_ends_with_a_warning_where_inner_problems_were_not_solved():
+    learner = make("imaml", inner=PROXIMAL | {"tolerance": 1e-6})
+    with pytest.warns(UserWarning, match=r"not solved in 2 of 2 tasks \(100 %\).*learner.inner.tolerance=1e-06"):
+        trained(learner, 2)
+
+
+def test_training_ends_with_a_warning_where_lambda_holds_phi_at_theta():
+    inner = {"optimizer": "sgd", "lr": 1e-3, "steps": 50, "proximal": True, "tolerance": 0.5}
+    learner = make("imaml", inner=inner, lam=1e3)
+    with pytest.warns(UserWarning, match=r"less than 1 % in 2 of 2 tasks.*Lower learner.lam"):
+        trained(learner, 2)
+
+
+def test_training_that_solves_its_inner_problems_ends_without_a_warning():
+    learner = make("imaml", inner=PROXIMAL | {"lr": 0.01, "steps": 300, "tolerance": 0.2}, lam=10.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trained(learner, 2)
+    assert not [one for one in caught if "inner" in str(one.message)]
+
+
+def test_outer_steps_without_an_inner_loop_are_not_counted():
+    tally = Tally()
+    tally.add(2, {"query_loss_after": 1.0})
+    tally.add(2, {"still": 0.0, "unsolved": 0.5})
+    assert (tally.tasks, tally.unsolved) == (2, 1)
+    (words,) = tally.warnings(InnerLoop(tolerance=0.1))
+    assert "1 of 2 tasks (50 %)" in words
+
+
+def images_of_the_trial(learner, support):
+    """What the inner loop of training makes of this support set, with the same images as its query."""
+    images, masks = support.clean()
+    return learner.trial(Episode(images, masks, images, masks))
+
+
+@pytest.mark.parametrize("rates", [{}, {"encoder": 0}])
+def test_a_target_is_adapted_to_by_the_inner_problem_of_training(rates):
+    inner = PROXIMAL | {"rates": rates, "tolerance": 0.3, "steps": 30, "bound": {"every": 1, "share": 1.0}}
+    adapt = ADAPT | {"by": "inner", "folds": 3}
+    learner = make("imaml", inner=inner, adapt=adapt, strengths=BY_LAYER)
+    trained(learner, 1)
+    support = support_set("flips")
+    images, _ = support.clean()
+    # The step size is the target's own where its curvature is the larger one.
+    expected = learner.adapt(support)
+    again = learner.after_inner(support)
+    torch.testing.assert_close(again(images), expected(images))
+    learner.inner_curvature = 1e3
+    (_, _), (_, logits) = images_of_the_trial(learner, support)
+    torch.testing.assert_close(learner.adapt(support)(images), logits.sigmoid(), rtol=1e-4, atol=1e-5)
+    assert learner.adapt_loop.steps == 30
+    assert set(dict(learner.adaptation(support, [0, 2, 30]))) == {0, 2, 30}
+
+
+def test_learned_strengths_hold_the_recipe_too_where_it_names_no_lambda():
+    def way(adapt, strengths):
+        learner = make("imaml", adapt=adapt, strengths=strengths, lam=300.0)
+        theta = flatten(learner.theta().values())
+        return (flatten(learner.adapt(support_set()).parameters.values()) - theta).norm().item()
+
+    adapt = {"optimizer": "sgd", "lr": 1e-3, "steps": 20, "lam": None}
+    free = way(adapt | {"lam": 0.0}, BY_LAYER)
+    assert way(adapt, {"by": "none", "lr": 0.1}) == pytest.approx(free)
+    assert way(adapt, BY_LAYER) < 0.5 * free
+    assert way(adapt, BY_LAYER) == pytest.approx(way(adapt | {"lam": 300.0}, BY_LAYER), rel=1e-4)
+
+
+def test_learners_without_an_inner_loop_have_nothing_after_it():
+    assert make("joint").after_inner(support_set()) is None
+    assert make("fomaml").after_inner(support_set()) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("imaml", {"strengths": {"by": "pixel", "lr": 0.1}}, "learner.strengths.by .*none, part, layer.*pixel"),
+        ("imaml", {"strengths": {"by": "part", "lr": 0}}, "learner.strengths.lr"),
+        ("imaml", {"strengths": BY_LAYER, "inner": INNER}, "learner.inner.proximal"),
+        ("imaml", {"inner": PROXIMAL | {"tolerance": 1}}, "learner.inner: .*tolerance"),
+        ("imaml", {"inner": PROXIMAL | {"bound": {"every": -1, "share": 1}}}, "learner.inner.bound.every"),
+        ("imaml", {"inner": PROXIMAL | {"bound": {"every": 1, "share": 0}}}, "learner.inner.bound.share"),
+        ("joint", {"adapt": ADAPT | {"by": "inner"}}, "learner.adapt.by .*0 inner steps"),
+        ("imaml", {"adapt": ADAPT | {"by": "magic"}}, "learner.adapt.by .*recipe, inner.*magic"),
+    ],
+)
+def test_settings_of_the_inner_problem_out_of_range_are_refused_in_words(name, changes, words):
+    with pytest.raises(MetasegError, match=words):
+        make(name, **changes)

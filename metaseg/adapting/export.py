@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metaseg.adapting.model import Adapted
 from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import plain_batch_norm
-from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter
+from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter, averaged
 from metaseg.runs.directory import replacing
 
 FORMATS = ("onnx", "torch")
@@ -25,10 +25,12 @@ class Exported(nn.Module):
     Args:
         networks: the members of an ensemble, or one network; each a plain module, images (N, 3, S, S) in [-1, 1] →
             logits (N, 1, S, S).
+        flips: as of `Ensemble`.
     """
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
+    def __init__(self, networks: Sequence[nn.Module], flips: bool = False) -> None:
         super().__init__()
+        self.flips = flips
         self.networks = nn.ModuleList(networks)
         self.requires_grad_(False)
         self.eval()
@@ -36,7 +38,8 @@ class Exported(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """As the class says."""
         normalised = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        return torch.stack([torch.sigmoid(network(normalised))[:, 0] for network in self.networks]).mean(0)
+        probabilities = [lambda images, network=network: torch.sigmoid(network(images)) for network in self.networks]
+        return averaged(probabilities, normalised, self.flips)[:, 0]
 
 
 def export(adapted: Adapted, folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -76,8 +79,9 @@ def exportable(adapted: Adapted) -> Exported:
         MetasegError: as of `export`.
     """
     segmenter = adapted.segmenter
-    members = segmenter.members if isinstance(segmenter, Ensemble) else [segmenter]
-    return Exported([_plain(member) for member in members])
+    if isinstance(segmenter, Ensemble):
+        return Exported([_plain(member) for member in segmenter.members], segmenter.flips)
+    return Exported([_plain(segmenter)])
 
 
 def _plain(segmenter: Segmenter) -> nn.Module:

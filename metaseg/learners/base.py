@@ -117,7 +117,7 @@ class Learner(nn.Module):
             )
         self._adapt = _loop("adapt", adapt) if self._adapts_by == "recipe" else self._inner
         self._adapts_with_strengths = adapt["lam"] is None
-        self._folds = adapt.get("folds", 0)
+        self._folds, self._flips = adapt.get("folds", 0), adapt.get("flips", False)
         if self._folds < 0 or self._folds == 1:
             raise MetasegError(f"learner.adapt.folds must be 0, or 2 or more, found {self._folds}.")
         self.outer_rates = Rates.of(network, "learner.optimizer.rates", optimizer.get("rates"))
@@ -233,6 +233,7 @@ class Learner(nn.Module):
             self.adapt_loop,
             self._adapt_rates,
             self._folds,
+            self._flips,
             self.device,
             self.memory_format,
             self.strengths if self._adapts_with_strengths else None,

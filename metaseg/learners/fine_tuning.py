@@ -67,6 +67,7 @@ class FineTuning:
         rates: multipliers of its step size by part.
         folds: parts of the support set, each held out once, which makes as many further members of an ensemble and
             chooses their α; 0: φ alone, with α = 1.
+        flips: whether predictions are averaged over an image and its mirror images.
         device: where to compute.
         memory_format: of images and activations.
         strengths: learned proximal strengths, in place of ``loop.lam``; None: that.
@@ -78,6 +79,7 @@ class FineTuning:
     loop: InnerLoop
     rates: Rates
     folds: int
+    flips: bool
     device: torch.device
     memory_format: torch.memory_format
     strengths: Strengths | None = None
@@ -177,7 +179,7 @@ class FineTuning:
     def _segmenter(self, theta: Parameters, stages: Sequence[Stage], share: float, images: Tensor) -> Segmenter:
         """The mean of what all members say; one that held images out is still normalised with all of them."""
         networks = tuple(self._adapted(theta, stage, share, images) for stage in stages)
-        return networks[0] if len(networks) == 1 else Ensemble(networks)
+        return networks[0] if len(networks) == 1 and not self.flips else Ensemble(networks, self.flips)
 
     def _adapted(self, theta: Parameters, stage: Stage, share: float, images: Tensor) -> AdaptedNetwork:
         """The network at θ + α (φ - θ), with the norm statistics of these images there."""

@@ -1,6 +1,6 @@
 """What a learner returns when it has met a dataset: something that segments images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,18 +43,34 @@ class AdaptedNetwork:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Networks whose probabilities are averaged; a `Segmenter`.
+    """Networks, and views of an image, whose probabilities are averaged; a `Segmenter`.
 
     Attributes:
         members: one or more; the first was adapted to all support images, each other one to a part of them.
+        flips: whether each member sees an image as it is and in its three mirror images (`VIEWS`).
     """
 
     members: tuple[AdaptedNetwork, ...]
+    flips: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """Mean foreground probabilities (B, 1, H, W) of images (B, 3, H, W) in [-1, 1]."""
-        # A running sum, so that no more than two predictions are held at a time.
-        total = self.members[0](images)
-        for member in self.members[1:]:
-            total += member(images)
-        return total / len(self.members)
+        return averaged(self.members, images, self.flips)
+
+
+VIEWS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+"""Axes along which an image is mirrored: not at all, and in three ways."""
+
+
+def averaged(networks: Sequence[Callable[[Tensor], Tensor]], images: Tensor, flips: bool) -> Tensor:
+    """The mean of what networks say of images (B, C, H, W), and of their mirror images where ``flips`` is true."""
+    views = VIEWS if flips else VIEWS[:1]
+    # A running sum, so that no more than two predictions are held at a time.
+    total: Tensor | None = None
+    for axes in views:
+        for network in networks:
+            found = network(images.flip(axes) if axes else images)
+            found = found.flip(axes) if axes else found
+            total = found if total is None else total + found
+    assert total is not None
+    return total / (len(views) * len(networks))

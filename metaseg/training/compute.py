@@ -46,7 +46,7 @@ class Compute(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         """Begin to count."""
         if self._state["steps"] % EVERY == 0:
-            self._counter = FlopCounterMode(display=False)
+            self._counter = counter()
             self._counter.__enter__()
         self._began = time.perf_counter()
 
@@ -75,11 +75,31 @@ class Compute(Callback):
         )
 
 
+class _NoModules:
+    """Stands for the counter's record of which module is at work.
+
+    Its hooks refuse a gradient in the inputs of a module that are leaves, which outputs of held stages are.
+    """
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def counter() -> FlopCounterMode:
+    """Counts the floating-point operations of what is called within it."""
+    found = FlopCounterMode(display=False)
+    found.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return found
+
+
 def of_one_image(learner: Learner, size: int) -> int:
     """Floating-point operations of one image (1, 3, size, size), forward and backward through the whole network."""
     theta = {name: value.detach().requires_grad_() for name, value in learner.network.named_parameters()}
     # Two images, for norm layers that need more than one value a channel at the lowest resolution.
     images = torch.zeros(2, 3, size, size, device=next(iter(theta.values())).device)
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+    with counter() as counted, torch.enable_grad():
         forward(learner.network, theta, images)[0].sum().backward()
-    return counter.get_total_flops() // 2
+    return counted.get_total_flops() // 2

@@ -14,6 +14,7 @@ A_LEARNER_OF_EACH_KIND = "learner=imaml,feyjie,scratch"
 """By an inner loop, by comparison, and on the support set alone."""
 
 
+@pytest.mark.program  # dozens of configurations take as long as one
 def test_every_cell_of_every_table_composes_and_its_learner_can_be_built():
     cells = of_tables([load_table(number) for number in NUMBERS], [], [0])
     of_any_shots = {tuple(one for one in cell.arguments() if not one.startswith("shots=")) for cell in cells}

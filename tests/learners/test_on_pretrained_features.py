@@ -43,7 +43,7 @@ def test_every_learner_of_episodes_has_a_gradient(name):
         assert all(torch.equal(result.adapted[one], theta[one]) for one in held)
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("curvature", [pytest.param("hessian", marks=pytest.mark.slow), "gauss_newton"])
 def test_curvature_products_by_replay_are_those_by_autograd_with_all_parts_moving(curvature):
     moving = "learner.inner.rates={encoder: 0.5, decoder: 1, head: 1}"
     settings = ["learner=imaml", moving, f"learner.curvature={curvature}", "learner.inner.steps=1"]

@@ -60,6 +60,7 @@ def test_the_listing_runs_nothing(sweep, tmp_path):
     assert not list((tmp_path / "sweep").rglob("config.yaml"))
 
 
+@pytest.mark.slow  # a step of each of its systems
 def test_every_system_of_a_table_can_be_estimated(program, tmp_path):
     settings = ["experiment=table2", "scale=toy", "shots=5", "seed=0", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     listed = program("train.py", *settings, "--dry-run", "-m", directory=tmp_path / "run")

@@ -84,7 +84,7 @@ def test_the_installed_command_trains_adapts_and_reports(wheel, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    metaseg("train", *TINY, "learner=fomaml", "learner.warmup=0", "hydra.run.dir=runs/one")
+    metaseg("train", *TINY, "learner=fomaml", "hydra.run.dir=runs/one")
     metaseg("train", "-m", *TINY, "learner=scratch", "seed=1", "hydra.sweep.dir=runs/sweep")
     assert len(list((place / "runs" / "sweep").rglob("result.json"))) == 1
     for number in range(5):

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from metaseg.learners.base import Learner
 from metaseg.networks.functional import forward
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.result import Compute as Cost
 
 EVERY = 25
 """Outer steps from one that is counted to the next."""
@@ -67,11 +68,7 @@ class Compute(Callback):
         size = module.settings["data"]["size"]
         passes = sum(counted) / len(counted) / of_one_image(self._learner, size)
         self._directory.write_compute(
-            {
-                "outer_steps": steps,
-                "passes": passes * steps * trainer.world_size,
-                "seconds": self._state["seconds"],
-            }
+            Cost(outer_steps=steps, passes=passes * steps * trainer.world_size, seconds=self._state["seconds"])
         )
 
 

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch.utils import _pytree as pytree
 
 from benchmarks.report import Report
@@ -29,6 +28,7 @@ from metaseg.learners.fine_tuning import held_out
 from metaseg.meta.vectors import Parameters
 from metaseg.networks.functional import forward
 from metaseg.progress import Progress
+from metaseg.runs.schema import Run, read
 
 RECIPES = {
     "pre-trained, default": ("model=pretrained",),
@@ -132,8 +132,7 @@ def learner_of(overrides: tuple[str, ...], setting: Setting) -> Learner:
     given = [*overrides, f"data.size={setting.size}", f"shots={setting.shots}", f"seed={setting.seed}"]
     with initialize_config_dir(str(configuration.FOLDER), version_base="1.3"):
         config = compose("config", ["learner=scratch", "logger.wandb=false", *given])
-    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    return build_learner(settings, settings["learner"]).to(setting.device)
+    return build_learner(read(Run, config)).to(setting.device)
 
 
 def follow(learner: Learner, support: SupportSet, images: np.ndarray, masks: np.ndarray) -> Points:

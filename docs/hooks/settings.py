@@ -1,4 +1,4 @@
-"""The page of settings, from conf/: each key with its default and the comment that stands beside it."""
+"""The page of settings: each key with its default and the comment beside it in conf/, and the values that it takes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
+
+from metaseg.runs.schema import Adaptation, Page, Pretraining, Run, documented
 
 CONF = Path(__file__).parents[2] / "conf"
 LINE = re.compile(r"""^(?P<indent> *)(?P<key>[\w.]+):(?:\s+(?P<value>"[^"]*"|\S.*?))??(?:\s+\#\s*(?P<comment>.*))?$""")
@@ -20,15 +23,21 @@ code, [D] our decision. `${…}` is the value of another setting.
 """
 LEFT_OUT = ("hydra", "experiment", "dataset", "local")
 """Folders whose files are no settings of a run, but tables and datasets."""
-COMMANDS = {"config": "metaseg train", "adapt": "metaseg adapt", "app": "metaseg app", "pretrain": "metaseg pretrain"}
+COMMANDS: dict[str, tuple[str, type[BaseModel]]] = {
+    "config": ("metaseg train", Run),
+    "adapt": ("metaseg adapt", Adaptation),
+    "app": ("metaseg app", Page),
+    "pretrain": ("metaseg pretrain", Pretraining),
+}
 
 
 class Setting(NamedTuple):
-    """A key, dotted from its file's root, with its default and what is said of it."""
+    """A key, dotted from its file's root, with its default, what is said of it, and the values it takes."""
 
     key: str
     default: str
     meaning: str
+    values: str = ""
 
 
 class Choice(NamedTuple):
@@ -54,13 +63,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def read_settings() -> list[Group]:
-    """What the page shows, from conf/; a typed schema would replace this function alone."""
+    """What the page shows."""
     defaults = dict(re.findall(r"^  - (\w+): (\w+)", (CONF / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE))
     groups = []
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in LEFT_OUT):
         choices = [choice(path, folder.name) for path in sorted(folder.glob("*.yaml"))]
         groups.append(Group(folder.name, choices, defaults.get(folder.name, "")))
-    main, *others = (Group(command, [choice(CONF / f"{name}.yaml")]) for name, command in COMMANDS.items())
+    main, *others = (Group(command, [choice(CONF / f"{name}.yaml")]) for name, (command, _) in COMMANDS.items())
     return [main, *groups, *others]
 
 
@@ -71,6 +80,13 @@ def choice(path: Path, group: str = "") -> Choice:
     whole = [line for line in heading if "@package _global_" in line]
     found = settings(lines)
     named = [one._replace(key=f"{group}.{one.key}") for one in found] if group and not whole else list(found)
+    known = {one.key: one for one in documented(COMMANDS.get(path.stem, ("", Run))[1] if not group else Run)}
+    named = [
+        one._replace(values=known[one.key].values, meaning=one.meaning or known[one.key].meaning)
+        if one.key in known
+        else one
+        for one in named
+    ]
     return Choice(path.stem, " ".join(line.lstrip("# ") for line in heading if line not in whole), named)
 
 
@@ -111,8 +127,11 @@ def page(groups: list[Group]) -> str:
             if one.summary:
                 text.append(f"{_escaped(one.summary)}\n")
             if one.settings:
-                text.append("| setting | default | |\n|---|---|---|")
-                text += [f"| `{key}` | {_code(default)} | {_escaped(said)} |" for key, default, said in one.settings]
+                text.append("| setting | default | values | |\n|---|---|---|---|")
+                text += [
+                    f"| `{key}` | {_code(default)} | {_escaped(values)} | {_escaped(said)} |"
+                    for key, default, said, values in one.settings
+                ]
                 text.append("")
     return "\n".join(text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
 from metaseg.adapting import checks, output
 from metaseg.adapting.arrays import shrunk
-from metaseg.adapting.export import FORMATS, export
+from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
 from metaseg.adapting.held_out import hold_out
-from metaseg.adapting.model import DEVICES, Adapted, Model, load
+from metaseg.adapting.model import Adapted, Model, load
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
 from metaseg.data.check import plural
 from metaseg.data.layouts import read_mask
@@ -27,6 +26,7 @@ from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD, dice, iou
 from metaseg.plots.overlays import overlay
 from metaseg.progress import Progress
+from metaseg.runs import schema
 from metaseg.runs.directory import replacing
 
 _INPUTS = ("support", "images", "truth")
@@ -40,33 +40,35 @@ def run(config: DictConfig) -> None:
     Raises:
         MetasegError: on settings, files or folders that cannot be used. What was written before stays.
     """
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    _check(settings)
-    paths = {key: Path(settings[key]).expanduser() for key in (*_INPUTS, "out") if settings[key] is not None}
+    settings = schema.read(schema.Adaptation, config)
+    if settings.truth is not None and settings.images is None:
+        raise MetasegError("truth=DIR needs images=DIR, the images that it is the truth of.")
+    given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
+    paths = {key: Path(value).expanduser() for key, value in given.items() if value is not None}
     out = paths["out"]
     read = [(key, paths[key]) for key in _INPUTS if key in paths] + [("support", paths["support"] / "masks")]
-    output.check(out, read, settings["overwrite"])
+    output.check(out, read, settings.overwrite)
     annotated = annotated_in(paths["support"])
     sources = images_in(paths["images"]) if "images" in paths else []
     _warn(passed_over(paths["images"]) if "images" in paths else [])
     truth = truth_in(paths["truth"], sources) if "truth" in paths else {}
-    model = load(settings["checkpoint"], settings["device"], settings["recipe"])
+    model = load(settings.checkpoint, settings.device, settings.recipe)
     began = time.monotonic()
     pictures, masks = _support(annotated)
     output.clear(out)
-    options = {key: settings[key] for key in ("steps", "lr", "seed")}
-    if settings["estimate"]:
+    options: dict[str, Any] = {"steps": settings.steps, "lr": settings.lr, "seed": settings.seed}
+    if settings.estimate:
         if len(annotated) > 1:
-            with Progress("estimating", settings["folds"] or len(annotated), "networks") as progress:
-                found = hold_out(model, pictures, masks, settings["folds"], **options, progress=progress.update)
+            with Progress("estimating", settings.folds or len(annotated), "networks") as progress:
+                found = hold_out(model, pictures, masks, settings.folds, **options, progress=progress.update)
             print(found.sentence())
         else:
             print("Dice to expect: unknown, as one annotated image cannot be held out; annotate more.")
-    if not sources and not settings["export"]:
+    if not sources and not settings.export:
         return
     with Progress("adapting", None, "steps") as progress:
         adapted = model.adapt(pictures, masks, **options, progress=progress.update)
-    for path in export(adapted, out, settings["export"]):
+    for path in export(adapted, out, settings.export):
         print(f"segmenter   {path}")
     if not sources:
         return
@@ -75,35 +77,6 @@ def run(config: DictConfig) -> None:
     _summary(table, out, time.monotonic() - began)
     if faults:
         raise MetasegError(f"{' and '.join(faults)} could not be read or used, as told above; all else is in {out}.")
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    for key in ("checkpoint", *_INPUTS, "out"):
-        value = settings[key]
-        if not (isinstance(value, str) and value) and not (value is None and key in ("images", "truth")):
-            # An empty path would be the folder that the command is given in.
-            raise MetasegError(f"{key} must be a path, found {value!r}.")
-    if not isinstance(settings["export"], list):
-        raise MetasegError(f"export must be a list such as [onnx,torch], found {settings['export']!r}.")
-    unknown = [name for name in settings["export"] if name not in FORMATS]
-    if unknown:
-        raise MetasegError(f"export must be a list out of {', '.join(FORMATS)}, found {unknown[0]!r}.")
-    if settings["device"] not in DEVICES:
-        raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {settings['device']!r}.")
-    for key in ("overwrite", "estimate", "probabilities", "overlays"):
-        if not isinstance(settings[key], bool):
-            raise MetasegError(f"{key} must be true or false, found {settings[key]!r}.")
-    for key, least in (("steps", 0), ("folds", 2), ("batch", 1), ("seed", 0)):
-        value = settings[key]
-        if (value is not None or key in ("batch", "seed")) and (
-            not isinstance(value, int) or isinstance(value, bool) or value < least
-        ):
-            raise MetasegError(f"{key} must be a whole number from {least} on, found {value!r}.")
-    lr = settings["lr"]
-    if lr is not None and (not isinstance(lr, (int, float)) or isinstance(lr, bool) or not 0 < lr < math.inf):
-        raise MetasegError(f"lr must be a number above 0, found {lr!r}.")
-    if settings["truth"] is not None and settings["images"] is None:
-        raise MetasegError("truth=DIR needs images=DIR, the images that it is the truth of.")
 
 
 def _support(annotated: Sequence[Annotated]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -125,7 +98,7 @@ def _segment(
     pictures: Sequence[np.ndarray],
     sources: Sequence[Source],
     truth: Mapping[str, Path],
-    settings: Mapping[str, Any],
+    settings: schema.Adaptation,
     out: Path,
     progress: Callable[[int, int], None],
 ) -> tuple[pd.DataFrame, list[str]]:
@@ -139,11 +112,11 @@ def _segment(
     small: list[np.ndarray] = []
     failed: list[str] = []
     unscored: list[str] = []
-    for first in range(0, len(sources), settings["batch"]):
-        tried = [(source, _read(source)) for source in sources[first : first + settings["batch"]]]
+    for first in range(0, len(sources), settings.batch):
+        tried = [(source, _read(source)) for source in sources[first : first + settings.batch]]
         failed += [result for _, result in tried if isinstance(result, str)]
         read = [(source, result) for source, result in tried if not isinstance(result, str)]
-        found = adapted.probabilities([image for _, image in read], settings["batch"])
+        found = adapted.probabilities([image for _, image in read], settings.batch)
         truths = [_truth(truth.get(source.name), image) for source, image in read]
         unscored += [result for result in truths if isinstance(result, str)]
         known = [None if isinstance(result, str) else result for result in truths]
@@ -159,7 +132,7 @@ def _segment(
                 table.to_csv(path, index=False)
         for (source, image), probabilities, true in zip(read, found, known, strict=True):
             _write(source, image, probabilities, true, settings, out)
-        progress(min(first + settings["batch"], len(sources)), len(sources))
+        progress(min(first + settings.batch, len(sources)), len(sources))
     _warn([*failed, *unscored])
     if not rows:
         raise MetasegError(f"None of the {len(sources)} images could be read, the first because: {failed[0]}.")
@@ -212,14 +185,14 @@ def _write(
     image: np.ndarray,
     probabilities: np.ndarray,
     truth: np.ndarray | None,
-    settings: Mapping[str, Any],
+    settings: schema.Adaptation,
     out: Path,
 ) -> None:
     mask = probabilities > THRESHOLD
     _save(mask.astype(np.uint8) * 255, out / "masks" / f"{source.name}.png")
-    if settings["probabilities"]:
+    if settings.probabilities:
         _save(np.rint(probabilities * 65535).astype(np.uint16), out / "probabilities" / f"{source.name}.png")
-    if settings["overlays"]:
+    if settings.overlays:
         size = fitting(mask.shape, _LONGEST)
         picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
         outlined = overlay(picture, None if truth is None else resized_mask(truth, size), resized_mask(mask, size))

@@ -22,6 +22,7 @@ from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
 from metaseg.networks.segmenter import Segmenter
+from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import upgraded
 
@@ -51,9 +52,8 @@ def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> M
     try:
         _own_classes(settings)
         settings = _with_recipe(upgraded(settings), recipe)
-        learner = build_learner(settings, settings["learner"], initial_weights=checkpoint is None)
-        size = int(settings["data"]["size"])
-        augmentation = settings["data"]["augment"]
+        known = schema.checked(schema.Trained, settings)
+        learner = build_learner(known, initial_weights=checkpoint is None)
         if checkpoint is not None:
             load_weights(learner, checkpoint)
     except MetasegError:
@@ -66,7 +66,7 @@ def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> M
         ) from error
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     learner.to(chosen).eval()
-    return Model(learner, settings, size, augmentation)
+    return Model(learner, settings, known.data.size, known.data.augment)
 
 
 @dataclass

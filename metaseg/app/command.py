@@ -7,14 +7,15 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metaseg.errors import MetasegError
+from metaseg.runs import schema
 
 HOST = "127.0.0.1"
 """There is no password, so no other machine may ask."""
@@ -31,20 +32,19 @@ def run(config: DictConfig) -> None:
     """
     if importlib.util.find_spec("gradio") is None:
         raise MetasegError("The web page needs the library gradio: pip install 'metaseg-implicit[app]'.")
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    _check(settings)
+    settings = schema.read(schema.Page, config)
 
     from metaseg.adapting.model import load
     from metaseg.app.session import Network
     from metaseg.app.sessions import Sessions, temporary_folder
     from metaseg.app.uploads import Limits
 
-    network = Network(load(settings["checkpoint"], settings["device"]), settings["steps"], settings["lr"])
-    limits = Limits(settings["max_images"], settings["max_mb"], settings["max_megapixels"])
+    network = Network(load(settings.checkpoint, settings.device), settings.steps, settings.lr)
+    limits = Limits(settings.max_images, settings.max_mb, settings.max_megapixels)
     with temporary_folder() as folder, _until_stopped() as stopped:
         sessions = Sessions(network, limits, folder)
         try:
-            with serving(sessions, settings["port"], settings["browser"]) as address:
+            with serving(sessions, settings.port, settings.browser) as address:
                 print(f"page        {address}\nimages      {folder}, until the page is closed\nstop        Ctrl+C")
                 while not stopped.wait(_SWEEP):
                     sessions.sweep()
@@ -115,21 +115,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    for key, least, most in (("port", 0, 65535), ("max_images", 1, 10_000), ("steps", 1, 10_000)):
-        value = settings[key]
-        if key == "steps" and value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise MetasegError(f"{key} must be a whole number from {least} to {most}, found {value!r}.")
-    for key in ("max_mb", "max_megapixels", "lr"):
-        value = settings[key]
-        if key == "lr" and value is None:
-            continue
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            raise MetasegError(f"{key} must be a number above 0, found {value!r}.")
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The Lightning data module: pools → episodes for training and validation, target sets for the meta-test."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +22,7 @@ from metaseg.data.episodes import Plan, Stream, target_support
 from metaseg.data.layouts import scan
 from metaseg.data.pools import Pool, prepare, prepare_arrays, split_by_group
 from metaseg.errors import MetasegError
+from metaseg.runs.schema import Run
 
 TRAIN_ON = ("source", "target")
 TARGET_TEST_SHARE = 0.2
@@ -47,9 +47,7 @@ def worker_count(setting: int | str, augmentation: str, on_cpu: bool, ranks: int
     """
     if setting == "auto":
         return 0 if augmentation == "none" or on_cpu else min(MOST_WORKERS, max(1, cores() // ranks))
-    if not isinstance(setting, int) or setting < 0:
-        raise MetasegError(f"data.workers must be auto or a number from 0 on, found {setting!r}.")
-    return setting
+    return int(setting)
 
 
 def load_pool(name: str, *, source: str, root: str, size: int) -> Pool:
@@ -67,8 +65,6 @@ def load_pool(name: str, *, source: str, root: str, size: int) -> Pool:
     dataset = catalogue.get(name, root)
     if source == "real":
         return prepare(dataset, root, size)
-    if source != "synthetic":
-        raise MetasegError(f"data.source must be real or synthetic, found {source!r}.")
     return _twin_pool(name, _twin_count(name), size)
 
 
@@ -173,54 +169,59 @@ class EpisodicData(L.LightningDataModule):
     paper's naive baseline), where the 20 % that are scored are held out first.
 
     Args:
-        pools: names of the source datasets.
-        targets: names of the target datasets.
-        data: the group ``data`` of the configuration.
-        tasks: the group ``tasks`` of the configuration.
-        shots: K.
-        seed: the run's seed.
-        train_on: "source" or "target".
-        train_images: most training images over all pools, a random subset; None: all.
-        unlabelled: share of each target that goes into training episodes, without masks, and is never scored.
+        settings: of the run.
 
     Raises:
-        MetasegError: if a target is also a source, or a setting does not fit the data.
+        MetasegError: if a target is also a source, or settings do not go together.
     """
 
-    def __init__(
-        self,
-        *,
-        pools: Sequence[str],
-        targets: Sequence[str],
-        data: Mapping[str, Any],
-        tasks: Mapping[str, Any],
-        shots: int,
-        seed: int,
-        train_on: str = "source",
-        train_images: int | None = None,
-        unlabelled: float = 0.0,
-    ) -> None:
+    def __init__(self, settings: Run) -> None:
         super().__init__()
-        self.settings, self.tasks, self.shots, self.seed = data, tasks, shots, seed
-        if train_on not in TRAIN_ON:
-            raise MetasegError(f"learner.train_on must be one of {', '.join(TRAIN_ON)}, found {train_on!r}.")
-        if train_on == "target" and len(targets) != 1:
+        self.settings = settings
+        pools, targets, learner = settings.pair.pools, settings.target, settings.learner
+        if learner.train_on == "target" and len(targets) != 1:
             raise MetasegError(f"learner.train_on=target needs exactly one target, found {', '.join(targets)}.")
-        if train_on == "target" and unlabelled:
+        if learner.train_on == "target" and learner.unlabelled:
             raise MetasegError(
-                f"learner.unlabelled={unlabelled} sets images of the target aside, on which learner.train_on=target "
-                "trains with their masks; set one of them back: learner.unlabelled=0 or learner.train_on=source."
+                f"learner.unlabelled={learner.unlabelled} sets images of the target aside, on which learner.train_on="
+                "target trains with their masks; set one of them back: learner.unlabelled=0 or learner.train_on=source."
             )
         both = set(pools) & set(targets)
-        if both and train_on == "source":
+        if both and learner.train_on == "source":
             raise MetasegError(
                 f"A target must not be trained on, but {', '.join(sorted(both))} is in the pair and in target; "
                 "choose another target or pair."
             )
-        names = list(dict.fromkeys([*pools, *targets])) if train_on == "source" else list(targets)
-        loaded = {name: load_pool(name, source=data["source"], root=data["root"], size=data["size"]) for name in names}
-        if train_on == "source":
-            self.pools = [loaded[name] for name in pools]
+        self.names = list(dict.fromkeys([*pools, *targets])) if learner.train_on == "source" else list(targets)
+        self.pools: list[Pool] = []
+        self.targets: dict[str, Target] = {}
+        self._is_set_up = False
+
+    def prepare_data(self) -> None:
+        """Decode the datasets into the cache, where it does not hold them yet.
+
+        Raises:
+            MetasegError: if files are missing or faulty.
+        """
+        self._load()
+
+    def _load(self) -> dict[str, Pool]:
+        data = self.settings.data
+        return {name: load_pool(name, source=data.source, root=data.root, size=data.size) for name in self.names}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the prepared datasets and plan the episodes; a second call does nothing.
+
+        Raises:
+            MetasegError: as `prepare_data`, or if a setting does not fit the data.
+        """
+        if self._is_set_up:
+            return
+        self._is_set_up = True
+        learner, seed, targets = self.settings.learner, self.settings.seed, self.settings.target
+        loaded, unlabelled = self._load(), learner.unlabelled
+        if learner.train_on == "source":
+            self.pools = [loaded[name] for name in self.settings.pair.pools]
             allowed = [np.arange(len(pool)) for pool in self.pools]
             self.targets = {name: Target.of(loaded[name], unlabelled, seed) for name in targets}
         else:
@@ -231,7 +232,7 @@ class EpisodicData(L.LightningDataModule):
             self.targets = {pool.name: Target(pool, train, test, np.arange(0))}
         self.unlabelled = [(target.pool, target.unlabelled) for target in self.targets.values()] if unlabelled else []
         if self.pools:
-            self.train_plan, self.validation_plan = self._plans(allowed, train_images)
+            self.train_plan, self.validation_plan = self._plans(allowed, learner.train_images)
             self._validate_split()
 
     def provenance(self) -> dict[str, dict[str, Any]]:
@@ -256,24 +257,30 @@ class EpisodicData(L.LightningDataModule):
     def _plans(self, allowed: list[np.ndarray], most: int | None) -> tuple[Plan, Plan]:
         train, held_out = [], []
         for pool, indices in zip(self.pools, allowed, strict=True):
-            first, second = split_by_group(pool, self.settings["validation"], self.seed)
+            first, second = split_by_group(pool, self.settings.data.validation, self.settings.seed)
             train.append((pool.name, np.intersect1d(first, indices)))
             held_out.append((pool.name, np.intersect1d(second, indices)))
-        train = _subset(train, most, self.seed)
-        shared = {"shots": self.shots, "query": self.tasks["query"], "mixing": self.tasks["mixing"], "seed": self.seed}
+        train = _subset(train, most, self.settings.seed)
+        tasks = self.settings.tasks
+        shared: dict[str, Any] = {
+            "shots": self.settings.shots,
+            "query": tasks.query,
+            "mixing": tasks.mixing,
+            "seed": self.settings.seed,
+        }
         return (
             Plan(
                 pools=tuple(train),
-                order=self.tasks["order"],
-                count=self.tasks["count"],
-                resample=self.tasks["resample"],
+                order=tasks.order,
+                count=tasks.count,
+                resample=tasks.resample,
                 stream=Stream.TRAIN,
                 **shared,
             ),
             Plan(
                 pools=tuple(held_out),
                 order="interleaved",
-                count=self.tasks["validation"] * (len(held_out) if self.tasks["mixing"] == "exclusive" else 1),
+                count=tasks.validation * (len(held_out) if tasks.mixing == "exclusive" else 1),
                 resample=False,
                 stream=Stream.VALIDATION,
                 **shared,
@@ -291,7 +298,7 @@ class EpisodicData(L.LightningDataModule):
     @property
     def per_step(self) -> int:
         """Tasks in one outer step over all ranks."""
-        return self.tasks["per_step"] * self.train_plan.group
+        return self.settings.tasks.per_step * self.train_plan.group
 
     @property
     def steps_per_epoch(self) -> int:
@@ -318,15 +325,15 @@ class EpisodicData(L.LightningDataModule):
         steps = OuterSteps(
             self.pools,
             self.train_plan,
-            self.settings["augment"],
+            self.settings.data.augment,
             self.per_step,
             trainer.global_rank,
             trainer.world_size,
             self.unlabelled,
-            self.tasks["recolour"],
+            self.settings.tasks.recolour,
         )
         device = trainer.strategy.root_device.type
-        workers = worker_count(self.settings["workers"], steps.augmentation, device == "cpu", trainer.num_devices)
+        workers = worker_count(self.settings.data.workers, steps.augmentation, device == "cpu", trainer.num_devices)
         return step_loader(steps, lambda: trainer.global_step, workers, pin_memory=device == "cuda")
 
     def val_dataloader(self) -> ResumableLoader:
@@ -350,8 +357,6 @@ def _subset(pools: list[tuple[str, np.ndarray]], most: int | None, seed: int) ->
     total = sum(len(indices) for _, indices in pools)
     if most is None or total <= most:
         return pools
-    if most < 1:
-        raise MetasegError(f"learner.train_images must be at least 1, found {most}.")
     kept = np.zeros(total, bool)
     kept[np.random.default_rng([seed, Stream.SUBSET]).permutation(total)[:most]] = True
     parts = np.split(kept, np.cumsum([len(indices) for _, indices in pools])[:-1])

@@ -1,64 +1,97 @@
 """From settings to the learner that they describe."""
 
+import difflib
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from hydra.utils import get_class
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
-
-NOT_THE_LEARNERS = ("name", "train_on", "train_images", "unlabelled", "network")
-"""Keys of a learner's configuration that its constructor does not take."""
-
-NOT_THE_NETWORKS = ("norm", "recipe")
-"""Keys of a model's configuration that say how it is used."""
+from metaseg.runs import schema
+from metaseg.runs.schema import Run, Trained
 
 
-def build_learner(settings: Mapping[str, Any], learner: Mapping[str, Any], initial_weights: bool = True) -> Learner:
-    """The learner that a configuration describes, with its network at the initial weights.
+def build_learner(
+    settings: Run | Trained, learner: schema.Learner | None = None, initial_weights: bool = True
+) -> Learner:
+    """The learner that settings describe, with its network at the initial weights.
 
     Args:
-        settings: the whole configuration, resolved.
-        learner: the group ``learner``, of this run or of another learner that is compared with it.
+        settings: of the run.
+        learner: another learner than the run's, that is compared with it.
         initial_weights: False leaves pre-trained initial weights out, for when others take their place anyway.
 
     Raises:
-        MetasegError: on an unknown loss, network or value.
+        MetasegError: on an unknown network, or an argument that the learner does not take.
     """
-    if settings["loss"] not in LOSSES:
-        raise MetasegError(f"loss must be one of {', '.join(LOSSES)}, found {settings['loss']!r}.")
+    learner = settings.learner if learner is None else learner
     network = build_network(settings, learner, initial_weights)
-    norm = settings["model"]["norm"]
-    arguments = {key: value for key, value in learner.items() if key not in NOT_THE_LEARNERS}
-    kind = get_class(arguments.pop("_target_"))
-    return kind(network=network, loss=LOSSES[settings["loss"]], norm=norm, **arguments)
+    kind = get_class(learner.target_)
+    groups = {"adapt": learner.adapt, "optimizer": learner.optimizer, "inner": learner.inner}
+    shared: dict[str, Any] = {key: group.model_dump() for key, group in groups.items() if group is not None}
+    shared["channels_last"] = learner.channels_last
+    own = fitting(kind, learner.others, "learner")
+    return kind(network=network, loss=LOSSES[settings.loss], norm=settings.model.norm, **shared, **own)
 
 
-def build_network(settings: Mapping[str, Any], learner: Mapping[str, Any], initial_weights: bool = True) -> nn.Module:
+def build_network(settings: Run | Trained, learner: schema.Learner, initial_weights: bool = True) -> nn.Module:
     """The network of the group ``model``, or the learner's own where its configuration has one under ``network``.
 
     Args:
-        settings: the whole configuration, resolved.
-        learner: the group ``learner``.
+        settings: of the run.
+        learner: the learner.
         initial_weights: as of `build_learner`.
 
     Raises:
         MetasegError: on an unknown network or value.
     """
-    own = learner.get("network")
-    if own is None:
-        model = {key: value for key, value in settings["model"].items() if key not in NOT_THE_NETWORKS}
-        return build(**model, seed=settings["seed"], initial_weights=initial_weights)
-    arguments = dict(own)
+    if learner.network is None:
+        model = settings.model
+        return build(
+            name=model.name, init=model.init, **model.others, seed=settings.seed, initial_weights=initial_weights
+        )
+    arguments = dict(learner.network)
     kind = get_class(arguments.pop("_target_"))
     if not initial_weights and "encoder_weights" in arguments:
         arguments["encoder_weights"] = None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
+        torch.manual_seed(settings.seed)
         network: nn.Module = kind(**arguments)
     return network
+
+
+def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The values as arguments of a constructor, each checked against the type its signature gives it.
+
+    Args:
+        kind: a class; what it does not name itself, its base classes do.
+        values: key → value.
+        group: what stands before a key in an error.
+
+    Raises:
+        MetasegError: a key that no constructor takes, or a value of another type.
+    """
+    known: dict[str, Any] = {}
+    for one in reversed(kind.__mro__):
+        if "__init__" in vars(one):
+            hints = get_type_hints(one.__init__)  # type: ignore[misc]
+            known |= {name: hints.get(name, Any) for name in inspect.signature(one.__init__).parameters}  # type: ignore[misc]
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {group}.{near[0]}?" if near else "leave it out."
+            raise MetasegError(f"{group}.{key} is no setting of {kind.__name__}, found {value!r}: {hint}")
+        try:
+            TypeAdapter(known[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise MetasegError(
+                f"{group}.{key} must be {schema.in_words(known[key])}, found {value!r}: {error.errors()[0]['msg']}."
+            ) from None
+    return dict(values)

@@ -139,8 +139,8 @@ class RunDirectory:
         with replacing(self.config) as path:
             OmegaConf.save(OmegaConf.create(dict(settings)), path)
 
-    def write_compute(self, found: Mapping[str, float]) -> None:
-        """Write compute.json: outer steps, passes of images (`metaseg.training.compute`), and seconds of training."""
+    def write_compute(self, found: Mapping[str, float | None]) -> None:
+        """Write compute.json: outer steps, operations, passes of images, seconds of training."""
         write_json(self.compute, found)
 
     def read_compute(self) -> dict[str, float] | None:

@@ -7,10 +7,9 @@ process needs for parameters and libraries comes on top.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from metaseg.data.batches import Episode, SupportSet
 from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
+from metaseg.runs.schema import Run
 from metaseg.sweeps.memory import of_call, tidy
 
 IMAGES = 2
@@ -59,15 +59,13 @@ class Estimate:
     mib: float
 
 
-def kind(settings: Mapping[str, Any]) -> str:
+def kind(settings: Run) -> str:
     """Cells of one kind have steps that cost the same for each image."""
-    learner = {
-        key: value for key, value in settings["learner"].items() if key not in ("name", "train_on", "unlabelled")
-    }
-    return repr((learner, settings["model"], settings["data"]["size"], settings["loss"], settings["data"]["augment"]))
+    learner = settings.learner.model_copy(update={"name": "", "train_on": "source", "unlabelled": 0.0})
+    return repr((learner, settings.model, settings.data.size, settings.loss, settings.data.augment))
 
 
-def measure(settings: Mapping[str, Any]) -> Step:
+def measure(settings: Run) -> Step:
     """Outer steps, validation, an adaptation step and a prediction on random images, each after one to warm up.
 
     Pre-trained weights are left out: they cost nothing but a download.
@@ -75,9 +73,10 @@ def measure(settings: Mapping[str, Any]) -> Step:
     Raises:
         MetasegError: on settings that no run would take.
     """
-    cuda = settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
+    cuda = settings.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    alone = {**settings["learner"], "adapt": {**settings["learner"]["adapt"], "folds": 0}}
+    adapt = settings.learner.adapt.model_copy(update={"folds": 0})
+    alone = settings.learner.model_copy(update={"adapt": adapt})
     learner = build_learner(settings, alone, initial_weights=False).to(device)
     small, large = (_random(settings, count, device) for count in (IMAGES, 2 * IMAGES))
     outer = validation = outer_mib = adaptation_mib = Cost()
@@ -95,7 +94,7 @@ def measure(settings: Mapping[str, Any]) -> Step:
     return Step(outer, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib)
 
 
-def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Estimate:
+def of_cell(settings: Run, step: Step, steps_done: int = 0) -> Estimate:
     """The estimate of one cell.
 
     Args:
@@ -103,69 +102,68 @@ def of_cell(settings: Mapping[str, Any], step: Step, steps_done: int = 0) -> Est
         step: what `measure` found for its kind.
         steps_done: outer steps that need not be taken again.
     """
-    tasks, evaluation, epochs = settings["tasks"], settings["evaluation"], settings["trainer"]["max_epochs"]
-    pools = 1 if settings["learner"]["train_on"] == "target" else max(1, len(settings["pair"]["pools"]))
-    mixed = tasks["mixing"] == "mixed"
-    shots, query = (number * (pools if mixed else 1) for number in (settings["shots"], tasks["query"]))
-    per_step = tasks["per_step"] * (1 if mixed else pools)
+    tasks, evaluation, epochs = settings.tasks, settings.evaluation, settings.trainer.max_epochs
+    pools = 1 if settings.learner.train_on == "target" else max(1, len(settings.pair.pools))
+    mixed = tasks.mixing == "mixed"
+    shots, query = (number * (pools if mixed else 1) for number in (settings.shots, tasks.query))
+    per_step = tasks.per_step * (1 if mixed else pools)
     trains = step.outer != Cost()
-    steps = epochs * tasks["count"] // per_step if trains else 0
+    steps = epochs * tasks.count // per_step if trains else 0
     left = max(0.0, 1 - steps_done / steps) if steps else 0.0
     of_task = step.outer.of(shots, query)
-    tests_of_epoch = tasks["validation"] * (1 if mixed else pools) * step.validation.of(shots + query)
+    tests_of_epoch = tasks.validation * (1 if mixed else pools) * step.validation.of(shots + query)
     training = left * (steps * per_step * of_task + (epochs * tests_of_epoch if steps else 0.0))
-    last = settings["learner"]["adapt"]["steps"]
-    longest = max([last, *evaluation["curve"]]) if last else 0
+    last = settings.learner.adapt.steps
+    longest = max([last, *evaluation.curve]) if last else 0
     testing = _testing(settings, step, last, longest)
-    if evaluation["scratch"]["compare"] and trains:
-        steps = settings["protocol"]["adapt"]["steps"]
+    if evaluation.scratch.compare and trains:
+        steps = settings.protocol["adapt"]["steps"]
         testing += _testing(settings, step, steps, steps)
     folds = _folds(settings)
     mib = max(
         step.outer_mib.of(shots + query),
         # The descents of an ensemble take turns: their parameters and moments are all there, the images of one.
-        (1 + folds) * step.adaptation_mib.fixed + settings["shots"] * step.adaptation_mib.image,
-        step.prediction_mib.of(evaluation["batch"]),
+        (1 + folds) * step.adaptation_mib.fixed + settings.shots * step.adaptation_mib.image,
+        step.prediction_mib.of(evaluation.batch),
     )
     return Estimate(training + testing, mib)
 
 
-def _folds(settings: Mapping[str, Any]) -> int:
+def _folds(settings: Run) -> int:
     """Parts that the support set of a target is held out in."""
-    shots = settings["shots"]
-    return min(settings["learner"]["adapt"].get("folds", 0), shots) if shots > 1 else 0
+    shots = settings.shots
+    return min(settings.learner.adapt.folds, shots) if shots > 1 else 0
 
 
-def _testing(settings: Mapping[str, Any], step: Step, last: int, longest: int) -> float:
+def _testing(settings: Run, step: Step, last: int, longest: int) -> float:
     """Seconds of all draws on all targets: adaptation, the whole target before and after it, and the curve's images.
 
     A member of an ensemble costs what a network alone does.
     """
-    evaluation = settings["evaluation"]
-    points = len(set(evaluation["curve"]) - {0, last}) if last else 0
-    targets = [settings["target"]] if isinstance(settings["target"], str) else settings["target"]
-    shots = settings["shots"]
+    evaluation = settings.evaluation
+    points = len(set(evaluation.curve) - {0, last}) if last else 0
+    shots = settings.shots
     folds = _folds(settings)
     # The descent on all images, and one without each part of them.
     of_step = step.adaptation.of(shots) + (folds * step.adaptation.of(shots - shots / folds) if folds else 0.0)
     seconds = 0.0
-    for target in targets:
-        whole = image_count(target, settings["data"]["source"], settings["data"]["root"])
-        if settings["learner"]["train_on"] == "target":
+    for target in settings.target:
+        whole = image_count(target, settings.data.source, settings.data.root)
+        if settings.learner.train_on == "target":
             whole = round(TARGET_TEST_SHARE * whole)
-        whole = min(whole, evaluation["limit"] or whole)
-        adapted = [whole] * (1 if last else 0) + [min(whole, evaluation["curve_limit"])] * points
+        whole = min(whole, evaluation.limit or whole)
+        adapted = [whole] * (1 if last else 0) + [min(whole, evaluation.curve_limit)] * points
         sizes = [whole, *adapted * (1 + folds)]
-        batches = sum(math.ceil(size / evaluation["batch"]) for size in sizes)
+        batches = sum(math.ceil(size / evaluation.batch) for size in sizes)
         predicting = batches * step.prediction.fixed + sum(sizes) * step.prediction.image
-        seconds += evaluation["draws"] * (longest * of_step + predicting)
+        seconds += evaluation.draws * (longest * of_step + predicting)
     return seconds
 
 
-def _random(settings: Mapping[str, Any], count: int, device: str) -> tuple[SupportSet, Episode]:
-    size = settings["data"]["size"]
+def _random(settings: Run, count: int, device: str) -> tuple[SupportSet, Episode]:
+    size = settings.data.size
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    support = SupportSet(images, (images[..., 0] > 127).astype(np.uint8), settings["data"]["augment"], 0)
+    support = SupportSet(images, (images[..., 0] > 127).astype(np.uint8), settings.data.augment, 0)
     clean, labels = (tensor.to(device) for tensor in support.clean())
     return support, Episode(clean, labels, clean.flip(0), labels.flip(0), clean[:1])
 

@@ -10,6 +10,7 @@ from rich.progress import track
 from rich.table import Table
 
 from metaseg.errors import MetasegError
+from metaseg.runs.schema import Run, checked
 from metaseg.sweeps.estimate import Step, kind, measure, of_cell
 from metaseg.sweeps.standing import Kind
 
@@ -22,7 +23,8 @@ _SAYS = {Kind.FINISHED: "finished", Kind.NEW: "to run", Kind.OTHER: "other setti
 def print_plan(plan: Sequence[Planned], console: Console) -> None:
     """Print a line a cell, and the sum; settings that a cell would be refused for are told in its line."""
     missing = [one for one in plan if one.standing.kind in (Kind.NEW, Kind.BEGUN)]
-    kinds = {kind(one.settings): one.settings for one in missing}
+    typed = {one.cell.name: _typed(one.settings) for one in missing}
+    kinds = {kind(settings): settings for settings in typed.values() if not isinstance(settings, str)}
     progress = Console(stderr=True)
     measured: dict[str, Step | str] = {
         name: _measured(settings)
@@ -41,11 +43,12 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
         if one not in missing:
             table.add_row(one.cell.name, said, "", "")
             continue
-        step = measured[kind(one.settings)]
-        if isinstance(step, str):
+        settings = typed[one.cell.name]
+        step = settings if isinstance(settings, str) else measured[kind(settings)]
+        if isinstance(step, str) or isinstance(settings, str):
             table.add_row(one.cell.name, f"{said}, would be refused: {step}", "", "")
             continue
-        estimate = of_cell(one.settings, step, one.standing.steps)
+        estimate = of_cell(settings, step, one.standing.steps)
         seconds, mib = seconds + estimate.seconds, max(mib, estimate.mib)
         table.add_row(one.cell.name, said, f"{estimate.seconds / 60:.1f}", f"{estimate.mib / 1024:.2f}")
     console.print(table)
@@ -55,7 +58,14 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
     )
 
 
-def _measured(settings: Mapping[str, Any]) -> Step | str:
+def _typed(settings: Mapping[str, Any]) -> Run | str:
+    try:
+        return checked(Run, settings)
+    except MetasegError as error:
+        return str(error)
+
+
+def _measured(settings: Run) -> Step | str:
     try:
         return measure(settings)
     except MetasegError as error:

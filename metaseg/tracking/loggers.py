@@ -8,13 +8,14 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.tracking.csv_logger import CsvLogger
 from metaseg.tracking.wandb_run import WandbRunLogger, wandb_mode
 
 
 def build_loggers(
-    logger_config: Mapping[str, Any],
+    logger_config: schema.Logger,
     run_dir: Path | RunDirectory,
     config: Mapping[str, Any],
     group: str | None = None,
@@ -27,7 +28,7 @@ def build_loggers(
     """Build the loggers that conf/logger describes.
 
     Args:
-        logger_config: the keys of conf/logger/*.yaml.
+        logger_config: the group ``logger`` of the settings.
         run_dir: the run's directory; every file of the loggers lies in it.
         config: the run's resolved settings as plain containers, stored with the W&B run.
         group: W&B group, used where `logger_config` has none.
@@ -41,9 +42,9 @@ def build_loggers(
     """
     run = run_dir if isinstance(run_dir, RunDirectory) else RunDirectory(run_dir)
     loggers: list[Logger] = [CsvLogger(run.metrics, resume=resume)]
-    if not logger_config["wandb"]:
+    if not logger_config.wandb:
         return loggers
-    mode = wandb_mode(logger_config["mode"])
+    mode = wandb_mode(logger_config.mode)
     if mode != "disabled":
         loggers.append(
             WandbRunLogger(
@@ -52,10 +53,10 @@ def build_loggers(
                 mode=mode,
                 config=dict(config),
                 name=name or run.path.name,
-                project=logger_config["project"],
-                entity=logger_config["entity"],
-                group=logger_config["group"] or group,
-                tags=list(dict.fromkeys([*tags, *logger_config["tags"]])),
+                project=logger_config.project,
+                entity=logger_config.entity,
+                group=logger_config.group or group,
+                tags=list(dict.fromkeys([*tags, *logger_config.tags])),
                 job_type=job_type,
             )
         )

@@ -1,7 +1,7 @@
 """What watches a training run: checkpoints of the best and the last state, the paper's stopping rule, progress."""
 
 import math
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,13 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from metaseg.progress import Progress
+from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
 
 MONITOR = "validation/query_loss_after"
 
 
-def callbacks(trainer: Mapping[str, Any], directory: RunDirectory) -> list[Callback]:
+def callbacks(trainer: schema.Trainer, directory: RunDirectory) -> list[Callback]:
     """The callbacks of a run.
 
     Args:
@@ -29,9 +30,10 @@ def callbacks(trainer: Mapping[str, Any], directory: RunDirectory) -> list[Callb
         enable_version_counter=False,
     )
     # [P] the loss has to move by min_delta within so many epochs
-    stop = EarlyStopping(MONITOR, min_delta=trainer["min_delta"], patience=trainer["patience"], check_finite=True)
-    last = LastCheckpoint(directory.checkpoints / "last.ckpt", trainer["save_every"])
-    return [best, stop, last, TrainingProgress(trainer["progress"])]
+    patience = sys.maxsize if trainer.patience is None else trainer.patience
+    stop = EarlyStopping(MONITOR, min_delta=trainer.min_delta, patience=patience, check_finite=True)
+    last = LastCheckpoint(directory.checkpoints / "last.ckpt", trainer.save_every)
+    return [best, stop, last, TrainingProgress(trainer.progress)]
 
 
 class LastCheckpoint(Callback):

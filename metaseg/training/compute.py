@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaseg.learners.base import Learner
+from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.functional import forward
 from metaseg.runs.directory import RunDirectory
 
@@ -60,16 +61,17 @@ class Compute(Callback):
         self._state["steps"] += 1
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Write down outer steps, passes of images on all ranks, and seconds."""
+        """Write down outer steps, operations and passes of images on all ranks, and seconds."""
         if not (trainer.is_global_zero and self._state["counted"]):
             return
         steps, counted = self._state["steps"], self._state["counted"]
-        size = module.settings["data"]["size"]
-        passes = sum(counted) / len(counted) / of_one_image(self._learner, size)
+        operations = sum(counted) / len(counted) * steps * trainer.world_size
+        of_one = of_one_image(self._learner, module.settings["data"]["size"])
         self._directory.write_compute(
             {
                 "outer_steps": steps,
-                "passes": passes * steps * trainer.world_size,
+                "operations": operations,
+                "passes": None if of_one is None else operations / of_one,
                 "seconds": self._state["seconds"],
             }
         )
@@ -95,8 +97,13 @@ def counter() -> FlopCounterMode:
     return found
 
 
-def of_one_image(learner: Learner, size: int) -> int:
-    """Floating-point operations of one image (1, 3, size, size), forward and backward through the whole network."""
+def of_one_image(learner: Learner, size: int) -> int | None:
+    """Floating-point operations of one image (1, 3, size, size), forward and backward through the whole network.
+
+    None for a network that compares images with annotated ones: it has no pass of one image.
+    """
+    if isinstance(learner.network, ComparingNetwork):
+        return None
     theta = {name: value.detach().requires_grad_() for name, value in learner.network.named_parameters()}
     # Two images, for norm layers that need more than one value a channel at the lowest resolution.
     images = torch.zeros(2, 3, size, size, device=next(iter(theta.values())).device)

@@ -1,9 +1,7 @@
 """Training a learner on the episodes of its pools."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
@@ -12,6 +10,7 @@ from metaseg import tracking
 from metaseg.data.module import EpisodicData
 from metaseg.learners.base import Learner
 from metaseg.learners.checkpoints import load_weights
+from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory, replacing
 from metaseg.training.callbacks import callbacks
 from metaseg.training.compute import Compute
@@ -21,7 +20,7 @@ from metaseg.training.process import interruptible
 
 
 def fit(
-    settings: Mapping[str, Any],
+    settings: schema.Run,
     learner: Learner,
     data: EpisodicData,
     loggers: list[Logger],
@@ -29,22 +28,22 @@ def fit(
     checkpoint: Path | None,
 ) -> int:
     """Train, and leave the learner with the weights of the best validation loss; returns this process' rank."""
-    if not (settings["train"] and learner.trains):
+    if not (settings.train and learner.trains):
         return 0
-    chosen, shown = settings["trainer"], settings["logger"]
-    end = json.dumps([chosen[key] for key in ("max_epochs", "patience", "min_delta")])
-    if settings["ckpt_path"] == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
+    chosen, shown = settings.trainer, settings.logger
+    end = json.dumps([chosen.max_epochs, chosen.patience, chosen.min_delta])
+    if settings.ckpt_path == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
         load_weights(learner, directory.checkpoints / "best.ckpt")  # stopped by the same rule, and killed while testing
         return 0
     watching = [*callbacks(chosen, directory), Compute(learner, directory)]
-    if shown["overlay_every"] and tracking.draws(loggers):
-        watching.append(WatchedImages(data, loggers, shown["overlay_every"], shown["overlay_images"]))
+    if shown.overlay_every and tracking.draws(loggers):
+        watching.append(WatchedImages(data, loggers, shown.overlay_every, shown.overlay_images))
     trainer = L.Trainer(
-        accelerator=chosen["accelerator"],
-        devices=chosen["devices"],
-        strategy=chosen["strategy"],
-        precision=chosen["precision"],
-        max_epochs=chosen["max_epochs"],
+        accelerator=chosen.accelerator,
+        devices=chosen.devices,
+        strategy=chosen.strategy,
+        precision=chosen.precision,  # type: ignore[arg-type]
+        max_epochs=chosen.max_epochs,
         logger=loggers,
         callbacks=watching,
         enable_progress_bar=False,  # one of the callbacks shows it
@@ -56,7 +55,7 @@ def fit(
     )
     data.require_even_shares(trainer.world_size)
     with interruptible():
-        trainer.fit(MetaTraining(learner, settings), datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(MetaTraining(learner, settings.plain), datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
         load_weights(learner, directory.checkpoints / "best.ckpt")
         with replacing(directory.trained) as path:

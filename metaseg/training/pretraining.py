@@ -16,7 +16,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from scipy import ndimage
 from torch import Tensor
 
@@ -33,7 +33,7 @@ from metaseg.networks.build import build
 from metaseg.networks.functional import forward, running_statistics, update_running
 from metaseg.plots.figures import learning_curves
 from metaseg.progress import Progress
-from metaseg.runs import provenance
+from metaseg.runs import provenance, schema
 from metaseg.runs.directory import RunDirectory, write_json
 from metaseg.training.callbacks import LastCheckpoint, TrainingProgress
 from metaseg.training.network_module import NetworkModule
@@ -53,22 +53,23 @@ def run(config: DictConfig) -> dict[str, Any]:
         MetasegError: on settings, data or checkpoints that do not fit.
     """
     started = time.monotonic()
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    check(settings)
+    settings = schema.read(schema.Pretraining, config)
+    if settings.trainer.devices != 1:
+        raise MetasegError(f"trainer.devices must be 1 for pre-training, found {settings.trainer.devices}.")
     directory, checkpoint = prepare(settings)
     module = Pretraining(
-        build(name="unet", features=settings["model"]["features"], seed=settings["seed"]), settings["optimizer"]["lr"]
+        build(name="unet", features=settings.model.features, seed=settings.seed), settings.optimizer.lr
     )
     if checkpoint is not None:
         load_weights(module, checkpoint)
-    data = BrainMRI(settings["data"], settings["seed"])
+    data = BrainMRI(settings.data, settings.seed)
     # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
     with directory.held():
         return carry_out(settings, module, data, directory, checkpoint, started)
 
 
 def carry_out(
-    settings: dict[str, Any],
+    settings: schema.Pretraining,
     module: "Pretraining",
     data: BrainMRI,
     directory: RunDirectory,
@@ -77,15 +78,15 @@ def carry_out(
 ) -> dict[str, Any]:
     """Train, test and write down; as `run`, once all is built. `started`: time.monotonic() at the start."""
     begin(directory, settings, checkpoint is not None)
-    name = f"unet{settings['model']['features']}-seed{settings['seed']}"
+    name = f"unet{settings.model.features}-seed{settings.seed}"
     loggers = tracking.build_loggers(
-        settings["logger"], directory, settings, "brain_mri", name=name, job_type="pretrain", resume=bool(checkpoint)
+        settings.logger, directory, settings.plain, "brain_mri", name=name, job_type="pretrain", resume=bool(checkpoint)
     )
     try:
         epoch = fit(settings, module, data, loggers, directory, checkpoint)
         result: dict[str, Any] = {
             "weights": save_in_hub_layout(module.network, directory.path).name,
-            "validation": evaluate(module, data.validation, settings["trainer"]["progress"]) | {"epoch": epoch},
+            "validation": evaluate(module, data.validation, settings.trainer.progress) | {"epoch": epoch},
             "training": {
                 "patients": len(data.training),
                 "slices": sum(len(volume.masks) for volume in data.training),
@@ -96,7 +97,7 @@ def carry_out(
             **dict(zip(("commit", "dirty"), provenance.commit(), strict=True)),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(),
-            "settings": settings,
+            "settings": settings.plain,
         }
         write_json(directory.result, result)
         learning_curves(directory.metrics, directory.learning_curves)
@@ -107,27 +108,6 @@ def carry_out(
     tracking.finish(loggers)
     print_summary(result, directory)
     return result
-
-
-def check(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that no later step would refuse in words.
-
-    Raises:
-        MetasegError: with the first that is out of range.
-    """
-    if settings["trainer"]["devices"] != 1:
-        raise MetasegError(
-            f"Pre-training runs on one device, found trainer.devices={settings['trainer']['devices']}; set it to 1."
-        )
-    for key, value, least in (
-        ("seed", settings["seed"], 0),
-        ("trainer.max_epochs", settings["trainer"]["max_epochs"], 1),
-        ("trainer.save_every", settings["trainer"]["save_every"], 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise MetasegError(f"{key} must be a whole number from {least} on, found {value!r}.")
-    if not settings["optimizer"]["lr"] > 0:
-        raise MetasegError(f"optimizer.lr must be above 0, found {settings['optimizer']['lr']}.")
 
 
 class Pretraining(NetworkModule):
@@ -251,7 +231,7 @@ def evaluate(module: Pretraining, volumes: list[Volume], shown: bool = False) ->
 
 
 def fit(
-    settings: Mapping[str, Any],
+    settings: schema.Pretraining,
     module: Pretraining,
     data: BrainMRI,
     loggers: list[Any],
@@ -263,7 +243,7 @@ def fit(
     Raises:
         KeyboardInterrupt: if the user interrupts; then no weights are to be written.
     """
-    chosen = settings["trainer"]
+    chosen = settings.trainer
     best = ModelCheckpoint(
         dirpath=directory.checkpoints,
         filename="best",
@@ -273,16 +253,16 @@ def fit(
         enable_version_counter=False,
     )
     callbacks: list[Callback] = [best]
-    if chosen["patience"] is not None:
-        callbacks.append(EarlyStopping(MONITOR, chosen["min_delta"], chosen["patience"], mode="max"))
+    if chosen.patience is not None:
+        callbacks.append(EarlyStopping(MONITOR, chosen.min_delta, chosen.patience, mode="max"))
     # After those whose state it saves.
-    callbacks.append(LastCheckpoint(directory.checkpoints / "last.ckpt", chosen["save_every"]))
-    callbacks.append(TrainingProgress(chosen["progress"]))
+    callbacks.append(LastCheckpoint(directory.checkpoints / "last.ckpt", chosen.save_every))
+    callbacks.append(TrainingProgress(chosen.progress))
     trainer = L.Trainer(
-        accelerator=chosen["accelerator"],
+        accelerator=chosen.accelerator,
         devices=1,
-        precision=chosen["precision"],
-        max_epochs=chosen["max_epochs"],
+        precision=chosen.precision,  # type: ignore[arg-type]
+        max_epochs=chosen.max_epochs,
         logger=loggers,
         callbacks=callbacks,
         enable_progress_bar=False,  # one of the callbacks shows it

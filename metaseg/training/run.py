@@ -25,7 +25,7 @@ from metaseg.learners.checkpoints import load_weights
 from metaseg.plots.figures import adaptation_curve, learning_curves
 from metaseg.plots.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.progress import Progress
-from metaseg.runs import provenance
+from metaseg.runs import provenance, schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import leaves
 from metaseg.runs.summary import print_summary
@@ -47,22 +47,13 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         MetasegError: on settings, data or checkpoints that do not fit.
     """
     started = time.monotonic()
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings = schema.read(schema.Run, config)
     directory, checkpoint = prepare(settings)
-    targets = [settings["target"]] if isinstance(settings["target"], str) else list(settings["target"])
-    data = EpisodicData(
-        pools=settings["pair"]["pools"],
-        targets=targets,
-        data=settings["data"],
-        tasks=settings["tasks"],
-        shots=settings["shots"],
-        seed=settings["seed"],
-        train_on=settings["learner"]["train_on"],
-        train_images=settings["learner"].get("train_images"),
-        unlabelled=settings["learner"].get("unlabelled", 0.0),
-    )
-    learner = build_learner(settings, settings["learner"])
-    if settings["train"] and learner.trains:
+    data = EpisodicData(settings)
+    data.prepare_data()
+    data.setup()
+    learner = build_learner(settings)
+    if settings.train and learner.trains:
         data.require_training_data()
     if checkpoint is not None:
         load_weights(learner, checkpoint)
@@ -73,7 +64,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
 
 def carry_out(
-    settings: dict[str, Any],
+    settings: schema.Run,
     learner: Learner,
     data: EpisodicData,
     directory: RunDirectory,
@@ -92,17 +83,17 @@ def carry_out(
         begin_at: what `starting_point` said; None with a checkpoint.
         started: time.monotonic() at the start.
     """
-    resumed = settings["train"] and checkpoint is not None
+    resumed = settings.train and checkpoint is not None
     begin(directory, settings, resumed)
-    place = tracking.place(settings)
+    place = tracking.place(settings.plain)
     loggers = tracking.build_loggers(
-        settings["logger"],
+        settings.logger,
         directory,
-        settings | {"cell": place.cell},
+        settings.plain | {"cell": place.cell},
         group=place.group,
         tags=place.tags,
-        name=f"{settings['learner']['name']}-{settings['shots']}shot-seed{settings['seed']}",
-        job_type=settings["learner"]["name"],
+        name=f"{settings.learner.name}-{settings.shots}shot-seed{settings.seed}",
+        job_type=settings.learner.name,
         resume=resumed,
     )
     try:
@@ -112,7 +103,7 @@ def carry_out(
         if rank != 0:
             return None
         result = test(settings, learner, data, directory, loggers)
-        result["settings"], result["data"] = settings, data.provenance()
+        result["settings"], result["data"] = settings.plain, data.provenance()
         if learner.strengths is not None:
             result["lambda"] = learner.strengths.table()
         result["start"] = begin_at or str(checkpoint)
@@ -123,7 +114,7 @@ def carry_out(
         result["versions"], result["hardware"] = provenance.versions(), provenance.hardware()
         result["commit"], result["dirty"] = provenance.commit()
         directory.write_result(result)
-        if settings["logger"]["artifacts"] and settings["train"] and learner.trains:
+        if settings.logger.artifacts and settings.train and learner.trains:
             tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(result, place.cell))
     except BaseException:
         tracking.finish(loggers, exit_code=1)
@@ -133,7 +124,7 @@ def carry_out(
     return result
 
 
-def prepare(settings: Mapping[str, Any]) -> tuple[RunDirectory, Path | None]:
+def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Path | None]:
     """Set up the process for a run of train.py or pretrain.py; nothing is written.
 
     Returns:
@@ -143,11 +134,11 @@ def prepare(settings: Mapping[str, Any]) -> tuple[RunDirectory, Path | None]:
         MetasegError: on a GPU that this torch has no kernels for, or a checkpoint that is not there.
     """
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
-    if settings["trainer"]["accelerator"] != "cpu":
+    if settings.trainer.accelerator != "cpu":
         provenance.check_gpu()
-    prepare_process(settings["trainer"]["tf32"])
-    checkpoint = find_checkpoint(settings["ckpt_path"], directory)
-    L.seed_everything(settings["seed"], workers=True, verbose=False)
+    prepare_process(settings.trainer.tf32)
+    checkpoint = find_checkpoint(settings.ckpt_path, directory)
+    L.seed_everything(settings.seed, workers=True, verbose=False)
     return directory, checkpoint
 
 
@@ -167,7 +158,7 @@ def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | No
 
 
 def test(
-    settings: Mapping[str, Any],
+    settings: schema.Run,
     learner: Learner,
     data: EpisodicData,
     directory: RunDirectory,
@@ -175,20 +166,20 @@ def test(
 ) -> dict[str, Any]:
     """Meta-test on every target, beside training from scratch and the trivial baselines; writes scores and figures."""
     how = how_to_test(settings)
-    learners, folds = {"": learner}, {"": settings["learner"]["adapt"].get("folds", 0)}
-    if settings["evaluation"]["scratch"]["compare"] and learner.trains:
+    learners, folds = {"": learner}, {"": settings.learner.adapt.folds}
+    if settings.evaluation.scratch.compare and learner.trains:
         learners[FROM_SCRATCH] = scratch_learner(settings)
-        folds[FROM_SCRATCH] = settings["protocol"]["adapt"]["folds"]
+        folds[FROM_SCRATCH] = settings.protocol["adapt"]["folds"]
     parts = {
         f"{name}{label}": metatest.work(one, target, how, folds[label])
         for name, target in data.targets.items()
         for label, one in learners.items()
     }
-    device = "cuda" if settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu"
+    device = "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     result: dict[str, Any] = {"targets": {}, "scratch": {}}
     rows: list[Mapping[str, Any]] = []
     total = sum(part.total for part in parts.values())
-    with Progress("testing", total, "%", shown=settings["trainer"]["progress"]) as progress:
+    with Progress("testing", total, "%", shown=settings.trainer.progress) as progress:
         for name, target in data.targets.items():
             scores = {
                 label: metatest.score_target(one.to(device), target, how, watcher(progress, parts, f"{name}{label}"))
@@ -205,7 +196,7 @@ def test(
             progress.note(f"{name}, figures")
             draw_figures(name, data, scores[""], result, directory, loggers)
         progress.update(total)
-    directory.write_per_image(rows, settings["evaluation"]["compress"])
+    directory.write_per_image(rows, settings.evaluation.compress)
     if directory.metrics.is_file():
         learning_curves(directory.metrics, directory.learning_curves)
     tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])
@@ -214,29 +205,32 @@ def test(
     return result
 
 
-def how_to_test(settings: Mapping[str, Any]) -> metatest.Settings:
+def how_to_test(settings: schema.Run) -> metatest.Settings:
     """What a configuration says of testing."""
-    chosen = settings["evaluation"]
+    chosen = settings.evaluation
     return metatest.Settings(
-        shots=settings["shots"],
-        seed=settings["seed"],
-        draws=chosen["draws"],
-        limit=chosen["limit"],
-        batch=chosen["batch"],
-        curve=tuple(chosen["curve"]),
-        curve_limit=chosen["curve_limit"],
-        augmentation=settings["data"]["augment"],
+        shots=settings.shots,
+        seed=settings.seed,
+        draws=chosen.draws,
+        limit=chosen.limit,
+        batch=chosen.batch,
+        curve=tuple(chosen.curve),
+        curve_limit=chosen.curve_limit,
+        augmentation=settings.data.augment,
     )
 
 
-def scratch_learner(settings: Mapping[str, Any]) -> Learner:
+def scratch_learner(settings: schema.Run) -> Learner:
     """The learner of conf/learner/scratch.yaml, from the same initial weights as the run's."""
-    learner = {
+    protocol = settings.protocol
+    scratch = {
         "_target_": "metaseg.learners.scratch.Scratch",
-        "adapt": settings["protocol"]["adapt"],
-        "channels_last": settings["protocol"]["channels_last"],
+        "name": "scratch",
+        "train_on": "source",
+        "adapt": protocol["adapt"],
+        "channels_last": protocol["channels_last"],
     }
-    return build_learner(settings, learner)
+    return build_learner(settings, schema.checked(schema.Learner, scratch))
 
 
 def draw_figures(
@@ -269,12 +263,12 @@ def draw_figures(
 
 
 @rank_zero_only
-def begin(directory: RunDirectory, settings: Mapping[str, Any], resumed: bool) -> None:
+def begin(directory: RunDirectory, settings: schema.Run | schema.Pretraining, resumed: bool) -> None:
     """Make the directory and write config.yaml; on resuming, print which settings changed. The new ones are used."""
     directory.create()
     if resumed and directory.config.is_file():
-        old, new = leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), leaves(settings)
+        old, new = leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), leaves(settings.plain)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and key != "ckpt_path":
                 print(f"resuming with {key}={new.get(key)} (was {old.get(key)})")
-    directory.write_config(settings)
+    directory.write_config(settings.plain)

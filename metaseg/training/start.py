@@ -8,9 +8,7 @@ needs it first. Each learner then takes its own steps with its own whole schedul
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,6 +20,7 @@ from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.schema import Run, checked
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
 from metaseg.training.fitting import fit
 
@@ -35,7 +34,7 @@ _NO_PART = (
 log = logging.getLogger(__name__)
 
 
-def starting_point(settings: Mapping[str, Any], learner: Learner) -> str:
+def starting_point(settings: Run, learner: Learner) -> str:
     """What ``start`` means for a learner: "model", "joint", or a checkpoint's path.
 
     ``start=auto`` is the protocol's for learners that train the model's network on the pair. Those that train on the
@@ -48,15 +47,15 @@ def starting_point(settings: Mapping[str, Any], learner: Learner) -> str:
     Raises:
         MetasegError: if there is no such checkpoint, or the learner's network is another one than the shared start's.
     """
-    start, chosen = settings["start"], settings["learner"]
-    own, of_target = chosen.get("network") is not None, chosen["train_on"] == "target"
+    start, chosen = settings.start, settings.learner
+    own, of_target = chosen.network is not None, chosen.train_on == "target"
     if start == "auto":
-        return settings["protocol"]["start"] if learner.trains and not (own or of_target) else "model"
+        return settings.protocol["start"] if learner.trains and not (own or of_target) else "model"
     if start == "joint" and (own or of_target):
         reason = "has a network of its own" if own else "trains on the target"
         raise MetasegError(
             f"start=joint gives a learner the model's weights after joint training on the pair, found learner="
-            f"{chosen['name']}, which {reason}: set start=model."
+            f"{chosen.name}, which {reason}: set start=model."
         )
     if start in ("model", "joint"):
         return start
@@ -70,7 +69,7 @@ def starting_point(settings: Mapping[str, Any], learner: Learner) -> str:
     return str(path)
 
 
-def go_to(start: str, settings: Mapping[str, Any], learner: Learner) -> None:
+def go_to(start: str, settings: Run, learner: Learner) -> None:
     """Give a learner the weights that `starting_point` named; joint training is done first where nobody has yet.
 
     Raises:
@@ -81,33 +80,36 @@ def go_to(start: str, settings: Mapping[str, Any], learner: Learner) -> None:
     load_weights(learner, _joint(settings) if start == "joint" else Path(start))
 
 
-def joint_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def joint_settings(settings: Run) -> Run:
     """The settings of the joint training that learners with these settings share."""
-    shared, learner = settings["starts"], settings["learner"]
-    return {
-        **settings,
+    plain = settings.plain
+    shared, learner = plain["starts"], plain["learner"]
+    joint = {
+        **plain,
         "learner": {
             **shared["learner"],
             "train_images": learner.get("train_images"),
         },
         "shots": shared["shots"],
-        "tasks": {**settings["tasks"], "query": shared["query"]},
-        "trainer": {**settings["trainer"], "max_epochs": shared["epochs"]},
-        "logger": {**settings["logger"], "wandb": False},
+        "tasks": {**plain["tasks"], "query": shared["query"]},
+        "trainer": {**plain["trainer"], "max_epochs": shared["epochs"]},
+        "logger": {**plain["logger"], "wandb": False},
         "start": "model",
+        "target": [],
         "train": True,
         "ckpt_path": None,
     }
+    return checked(Run, joint)
 
 
-def directory_of(settings: Mapping[str, Any]) -> Path:
+def directory_of(settings: Run) -> Path:
     """Where the joint training of `joint_settings` lies: its name tells the settings that could change it."""
-    known = {path: value for path, value in leaves(settings).items() if not within(path, _NO_PART)}
+    known = {path: value for path, value in leaves(settings.plain).items() if not within(path, _NO_PART)}
     key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    return Path(settings["starts"]["dir"]) / f"{settings['pair']['name']}-seed{settings['seed']}-{key}"
+    return Path(settings.starts.dir) / f"{settings.pair.name}-seed{settings.seed}-{key}"
 
 
-def _joint(settings: Mapping[str, Any]) -> Path:
+def _joint(settings: Run) -> Path:
     """The best checkpoint of the shared joint training, which is done, or gone on with, if need be."""
     settings = joint_settings(settings)
     directory = RunDirectory(directory_of(settings))
@@ -125,20 +127,11 @@ def _joint(settings: Mapping[str, Any]) -> Path:
         last = directory.checkpoints / "last.ckpt"
         resumed = last if last.is_file() else None
         if first:
-            directory.write_config(settings)
-        data = EpisodicData(
-            pools=settings["pair"]["pools"],
-            targets=[],
-            data=settings["data"],
-            tasks=settings["tasks"],
-            shots=settings["shots"],
-            seed=settings["seed"],
-            train_on=settings["learner"]["train_on"],
-            train_images=settings["learner"]["train_images"],
-            unlabelled=0.0,
-        )
-        learner = build_learner(settings, settings["learner"])
-        loggers = tracking.build_loggers(settings["logger"], directory, settings, resume=resumed is not None)
+            directory.write_config(settings.plain)
+        data = EpisodicData(settings)
+        data.setup()
+        learner = build_learner(settings)
+        loggers = tracking.build_loggers(settings.logger, directory, settings.plain, resume=resumed is not None)
         fit(settings, learner, data, loggers, directory, resumed)
         return best
     finally:

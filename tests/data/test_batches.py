@@ -7,6 +7,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from conftest import settings_of
 from torch.utils.data import DataLoader
 
 from metaseg.data import module
@@ -108,23 +109,9 @@ def small_twins(monkeypatch):
 
 
 def fit(tmp_path, workers, steps, checkpoint=None):
-    data = module.EpisodicData(
-        pools=["ph2", "kvasir"],
-        targets=["isic"],
-        data={"source": "", "root": "", "size": 32, "validation": 0.2, "augment": "standard", "workers": workers},
-        tasks={
-            "mixing": "exclusive",
-            "order": "interleaved",
-            "count": 6,
-            "per_step": 1,
-            "resample": True,
-            "recolour": 0.5,
-            "query": 2,
-            "validation": 1,
-        },
-        shots=2,
-        seed=0,
-    )
+    settings = ["data=synthetic", "data.size=32", "data.augment=standard", f"data.workers={workers}", "shots=2"]
+    settings += ["tasks.count=6", "tasks.recolour=0.5", "tasks.query=2", "tasks.validation=1"]
+    data = module.EpisodicData(settings_of(*settings))
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -189,9 +176,6 @@ def test_how_many_workers_auto_means(monkeypatch):
     assert module.worker_count("auto", "standard", on_cpu=True) == 0
     assert module.worker_count("auto", "none", on_cpu=False) == 0
     assert module.worker_count(5, "none", on_cpu=True) == 5
-    for wrong in ("two", -1, None):
-        with pytest.raises(MetasegError, match=r"data\.workers must be auto or a number"):
-            module.worker_count(wrong, "none", on_cpu=True)
 
 
 def test_a_pool_in_memory_survives_pickling():

@@ -11,6 +11,7 @@ from metaseg.data.batches import Episode
 from metaseg.learners.build import build_learner
 from metaseg.networks.functional import norm_layers
 from metaseg.networks.stages import part_of
+from metaseg.runs.schema import Run, checked
 
 SMALL = ["model=pretrained", "model.widths=[8,8,8]", "protocol.adapt.steps=2", "shots=4"]
 
@@ -18,11 +19,11 @@ SMALL = ["model=pretrained", "model.widths=[8,8,8]", "protocol.adapt.steps=2", "
 def composed(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         settings = OmegaConf.to_container(compose("config", overrides=[*SMALL, *overrides]), resolve=True)
-    return build_learner(settings, settings["learner"])
+    return build_learner(checked(Run, settings))
 
 
 def task():
-    plain = episode(side=64)
+    plain = episode(side=32)
     return Episode(*plain[:4], plain.query_images[:1])
 
 
@@ -58,9 +59,9 @@ def test_curvature_products_by_replay_are_those_by_autograd_with_all_parts_movin
 @pytest.mark.parametrize("recipe", ["default", "quick"])
 def test_every_kind_of_learner_adapts(name, recipe):
     learner = composed(f"learner={name}", f"adapt.recipe={recipe}")
-    segmenter = learner.adapt(support_set(side=64))
+    segmenter = learner.adapt(support_set(side=32))
     images = task().query_images
     together = segmenter(images)
-    assert together.shape == (len(images), 1, 64, 64)
+    assert together.shape == (len(images), 1, 32, 32)
     # Statistics are frozen or the support set's: no image knows of those beside it.
     torch.testing.assert_close(together[:1], segmenter(images[:1]), rtol=1e-4, atol=1e-5)

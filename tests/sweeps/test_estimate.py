@@ -2,29 +2,21 @@
 
 import pytest
 import torch
+from conftest import settings_of
 
 from metaseg.sweeps import estimate
 from metaseg.sweeps.estimate import IMAGES, Cost, Step, of_cell
 
-SETTINGS = {
-    "learner": {"train_on": "source", "adapt": {"steps": 10}},
-    "pair": {"pools": ["a", "b"]},
-    "tasks": {"mixing": "exclusive", "query": 4, "per_step": 1, "count": 20, "validation": 3},
-    "trainer": {"max_epochs": 2},
-    "shots": 5,
-    "target": ["isic"],
-    "data": {"source": "synthetic", "root": "data"},
-    "evaluation": {
-        "curve": [0, 5],
-        "curve_limit": 6,
-        "draws": 2,
-        "limit": 50,
-        "batch": 20,
-        "scratch": {"compare": False, "steps": 10},
-    },
-}
+
+def settings(folds=0):
+    given = ["data=synthetic", "shots=5", "tasks.query=4", "tasks.count=20", "tasks.validation=3"]
+    given += ["trainer.max_epochs=2", "learner.adapt.steps=10", f"learner.adapt.folds={folds}"]
+    given += ["evaluation.curve=[0,5]", "evaluation.curve_limit=6", "evaluation.draws=2", "evaluation.limit=50"]
+    given += ["evaluation.batch=20", "evaluation.scratch.compare=false"]
+    return settings_of(*given)
 
 
+SETTINGS = settings()
 NO_MEMORY = {"outer_mib": Cost(), "adaptation_mib": Cost(), "prediction_mib": Cost()}
 
 
@@ -47,9 +39,7 @@ def test_the_seconds_of_a_cell_are_the_sum_of_its_steps():
 def test_each_member_of_an_ensemble_is_counted():
     def seconds(folds, **cost):
         kinds = {"outer": Cost(1e-9), "validation": Cost(), "adaptation": Cost(), "prediction": Cost()}
-        adapt = {"steps": 10, "folds": folds}
-        settings = SETTINGS | {"learner": SETTINGS["learner"] | {"adapt": adapt}}
-        return of_cell(settings, Step(**{**kinds, **cost}, **NO_MEMORY)).seconds
+        return of_cell(settings(folds), Step(**{**kinds, **cost}, **NO_MEMORY)).seconds
 
     # On all five images, and on four of them five times: there are no more parts than images.
     assert seconds(9, adaptation=Cost(1, 10)) == pytest.approx(2 * 10 * (1 + 50 + 5 * (1 + 40)), rel=1e-6)
@@ -60,8 +50,7 @@ def test_each_member_of_an_ensemble_is_counted():
 
 def test_memory_is_that_of_the_step_that_needs_most():
     def mib(folds=0, **memory):
-        settings = SETTINGS | {"learner": SETTINGS["learner"] | {"adapt": {"steps": 10, "folds": folds}}}
-        return of_cell(settings, Step(*[Cost(1e-9)] * 4, **NO_MEMORY | memory)).mib
+        return of_cell(settings(folds), Step(*[Cost(1e-9)] * 4, **NO_MEMORY | memory)).mib
 
     assert mib(outer_mib=Cost(100, 10)) == 100 + 10 * (5 + 4)
     assert mib(prediction_mib=Cost(100, 10)) == 100 + 10 * 20

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from metaseg import tracking
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.schema import Logger, checked
 from metaseg.tracking import CsvLogger, build_loggers
 
 
@@ -30,7 +31,7 @@ def no_account(monkeypatch, tmp_path):
 
 def logger_config(name):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return OmegaConf.to_container(compose(f"logger/{name}"))["logger"]
+        return checked(Logger, OmegaConf.to_container(compose(f"logger/{name}"))["logger"])
 
 
 # -- CSV ---------------------------------------------------------------------------------------------------------------
@@ -163,9 +164,11 @@ def test_interrupted_and_resumed_training_gives_the_table_of_an_uninterrupted_on
 
 def test_configs_have_equal_keys_and_csv_imports_no_wandb(tmp_path, monkeypatch):
     csv, wandb, both = (logger_config(name) for name in ("csv", "wandb", "both"))
-    assert wandb == both == csv | {"wandb": True}
+    assert wandb.model_dump() == both.model_dump() == csv.model_dump() | {"wandb": True}
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import would fail
-    loggers = build_loggers(csv, tmp_path, {}) + build_loggers(both | {"mode": "disabled"}, tmp_path, {})
+    loggers = build_loggers(csv, tmp_path, {}) + build_loggers(
+        both.model_copy(update={"mode": "disabled"}), tmp_path, {}
+    )
     assert [type(logger) for logger in loggers] == [CsvLogger, CsvLogger]
 
 
@@ -194,7 +197,7 @@ def test_mode_follows_setting_then_environment_then_key(monkeypatch, tmp_path):
 
 
 def test_offline_run_holds_everything_and_says_one_line(tmp_path, capfd):
-    config = logger_config("both") | {"tags": ["mine", "imaml"]}
+    config = logger_config("both").model_copy(update={"tags": ["mine", "imaml"]})
     settings = {"learner": {"name": "imaml", "lam": 100.0}, "shots": 20}
     loggers = build_loggers(config, tmp_path / "first", settings, "ph2_kvasir", ["imaml", "20 shots"])
     assert not (tmp_path / "first").exists()

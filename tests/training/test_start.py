@@ -4,9 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from conftest import TINY, settings_of
 
 from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
@@ -16,13 +14,11 @@ from metaseg.training.start import directory_of, joint_settings, starting_point
 
 
 def settings(tmp_path, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", [*TINY, f"starts.dir={tmp_path}", "start=joint", *overrides])
-    return OmegaConf.to_container(config, resolve=True)
+    return settings_of(*TINY, f"starts.dir={tmp_path}", "start=joint", "starts.epochs=1", *overrides)
 
 
 def begins(chosen):
-    return starting_point(chosen, build_learner(chosen, chosen["learner"]))
+    return starting_point(chosen, build_learner(chosen))
 
 
 @pytest.mark.parametrize(

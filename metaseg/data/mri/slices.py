@@ -4,8 +4,7 @@ A batch is a pure function of (seed, epoch, step), so that a run can be resumed 
 workers. [B] marks what is done as in Buda et al.'s public code, [D] what is our decision.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import cv2
 import lightning as L
@@ -21,7 +20,7 @@ from metaseg.data.mri import volumes as brain_mri
 from metaseg.data.mri.volumes import Volume
 from metaseg.data.synthetic.twins import TWIN_SEED
 from metaseg.errors import MetasegError
-from metaseg.networks.attention_unet import STRIDE
+from metaseg.runs.schema import SliceAugmentation, Slices
 
 FLOOR = 0.1
 """Share of the sampling weight of a volume that its slices have in equal parts, tumour or not [B]."""
@@ -43,7 +42,7 @@ def slice_weights(masks: np.ndarray) -> np.ndarray:
 
 
 def augment(
-    image: np.ndarray, mask: np.ndarray, settings: Mapping[str, float], rng: np.random.Generator
+    image: np.ndarray, mask: np.ndarray, settings: SliceAugmentation, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale by up to ± `scale`, rotate by up to ± `rotation` degrees, flip from left to right by probability `flip`.
 
@@ -56,9 +55,9 @@ def augment(
         settings: scale, rotation, flip.
         rng: source of randomness.
     """
-    scale = rng.uniform(1 - settings["scale"], 1 + settings["scale"])
-    angle = rng.uniform(-settings["rotation"], settings["rotation"])
-    flip = rng.uniform() < settings["flip"]
+    scale = rng.uniform(1 - settings.scale, 1 + settings.scale)
+    angle = rng.uniform(-settings.rotation, settings.rotation)
+    flip = rng.uniform() < settings.flip
     side = len(mask)
     if (scale, angle) != (1, 0):
         turn = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, scale)
@@ -81,21 +80,15 @@ class SliceBatches(Dataset[Batch]):
         seed: of everything drawn.
 
     Raises:
-        MetasegError: if batch or steps are below 1, or the slices do not fill a batch; an augmentation out of range.
+        MetasegError: if batch or steps are more than the slices.
     """
 
     def __init__(
-        self, volumes: Sequence[Volume], batch: int, steps: int | None, augmentation: Mapping[str, float], seed: int
+        self, volumes: Sequence[Volume], batch: int, steps: int | None, augmentation: SliceAugmentation, seed: int
     ) -> None:
         slices = sum(len(volume.masks) for volume in volumes)
         if not 1 <= batch <= slices:
             raise MetasegError(f"data.batch must be from 1 to the {slices} training slices, found {batch}.")
-        if steps is not None and steps < 1:
-            raise MetasegError(f"data.steps must be at least 1, or null for all slices once, found {steps}.")
-        highest = {"scale": 0.9, "rotation": 180, "flip": 1}
-        for name, value in augmentation.items():
-            if not 0 <= value <= highest[name]:
-                raise MetasegError(f"data.augment.{name} must be from 0 to {highest[name]}, found {value}.")
         self.volumes, self.batch, self.augmentation, self.seed = volumes, batch, augmentation, seed
         self.steps = slices // batch if steps is None else steps
         self.weights = [slice_weights(volume.masks) for volume in volumes]
@@ -149,23 +142,16 @@ class BrainMRI(L.LightningDataModule):
         MetasegError: if a setting is out of range, or files are missing or faulty.
     """
 
-    def __init__(self, settings: Mapping[str, Any], seed: int) -> None:
+    def __init__(self, settings: Slices, seed: int) -> None:
         super().__init__()
-        size = settings["size"]
-        if size < brain_twin.SMALLEST or size % STRIDE:
-            raise MetasegError(
-                f"data.size must be a multiple of {STRIDE} from {brain_twin.SMALLEST} on, which the U-Net can halve "
-                f"four times, found {size}."
-            )
-        if settings["source"] not in ("real", "synthetic"):
-            raise MetasegError(f"data.source must be real or synthetic, found {settings['source']!r}.")
-        self.workers = settings["workers"]
-        if settings["source"] == "synthetic":
+        size = settings.size
+        self.workers = settings.workers
+        if settings.source == "synthetic":
             volumes = brain_twin.twin(brain_twin.PATIENTS, size, TWIN_SEED)
         else:
-            volumes = brain_mri.read(brain_mri.find(settings["root"]), size)
-        self.training, self.validation = brain_mri.split(volumes, settings["validation"], seed)
-        self.batches = SliceBatches(self.training, settings["batch"], settings["steps"], settings["augment"], seed)
+            volumes = brain_mri.read(brain_mri.find(settings.root), size)
+        self.training, self.validation = brain_mri.split(volumes, settings.validation, seed)
+        self.batches = SliceBatches(self.training, settings.batch, settings.steps, settings.augment, seed)
 
     def train_dataloader(self) -> ResumableLoader:
         """The epoch's batches, from wherever training stands."""

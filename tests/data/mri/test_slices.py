@@ -10,20 +10,21 @@ from metaseg.data.mri import volumes as brain_mri
 from metaseg.data.mri.slices import BrainMRI, SliceBatches, augment, slice_weights
 from metaseg.data.mri.volumes import Volume, crop, find, read, split
 from metaseg.errors import MetasegError
+from metaseg.runs.schema import SliceAugmentation, Slices
 
 REAL_DATA = os.environ.get("METASEG_DATA")
 PATIENTS = {"TCGA_AA_1_19990101": 12, "TCGA_BB_2_20000101": 5}
-NOTHING = {"scale": 0, "rotation": 0, "flip": 0}
-SETTINGS = {
-    "source": "synthetic",
-    "root": "",
-    "size": 32,
-    "validation": "auto",
-    "workers": 0,
-    "batch": 4,
-    "steps": None,
-    "augment": NOTHING,
-}
+NOTHING = SliceAugmentation(scale=0, rotation=0, flip=0)
+SETTINGS = Slices(
+    source="synthetic",
+    root=".",
+    size=32,
+    validation="auto",
+    workers=0,
+    batch=4,
+    steps=None,
+    augment=NOTHING,
+)
 
 
 def slices(count, width=40, height=48, seed=0):
@@ -209,7 +210,7 @@ def test_slices_are_drawn_by_area_of_tumour_with_a_tenth_evenly():
 
 def test_a_batch_is_a_function_of_seed_epoch_and_step():
     volumes = brain_twin.twin(3, 32, 0)
-    settings = {"scale": 0.05, "rotation": 15, "flip": 0.5}
+    settings = SliceAugmentation(scale=0.05, rotation=15, flip=0.5)
     batches, again, other = (SliceBatches(volumes, 4, None, settings, seed) for seed in (0, 0, 1))
     assert len(batches) == 3 * brain_twin.SLICES // 4
     _ = again[0, 0], again[1, 1]
@@ -226,7 +227,7 @@ def test_augmentation_moves_image_and_mask_alike():
     mask = np.zeros((32, 32), np.uint8)
     mask[8:20, 4:12] = 1
     image = np.repeat(mask[..., None], 3, 2).astype(np.float32)
-    settings = {"scale": 0.2, "rotation": 30, "flip": 0.5}
+    settings = SliceAugmentation(scale=0.2, rotation=30, flip=0.5)
     flipped = moved = 0
     for seed in range(20):
         new, truth = augment(image, mask, settings, np.random.default_rng(seed))
@@ -238,27 +239,14 @@ def test_augmentation_moves_image_and_mask_alike():
     same, truth = augment(image, mask, NOTHING, np.random.default_rng(0))
     assert np.array_equal(same, image)
     assert np.array_equal(truth, mask)
-    mirrored, truth = augment(image, mask, NOTHING | {"flip": 1}, np.random.default_rng(0))
+    mirrored, truth = augment(image, mask, NOTHING.model_copy(update={"flip": 1}), np.random.default_rng(0))
     assert np.array_equal(mirrored, image[:, ::-1])
     assert np.array_equal(truth, mask[:, ::-1])
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"size": 40}, "multiple of 16"),
-        ({"size": 16}, "from 32 on"),
-        ({"source": "nowhere"}, "real or synthetic"),
-        ({"batch": 0}, r"data\.batch must be from 1 to the 176"),
-        ({"batch": 177}, r"found 177"),
-        ({"steps": 0}, r"data\.steps"),
-        ({"augment": {"scale": 1}}, r"data\.augment\.scale must be from 0 to 0\.9"),
-        ({"augment": {"flip": 2}}, r"data\.augment\.flip"),
-    ],
-)
-def test_settings_out_of_range_are_refused(changes, words):
-    with pytest.raises(MetasegError, match=words):
-        BrainMRI(SETTINGS | changes, 0)
+def test_more_slices_in_a_batch_than_there_are_is_refused():
+    with pytest.raises(MetasegError, match=r"data\.batch"):
+        BrainMRI(SETTINGS.model_copy(update={"batch": 177}), 0)
 
 
 def test_twins_differ_by_patient_and_are_the_same_each_time():

@@ -5,6 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TORCH)
 
+COMPILE := uv pip compile --universal --python-version 3.10 --upgrade --custom-compile-command 'make lock'
+EXTRAS := python3 -c 'import sys, tomllib; \
+	extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(one for name in sys.argv[1:] for one in extras[name]), sep="\n")'
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help install train test-fast test test-slow tables-smoke bench docs lint format lock clean
 
@@ -13,29 +20,29 @@ help: ## this list
 	@echo
 	@echo 'TORCH=current (default) or TORCH=v100 (torch 2.7.1 with CUDA 12.6, which has kernels for sm_70) picks the lock file.'
 
-install: $(STAMP) ## make .venv from the pinned versions of requirements/$(TORCH).txt
+install: $(STAMP) ## make .venv from the pinned versions of requirements/$(TORCH).txt; ALSO=tests for all that tests can use
 
 $(STAMP): requirements/$(TORCH).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, found %s; set PYTHON=" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/$(TORCH).txt
+	$(BIN)/pip install --quiet --disable-pip-version-check $(patsubst %,--requirement requirements/%.txt,$(TORCH) $(ALSO))
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
 train: $(STAMP) ## the main job on synthetic twins of the datasets, three minutes on two cores
 	$(BIN)/python train.py learner=imaml shots=5 pair=ph2_kvasir data=synthetic model=pretrained adapt.recipe=quick \
-		trainer=cpu trainer.max_epochs=2 tasks.count=20 tasks.validation=2 tasks.query=10 \
+		trainer=cpu trainer.max_epochs=1 starts.epochs=2 starts.shots=5 starts.query=10 tasks.count=20 tasks.validation=2 tasks.query=10 \
 		evaluation.draws=3 evaluation.limit=60 evaluation.curve_limit=60 evaluation.curve=[0,5,10,20]
 
-test-fast: $(STAMP) ## the tests that train through no whole program
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not program'
+test-fast: $(STAMP) ## the tests that start no program, a minute and a half on two cores
+	$(PYTEST) -m 'not slow and not gpu and not program'
 
-test: $(STAMP) ## the default tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## the default tests, eight minutes on two cores
+	$(PYTEST)
 
-test-slow: $(STAMP) ## the slow tests as well
-	$(BIN)/python -m pytest -m 'not gpu'
+test-slow: $(STAMP) ## all tests but those on a GPU
+	$(PYTEST) -m 'not gpu'
 
 tables-smoke: $(STAMP) ## all tables of the paper end to end on synthetic twins at toy size, and their report
 	$(BIN)/python train.py -m experiment=table1 scale=toy hydra.sweep.dir=runs/tables-smoke
@@ -60,13 +67,12 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff format .
 
 lock: ## resolve the lock files anew (needs uv and Python 3.11)
-	uv pip compile --universal --python-version 3.10 --extra dev --upgrade pyproject.toml \
-		--custom-compile-command 'make lock' -o requirements/current.txt
-	uv pip compile --universal --python-version 3.10 --extra dev --upgrade --constraint requirements/v100.in pyproject.toml \
-		--custom-compile-command 'make lock' -o requirements/v100.txt
-	python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
-		| uv pip compile --universal --python-version 3.10 --upgrade --constraint requirements/current.txt \
-		--custom-compile-command 'make lock' -o requirements/docs.txt -
+	$(COMPILE) --extra dev --constraint requirements/current.in pyproject.toml -o requirements/current.txt
+	$(COMPILE) --extra dev --constraint requirements/current.in --constraint requirements/v100.in pyproject.toml \
+		-o requirements/v100.txt
+	$(EXTRAS) docs | $(COMPILE) --constraint requirements/current.txt -o requirements/docs.txt -
+	$(EXTRAS) app benchmarks browser dashboard docs | $(COMPILE) --constraint requirements/current.txt \
+		--constraint requirements/docs.txt --constraint requirements/benchmarks.txt -o requirements/tests.txt -
 
 clean: ## remove .venv, site and caches, never runs or data
 	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache *.egg-info

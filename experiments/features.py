@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.result import Scores
 
 ROOT = Path(__file__).parent / "results" / "features-128px"
 TARGETS = {"kvasir": "Kvasir-SEG", "isic": "ISIC-2018", "kvasir_capsule": "KvasirCapsule-SEG"}
@@ -26,27 +27,26 @@ def main() -> None:
         for system, of_target in found.items():
             if of_target:
                 print(row(f"{shots} | {SYSTEMS[system]}", of_target))
-        trivial = {target: best(scores["trivial"]) for target, scores in found["default"].items()}
+        trivial = {target: best(scores.trivial) for target, scores in found["default"].items()}
         if trivial:
             cells = [f"{100 * trivial[t][1]:.1f} ({trivial[t][0]})" if t in trivial else "–" for t in TARGETS]
             print(f"| {shots} | best trivial baseline | {' | '.join(cells)} | | |")
 
 
-def results(system: str, shots: int) -> dict[str, dict]:
+def results(system: str, shots: int) -> dict[str, Scores]:
     """Target → its scores, of the runs that are there."""
     places = {target: RunDirectory(ROOT / f"{system}-{shots}shot-{target}") for target in TARGETS}
-    return {target: run.read_result()["targets"][target] for target, run in places.items() if run.result.is_file()}
+    return {target: run.read_result().targets[target] for target, run in places.items() if run.result.is_file()}
 
 
-def row(head: str, of_target: dict[str, dict]) -> str:
+def row(head: str, of_target: dict[str, Scores]) -> str:
     """A system's Dice with its interval on each target, and its mean seconds."""
     cells = []
     for target in TARGETS:
-        dice = of_target[target]["dsc"] if target in of_target else None
-        cells.append(
-            "–" if dice is None else f"{percent(dice['mean'])} ({percent(dice['low'])} to {percent(dice['high'])})"
-        )
-    seconds = [sum(one["seconds"][key] for one in of_target.values()) / len(of_target) for key in ("adapting", "image")]
+        dice = of_target[target].dsc if target in of_target else None
+        cells.append("–" if dice is None else f"{percent(dice.mean)} ({percent(dice.low)} to {percent(dice.high)})")
+    taken = [(one.seconds.adapting, one.seconds.image) for one in of_target.values()]
+    seconds = [sum(several) / len(several) for several in zip(*taken, strict=True)]
     return f"| {head} | {' | '.join(cells)} | {seconds[0]:.0f} | {seconds[1]:.3f} |"
 
 

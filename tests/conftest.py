@@ -29,6 +29,8 @@ TINY = [
     "tasks.count=4",
     "tasks.validation=1",
     "learner.adapt.steps=2",
+    "protocol.adapt.folds=0",
+    "protocol.inner.steps=1",
     "evaluation.draws=2",
     "evaluation.limit=8",
     "evaluation.curve=[0,1]",
@@ -51,10 +53,14 @@ TINY_PRETRAINING = [
 """The same for pretrain.py."""
 
 
+PROGRAMS = {"program", "train_process", "trained", "pretrained"}
+"""Fixtures that run a whole program."""
+
+
 def pytest_collection_modifyitems(items):
     """What runs whole programs is left out by `make test-fast`."""
     for item in items:
-        if not {"program", "train_process", "trained"}.isdisjoint(item.fixturenames):
+        if not PROGRAMS.isdisjoint(item.fixturenames):
             item.add_marker("program")
 
 
@@ -65,6 +71,21 @@ def settings_of(*overrides, command="config"):
     kind = {"config": schema.Run, "pretrain": schema.Pretraining}[command]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return schema.read(kind, compose(command, list(overrides)))
+
+
+@pytest.fixture(autouse=True)
+def starts_no_program(request, monkeypatch):
+    """A test of `make test-fast` that starts an interpreter fails, so that nothing slow gets in there unnoticed."""
+    if any(request.node.get_closest_marker(name) for name in ("program", "slow", "gpu")):
+        return
+    start = subprocess.Popen.__init__
+
+    def refuse(self, args, *rest, **named):
+        if not isinstance(args, str) and Path(args[0]) == Path(sys.executable):
+            pytest.fail("a test that starts a program needs the marker `program`")
+        start(self, args, *rest, **named)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -106,6 +127,20 @@ def assert_fails_in_words(finished, *words):
         assert word in lines[0]
 
 
+def run_here(script, *arguments):
+    """Run an entry point with these arguments in this process; its exit status."""
+    kept = sys.argv
+    sys.argv = [script, *arguments]
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = kept
+        GlobalHydra.instance().clear()
+    return 0
+
+
 @pytest.fixture
 def program(tmp_path, capfd, monkeypatch):
     """Run an entry point with overrides in this process, as its command line would."""
@@ -116,15 +151,8 @@ def program(tmp_path, capfd, monkeypatch):
     def call(script, *overrides, directory, **variables):
         for key, value in variables.items():
             monkeypatch.setenv(key, value)
-        monkeypatch.setattr(sys, "argv", [script, f"hydra.run.dir={directory}", *overrides])
         capfd.readouterr()
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as end:
-            status = end.code or 0
-        finally:
-            GlobalHydra.instance().clear()
+        status = run_here(script, f"hydra.run.dir={directory}", *overrides)
         return Finished(status, *capfd.readouterr())
 
     return call
@@ -223,13 +251,7 @@ def run_of(tmp_path_factory):
 def trained(tmp_path_factory):
     """The directory of a run that has trained, with first-order MAML for some seconds."""
     directory = tmp_path_factory.mktemp("trained") / "run"
-    kept = sys.argv
-    sys.argv = ["train.py", *TINY, "learner=fomaml", f"hydra.run.dir={directory}"]
-    try:
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    finally:
-        sys.argv = kept
-        GlobalHydra.instance().clear()
+    assert run_here("train.py", *TINY, "learner=fomaml", f"hydra.run.dir={directory}") == 0
     return directory
 
 

@@ -34,6 +34,7 @@ def test_every_folder_is_a_room():
     assert folders - {"."} == set(draw_imports.ROOMS) - {"metaseg"}
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     ("imported", "absent"),
     [

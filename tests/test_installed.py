@@ -48,6 +48,7 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.program
 def test_the_wheel_holds_code_configuration_and_templates(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "metaseg").rglob("*.py")}
@@ -58,6 +59,7 @@ def test_the_wheel_holds_code_configuration_and_templates(wheel):
     assert not any("/local/" in name for name in held)
 
 
+@pytest.mark.program
 @pytest.mark.slow
 def test_the_installed_command_trains_adapts_and_reports(wheel, tmp_path):
     """With the libraries of this environment, but neither its metaseg nor the checkout."""
@@ -82,7 +84,7 @@ def test_the_installed_command_trains_adapts_and_reports(wheel, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    metaseg("train", *TINY, "learner=fomaml", "learner.warmup=0", "hydra.run.dir=runs/one")
+    metaseg("train", *TINY, "learner=fomaml", "hydra.run.dir=runs/one")
     metaseg("train", "-m", *TINY, "learner=scratch", "seed=1", "hydra.sweep.dir=runs/sweep")
     assert len(list((place / "runs" / "sweep").rglob("result.json"))) == 1
     for number in range(5):

@@ -65,19 +65,27 @@ NOT_HERE = {
 }
 
 
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory):
+    """Small datasets, one of them somebody's own."""
+    data = tmp_path_factory.mktemp("painted")
+    for name, count in (("ph2", 40), ("kvasir", 40), ("isic", 40), ("cvc", 60), ("kvasir_capsule", 55)):
+        size = ["--count", str(count), "--size", "64", "--out", str(data / name)]
+        assert data_room.main(["paint", name, *size]) == 0
+    for path in list((data / "cvc").rglob("*.png")):  # published are numbers of frames, from 1 on
+        path.rename(path.with_stem(str(int(path.stem.removeprefix("cvc_")) + 1)))
+    shutil.copytree(data / "isic", data / "mine")
+    (data / "mine.yaml").write_text("title: My moles\n")
+    return data
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder to work in, with small datasets under data/, one of them somebody's own."""
+def place(painted, tmp_path, monkeypatch):
+    """A folder to work in, with the datasets under data/."""
     monkeypatch.chdir(tmp_path)
     for name in ("METASEG_DATA", "METASEG_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    for name, count in (("ph2", 40), ("kvasir", 40), ("isic", 40), ("cvc", 60), ("kvasir_capsule", 55)):
-        size = ["--count", str(count), "--size", "64", "--out", f"data/{name}"]
-        assert data_room.main(["paint", name, *size]) == 0
-    for path in list((tmp_path / "data" / "cvc").rglob("*.png")):  # published are numbers of frames, from 1 on
-        path.rename(path.with_stem(str(int(path.stem.removeprefix("cvc_")) + 1)))
-    shutil.copytree("data/isic", "data/mine")
-    (tmp_path / "data" / "mine.yaml").write_text("title: My moles\n")
+    shutil.copytree(painted, tmp_path / "data")
     return tmp_path
 
 

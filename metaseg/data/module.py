@@ -22,6 +22,7 @@ from metaseg.data.episodes import Plan, Stream, target_support
 from metaseg.data.layouts import scan
 from metaseg.data.pools import Pool, prepare, prepare_arrays, split_by_group
 from metaseg.errors import MetasegError
+from metaseg.runs.result import Dataset
 from metaseg.runs.schema import Run
 
 TRAIN_ON = ("source", "target")
@@ -235,11 +236,11 @@ class EpisodicData(L.LightningDataModule):
             self.train_plan, self.validation_plan = self._plans(allowed, learner.train_images)
             self._validate_split()
 
-    def provenance(self) -> dict[str, dict[str, Any]]:
+    def provenance(self) -> dict[str, Dataset]:
         """Of each dataset, source or target: how many images and groups, and the key of what they were made from."""
         pools = {pool.name: pool for pool in [*self.pools, *(target.pool for target in self.targets.values())]}
         return {
-            name: {"images": len(pool), "groups": len(np.unique(pool.groups)), "key": pool.key}
+            name: Dataset(images=len(pool), groups=len(np.unique(pool.groups)), key=pool.key)
             for name, pool in pools.items()
         }
 

@@ -18,6 +18,7 @@ from metaseg.evaluation.trivial import trivial_scores
 from metaseg.evaluation.work import Work
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.networks.segmenter import Segmenter
+from metaseg.runs import result
 
 LEVEL = 0.95
 
@@ -237,41 +238,48 @@ def limited(target: Target, count: int, seed: int) -> np.ndarray:
     return everything[np.isin(everything, target.scored)][:count]
 
 
-def summarise(scores: Scores, seed: int) -> dict[str, Any]:
-    """The numbers of result.json for one target; all Dice values are fractions."""
-    after = interval(scores.after, seed)
-    return {
-        "dsc": after,
-        "dsc_before": interval(scores.before, seed),
-        **({} if np.isnan(scores.inner).all() else {"dsc_inner": interval(scores.inner, seed)}),
-        "pooled_dsc": float(2 * np.nansum(scores.overlap) / np.nansum(scores.total))
-        if np.nansum(scores.total)
-        else 1.0,
-        "iou": float(np.nanmean(scores.iou_after)),
-        "iou_before": float(np.nanmean(scores.iou_before)),
-        "images": int((~np.isnan(scores.after)).any(0).sum()),
-        "draws": len(scores.after),
-        "seconds": dict(zip(("adapting", "image"), scores.seconds.mean(0).tolist(), strict=True)),
-        "curve": curve(scores, seed),
-    }
+def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result.Scores:
+    """The numbers of result.json for one target; `trivial`: Dice of the baselines."""
+    inner = {} if np.isnan(scores.inner).all() else {"dsc_inner": interval(scores.inner, seed)}
+    total = np.nansum(scores.total)
+    adapting, image = scores.seconds.mean(0).tolist()
+    return result.Scores(
+        dsc=interval(scores.after, seed),
+        dsc_before=interval(scores.before, seed),
+        pooled_dsc=float(2 * np.nansum(scores.overlap) / total) if total else 1.0,
+        iou=float(np.nanmean(scores.iou_after)),
+        iou_before=float(np.nanmean(scores.iou_before)),
+        images=int((~np.isnan(scores.after)).any(0).sum()),
+        draws=len(scores.after),
+        seconds=result.Seconds(adapting=adapting, image=image),
+        curve=curve(scores, seed),
+        trivial=dict(trivial),
+        **inner,
+    )
 
 
-def curve(scores: Scores, seed: int) -> dict[str, list[float]]:
+def from_scratch(scores: Scores, seed: int) -> result.FromScratch:
+    """The numbers of result.json for training from scratch on one target."""
+    return result.FromScratch(**dict(interval(scores.after, seed)), curve=curve(scores, seed))
+
+
+def curve(scores: Scores, seed: int) -> result.Curve:
     """Dice over adaptation steps with interval bounds."""
-    points = [(step, interval(matrix, seed)) for step, matrix in sorted(scores.curve.items())]
-    return {
-        "steps": [step for step, _ in points],
-        "dsc": [point["mean"] for _, point in points],
-        "low": [point["low"] for _, point in points],
-        "high": [point["high"] for _, point in points],
-    }
+    points = {step: interval(matrix, seed) for step, matrix in sorted(scores.curve.items())}
+    return result.Curve(
+        steps=list(points),
+        dsc=[point.mean for point in points.values()],
+        low=[point.low for point in points.values()],
+        high=[point.high for point in points.values()],
+    )
 
 
-def interval(matrix: np.ndarray, seed: int) -> dict[str, float]:
+def interval(matrix: np.ndarray, seed: int) -> result.Estimate:
     """Mean and bootstrap interval of a (draws, images) matrix."""
-    mean, low, high = bootstrap_interval(matrix, level=LEVEL, seed=seed)
-    # With two or three draws the interval can be wider than the scale.
-    return {"mean": mean, "low": max(low, 0.0), "high": min(high, 1.0), "level": LEVEL}
+    mean, *bounds = bootstrap_interval(matrix, level=LEVEL, seed=seed)
+    # With two or three draws the interval can be wider than the scale; NaN stays.
+    low, high = (min(max(bound, 0.0), 1.0) for bound in bounds)
+    return result.Estimate(mean=mean, low=low, high=high, level=LEVEL)
 
 
 def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mapping[str, Any]]:

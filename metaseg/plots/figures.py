@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import replacing
+from metaseg.runs.result import Curve
 
 # Okabe and Ito's palette: told apart with every common colour blindness. Its yellow is too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -98,7 +99,7 @@ def learning_curves(metrics: Path, path: Path) -> Path | None:
 
 
 def adaptation_curve(
-    series: Mapping[str, Mapping[str, Sequence[float]]],
+    series: Mapping[str, Curve],
     path: Path,
     baselines: Mapping[str, float | None] | None = None,
     title: str = "",
@@ -107,17 +108,13 @@ def adaptation_curve(
     """Draw the mean Dice over adaptation steps with its interval as a band.
 
     Args:
-        series: label → {steps, dsc, low, high}, lists of equal length; Dice as fractions in [0, 1]; `low` and `high`
-            may be absent. This is the `curve` of result.json. A series of one point, a system that does not adapt, is
-            drawn as a dashed line.
+        series: label → its curve, of at least one point. One of a single point, a system that does not adapt, is drawn
+            as a dashed line.
         path: where the PNG goes.
         baselines: label → Dice in [0, 1], drawn as horizontal lines; None: left out.
         title: stands above the figure.
         places: label → place in a list that several figures share, so that a system looks the same in all; default: the
             order of `series`.
-
-    Raises:
-        MetasegError: a series is empty or its lists differ in length.
     """
     entries = len(series) + sum(value is not None for value in (baselines or {}).values())
     widest = max((len(label) for label in (*series, *(baselines or {}))), default=0)
@@ -126,15 +123,13 @@ def adaptation_curve(
     axes = figure.subplots()
     last = 1.0
     for index, (label, curve) in enumerate(series.items()):
-        steps, dsc = np.asarray(curve["steps"], float), 100 * np.asarray(curve["dsc"], float)
-        if not len(steps) or len(steps) != len(dsc):
-            raise MetasegError(f"the curve {label!r} should have a Dice a step, found {len(steps)} and {len(dsc)}")
+        steps, dsc = np.asarray(curve.steps, float), 100 * np.asarray(curve.dsc, float)
         look = look_of(places[label] if places else index)
         if len(steps) == 1:
             axes.axhline(float(dsc[0]), label=label, linestyle=(0, (6, 3)), linewidth=1.5, **look, markevery=(0, 1))
             continue
-        if curve.get("low") is not None and curve.get("high") is not None:
-            low, high = (100 * np.asarray(curve[bound], float) for bound in ("low", "high"))
+        if curve.low and curve.high:
+            low, high = (100 * np.asarray(bound, float) for bound in (curve.low, curve.high))
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
         axes.plot(steps, dsc, label=label, linewidth=1.6, clip_on=False, **look)
         last = max(last, float(steps.max()))

@@ -136,16 +136,17 @@ def trivial(runs: Sequence[Run], target: str) -> dict[str, float]:
     """Dice of each trivial baseline, mean over the runs that have it."""
     found: dict[str, list[float]] = {}
     for run in runs:
-        for name, value in (run.result["targets"].get(target, {}).get("trivial") or {}).items():
-            if value is not None and np.isfinite(value):
-                found.setdefault(name, []).append(float(value))
+        scores = run.result.targets.get(target)
+        for name, value in scores.trivial.items() if scores else ():
+            if value is not None:
+                found.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def scratch_beside(runs: Sequence[Run], target: str) -> float | None:
     """Training from scratch as the runs themselves did it on the same support sets, mean over runs; None: none did."""
-    means = [((run.result.get("scratch") or {}).get(target) or {}).get("mean") for run in runs]
-    known = [mean for mean in means if mean is not None]
+    beside = [run.result.scratch[target].mean for run in runs if target in run.result.scratch]
+    known = [mean for mean in beside if mean is not None]
     return float(np.mean(known)) if known else None
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from metaseg.plots.figures import look_of, plain_axes, save
 from metaseg.reporting.runs import Run
+from metaseg.runs.result import Curve
 
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 _PANELS = (
@@ -26,27 +27,22 @@ _PANELS = (
 )
 
 
-def mean_curve(runs: Sequence[Run], target: str) -> dict[str, list[float]] | None:
+def mean_curve(runs: Sequence[Run], target: str) -> Curve | None:
     """Dice over adaptation steps, mean over runs at the steps that all of them have; with its interval for one run.
 
     None where there is no such step. Points without a value are left out.
     """
-    curves = [run.result["targets"][target].get("curve") or {} for run in runs]
-    values = [
-        {
-            step: point
-            for step, *point in zip(*(curve.get(key) or [] for key in ("steps", "dsc", "low", "high")), strict=False)
-            if point[0] is not None
-        }
-        for curve in curves
-    ]
-    steps = sorted(set.intersection(*map(set, values))) if values else []
-    if not steps:
+    curves = [run.result.targets[target].curve for run in runs]
+    dice = pd.concat([pd.Series(curve.dsc, curve.steps, dtype=float) for curve in curves], axis=1).dropna()
+    mean = dice.mean(axis=1).sort_index()
+    if mean.empty:
         return None
-    found = {"steps": list(steps), "dsc": [float(np.mean([value[step][0] for value in values])) for step in steps]}
-    if len(runs) == 1 and not any(bound is None for step in steps for bound in values[0][step]):
-        found |= {"low": [values[0][step][1] for step in steps], "high": [values[0][step][2] for step in steps]}
-    return found
+    alone = curves[0] if len(curves) == 1 else Curve()
+    low, high = (
+        [bound for step, bound in zip(alone.steps, bounds, strict=False) if step in mean.index]
+        for bounds in (alone.low, alone.high)
+    )
+    return Curve(steps=mean.index.tolist(), dsc=mean.tolist(), low=low, high=high)
 
 
 def epoch_curves(

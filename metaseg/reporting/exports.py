@@ -9,6 +9,7 @@ from typing import Any
 
 from metaseg.reporting.cells import TRIVIAL, Block, Line
 from metaseg.runs.directory import replacing, write_csv
+from metaseg.runs.summary import percent
 
 NOT_RUN = "–, not run"
 
@@ -48,11 +49,6 @@ _LATEX = {
 }
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction in per cent; – where it is missing or NaN."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
-
-
 def signed(value: float | None) -> str:
     """A difference of fractions in points with its sign; – where it is missing or NaN."""
     return "–" if value is None or math.isnan(value) else with_sign(100 * value, 1)
@@ -64,9 +60,9 @@ def with_sign(value: float, digits: int) -> str:
     return (text if float(text) else text[1:]).replace("-", "−")
 
 
-def interval(low: float, high: float) -> str:
+def interval(low: float | None, high: float | None) -> str:
     """Bounds in per cent; – where they are not known."""
-    return "–" if math.isnan(low) or math.isnan(high) else f"{percent(low)} to {percent(high)}"
+    return "–" if "–" in (percent(low), percent(high)) else f"{percent(low)} to {percent(high)}"
 
 
 def paper(line: Line) -> str:

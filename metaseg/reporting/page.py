@@ -14,6 +14,8 @@ from metaseg.reporting import exports
 from metaseg.reporting.cells import TRIVIAL, Block, Comparison
 from metaseg.reporting.differences import Initial, settings_of
 from metaseg.reporting.runs import Found, Run
+from metaseg.runs.result import Estimate, Weights
+from metaseg.runs.summary import percent
 from metaseg.runs.tables import Table
 
 CAPSULE = "kvasir_capsule"
@@ -56,7 +58,7 @@ def render(
     environment = Environment(
         loader=PackageLoader("metaseg.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"percent": exports.percent, "signed": exports.signed}
+    environment.filters |= {"percent": percent, "signed": exports.signed}
     runs = found.runs
     return environment.get_template("report.html").render(
         size=size_of(runs),
@@ -112,17 +114,18 @@ def weights_of(runs: Sequence[Run], parts: Sequence[Part]) -> list[dict[str, str
             rows.setdefault(run.name, []).append(cell.row.label)
     systems: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in runs:
-        if run.weights is not None:
-            systems.setdefault(tuple(run.weights.items()), []).extend(rows.get(run.name, [run.learner]))
+        if run.result.weights is not None:
+            shown = tuple((key, str(value)) for key, value in run.result.weights if key in Weights.model_fields)
+            systems.setdefault(shown, []).extend(rows.get(run.name, [run.learner]))
     return [{**dict(record), "systems": ", ".join(dict.fromkeys(names))} for record, names in systems.items()]
 
 
 def strengths_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The learned proximal strengths of each run that has any, the strongest first: (layer or part, λ)."""
-    learned = {run.name: run.result["lambda"] for run in runs if run.result.get("lambda")}
     return [
-        {"run": name, "rows": [(group, f"{lam:.3g}") for group, lam in sorted(of.items(), key=lambda pair: -pair[1])]}
-        for name, of in learned.items()
+        {"run": run.name, "rows": [(group, f"{lam:.3g}") for group, lam in run.result.strongest]}
+        for run in runs
+        if run.result.strongest
     ]
 
 
@@ -147,7 +150,7 @@ def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
         "target": titles.get(block.target, block.target),
         "lines": lines,
         "by_seed": [
-            (f"{line.row.label}, {line.shots[0]} shots", ", ".join(exports.percent(mean) for mean in line.ours.by_seed))
+            (f"{line.row.label}, {line.shots[0]} shots", ", ".join(percent(mean) for mean in line.ours.by_seed))
             for line in block.lines
             if line.ours is not None and line.ours.seeds > 1
         ],
@@ -184,16 +187,14 @@ def _initial(group: Initial, titles: Mapping[str, str]) -> dict[str, Any]:
     lines = []
     for described, runs in sorted(group.variants.items()):
         for target in runs[0].targets:
-            scored = [run for run in runs if target in run.targets]
+            scored = [run.result.targets[target] for run in runs if target in run.targets]
             lines.append(
                 {
                     "start": described,
                     "target": titles.get(target, target),
-                    "before": exports.percent(_mean(run.result["targets"][target].get("dsc_before") for run in scored)),
-                    "after": exports.percent(_mean(run.result["targets"][target].get("dsc") for run in scored)),
-                    "interval": _score_interval(scored[0].result["targets"][target].get("dsc"))
-                    if len(scored) == 1
-                    else "",
+                    "before": percent(_mean(scores.dsc_before for scores in scored)),
+                    "after": percent(_mean(scores.dsc for scores in scored)),
+                    "interval": exports.interval(scored[0].dsc.low, scored[0].dsc.high) if len(scored) == 1 else "",
                     "seeds": str(len(scored)),
                 }
             )
@@ -210,40 +211,36 @@ def _others(runs: Sequence[Run], parts: Sequence[Part], titles: Mapping[str, str
             "shots": str(run.settings["shots"]),
             "steps": str(run.adapt_steps or "–"),
             "target": titles.get(target, target),
-            "before": exports.percent(_mean([scores.get("dsc_before")])),
-            "after": exports.percent(_mean([scores.get("dsc")])),
-            "interval": _score_interval(scores.get("dsc")),
+            "before": percent(_mean([scores.dsc_before])),
+            "after": percent(scores.dsc.mean),
+            "interval": exports.interval(scores.dsc.low, scores.dsc.high),
         }
         for run in runs
         if run.name not in used
-        for target, scores in run.result["targets"].items()
+        for target, scores in run.result.targets.items()
     ]
 
 
 def _ledger(run: Run) -> dict[str, str]:
     """One line of the list of runs."""
-    hardware, memory = run.result.get("hardware") or {}, run.result.get("peak_memory_mib") or {}
-    gpus = [gpu.get("name", "") if isinstance(gpu, Mapping) else str(gpu) for gpu in hardware.get("gpus") or []]
-    seconds = run.result.get("wall_seconds")
-    peaks = (
-        [value for value in memory.values() if isinstance(value, int | float)] if isinstance(memory, Mapping) else []
-    )
-    commit = run.result.get("commit")
+    result = run.result
+    hardware, commit, seconds = result.hardware, result.commit, result.wall_seconds
+    peaks = [value for value in result.peak_memory_mib.values() if value is not None]
     return {
         "name": run.name,
         "learner": run.learner,
         "shots": str(run.settings["shots"]),
         "seed": str(run.settings["seed"]),
-        "commit": f"{commit[:8]}{' + changes' if run.result.get('dirty') else ''}" if commit else "–",
+        "commit": f"{commit[:8]}{' + changes' if result.dirty else ''}" if commit else "–",
         "minutes": "–" if seconds is None else f"{seconds / 60:.1f}",
         "memory": f"{max(peaks):.0f}" if peaks else "–",
-        "hardware": ", ".join(gpus) or f"{hardware.get('cpu', '–')}, {hardware.get('cores', '?')} cores",
+        "hardware": ", ".join(gpu.name for gpu in hardware.gpus) or f"{hardware.cpu}, {hardware.cores or '?'} cores",
     }
 
 
 def _versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    names = dict.fromkeys(name for run in runs for name in run.result.get("versions") or {})
-    return [(name, _values((run.result.get("versions") or {}).get(name) for run in runs)) for name in names]
+    names = dict.fromkeys(name for run in runs for name in run.result.versions)
+    return [(name, _values(run.result.versions.get(name) for run in runs)) for name in names]
 
 
 def _values(values: Iterable[Any]) -> str:
@@ -255,15 +252,9 @@ def _values(values: Iterable[Any]) -> str:
     return ", ".join(map(str, known)) or "–"
 
 
-def _mean(scores: Iterable[Mapping[str, Any] | None]) -> float | None:
-    known = [score["mean"] for score in scores if score and score.get("mean") is not None]
+def _mean(scores: Iterable[Estimate | None]) -> float | None:
+    known = [score.mean for score in scores if score is not None and score.mean is not None]
     return statistics.fmean(known) if known else None
-
-
-def _score_interval(score: Mapping[str, Any] | None) -> str:
-    if not score or score.get("low") is None or score.get("high") is None:
-        return "–"
-    return exports.interval(score["low"], score["high"])
 
 
 def _norm(norm: Any) -> str | None:

@@ -16,6 +16,7 @@ from metaseg.reporting.exports import export
 from metaseg.reporting.page import Part, Picture, render
 from metaseg.reporting.runs import REPORT, Found, read_runs
 from metaseg.runs.directory import replacing
+from metaseg.runs.result import Curve
 from metaseg.runs.summary import TRIVIAL_NAMES
 from metaseg.runs.tables import NUMBERS, Cell, load_table
 
@@ -97,8 +98,8 @@ def _adaptation(cells: Sequence[Cell], path: Path, where: str, places: dict[str,
     known = {label: curve for label, curve in curves.items() if curve is not None}
     places = dict(places)
     if not any(cell.row.learner == "scratch" for cell in cells):
-        beside = [(run.result.get("scratch") or {}).get(target) for cell in cells for run in cell.runs]
-        first = next((one["curve"] for one in beside if one and (one.get("curve") or {}).get("steps")), None)
+        beside = [run.result.scratch.get(target) for cell in cells for run in cell.runs]
+        first = next((one.curve for one in beside if one is not None and one.curve.steps), None)
         if first is not None:
             known["Training from scratch"] = first
             places.setdefault("Training from scratch", len(places))
@@ -106,7 +107,7 @@ def _adaptation(cells: Sequence[Cell], path: Path, where: str, places: dict[str,
         return []
     # Bands of more than a few series hide each other.
     if len(known) > 3:
-        known = {label: {key: curve[key] for key in ("steps", "dsc")} for label, curve in known.items()}
+        known = {label: Curve(steps=curve.steps, dsc=curve.dsc) for label, curve in known.items()}
     floors = trivial([run for cell in cells if cell.row.learner != "naive" for run in cell.runs], target)
     names = {TRIVIAL_NAMES.get(key, key.replace("_", " ")): value for key, value in floors.items()}
     adaptation_curve(known, path, names, where, places)

@@ -13,11 +13,11 @@ import pandas as pd
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.result import Result
 
 REPORT = "report"
 """Folder of a report, below the folder of runs."""
 
-_WEIGHTS = ("name", "source", "sha256", "trained_on", "licence")
 _COLUMNS = ("dataset", "image", "draw", "dsc_after")
 
 
@@ -35,19 +35,19 @@ class Run:
 
     name: str
     directory: RunDirectory
-    result: Mapping[str, Any]
+    result: Result
     scores: pd.DataFrame
     metrics: pd.DataFrame | None
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """The resolved configuration."""
-        return self.result["settings"]
+        return self.result.settings
 
     @property
     def targets(self) -> list[str]:
         """The targets it was tested on."""
-        return list(self.result["targets"])
+        return list(self.result.targets)
 
     @property
     def learner(self) -> str:
@@ -58,21 +58,6 @@ class Run:
     def adapt_steps(self) -> int:
         """Adaptation steps at the target; 0: it does not adapt by gradient."""
         return int((self.settings["learner"].get("adapt") or {}).get("steps") or 0)
-
-    @property
-    def weights(self) -> dict[str, str] | None:
-        """The pre-trained weights it began from: name, source, sha256, trained_on, licence; None: random ones.
-
-        Results of earlier versions hold no record of them; their settings name a file or a repository's weights.
-        """
-        if "weights" in self.result:
-            record = self.result["weights"]
-            return {key: str(record.get(key, "–")) for key in _WEIGHTS} if isinstance(record, Mapping) else None
-        model, network = self.settings.get("model") or {}, self.settings["learner"].get("network")
-        begun = (network if network is not None else model).get("encoder_weights")
-        if begun is None and network is None and model.get("init") == "brain_mri":
-            begun = model.get("init_path") or "brain_mri"
-        return None if begun is None else dict.fromkeys(_WEIGHTS, "not recorded") | {"name": Path(str(begun)).name}
 
     @cached_property
     def _matrices(self) -> dict[tuple[str, str], pd.DataFrame]:
@@ -147,9 +132,8 @@ def read_run(path: Path, name: str) -> Run:
     """
     directory = RunDirectory(path)
     result = directory.read_result()
-    _check_result(directory.result, result)
     scores = _read_scores(directory)
-    lacking = [target for target in result["targets"] if target not in set(scores["dataset"])]
+    lacking = [target for target in result.targets if target not in set(scores["dataset"])]
     if lacking:
         raise MetasegError(
             f"{directory.result} names the target {', '.join(lacking)}, but the scores beside it hold no image of it: "
@@ -173,25 +157,6 @@ def _directories(folder: Path, file: str) -> Iterable[Path]:
         if path.relative_to(folder).parts[:1] != (REPORT,)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-
-
-def _check_result(path: Path, result: Mapping[str, Any]) -> None:
-    settings, targets = result.get("settings"), result.get("targets")
-    good = (
-        isinstance(settings, Mapping)
-        and isinstance(settings.get("learner"), Mapping)
-        and isinstance(settings["learner"].get("name"), str)
-        and isinstance(settings.get("shots"), int)
-        and isinstance(settings.get("seed"), int)
-        and isinstance(targets, Mapping)
-        and bool(targets)
-        and all(isinstance(scores, Mapping) for scores in targets.values())
-    )
-    if not good:
-        raise MetasegError(
-            f"{path} should hold `settings` with learner.name, shots and seed, and `targets` with the scores of at "
-            "least one: run the evaluation again"
-        )
 
 
 def _read_scores(directory: RunDirectory) -> pd.DataFrame:

@@ -20,22 +20,9 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
+from metaseg.runs.result import Compute, Result, checked, plain, read
 
 PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after", "group")
-
-# What a reader looks for first stands first; the resolved settings are the longest part and go last.
-_RESULT_ORDER = (
-    "targets",
-    "scratch",
-    "wall_seconds",
-    "peak_memory_mib",
-    "commit",
-    "dirty",
-    "versions",
-    "hardware",
-    "data",
-    "settings",
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ class RunDirectory:
 
     @property
     def result(self) -> Path:
-        """The run's result; `write_result` and `read_result` say what it holds."""
+        """The run's result; `metaseg.runs.result` says what it holds."""
         return self.path / "result.json"
 
     @property
@@ -139,42 +126,23 @@ class RunDirectory:
         with replacing(self.config) as path:
             OmegaConf.save(OmegaConf.create(dict(settings)), path)
 
-    def write_compute(self, found: Mapping[str, float | None]) -> None:
-        """Write compute.json: outer steps, operations, passes of images, seconds of training."""
-        write_json(self.compute, found)
+    def write_compute(self, found: Compute) -> None:
+        """Write compute.json."""
+        write_json(self.compute, plain(found))
 
-    def read_compute(self) -> dict[str, float] | None:
+    def read_compute(self) -> Compute | None:
         """Read compute.json; None where nothing was trained, or by an earlier version."""
-        return json.loads(self.compute.read_text(encoding="utf-8")) if self.compute.is_file() else None
+        if not self.compute.is_file():
+            return None
+        return checked(Compute, json.loads(self.compute.read_text(encoding="utf-8")), self.compute)
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write result.json: settings, targets, scratch, versions, commit, hardware, wall seconds, peak memory.
+    def write_result(self, result: Result) -> None:
+        """Write result.json."""
+        write_json(self.result, plain(result))
 
-        `targets` maps a target's name to its scores, all as fractions in [0, 1]: dsc and dsc_before (each with mean,
-        low, high, level), dsc_inner (after the inner problem alone, of learners that have one), pooled_dsc, iou,
-        images, draws, trivial (Dice of each trivial baseline), and curve (steps, dsc, low, high over adaptation steps).
-        """
-        known = {key: result[key] for key in _RESULT_ORDER if key in result}
-        others = {key: result[key] for key in sorted(set(result) - set(_RESULT_ORDER))}
-        write_json(self.result, known | others)
-
-    def read_result(self) -> dict[str, Any]:
-        """Read result.json. Raises MetasegError where it is missing or is no JSON object."""
-        try:
-            result = json.loads(self.result.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise MetasegError(
-                f"expected a finished run with {self.result}, found none: give the directory of a finished run"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise MetasegError(
-                f"{self.result} should hold a run's result but cannot be read ({error}): run the evaluation again"
-            ) from error
-        if not isinstance(result, dict):
-            raise MetasegError(
-                f"{self.result} should hold a JSON object, found {type(result).__name__}: run the evaluation again"
-            )
-        return result
+    def read_result(self) -> Result:
+        """Read result.json, as `metaseg.runs.result.read`."""
+        return read(self.result)
 
     def write_per_image(self, rows: Iterable[Mapping[str, Any]], compress: bool = False) -> None:
         """Write per_image.csv, or per_image.csv.gz; `rows` need all `PER_IMAGE_COLUMNS`, scores as fractions in [0, 1].

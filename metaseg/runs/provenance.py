@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,19 @@ PACKAGES = (
 
 # What decides a result. Run directories and notes that lie in the repository do not make the code dirty.
 _CODE = ("metaseg", "conf", "requirements", "*.py", "pyproject.toml")
+
+
+def of_run(started: float) -> dict[str, Any]:
+    """What a result tells of its making; `started`: time.monotonic() at the start."""
+    revision, dirty = commit()
+    return {
+        "wall_seconds": time.monotonic() - started,
+        "peak_memory_mib": peak_memory_mib(),
+        "commit": revision,
+        "dirty": dirty,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

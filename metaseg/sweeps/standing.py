@@ -44,7 +44,7 @@ def standing(directory: RunDirectory, settings: Mapping[str, Any]) -> Standing:
     except MetasegError:  # missing, or damaged: then it is made anew
         result = None
     if result is not None:
-        apart = differences(result.get("settings", {}), settings)
+        apart = differences(result.settings, settings)
         return Standing(Kind.OTHER, differences=apart) if apart else Standing(Kind.FINISHED)
     last = directory.checkpoints / "last.ckpt"
     if last.is_file() and directory.config.is_file():

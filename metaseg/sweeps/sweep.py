@@ -17,6 +17,7 @@ from rich.table import Table
 from metaseg.errors import MetasegError
 from metaseg.runs import tables as definitions
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.summary import percent
 from metaseg.sweeps.cells import Cell, Choice, of_multirun, of_tables
 from metaseg.sweeps.datasets import table_of_datasets
 from metaseg.sweeps.standing import Kind, Standing, standing
@@ -133,11 +134,11 @@ def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console
     table = Table("cell", "target", "Dice, %", "95 % interval", box=None, pad_edge=False)
     for one in plan:
         try:
-            targets = one.directory.read_result()["targets"]
-        except (MetasegError, KeyError):
+            targets = one.directory.read_result().targets
+        except MetasegError:
             continue
         for target, scores in targets.items():
-            low, mean, high = (_percent(scores["dsc"][key]) for key in ("low", "mean", "high"))
+            low, mean, high = map(percent, (scores.dsc.low, scores.dsc.mean, scores.dsc.high))
             table.add_row(one.cell.name, target, mean, f"{low} – {high}")
     console.print(table)
     other = [one for one in plan if one.standing.kind is Kind.OTHER]
@@ -154,11 +155,6 @@ def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console
         )
     if problems:
         raise MetasegError(". ".join(problems) + ".")
-
-
-def _percent(fraction: float | None) -> str:
-    """Of an interval's bound that one draw alone cannot give there is nothing to say."""
-    return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _names(cells: Sequence[Planned]) -> str:

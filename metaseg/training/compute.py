@@ -17,6 +17,7 @@ from metaseg.learners.base import Learner
 from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.functional import forward
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.result import Compute as Cost
 
 EVERY = 25
 """Outer steps from one that is counted to the next."""
@@ -68,12 +69,12 @@ class Compute(Callback):
         operations = sum(counted) / len(counted) * steps * trainer.world_size
         of_one = of_one_image(self._learner, module.settings["data"]["size"])
         self._directory.write_compute(
-            {
-                "outer_steps": steps,
-                "operations": operations,
-                "passes": None if of_one is None else operations / of_one,
-                "seconds": self._state["seconds"],
-            }
+            Cost(
+                outer_steps=steps,
+                operations=operations,
+                passes=None if of_one is None else operations / of_one,
+                seconds=self._state["seconds"],
+            )
         )
 
 

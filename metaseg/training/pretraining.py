@@ -92,11 +92,7 @@ def carry_out(
                 "slices": sum(len(volume.masks) for volume in data.training),
                 "steps_per_epoch": len(data.batches),
             },
-            "wall_seconds": time.monotonic() - started,
-            "peak_memory_mib": provenance.peak_memory_mib(),
-            **dict(zip(("commit", "dirty"), provenance.commit(), strict=True)),
-            "versions": provenance.versions(),
-            "hardware": provenance.hardware(),
+            **provenance.of_run(started),
             "settings": settings.plain,
         }
         write_json(directory.result, result)

@@ -27,6 +27,7 @@ from metaseg.plots.overlays import OverlayRow, best_median_worst, overlay, overl
 from metaseg.progress import Progress
 from metaseg.runs import provenance, schema
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.result import VERSION, FromScratch, Result, Scores, Weights
 from metaseg.runs.settings import leaves
 from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
@@ -37,7 +38,7 @@ FROM_SCRATCH = " from scratch"
 """What is added to a target's name where the learner that trains on the support set alone is meant."""
 
 
-def run(config: DictConfig) -> dict[str, Any] | None:
+def run(config: DictConfig) -> Result | None:
     """Carry out a composed configuration.
 
     Returns:
@@ -74,7 +75,7 @@ def carry_out(
     checkpoint: Path | None,
     begin_at: str | None,
     started: float,
-) -> dict[str, Any] | None:
+) -> Result | None:
     """Train, test and write down; as `run`, once all is built.
 
     Args:
@@ -105,18 +106,23 @@ def carry_out(
         rank = fit(settings, learner, data, loggers, directory, checkpoint)
         if rank != 0:
             return None
-        result = test(settings, learner, data, directory, loggers)
-        result["settings"], result["data"] = settings.plain, data.provenance()
-        if learner.strengths is not None:
-            result["lambda"] = learner.strengths.table()
-        result["start"] = begin_at or str(checkpoint)
-        result["compute"] = directory.read_compute()
-        result["weights"] = None if learner.weights is None else learner.weights.to_dict()
-        result["wall_seconds"] = time.monotonic() - started
-        result["peak_memory_mib"] = provenance.peak_memory_mib()
-        result["versions"], result["hardware"] = provenance.versions(), provenance.hardware()
-        result["commit"], result["dirty"] = provenance.commit()
+        targets, scratch = test(settings, learner, data, directory, loggers)
+        learned: dict[str, Any] = {} if learner.strengths is None else {"lambda": learner.strengths.table()}
+        result = Result(
+            version=VERSION,
+            targets=targets,
+            scratch=scratch,
+            data=data.provenance(),
+            settings=settings.plain,
+            compute=directory.read_compute(),
+            start=begin_at or str(checkpoint),
+            weights=None if learner.weights is None else Weights.model_validate(learner.weights.to_dict()),
+            **learned,
+            **provenance.of_run(started),
+        )
         directory.write_result(result)
+        tracking.log_summary(loggers, tracking.final_numbers(result))
+        tracking.log_rows(loggers, tracking.adaptation_points(result))
         if settings.logger.artifacts and settings.train and learner.trains:
             tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(result, place.cell))
     except BaseException:
@@ -173,7 +179,7 @@ def test(
     data: EpisodicData,
     directory: RunDirectory,
     loggers: list[Logger],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Scores], dict[str, FromScratch]]:
     """Meta-test on every target, beside training from scratch and the trivial baselines; writes scores and figures."""
     how = how_to_test(settings)
     learners, folds = {"": learner}, {"": settings.learner.adapt.folds}
@@ -186,7 +192,8 @@ def test(
         for label, one in learners.items()
     }
     device = "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    result: dict[str, Any] = {"targets": {}, "scratch": {}}
+    found: dict[str, Scores] = {}
+    scratch: dict[str, FromScratch] = {}
     rows: list[Mapping[str, Any]] = []
     total = sum(part.total for part in parts.values())
     with Progress("testing", total, "%", shown=settings.trainer.progress) as progress:
@@ -196,23 +203,18 @@ def test(
                 for label, one in learners.items()
             }
             progress.note(f"{name}, trivial baselines")
-            result["targets"][name] = metatest.summarise(scores[""], how.seed) | {
-                "trivial": metatest.trivial_baselines(target, how)
-            }
+            found[name] = metatest.summarise(scores[""], how.seed, metatest.trivial_baselines(target, how))
             rows += metatest.per_image_rows(name, target, scores[""])
             if FROM_SCRATCH in scores:
-                of_scratch = metatest.summarise(scores[FROM_SCRATCH], how.seed)
-                result["scratch"][name] = of_scratch["dsc"] | {"curve": of_scratch["curve"]}
+                scratch[name] = metatest.from_scratch(scores[FROM_SCRATCH], how.seed)
             progress.note(f"{name}, figures")
-            draw_figures(name, data, scores[""], result, directory, loggers)
+            draw_figures(name, data, scores[""], found[name], scratch.get(name), directory, loggers)
         progress.update(total)
     directory.write_per_image(rows, settings.evaluation.compress)
     if directory.metrics.is_file():
         learning_curves(directory.metrics, directory.learning_curves)
     tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])
-    tracking.log_summary(loggers, tracking.final_numbers(result))
-    tracking.log_rows(loggers, tracking.adaptation_points(result))
-    return result
+    return found, scratch
 
 
 def how_to_test(settings: schema.Run) -> metatest.Settings:
@@ -247,7 +249,8 @@ def draw_figures(
     name: str,
     data: EpisodicData,
     scores: metatest.Scores,
-    result: Mapping[str, Any],
+    numbers: Scores,
+    scratch: FromScratch | None,
     directory: RunDirectory,
     loggers: list[Logger],
 ) -> None:
@@ -264,12 +267,11 @@ def draw_figures(
         pictures.append(overlay(image, mask, after))
     overlay_sheet(sheet, directory.overlays(name), name)
     tracking.log_images(loggers, f"overlays/{name}", pictures, [row.title for row in sheet])
-    numbers = result["targets"][name]
-    curves = {"trained": numbers["curve"]}
-    if name in result["scratch"]:
-        curves["from scratch"] = result["scratch"][name]["curve"]
-    if numbers["curve"]["steps"]:
-        adaptation_curve(curves, directory.adaptation_curve(name), numbers["trivial"], name)
+    curves = {"trained": numbers.curve}
+    if scratch is not None:
+        curves["from scratch"] = scratch.curve
+    if numbers.curve.steps:
+        adaptation_curve(curves, directory.adaptation_curve(name), numbers.trivial, name)
 
 
 @rank_zero_only

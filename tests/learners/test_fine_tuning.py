@@ -28,6 +28,7 @@ def tuning(folds=2, norm="support", steps=20, rates=None) -> FineTuning:
         loop=InnerLoop("adam", lr=0.02, steps=steps),
         rates=Rates.of(network, "rates", rates),
         folds=folds,
+        flips=False,
         device=torch.device("cpu"),
         memory_format=torch.contiguous_format,
     )
@@ -205,3 +206,15 @@ def test_progress_counts_the_steps():
     of = tuning(steps=3)
     list(of.run(theta(of), discs(4, 3), [3], lambda done, total: seen.append((done, total))))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_with_flips_what_is_said_of_a_mirror_image_is_mirrored():
+    of = tuning(folds=2)
+    images = image_tensor(discs(2, 9).images)
+    ((_, plain),) = of.run(theta(of), discs(4, 3), [2])
+    ((_, flipped),) = replace(of, flips=True).run(theta(of), discs(4, 3), [2])
+    for axes in ((-1,), (-2,), (-2, -1)):
+        torch.testing.assert_close(flipped(images.flip(axes)), flipped(images).flip(axes))
+    assert not torch.allclose(plain(images.flip(-1)), plain(images).flip(-1), atol=1e-3)
+    views = [plain(images.flip(axes)).flip(axes) for axes in ((), (-1,), (-2,), (-2, -1))]
+    torch.testing.assert_close(flipped(images), torch.stack(views).mean(0))

@@ -70,7 +70,7 @@ def smooth(curvature="hessian", **changes) -> Learner:
     return learner
 
 
-@pytest.mark.parametrize("staged", [True, False])
+@pytest.mark.parametrize("staged", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_gradients_by_theta_and_by_log_lambda_are_those_of_the_solved_problem(staged, monkeypatch):
     """Central differences in float64 along random directions in θ and along every log λ, the encoder held or masked."""
     if not staged:
@@ -144,7 +144,7 @@ def test_lambda_is_logged_and_stays_in_its_range():
 
 
 def test_larger_strengths_hold_a_layer_closer_to_theta():
-    learner = make("imaml", strengths={"by": "part", "lr": 0.1}, inner=PROXIMAL | {"lr": 0.01, "steps": 40})
+    learner = make("imaml", strengths={"by": "part", "lr": 0.1}, inner=PROXIMAL | {"lr": 0.01, "steps": 20})
     theta = learner.theta()
 
     def moved(part):

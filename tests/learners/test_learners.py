@@ -112,14 +112,14 @@ def trainer(**settings):
 )
 def test_the_outer_steps_lower_the_query_loss(name, norm):
     learner = make(name, norm)
-    steps = [[episode(seed), episode(seed + 1)] for seed in range(0, 16, 2)]
+    steps = [[episode(seed), episode(seed + 1)] for seed in range(0, 10, 2)]
     seen = []
     training = MetaTraining(learner)
     training.log_dict = lambda values, **_: seen.append({key: float(value) for key, value in values.items()})
     training.log = lambda *_, **__: None
     trainer(max_epochs=1).fit(training, torch.utils.data.DataLoader(steps, batch_size=None, collate_fn=lambda x: x))
     losses = [row["train/query_loss_after"] for row in seen]
-    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
     assert all(np.isfinite(list(row.values())).all() for row in seen)
 
 
@@ -150,7 +150,7 @@ def test_the_implicit_gradient_of_the_network_equals_the_unrolled_one_at_converg
     # implicit gradient exists, and the stationarity says so.
     task = in_double(episode())
     lam = 1e4
-    inner = {"optimizer": "sgd", "lr": 0.8 / lam, "steps": 40, "proximal": True}
+    inner = {"optimizer": "sgd", "lr": 0.8 / lam, "steps": 16, "proximal": True}
     implicit = make("imaml", inner=inner, lam=lam, curvature="hessian", cg={"steps": 40, "tolerance": 1e-12}).double()
     unrolled, first_order = (make(name, inner=inner, lam=lam).double() for name in ("maml", "fomaml"))
     ours, exact, first = (x.meta_gradient(x.theta(), task) for x in (implicit, unrolled, first_order))
@@ -201,7 +201,7 @@ def test_no_task_leaves_tensors_behind():
 
     learner.meta_gradient(theta, episode())
     counts = []
-    for seed in range(10):
+    for seed in range(3):
         learner.meta_gradient(theta, episode(seed, shots=2))
         counts.append(live())
     assert counts[-1] == counts[0]

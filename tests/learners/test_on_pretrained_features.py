@@ -23,7 +23,7 @@ def composed(*overrides):
 
 
 def task():
-    plain = episode(side=64)
+    plain = episode(side=32)
     return Episode(*plain[:4], plain.query_images[:1])
 
 
@@ -43,7 +43,7 @@ def test_every_learner_of_episodes_has_a_gradient(name):
         assert all(torch.equal(result.adapted[one], theta[one]) for one in held)
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("curvature", [pytest.param("hessian", marks=pytest.mark.slow), "gauss_newton"])
 def test_curvature_products_by_replay_are_those_by_autograd_with_all_parts_moving(curvature):
     moving = "learner.inner.rates={encoder: 0.5, decoder: 1, head: 1}"
     settings = ["learner=imaml", moving, f"learner.curvature={curvature}", "learner.inner.steps=1"]
@@ -59,9 +59,9 @@ def test_curvature_products_by_replay_are_those_by_autograd_with_all_parts_movin
 @pytest.mark.parametrize("recipe", ["default", "quick"])
 def test_every_kind_of_learner_adapts(name, recipe):
     learner = composed(f"learner={name}", f"adapt.recipe={recipe}")
-    segmenter = learner.adapt(support_set(side=64))
+    segmenter = learner.adapt(support_set(side=32))
     images = task().query_images
     together = segmenter(images)
-    assert together.shape == (len(images), 1, 64, 64)
+    assert together.shape == (len(images), 1, 32, 32)
     # Statistics are frozen or the support set's: no image knows of those beside it.
     torch.testing.assert_close(together[:1], segmenter(images[:1]), rtol=1e-4, atol=1e-5)

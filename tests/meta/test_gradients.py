@@ -47,7 +47,7 @@ SPECTRUM = [0.1, 0.5, 1.0, 2.0, 3.0, 5.0]
 @pytest.mark.parametrize("lam", [0.3, 2.0, 100.0])
 def test_implicit_gradient_of_a_quadratic_equals_its_closed_form(lam):
     task, theta, hessian, a, b = quadratic(SPECTRUM)
-    inner = InnerLoop("sgd", lr=1 / (5 + lam), steps=2000, lam=lam)
+    inner = InnerLoop("sgd", lr=1 / (5 + lam), steps=400, lam=lam)
     result = implicit_gradient(task, theta, inner, lam=lam, cg_steps=SIZE, cg_tolerance=0.0)
     identity = torch.eye(SIZE, dtype=torch.float64)
     start = flatten(theta.values())
@@ -236,7 +236,7 @@ def test_where_only_some_parameters_adapt_the_implicit_gradient_is_that_of_the_p
         query=lambda p, _: (0.5 * (p["x"] - wish).square().sum(), None),
         query_reads_support=False,
     )
-    inner = InnerLoop("sgd", 0.02, 5000, lam, rates=mask)
+    inner = InnerLoop("sgd", 0.02, 800, lam, rates=mask)
     found = implicit_gradient(task, theta, inner, lam=lam, cg_steps=20, cg_tolerance=1e-12)
     torch.testing.assert_close(found.gradient, exact, rtol=1e-6, atol=1e-9)
     assert found.diagnostics["stationarity"] < 1e-8

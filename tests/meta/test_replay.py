@@ -71,7 +71,9 @@ def test_gauss_newton_product_equals_autograd(loss, exact):
         assert found @ vector >= 0
 
 
-@pytest.mark.parametrize("name", sorted(LIBRARY))
+@pytest.mark.parametrize(
+    "name", ["unet-resnet18", "deeplab-resnet18", pytest.param("unet-vgg16_bn", marks=pytest.mark.slow)]
+)
 def test_networks_of_the_library_are_replayed(name):
     network = build(name="smp", seed=1, encoder_weights=None, **LIBRARY[name])
     logits_of, loss_of, phi, *_ = problem(network, side=64)

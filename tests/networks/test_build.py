@@ -6,7 +6,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
-from metaseg.learners.build import NOT_THE_NETWORKS
 from metaseg.networks.attention_unet import AttentionUNet, UNet
 from metaseg.networks.brain_mri import save_in_hub_layout
 from metaseg.networks.build import build, fingerprint
@@ -68,7 +67,7 @@ def test_bad_settings_are_told(settings, sentence):
 def test_configuration_files_hold_arguments_of_build(name, request):
     with initialize_config_dir(str(request.config.rootpath / "conf"), version_base="1.3"):
         config = OmegaConf.to_container(compose("config", overrides=[f"model={name}"]).model, resolve=False)
-    settings = {key: value for key, value in config.items() if key not in (*NOT_THE_NETWORKS, "init")}
+    settings = {key: value for key, value in config.items() if key not in ("norm", "recipe", "init")}
     settings |= {"features": 2} if name == "attention_unet" else {}
     assert build(**settings)(torch.randn(2, 3, 32, 32)).shape == (2, 1, 32, 32)
 

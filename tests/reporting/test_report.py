@@ -362,6 +362,7 @@ def test_every_setting_stands_once(runs):
         assert len({*own, *learner, *settings.common}) == len(own) + len(learner) + len(settings.common)
 
 
+@pytest.mark.program
 def test_help_is_quick_and_complete(tmp_path):
     command = [sys.executable, "-X", "importtime", "-m", "metaseg.reporting", "--help"]
     started = time.monotonic()

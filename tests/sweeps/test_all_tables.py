@@ -1,38 +1,56 @@
-"""Every table of the paper, end to end on synthetic twins at toy size: its cells, and its report."""
+"""The tables of the paper on synthetic twins at toy size: their cells, and the report of them."""
 
 import pandas as pd
 import pytest
+from conftest import settings_of
 
 from metaseg.cli.report import main
+from metaseg.learners.build import build_learner
 from metaseg.runs.tables import NUMBERS, load_table
+from metaseg.sweeps.cells import of_tables
+
+TOY = ["scale=toy", "shots=5", "seed=0", "tasks.count=4", "hydra/launcher=basic"]
+A_LEARNER_OF_EACH_KIND = "learner=imaml,feyjie,scratch"
+"""By an inner loop, by comparison, and on the support set alone."""
 
 
-@pytest.fixture(scope="session")
+@pytest.mark.program  # dozens of configurations take as long as one
+def test_every_cell_of_every_table_composes_and_its_learner_can_be_built():
+    cells = of_tables([load_table(number) for number in NUMBERS], [], [0])
+    of_any_shots = {tuple(one for one in cell.arguments() if not one.startswith("shots=")) for cell in cells}
+    for arguments in sorted(of_any_shots):
+        settings = settings_of("scale=toy", *arguments)
+        assert build_learner(settings).adapt_loop.steps == settings.learner.adapt.steps
+
+
+def test_cells_run_are_reported_and_finished_at_once_when_asked_for_again(program, tmp_path):
+    settings = ["experiment=table2", A_LEARNER_OF_EACH_KIND, *TOY, f"hydra.sweep.dir={tmp_path / 'results'}", "-m"]
+    finished = program("train.py", *settings, directory=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    check_report(tmp_path / "results", 2, cells=3)
+    again = program("train.py", *settings, directory=tmp_path)
+    assert "3 finished, 0 to continue, 0 to run" in again.stdout
+
+
+@pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """One directory for all tables, so that cells of several tables run once."""
     return tmp_path_factory.mktemp("tables")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERS)
-def test_every_table_runs_end_to_end_on_the_twins(program, tmp_path, results, number):
+def test_every_table_runs_end_to_end(program, tmp_path, results, number):
     finished = program(
-        "train.py", f"experiment=table{number}", "scale=toy", "shots=5", "seed=0", "tasks.count=4",
-        "hydra/launcher=basic", f"hydra.sweep.dir={results}", "-m", directory=tmp_path,
-    )  # fmt: skip
+        "train.py", f"experiment=table{number}", *TOY, f"hydra.sweep.dir={results}", "-m", directory=tmp_path
+    )
     assert finished.returncode == 0, finished.stderr
-    cells = {path.parent for path in results.rglob("result.json")}
-    assert len(cells) >= 3
+    check_report(results, number, cells=3)
+
+
+def check_report(results, number, cells):
+    assert len({path.parent for path in results.rglob("result.json")}) >= cells
     assert main([str(results)]) == 0
     page = (results / "report" / "index.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
-    rows = pd.read_csv(results / "report" / f"table{number}.csv")
-    assert len(rows) >= len(load_table(number).rows)
-
-
-def test_a_table_whose_cells_are_there_is_finished_at_once(program, tmp_path, results):
-    settings = ["experiment=table7", "scale=toy", "shots=5", "seed=0", "tasks.count=4", "hydra/launcher=basic"]
-    first = program("train.py", *settings, f"hydra.sweep.dir={results}", "-m", directory=tmp_path)
-    assert first.returncode == 0, first.stderr
-    again = program("train.py", *settings, f"hydra.sweep.dir={results}", "-m", directory=tmp_path)
-    assert "3 cells" in again.stdout
-    assert "3 finished, 0 to continue, 0 to run" in again.stdout
+    assert len(pd.read_csv(results / "report" / f"table{number}.csv")) >= len(load_table(number).rows)

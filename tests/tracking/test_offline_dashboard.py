@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,17 +14,23 @@ from conftest import ROOT, TINY, environment
 from offline_runs import as_dict, of_kind, offline_records
 from PIL import Image
 
+from metaseg.errors import MetasegError
 from metaseg.tracking import dashboard
+from metaseg.training.followed_images import WatchedImages
 
 EPOCHS = 2
 
 
+pytestmark = pytest.mark.program
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The directory of an iMAML run of two epochs."""
+def finished(tmp_path_factory):
+    """An iMAML run of two epochs, as its process ended."""
     directory = tmp_path_factory.mktemp("dashboard") / "run"
     settings = [
         *("learner=imaml", "seed=1", f"trainer.max_epochs={EPOCHS}", "logger=both", "logger.overlay_images=3"),
+        *("trainer.progress=true", "learner.inner.tolerance=0.01"),
         *("evaluation.scratch.compare=true", "protocol.adapt.steps=2"),
     ]
     command = [sys.executable, str(ROOT / "train.py"), *TINY, *settings, f"hydra.run.dir={directory}"]
@@ -31,7 +38,13 @@ def run(tmp_path_factory):
         command, cwd=directory.parent, env=environment(), capture_output=True, text=True, check=False, timeout=300
     )
     assert finished.returncode == 0, finished.stderr
-    return directory
+    return finished
+
+
+@pytest.fixture(scope="module")
+def run(finished):
+    """Its directory."""
+    return Path(finished.args[-1].partition("=")[2])
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +91,11 @@ def test_curves_have_their_axes_and_summaries(records):
     assert summaries["train/smallest_curvature"] == {"min", "last"}
 
 
-def test_the_diagnostics_of_imaml_are_there_once_its_warm_up_is_over(history):
+def test_the_diagnostics_of_imaml_are_there_in_every_step(history):
     steps = [row["trainer/global_step"] for row in history if "train/cg_residual" in row]
     everywhere = [row["trainer/global_step"] for row in history if "train/gradient_norm" in row]
     assert everywhere == list(range(2 * EPOCHS))
-    assert steps == everywhere[EPOCHS:]
+    assert steps == everywhere
 
 
 def test_the_checkpoint_is_an_artifact_with_its_settings(run, records):
@@ -101,6 +114,21 @@ def test_the_checkpoint_is_an_artifact_with_its_settings(run, records):
     assert about["dsc/isic"] == result["targets"]["isic"]["dsc"]["mean"]
     assert about["mib"] == pytest.approx(best.stat().st_size / 2**20, abs=0.01)
     assert (about["learner"], about["shots"], about["seed"]) == ("imaml", 3, 1)
+
+
+def test_in_a_pipe_progress_is_lines_and_the_dashboard_is_told_once(finished):
+    assert "\x1b" not in finished.stderr
+    lines = finished.stderr.splitlines()
+    said = [line for line in lines if line.startswith("training") and f"{2 * EPOCHS}/{2 * EPOCHS} steps" in line]
+    assert "loss" in said[-1]
+    assert "Dice" in said[-1]
+    assert any(line.startswith("testing") and "100 %" in line for line in lines)
+    (said,) = [line for line in (finished.stdout + finished.stderr).splitlines() if "W&B" in line or "wandb:" in line]
+    assert "wandb sync" in said
+
+
+def test_the_run_ended_well(records):
+    assert of_kind(records, "exit")[0].exit_code == 0
 
 
 def test_the_run_is_placed(records):
@@ -141,8 +169,7 @@ def test_what_is_switched_off_is_not_there(train, tmp_path):
     assert not any("progress" in name for row in of_kind(records, "history") for name in as_dict(row.item))
 
 
-@pytest.mark.parametrize("setting", ["logger.overlay_every=-1", "logger.overlay_images=0"])
-def test_settings_out_of_range_are_refused(train, setting):
-    finished = train("learner=fomaml", "logger=both", setting)
-    assert finished.returncode == 1
-    assert "logger.overlay_every must be at least 0" in finished.stderr
+@pytest.mark.parametrize(("every", "images"), [(-1, 1), (1, 0)])
+def test_settings_out_of_range_are_refused(every, images):
+    with pytest.raises(MetasegError, match=r"logger\.overlay"):
+        WatchedImages(None, [], every, images)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY_PRETRAINING, assert_fails_in_words, environment
+from conftest import ROOT, TINY_PRETRAINING, assert_fails_in_words, environment, run_here
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -27,6 +28,14 @@ from metaseg.runs.schema import Slices, checked
 from metaseg.training.pretraining import Pretraining, evaluate, largest_component, next_command, score_volume
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The directory of three steps."""
+    directory = tmp_path_factory.mktemp("three") / "steps"
+    assert run_here("pretrain.py", *TINY_PRETRAINING, "data.steps=3", f"hydra.run.dir={directory}") == 0
+    return directory
 
 
 def weights_in(directory):
@@ -73,9 +82,8 @@ def test_the_file_holds_the_best_epoch_and_train_starts_from_it(pretrain, train,
             assert torch.equal(state[f"network.{name}"], value), name
 
 
-def test_the_saved_running_statistics_are_those_of_plain_batch_norm_in_evaluation(pretrain, tmp_path):
-    assert pretrain("data.steps=3").returncode == 0
-    tensors = torch.load(weights_in(tmp_path / "pretrained"), weights_only=True)
+def test_the_saved_running_statistics_are_those_of_plain_batch_norm_in_evaluation(pretrained):
+    tensors = torch.load(weights_in(pretrained), weights_only=True)
     assert tensors["encoder1.enc1norm1.num_batches_tracked"] == 3
     assert not torch.equal(tensors["bottleneck.bottlenecknorm1.running_mean"], torch.zeros(32))
     assert not torch.equal(tensors["bottleneck.bottlenecknorm1.running_var"], torch.ones(32))
@@ -120,11 +128,11 @@ def test_two_processes_do_not_share_a_directory(pretrain, tmp_path):
     assert not directory.result.exists()
 
 
-def test_equal_seeds_give_the_same_file_and_others_another(pretrain, tmp_path):
-    names = []
-    for number, seed in enumerate((0, 0, 1)):
-        assert pretrain("data.steps=2", f"seed={seed}", directory=tmp_path / str(number)).returncode == 0
-        names.append(weights_in(tmp_path / str(number)).name)
+def test_equal_seeds_give_the_same_file_and_others_another(pretrain, pretrained, tmp_path):
+    names = [weights_in(pretrained).name]
+    for seed in (0, 1):
+        assert pretrain("data.steps=3", f"seed={seed}", directory=tmp_path / str(seed)).returncode == 0
+        names.append(weights_in(tmp_path / str(seed)).name)
     assert names[0] == names[1] != names[2]
 
 
@@ -137,16 +145,11 @@ def test_training_stops_when_validation_no_longer_improves(pretrain, tmp_path):
     ("overrides", "words"),
     [
         (["data=mars"], ["data must be one of real, synthetic", "'mars'"]),
-        (["data.size=40"], ["data.size", "multiple of 16"]),
         (["data.validation=12"], ["data.validation", "11"]),
         (["data.batch=1000"], ["data.batch", "1000"]),
-        (["data.augment.flip=3"], ["data.augment.flip"]),
         (["data.augment.shear=3"], ["shear", "python pretrain.py --help"]),
-        (["model.features=0"], ["model.features"]),
         (["optimizer.lr=0"], ["optimizer.lr"]),
-        (["trainer.max_epochs=0"], ["trainer.max_epochs"]),
         (["trainer.devices=2"], ["one device"]),
-        (["seed=-1"], ["seed"]),
         (["ckpt_path=last"], ["last.ckpt", "hydra.run.dir"]),
     ],
 )
@@ -162,8 +165,8 @@ def test_missing_data_are_told_with_the_remedy(pretrain, tmp_path):
     )
 
 
-def test_a_checkpoint_of_another_width_is_refused_and_left_alone(pretrain, tmp_path):
-    assert pretrain("data.steps=1").returncode == 0
+def test_a_checkpoint_of_another_width_is_refused_and_left_alone(pretrain, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "pretrained")
     last = tmp_path / "pretrained" / "checkpoints" / "last.ckpt"
     content = last.read_bytes()
     assert_fails_in_words(pretrain("ckpt_path=last", "model.features=3"), "model.features")

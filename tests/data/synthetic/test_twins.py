@@ -58,6 +58,7 @@ def test_ph2_and_isic_are_painted_from_different_streams(twins):
     assert not np.array_equal(twins["ph2"][1], twins["isic"][1])
 
 
+@pytest.mark.program
 def test_thread_pools_change_nothing():
     program = (
         "import cv2, hashlib; cv2.setNumThreads(4); from metaseg.data.synthetic.twins import DEFAULT_COUNTS, twin\n"

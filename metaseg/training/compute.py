@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaseg.learners.base import Learner
+from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.functional import forward
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.result import Compute as Cost
+from metaseg.runs.result import Cost
 
 EVERY = 25
 """Outer steps from one that is counted to the next."""
@@ -47,7 +48,7 @@ class Compute(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         """Begin to count."""
         if self._state["steps"] % EVERY == 0:
-            self._counter = FlopCounterMode(display=False)
+            self._counter = counter()
             self._counter.__enter__()
         self._began = time.perf_counter()
 
@@ -61,22 +62,52 @@ class Compute(Callback):
         self._state["steps"] += 1
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Write down outer steps, passes of images on all ranks, and seconds."""
+        """Write down outer steps, operations and passes of images on all ranks, and seconds."""
         if not (trainer.is_global_zero and self._state["counted"]):
             return
         steps, counted = self._state["steps"], self._state["counted"]
-        size = module.settings["data"]["size"]
-        passes = sum(counted) / len(counted) / of_one_image(self._learner, size)
+        operations = sum(counted) / len(counted) * steps * trainer.world_size
+        of_one = of_one_image(self._learner, module.settings["data"]["size"])
         self._directory.write_compute(
-            Cost(outer_steps=steps, passes=passes * steps * trainer.world_size, seconds=self._state["seconds"])
+            Cost(
+                outer_steps=steps,
+                operations=operations,
+                passes=None if of_one is None else operations / of_one,
+                seconds=self._state["seconds"],
+            )
         )
 
 
-def of_one_image(learner: Learner, size: int) -> int:
-    """Floating-point operations of one image (1, 3, size, size), forward and backward through the whole network."""
+class _NoModules:
+    """Stands for the counter's record of which module is at work.
+
+    Its hooks refuse a gradient in the inputs of a module that are leaves, which outputs of held stages are.
+    """
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def counter() -> FlopCounterMode:
+    """Counts the floating-point operations of what is called within it."""
+    found = FlopCounterMode(display=False)
+    found.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return found
+
+
+def of_one_image(learner: Learner, size: int) -> int | None:
+    """Floating-point operations of one image (1, 3, size, size), forward and backward through the whole network.
+
+    None for a network that compares images with annotated ones: it has no pass of one image.
+    """
+    if isinstance(learner.network, ComparingNetwork):
+        return None
     theta = {name: value.detach().requires_grad_() for name, value in learner.network.named_parameters()}
     # Two images, for norm layers that need more than one value a channel at the lowest resolution.
     images = torch.zeros(2, 3, size, size, device=next(iter(theta.values())).device)
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+    with counter() as counted, torch.enable_grad():
         forward(learner.network, theta, images)[0].sum().backward()
-    return counter.get_total_flops() // 2
+    return counted.get_total_flops() // 2

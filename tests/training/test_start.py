@@ -6,8 +6,10 @@ import pytest
 import torch
 from conftest import TINY, settings_of
 
+from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
 from metaseg.learners.build import build_learner
+from metaseg.training.compute import counter, of_one_image
 from metaseg.training.start import directory_of, joint_settings, starting_point
 
 
@@ -77,3 +79,13 @@ def test_learners_begin_from_one_joint_training_made_once(tmp_path, train):
     assert compute[0]["outer_steps"] == compute[1]["outer_steps"] == 2
     assert 0 < compute[0]["passes"] < compute[1]["passes"]  # second derivatives cost more
     assert json.loads((tmp_path / "maml" / "compute.json").read_text()) == compute[1]
+
+
+def test_a_step_on_held_stages_can_be_counted(tmp_path):
+    """Outputs of held stages are leaves and inputs of modules, where the counter's own hooks break off."""
+    chosen = settings(tmp_path, "learner=imaml", "learner.inner.rates={encoder: 0}")
+    learner = build_learner(chosen, chosen["learner"])
+    images, masks = torch.rand(2, 3, 32, 32), (torch.rand(2, 1, 32, 32) > 0.5).float()
+    with counter() as counted:
+        learner.meta_gradient(learner.theta(), Episode(images, masks, images, masks))
+    assert counted.get_total_flops() > 2 * of_one_image(learner, 32)

@@ -184,8 +184,8 @@ def test(
     how = how_to_test(settings)
     learners, folds = {"": learner}, {"": settings.learner.adapt.folds}
     if settings.evaluation.scratch.compare and learner.trains:
-        scratch = scratch_settings(settings)
-        learners[FROM_SCRATCH], folds[FROM_SCRATCH] = build_learner(settings, scratch), scratch.adapt.folds
+        beside = scratch_settings(settings)
+        learners[FROM_SCRATCH], folds[FROM_SCRATCH] = build_learner(settings, beside), beside.adapt.folds
     parts = {
         f"{name}{label}": metatest.work(one, target, how, folds[label])
         for name, target in data.targets.items()

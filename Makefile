@@ -32,7 +32,7 @@ $(STAMP): requirements/$(TORCH).txt pyproject.toml
 
 train: $(STAMP) ## the main job on synthetic twins of the datasets, three minutes on two cores
 	$(BIN)/python train.py learner=imaml shots=5 pair=ph2_kvasir data=synthetic model=pretrained adapt.recipe=quick \
-		trainer=cpu trainer.max_epochs=2 tasks.count=20 tasks.validation=2 tasks.query=10 \
+		trainer=cpu trainer.max_epochs=1 starts.epochs=2 starts.shots=5 starts.query=10 tasks.count=20 tasks.validation=2 tasks.query=10 \
 		evaluation.draws=3 evaluation.limit=60 evaluation.curve_limit=60 evaluation.curve=[0,5,10,20]
 
 test-fast: $(STAMP) ## the tests that start no program, a minute and a half on two cores

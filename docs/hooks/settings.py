@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mkdocs.structure.files import File, Files
-from pydantic import BaseModel
 
-from metaseg.runs.schema import Adaptation, Page, Pretraining, Run, documented
+from metaseg.runs.schema import CONFIGURATIONS, Run, documented
 
 CONF = Path(__file__).parents[2] / "conf"
 LINE = re.compile(r"""^(?P<indent> *)(?P<key>[\w.]+):(?:\s+(?P<value>"[^"]*"|\S.*?))??(?:\s+\#\s*(?P<comment>.*))?$""")
@@ -23,12 +22,7 @@ code, [D] our decision. `${…}` is the value of another setting.
 """
 LEFT_OUT = ("hydra", "experiment", "dataset", "local")
 """Folders whose files are no settings of a run, but tables and datasets."""
-COMMANDS: dict[str, tuple[str, type[BaseModel]]] = {
-    "config": ("metaseg train", Run),
-    "adapt": ("metaseg adapt", Adaptation),
-    "app": ("metaseg app", Page),
-    "pretrain": ("metaseg pretrain", Pretraining),
-}
+COMMANDS = {name: f"metaseg {'train' if name == 'config' else name}" for name in CONFIGURATIONS}
 
 
 class Setting(NamedTuple):
@@ -69,7 +63,7 @@ def read_settings() -> list[Group]:
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in LEFT_OUT):
         choices = [choice(path, folder.name) for path in sorted(folder.glob("*.yaml"))]
         groups.append(Group(folder.name, choices, defaults.get(folder.name, "")))
-    main, *others = (Group(command, [choice(CONF / f"{name}.yaml")]) for name, (command, _) in COMMANDS.items())
+    main, *others = (Group(command, [choice(CONF / f"{name}.yaml")]) for name, command in COMMANDS.items())
     return [main, *groups, *others]
 
 
@@ -80,7 +74,7 @@ def choice(path: Path, group: str = "") -> Choice:
     whole = [line for line in heading if "@package _global_" in line]
     found = settings(lines)
     named = [one._replace(key=f"{group}.{one.key}") for one in found] if group and not whole else list(found)
-    known = {one.key: one for one in documented(COMMANDS.get(path.stem, ("", Run))[1] if not group else Run)}
+    known = {one.key: one for one in documented(Run if group else CONFIGURATIONS.get(path.stem, Run))}
     named = [
         one._replace(values=known[one.key].values, meaning=one.meaning or known[one.key].meaning)
         if one.key in known

@@ -6,14 +6,16 @@ import inspect
 import logging
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -21,8 +23,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metaseg import configuration
+from metaseg.cli.help import known_settings, text
 from metaseg.cli.pairs import JOINT, chosen
 from metaseg.errors import MetasegError
+from metaseg.runs.schema import nearest
 
 DRY_RUN = "hydra.sweeper.dry_run=true"
 
@@ -56,10 +60,16 @@ def entry(
         sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
     except MetasegError as error:
         fail(str(error))
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(text(config_name, sys.argv[1:]))
+        return
     failed: list[str] = []
+    begun = False
 
     @functools.wraps(main)
     def job(config: DictConfig) -> None:
+        nonlocal begun
+        begun = True
         # Caught here, a problem of one job of a sweep does not keep the others from running.
         try:
             refuse_half_a_sweep()
@@ -68,10 +78,11 @@ def entry(
         except MetasegError as error:
             failed.append(str(error))
         except OmegaConfBaseException as error:
-            failed.append(_sentence(error))
+            failed.append(_sentence(error, config_name))
         else:
             return
         tell(failed[-1])
+        clear_away(HydraConfig.get())
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise MetasegError(failed[-1])  # so that the sweep knows
 
@@ -80,9 +91,14 @@ def entry(
         with _refusing_in_a_sentence():
             hydra.main(version_base="1.3", config_path=str(configuration.FOLDER), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        fail(_sentence(error))
+        fail(_sentence(error, config_name))
     except MetasegError as error:
         fail(str(error))
+    except OSError as error:
+        if begun:
+            raise
+        reason = error.strerror or str(error)
+        fail(f"hydra.run.dir must be a folder that can be written to, found {error.filename} ({reason}): name another.")
     except KeyboardInterrupt:
         fail(interrupted, status=130)
     if failed:
@@ -124,6 +140,27 @@ def as_it_stands(argument: str, paths: Collection[str]) -> str:
     return f"{key}='{value}'"
 
 
+def clear_away(hydra_config: HydraConf) -> None:
+    """Remove the directory of a run that was refused, where nothing but Hydra's own files is in it.
+
+    Of the folders above it, those that the default names are removed too where they are empty then.
+    """
+    folder = Path(hydra_config.runtime.output_dir)
+    own = folder / (hydra_config.output_subdir or ".")
+    there = [path for path in folder.glob("*") if path != own]
+    if hydra_config.output_subdir is None or any(path.suffix != ".log" or path.stat().st_size for path in there):
+        return
+    with suppress(OSError):  # gone, or not empty
+        shutil.rmtree(own, ignore_errors=True)
+        for log in there:
+            log.unlink()
+        folder.rmdir()
+        named = any(one.startswith("hydra.run.dir=") for one in hydra_config.overrides.hydra)
+        while hydra_config.mode == RunMode.RUN and not named and folder.parent != Path(hydra_config.runtime.cwd):
+            folder = folder.parent
+            folder.rmdir()
+
+
 def refuse_half_a_sweep() -> None:
     """Refuse a table without -m: it is a sweep, and would be a single run of the defaults.
 
@@ -157,7 +194,7 @@ def tell(sentence: str) -> None:
     print(f"error: {sentence}", file=sys.stderr)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, config_name: str) -> str:
     """Hydra's message in one sentence, with the allowed values of a group where they are known."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
@@ -166,7 +203,11 @@ def _sentence(error: Exception) -> str:
         return f"{group} must be one of {allowed}{lists}, found {value!r}."
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=… must be given; `{called()} --help` says what it is."
-    text = " ".join(str(error).split())
+    said = " ".join(str(error).split())
+    unknown = re.match(r"Could not override '([^']+)'", said)
+    if unknown is not None:
+        near = nearest(unknown[1], known_settings(config_name))
+        return f"{unknown[1]} is no setting: {near or f'`{called()} --help` lists those there are.'}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-        text += f" ({' '.join(str(error.__cause__).split())})"
-    return f"{text.rstrip('.')}; see conf/ or `{called()} --help` for the settings there are."
+        said += f" ({' '.join(str(error.__cause__).split())})"
+    return f"{said.rstrip('.')}; see conf/ or `{called()} --help` for the settings there are."

@@ -1,6 +1,5 @@
 """From settings to the learner that they describe."""
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -85,9 +84,10 @@ def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]
             known |= {name: hints.get(name, Any) for name in inspect.signature(one.__init__).parameters}  # type: ignore[misc]
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {group}.{near[0]}?" if near else "leave it out."
-            raise MetasegError(f"{group}.{key} is no setting of {kind.__name__}, found {value!r}: {hint}")
+            near = schema.nearest(f"{group}.{key}", (f"{group}.{name}" for name in known))
+            raise MetasegError(
+                f"{group}.{key} is no setting of {kind.__name__}, found {value!r}: {near or 'leave it out.'}"
+            )
         try:
             TypeAdapter(known[key]).validate_python(value, strict=True)
         except ValidationError as error:

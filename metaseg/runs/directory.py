@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
-from metaseg.runs.result import Compute, Result, checked, plain, read
+from metaseg.runs.result import Cost, Result, checked, plain, read
 
 PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after", "group")
 
@@ -126,15 +126,15 @@ class RunDirectory:
         with replacing(self.config) as path:
             OmegaConf.save(OmegaConf.create(dict(settings)), path)
 
-    def write_compute(self, found: Compute) -> None:
+    def write_compute(self, found: Cost) -> None:
         """Write compute.json."""
         write_json(self.compute, plain(found))
 
-    def read_compute(self) -> Compute | None:
+    def read_compute(self) -> Cost | None:
         """Read compute.json; None where nothing was trained, or by an earlier version."""
         if not self.compute.is_file():
             return None
-        return checked(Compute, json.loads(self.compute.read_text(encoding="utf-8")), self.compute)
+        return checked(Cost, json.loads(self.compute.read_text(encoding="utf-8")), self.compute)
 
     def write_result(self, result: Result) -> None:
         """Write result.json."""

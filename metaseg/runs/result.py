@@ -117,12 +117,12 @@ class Dataset(Part):
     key: str
 
 
-class Compute(Part):
-    """What training cost; `passes` as `metaseg.training.compute` counts them."""
+class Cost(Part):
+    """What training cost, as `metaseg.training.compute` counts it; `seconds` without validation."""
 
     outer_steps: int
-    operations: Number | None = None
-    passes: Number | None = None
+    operations: Number = None
+    passes: Number = None
     seconds: Number
 
 
@@ -153,7 +153,7 @@ class Result(Part):
     data: dict[str, Dataset] = {}
     settings: dict[str, Any]
     """Resolved; those of earlier versions may lack settings of this one, all have learner.name, shots and seed."""
-    compute: Compute | None = None
+    compute: Cost | None = None
     strengths: dict[str, Number] | None = Field(None, alias="lambda")
     """Learned proximal strengths: layer or part → λ."""
     start: str | None = None

@@ -5,7 +5,8 @@ and the page of settings: `python -m metaseg.runs.schema` prints it. A key that 
 constructor's signature, so a new learner needs no line here.
 """
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import annotated_types
@@ -186,11 +187,11 @@ class Data(Group):
 class Trainer(Group):
     """Devices, and when training ends."""
 
-    accelerator: str = setting("auto, cpu or gpu")
-    devices: Any = setting("how many, as Lightning reads it")
-    strategy: str = setting("auto or ddp, as Lightning reads it")
+    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto: a GPU where there is one")
+    devices: Count | Literal["auto"] = setting("how many")
+    strategy: Literal["auto", "ddp"] = setting("ddp: one process a device")
     tf32: bool = setting("convolutions and products on a GPU round to TF32")
-    precision: str = setting("as Lightning reads it")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("of training, as Lightning names it")
     max_epochs: Count = setting("most epochs")
     patience: Count | None = setting("epochs in which the validation loss has to move by min_delta")
     min_delta: NotNegative = setting("by how much")
@@ -251,7 +252,7 @@ class Run(Group):
     """train.py: one training with its tests."""
 
     shots: Count = setting("K: support images of each pool, and of a target")
-    target: Names = setting("targets: a name or a list")
+    target: Names = setting("datasets to test on")
     loss: Literal[LOSSES] = setting("segmentation loss")  # type: ignore[valid-type]
     seed: Natural = setting("of weights, episodes and draws")
     adapt: Recipe = setting("how a target is adapted to")
@@ -340,18 +341,24 @@ class Adaptation(Group):
     """adapt.py: segment images of a new kind from a few annotated ones."""
 
     checkpoint: Path = setting("a run directory of train.py, or its best.ckpt")
-    support: Path = setting("folder of annotated images")
-    images: Path | None = setting("folder of images to segment; null: only estimate the Dice")
-    out: Path = setting("folder for results")
-    truth: Path | None = setting("folder of true masks by the images' stems")
+    support: Path = setting(
+        "annotated images: DIR/images and DIR/masks with equal stems, or DIR/a.jpg with DIR/a_mask.png"
+    )
+    images: Path | None = setting("images to segment (JPEG, PNG, TIFF, DICOM, ...); null: only estimate the Dice")
+    out: Path = setting("where results go: masks/NAME.png, overlays/NAME.png, results.csv")
+    truth: Path | None = setting("true masks by the images' stems: Dice and IoU in results.csv")
     overwrite: bool = setting("replace what an earlier call left in out")
-    recipe: Literal["default", "quick"] | None = setting("null: as the run did")
+    recipe: Literal["default", "quick"] | None = setting(
+        "default, or quick: in seconds, by the decoder alone; null: as the run did"
+    )
     steps: Natural | None = setting("adaptation steps; null: as the run's recipe")
     lr: Positive | None = setting("step size; null: as the run's recipe")
     seed: Natural = setting("of the random augmentation")
     estimate: bool = setting("hold annotated images out, to say what Dice to expect")
-    folds: Annotated[int, Field(ge=2)] | None = setting("parts for the estimate; null: as many as images")
-    probabilities: bool = setting("write 16-bit probabilities")
+    folds: Annotated[int, Field(ge=2)] | None = setting(
+        "parts for the estimate: 5 is faster than null, as many as images"
+    )
+    probabilities: bool = setting("write probabilities/NAME.png, 16 bits")
     overlays: bool = setting("write pictures with outlines")
     export: list[Literal["onnx", "torch"]] = setting("the adapted segmenter as a file")
     device: Literal["auto", "cpu", "cuda"] = setting("where to compute")
@@ -372,12 +379,8 @@ class Page(Group):
     device: Literal["auto", "cpu", "cuda"] = setting("where to compute")
 
 
-COMMANDS: dict[str, type[Group]] = {
-    "metaseg train": Run,
-    "metaseg adapt": Adaptation,
-    "metaseg app": Page,
-    "metaseg pretrain": Pretraining,
-}
+CONFIGURATIONS: dict[str, type[Group]] = {"config": Run, "adapt": Adaptation, "app": Page, "pretrain": Pretraining}
+"""Name of the file in conf/ → its settings."""
 
 Settings = TypeVar("Settings", bound=Group)
 
@@ -419,8 +422,15 @@ def read(kind: type[Settings], config: DictConfig) -> Settings:
 def _sentence(kind: type[BaseModel], path: list[str], found: str, what: str) -> str:
     key, field = ".".join(path), _field(kind, path)
     if field is None or what == "extra_forbidden":
-        return f"{key} is no setting of this version, found {found}: leave it out."
+        near = nearest(key, (one.key for one in documented(kind)))
+        return f"{key} is no setting of this version, found {found}: {near or 'leave it out.'}"
     return f"{key} must be {expected(field)}, found {found} ({field.description})."
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """A question after the known key that was meant, or nothing."""
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.8)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def _path(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
@@ -525,8 +535,8 @@ def documented(kind: type[BaseModel], prefix: str = "") -> Iterator[Documented]:
 
 def main() -> None:
     """Print the settings of all commands as Markdown."""
-    for command, kind in COMMANDS.items():
-        print(f"## {command}\n\n| setting | values | |\n|---|---|---|")
+    for name, kind in CONFIGURATIONS.items():
+        print(f"## metaseg {'train' if name == 'config' else name}\n\n| setting | values | |\n|---|---|---|")
         for one in documented(kind):
             print(f"| `{one.key}` | {one.values} | {one.meaning} |")
         print()

@@ -17,7 +17,7 @@ from metaseg.learners.base import Learner
 from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.functional import forward
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.result import Compute as Cost
+from metaseg.runs.result import Cost
 
 EVERY = 25
 """Outer steps from one that is counted to the next."""

@@ -54,6 +54,9 @@ def run(config: DictConfig) -> Result | None:
     data.prepare_data()
     data.setup()
     learner = build_learner(settings)
+    if settings.evaluation.scratch.compare and learner.trains:
+        # What testing needs is refused before training.
+        build_learner(settings, scratch_settings(settings), initial_weights=False)
     if settings.train and learner.trains:
         data.require_training_data()
     if checkpoint is not None:
@@ -137,11 +140,18 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
         The run's directory, and the checkpoint it starts from.
 
     Raises:
-        MetasegError: on a GPU that this torch has no kernels for, or a checkpoint that is not there.
+        MetasegError: on too few GPUs, one that this torch has no kernels for, or a checkpoint that is not there.
     """
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     if settings.trainer.accelerator != "cpu":
         provenance.check_gpu()
+    if settings.trainer.accelerator == "gpu":
+        there, wanted = torch.cuda.device_count(), settings.trainer.devices
+        if there < (1 if wanted == "auto" else wanted):
+            raise MetasegError(
+                f"trainer.accelerator=gpu with trainer.devices={wanted} needs as many GPUs that torch can use, found "
+                f"{there}: choose trainer=cpu or trainer=auto, or fewer devices."
+            )
     prepare_process(settings.trainer.tf32)
     checkpoint = find_checkpoint(settings.ckpt_path, directory)
     L.seed_everything(settings.seed, workers=True, verbose=False)
@@ -174,8 +184,8 @@ def test(
     how = how_to_test(settings)
     learners, folds = {"": learner}, {"": settings.learner.adapt.folds}
     if settings.evaluation.scratch.compare and learner.trains:
-        learners[FROM_SCRATCH] = scratch_learner(settings)
-        folds[FROM_SCRATCH] = settings.protocol["adapt"]["folds"]
+        beside = scratch_settings(settings)
+        learners[FROM_SCRATCH], folds[FROM_SCRATCH] = build_learner(settings, beside), beside.adapt.folds
     parts = {
         f"{name}{label}": metatest.work(one, target, how, folds[label])
         for name, target in data.targets.items()
@@ -222,8 +232,8 @@ def how_to_test(settings: schema.Run) -> metatest.Settings:
     )
 
 
-def scratch_learner(settings: schema.Run) -> Learner:
-    """The learner of conf/learner/scratch.yaml, from the same initial weights as the run's."""
+def scratch_settings(settings: schema.Run) -> schema.Learner:
+    """The learner of conf/learner/scratch.yaml, as the protocol has it."""
     protocol = settings.protocol
     scratch = {
         "_target_": "metaseg.learners.scratch.Scratch",
@@ -232,7 +242,7 @@ def scratch_learner(settings: schema.Run) -> Learner:
         "adapt": protocol["adapt"],
         "channels_last": protocol["channels_last"],
     }
-    return build_learner(settings, schema.checked(schema.Learner, scratch))
+    return schema.checked(schema.Learner, scratch)
 
 
 def draw_figures(

@@ -9,6 +9,7 @@ import torch
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
 from metaseg.evaluation.metatest import Settings, score_target, summarise
+from metaseg.runs.result import plain
 
 HOW = Settings(shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2), curve_limit=4, augmentation="flips")
 
@@ -47,8 +48,8 @@ def test_the_inner_problem_is_scored_on_the_same_images(target):
     expected = np.broadcast_to(2 * masks / (1 + masks), scores.inner.shape)
     known = ~np.isnan(scores.inner)
     np.testing.assert_allclose(scores.inner[known], expected[known], rtol=1e-6)
-    assert summarise(scores, 0)["dsc_inner"]["mean"] == pytest.approx(float(np.nanmean(scores.inner)))
+    assert summarise(scores, 0, {}).dsc_inner.mean == pytest.approx(float(np.nanmean(scores.inner)))
 
 
 def test_learners_without_an_inner_problem_have_no_score_of_it(target):
-    assert "dsc_inner" not in summarise(score_target(Adapting(inner=False), target, HOW), 0)
+    assert "dsc_inner" not in plain(summarise(score_target(Adapting(inner=False), target, HOW), 0, {}))

@@ -6,6 +6,7 @@ from PIL import Image
 
 from metaseg.errors import MetasegError
 from metaseg.plots import figures
+from metaseg.runs.result import Curve
 
 
 @pytest.fixture
@@ -71,9 +72,11 @@ def test_missing_metrics_are_told(tmp_path, content):
 
 
 def test_adaptation_curve_shows_steps_band_and_baselines(tmp_path, drawn):
-    curve = {"steps": [0, 5, 200], "dsc": [0.25, 0.5, 0.75], "low": [0.125, 0.375, 0.625], "high": [0.375, 0.625, None]}
+    curve = Curve(
+        steps=[0, 5, 200], dsc=[0.25, 0.5, 0.75], low=[0.125, 0.375, 0.625], high=[0.375, 0.625, float("nan")]
+    )
     figures.adaptation_curve(
-        {"trained": curve, "initial": {"steps": [0, 20], "dsc": [0.0, 0.5]}},
+        {"trained": curve, "initial": Curve(steps=[0, 20], dsc=[0.0, 0.5])},
         tmp_path / "a.png",
         {"all foreground": 0.25, "Otsu": None},
     )
@@ -90,13 +93,8 @@ def test_adaptation_curve_shows_steps_band_and_baselines(tmp_path, drawn):
     assert np.allclose(np.diff(along), np.diff(along)[0])
 
 
-def test_curve_with_lists_of_unequal_length_is_refused(tmp_path):
-    with pytest.raises(MetasegError, match="'x' should have a Dice a step, found 2 and 1"):
-        figures.adaptation_curve({"x": {"steps": [0, 1], "dsc": [0.5]}}, tmp_path / "a.png")
-
-
 def test_a_system_that_does_not_adapt_is_a_dashed_line_across(tmp_path, drawn):
-    series = {"adapts": {"steps": [0, 20], "dsc": [0.25, 0.5]}, "prototypes": {"steps": [0], "dsc": [0.75]}}
+    series = {"adapts": Curve(steps=[0, 20], dsc=[0.25, 0.5]), "prototypes": Curve(steps=[0], dsc=[0.75])}
     figures.adaptation_curve(series, tmp_path / "a.png")
     (axes,) = drawn[0].axes
     (line,) = [line for line in axes.get_lines() if line.get_label() == "prototypes"]
@@ -109,7 +107,7 @@ def test_many_systems_are_told_apart_and_look_the_same_in_every_figure(tmp_path,
     looks = [figures.look_of(place) for place in range(14)]
     assert len({(look["color"], look["marker"], look["markerfacecolor"]) for look in looks}) == 14
     names = [f"system {place}" for place in range(14)]
-    curve = {"steps": [0, 5], "dsc": [0.25, 0.5]}
+    curve = Curve(steps=[0, 5], dsc=[0.25, 0.5])
     places = {name: place for place, name in enumerate(names)}
     figures.adaptation_curve(dict.fromkeys(names, curve), tmp_path / "a.png", places=places)
     figures.adaptation_curve({names[9]: curve}, tmp_path / "b.png", places=places)
@@ -124,7 +122,7 @@ def test_many_systems_are_told_apart_and_look_the_same_in_every_figure(tmp_path,
 
 @pytest.mark.parametrize("letters", [20, 30, 31, 40, 45, 80])
 def test_a_legend_is_never_cut_off(tmp_path, drawn, letters):
-    curve = {"steps": [0, 10], "dsc": [0.3, 0.5]}
+    curve = Curve(steps=[0, 10], dsc=[0.3, 0.5])
     figures.adaptation_curve({"a" * letters: curve, "b" * letters: curve}, tmp_path / "curve.png")
     (figure,) = drawn
     (legend,) = [*figure.legends, *filter(None, [figure.axes[0].get_legend()])]

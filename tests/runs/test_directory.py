@@ -12,6 +12,7 @@ import pytest
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import PER_IMAGE_COLUMNS, RunDirectory, replacing, write_csv, write_json
+from metaseg.runs.result import Cost
 
 
 def test_json_turns_what_json_cannot_express_into_null_and_plain_types(tmp_path):
@@ -38,25 +39,21 @@ def test_json_turns_what_json_cannot_express_into_null_and_plain_types(tmp_path)
     }
 
 
-def test_result_round_trip_puts_targets_first_and_settings_last(tmp_path):
+def test_its_folders_are_made(tmp_path):
     run = RunDirectory(tmp_path / "new" / "run").create()
-    run.write_result({"settings": {"seed": 1}, "zeta": 1, "wall_seconds": 2.0, "targets": {"isic": {"images": 3}}})
-    result = run.read_result()
-    assert list(result) == ["targets", "wall_seconds", "settings", "zeta"]
-    assert result["targets"] == {"isic": {"images": 3}}
     assert run.checkpoints.is_dir()
     assert run.figures.is_dir()
 
 
-@pytest.mark.parametrize(
-    ("content", "words"), [(None, "found none"), ("{", "cannot be read"), ("[1]", "found list")], ids=str
-)
-def test_unreadable_result_is_told_in_a_sentence(tmp_path, content, words):
+def test_the_cost_of_training_is_read_as_it_was_written(tmp_path):
     run = RunDirectory(tmp_path)
-    if content is not None:
-        run.result.write_text(content)
-    with pytest.raises(MetasegError, match=words):
-        run.read_result()
+    assert run.read_compute() is None
+    cost = Cost(outer_steps=3, operations=1e9, passes=None, seconds=0.5)
+    run.write_compute(cost)
+    assert run.read_compute() == cost
+    run.compute.write_text('{"outer_steps": 3.5}')
+    with pytest.raises(MetasegError, match=r"compute\.json: outer_steps .*found 3\.5"):
+        run.read_compute()
 
 
 def test_per_image_has_the_agreed_columns_and_refuses_others(tmp_path):

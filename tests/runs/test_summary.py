@@ -5,9 +5,12 @@ import pytest
 from rich.console import Console
 
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.result import Result
 from metaseg.runs.summary import checkpoint_of, print_summary
 
 RESULT = {
+    "version": 1,
+    "settings": {"learner": {"name": "imaml"}, "shots": 5, "seed": 0},
     "targets": {
         "isic": {
             "dsc": {"mean": 0.6345, "low": 0.601, "high": 0.667, "level": 0.95},
@@ -18,7 +21,7 @@ RESULT = {
         },
         "kvasir_capsule": {"dsc": {"mean": None, "low": None, "high": None}, "images": 35, "draws": 1},
     },
-    "scratch": {"isic": {"mean": 0.59, "low": 0.55, "high": 0.62}, "kvasir_capsule": 0.71},
+    "scratch": {"isic": {"mean": 0.59, "low": 0.55, "high": 0.62}, "kvasir_capsule": {"mean": 0.71}},
 }
 
 
@@ -32,7 +35,7 @@ def run(tmp_path):
 
 def test_summary_reads_well_where_there_is_no_terminal(run):
     out = io.StringIO()
-    print_summary(RESULT, run, Console(file=out, width=80, highlight=False))
+    print_summary(Result.model_validate(RESULT), run, Console(file=out, width=80, highlight=False))
     text = out.getvalue()
     assert "\x1b" not in text
     lines = text.splitlines()
@@ -57,8 +60,9 @@ def test_summary_reads_well_where_there_is_no_terminal(run):
 def test_learned_strengths_and_the_inner_problem_have_their_place(run):
     out = io.StringIO()
     isic = RESULT["targets"]["isic"] | {"dsc_inner": {"mean": 0.5, "low": 0.4, "high": 0.6}}
-    result = {"targets": {"isic": isic}, "lambda": {"head": 0.25, "decoder.first": 12.345, "decoder.last": 1.0}}
-    print_summary(result, run, Console(file=out, width=80, highlight=False))
+    learned = {"head": 0.25, "decoder.first": 12.345, "decoder.last": 1.0}
+    result = RESULT | {"targets": {"isic": isic}, "lambda": learned}
+    print_summary(Result.model_validate(result), run, Console(file=out, width=80, highlight=False))
     lines = [line.split() for line in out.getvalue().splitlines()]
     assert ["after", "the", "inner", "problem", "alone", "50.0", "40.0", "–", "60.0"] in lines
     places = [lines.index(row) for row in (["decoder.first", "12.3"], ["decoder.last", "1"], ["head", "0.25"])]
@@ -67,7 +71,7 @@ def test_learned_strengths_and_the_inner_problem_have_their_place(run):
 
 def test_paths_are_whole_and_only_those_that_exist(run):
     out = io.StringIO()
-    print_summary(RESULT, run, Console(file=out, width=80, highlight=False))
+    print_summary(Result.model_validate(RESULT), run, Console(file=out, width=80, highlight=False))
     lines = out.getvalue().splitlines()
     assert f"checkpoint  {run.checkpoints / 'last.ckpt'}" in lines
     assert f"scores      {run.per_image}" in lines

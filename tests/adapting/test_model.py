@@ -224,7 +224,7 @@ def test_a_recipe_of_the_runs_network_replaces_its_adaptation(run_of, lesions):
     model = metaseg.load(run, recipe="quick")
     assert model.learner.adapt_loop.steps == 3
     theta = model.learner.theta()
-    moved = model.adapt(*lesions).segmenter.parameters
+    moved = model.adapt(*lesions).segmenter.members[0].parameters
     assert all(torch.equal(moved[name], value) for name, value in theta.items() if name.startswith("encoder."))
     assert metaseg.load(run).learner.adapt_loop.steps == 2
     with pytest.raises(MetasegError, match=r"recipe .*default, quick"):

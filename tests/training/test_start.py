@@ -84,7 +84,7 @@ def test_learners_begin_from_one_joint_training_made_once(tmp_path, train):
 def test_a_step_on_held_stages_can_be_counted(tmp_path):
     """Outputs of held stages are leaves and inputs of modules, where the counter's own hooks break off."""
     chosen = settings(tmp_path, "learner=imaml", "learner.inner.rates={encoder: 0}")
-    learner = build_learner(chosen, chosen["learner"])
+    learner = build_learner(chosen)
     images, masks = torch.rand(2, 3, 32, 32), (torch.rand(2, 1, 32, 32) > 0.5).float()
     with counter() as counted:
         learner.meta_gradient(learner.theta(), Episode(images, masks, images, masks))

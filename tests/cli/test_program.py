@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metaseg.cli import program
+from metaseg.runs.settings import leaves
 
 
 @pytest.fixture
@@ -67,3 +68,83 @@ def test_local_defaults_come_before_the_command_line(metaseg, tmp_path, name, se
     assert shown[setting] == 7
     shown = OmegaConf.create(metaseg(name, f"{setting}=9", "--cfg", "job", "--config-dir", str(tmp_path))[1])
     assert shown[setting] == 9
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(metaseg, *arguments):
+    """What is said of arguments that are refused."""
+    status, _, said = metaseg("train", "data=synthetic", "logger=csv", *arguments)
+    assert status == 1
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said.removeprefix("error: ")
+
+
+@pytest.mark.parametrize("wrong", ["shots=1.5", "seed=-1", "seed=abc", "data.size=gross"])
+def test_what_is_refused_leaves_no_folder(metaseg, nowhere, wrong):
+    assert refused(metaseg, wrong).startswith(f"{wrong.partition('=')[0]} ")
+    assert list(nowhere.iterdir()) == []
+
+
+def test_folders_that_were_there_stay(metaseg, nowhere):
+    (nowhere / "mine" / "run").mkdir(parents=True)
+    (nowhere / "mine" / "run" / "metrics.csv").write_text("step\n")
+    refused(metaseg, "seed=-1", "hydra.run.dir=mine/run")
+    assert (nowhere / "mine" / "run" / "metrics.csv").is_file()
+    refused(metaseg, "seed=-1", "hydra.run.dir=mine/other")
+    assert [path.name for path in (nowhere / "mine").iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_a_directory_that_cannot_be_is_refused(metaseg, nowhere, place):
+    (nowhere / "taken").write_text("")
+    assert "hydra.run.dir" in refused(metaseg, f"hydra.run.dir={place}")
+
+
+@pytest.mark.parametrize(("trainer", "there"), [("gpu", 0), ("ddp", 0), ("ddp", 1)])
+def test_too_few_gpus_are_told_before_anything_begins(metaseg, nowhere, monkeypatch, trainer, there):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    assert "trainer.accelerator" in refused(metaseg, f"trainer={trainer}")
+    assert list(nowhere.iterdir()) == []
+
+
+def test_what_testing_needs_is_refused_before_training(metaseg, nowhere):
+    compare = ["evaluation.scratch.compare=true", "protocol.adapt.lr=0", "learner.adapt.lr=1e-3"]
+    others = ["starts.learner.adapt.lr=1e-3", "data.size=32", "data.augment=none"]
+    assert "lr must be" in refused(metaseg, *compare, *others)
+    assert list(nowhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("seeed=1", "seed"),
+        ("evaluation.draw=2", "evaluation.draws"),
+        ("learner.lamm=1", "learner.lam"),
+        ("+data.sizes=32", "data.size"),
+        ("+learner.curvatur=hessian", "learner.curvature"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_one_that_was_meant(metaseg, nowhere, given, meant):
+    said = refused(metaseg, given)
+    assert said.startswith(given.lstrip("+").partition("=")[0])
+    assert f"did you mean {meant}?" in said
+
+
+@pytest.mark.parametrize("name", ["train", "adapt", "app", "pretrain"])
+def test_help_shows_every_setting_with_its_value(metaseg, name):
+    _, said, _ = metaseg(name, "--help")
+    _, plain, _ = metaseg(name, "--cfg", "job")
+    own = {"learner", "model", "starts", "protocol", "scale", "experiment", "table"}
+    settings = {key for key in leaves(OmegaConf.to_container(OmegaConf.create(plain))) if key.split(".")[0] not in own}
+    lines = {line.split()[0] for line in said.splitlines() if line.startswith("  ") and line[2:3].strip()}
+    assert settings <= lines
+    _, changed, _ = metaseg(name, "--help", "seed=17" if name != "app" else "port=17")
+    assert "[17]" in changed

@@ -36,7 +36,7 @@ train: $(STAMP) ## the main job on synthetic twins of the datasets, three minute
 		evaluation.draws=3 evaluation.limit=60 evaluation.curve_limit=60 evaluation.curve=[0,5,10,20]
 
 test-fast: $(STAMP) ## the tests that start no program, a minute and a half on two cores
-	$(PYTEST) -m 'not slow and not gpu and not program'
+	$(PYTEST) -m 'not slow and not gpu and not long'
 
 test: $(STAMP) ## the default tests, eight minutes on two cores
 	$(PYTEST)

@@ -5,6 +5,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +58,15 @@ PROGRAMS = {"program", "train_process", "trained", "pretrained"}
 """Fixtures that run a whole program."""
 
 
+LONG = 10
+"""Seconds of a processor that a test of `make test-fast` may take: those there are take less than two."""
+
+
 def pytest_collection_modifyitems(items):
     """What runs whole programs is left out by `make test-fast`."""
     for item in items:
         if not PROGRAMS.isdisjoint(item.fixturenames):
-            item.add_marker("program")
+            item.add_marker("long")
 
 
 def settings_of(*overrides, command="config"):
@@ -74,18 +79,23 @@ def settings_of(*overrides, command="config"):
 
 
 @pytest.fixture(autouse=True)
-def starts_no_program(request, monkeypatch):
-    """A test of `make test-fast` that starts an interpreter fails, so that nothing slow gets in there unnoticed."""
-    if any(request.node.get_closest_marker(name) for name in ("program", "slow", "gpu")):
+def stays_short(request, monkeypatch):
+    """A test of `make test-fast` that starts an interpreter or computes for long fails: none gets in there unnoticed."""
+    if any(request.node.get_closest_marker(name) for name in ("long", "slow", "gpu")):
+        yield
         return
     start = subprocess.Popen.__init__
 
     def refuse(self, args, *rest, **named):
         if not isinstance(args, str) and Path(args[0]) == Path(sys.executable):
-            pytest.fail("a test that starts a program needs the marker `program`")
+            pytest.fail("a test that starts a program needs the marker `long`")
         start(self, args, *rest, **named)
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    began = time.process_time()
+    yield
+    took = time.process_time() - began
+    assert took < LONG, f"a test of {took:.0f} seconds needs the marker `long`"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -94,6 +104,14 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_figures():
+    """A run draws three figures; at full size they would take as long as the run."""
+    from metaseg.plots import figures
+
+    figures.DOTS = 20
 
 
 @pytest.fixture(autouse=True, scope="session")

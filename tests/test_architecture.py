@@ -34,7 +34,7 @@ def test_every_folder_is_a_room():
     assert folders - {"."} == set(draw_imports.ROOMS) - {"metaseg"}
 
 
-@pytest.mark.program
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("imported", "absent"),
     [

@@ -8,7 +8,7 @@ nbclient = pytest.importorskip("nbclient", reason="the extra docs is not install
 pytest.importorskip("ipykernel", reason="the extra docs is not installed; `make docs` installs it")
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_five_images_are_enough_for_painted_ones(monkeypatch):
     notebook = nbformat.read(ROOT / "examples" / "five_images.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("print(min(dice))"))

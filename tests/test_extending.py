@@ -12,7 +12,7 @@ from conftest import ROOT, TINY, environment
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_the_printed_learner_is_one_file_and_one_yaml(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     (settings,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)

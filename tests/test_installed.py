@@ -48,7 +48,7 @@ def wheel(tmp_path_factory):
     return path
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_the_wheel_holds_code_configuration_and_templates(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "metaseg").rglob("*.py")}
@@ -59,7 +59,7 @@ def test_the_wheel_holds_code_configuration_and_templates(wheel):
     assert not any("/local/" in name for name in held)
 
 
-@pytest.mark.program
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_installed_command_trains_adapts_and_reports(wheel, tmp_path):
     """With the libraries of this environment, but neither its metaseg nor the checkout."""

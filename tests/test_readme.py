@@ -27,7 +27,9 @@ def commands(text):
 COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in commands(text)))
 
 SMALL = [one for one in TINY if not one.startswith("data=")]
-TOY = ["scale=toy", "trainer=cpu", "logger=csv", "learner=scratch", "shots=5", "seed=0"]
+HERE = "hydra/launcher=basic"
+"""Cells run in this process: tests/sweeps shows those that are processes of their own."""
+TOY = ["scale=toy", "trainer=cpu", "logger=csv", "learner=scratch", "shots=5", "seed=0", HERE]
 APPENDED = {
     "metaseg train learner=imaml shots=20 pair=ph2_kvasir": SMALL,
     "metaseg train 'pair=[mine,ph2]' target=kvasir": SMALL,
@@ -50,7 +52,7 @@ APPENDED = {
     "metaseg train -m experiment=table2 --dry-run": TOY,
     "metaseg train -m experiment=table2": TOY,
     "metaseg train -m experiment=tables seed=0,1,2": [*TOY, "--dry-run"],
-    "metaseg train -m learner=imaml,maml shots=5,20 hydra.sweep.dir=DIR": [*TINY, "shots=3,4"],
+    "metaseg train -m learner=imaml,maml shots=5,20 hydra.sweep.dir=DIR": [*TINY, "shots=3", HERE],
     "metaseg pretrain model.features=8": TINY_PRETRAINING,
     "metaseg adapt --help": [],
     "metaseg app --help": [],

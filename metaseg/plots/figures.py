@@ -18,6 +18,8 @@ from metaseg.runs.directory import replacing
 from metaseg.runs.result import Curve
 
 # Okabe and Ito's palette: told apart with every common colour blindness. Its yellow is too pale for lines on white.
+DOTS = 150
+"""Dots an inch."""
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _TRAINING, _VALIDATION = PALETTE[0], PALETTE[1]
 _BASELINE_DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
@@ -45,10 +47,10 @@ _ADAPTATION_TICKS = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as a PNG of 150 dots an inch; a killed process leaves the old picture."""
+    """Write `figure` as a PNG of `DOTS` an inch; a killed process leaves the old picture."""
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=DOTS, format="png")
 
 
 def learning_curves(metrics: Path, path: Path) -> Path | None:

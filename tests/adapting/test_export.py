@@ -50,9 +50,8 @@ def test_onnx_takes_any_number_of_images(adapted, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["segmenter.onnx"]  # weights inside
 
 
-@pytest.mark.parametrize(
-    "model", [pytest.param(ENCODER, marks=pytest.mark.slow), PRETRAINED], ids=["smp", "pretrained"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [ENCODER, PRETRAINED], ids=["smp", "pretrained"])
 def test_networks_with_an_encoder_are_exported_like_ours(run_of, lesions, tmp_path, model):
     adapted = metaseg.load(run_of("learner=joint", *model)).adapt(*lesions)
     (path,) = export(adapted, tmp_path, ["torch"])
@@ -82,6 +81,7 @@ def test_the_segmenter_is_not_changed(adapted):
 
 
 @pytest.mark.skipif("METASEG_DATA" not in os.environ, reason="needs the real datasets in METASEG_DATA")
+@pytest.mark.slow
 def test_on_real_images_they_agree(adapted, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     from metaseg.data import catalogue, pools

@@ -77,6 +77,7 @@ def test_a_checkpoint_without_settings_takes_those_beside_it(trained, tmp_path):
         metaseg.load(moved)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_every_learner_adapts_to_arrays(run_of, lesions, learner):
     steps = []
@@ -219,6 +220,7 @@ def test_a_diverged_network_is_told(trained, lesions):
         metaseg.load(trained).adapt(*lesions, lr=1e38).segment(lesions[0])
 
 
+@pytest.mark.long
 def test_a_recipe_of_the_runs_network_replaces_its_adaptation(run_of, lesions):
     run = run_of("learner=joint", "model=pretrained", "model.widths=[8,8]", "model.recipe.adapt.quick.steps=3")
     model = metaseg.load(run, recipe="quick")

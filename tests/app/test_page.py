@@ -27,7 +27,7 @@ SWITCHES = [
 SECONDS = 120_000  # milliseconds: a canvas drawn without a graphics card takes seconds for each move of the mouse
 
 pytestmark = [
-    pytest.mark.program,
+    pytest.mark.long,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH, or CHROMIUM=FILE"),
 ]
 

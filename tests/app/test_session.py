@@ -35,6 +35,7 @@ def unpacked(path):
         return masks, pd.read_csv(io.BytesIO(archive.read("results.csv")))
 
 
+@pytest.mark.long
 def test_from_upload_to_download(session, upload, painted):
     assert session.add_images(upload("image", 0, 1, 2, 3)) == []
     assert session.add_masks(upload("mask", 0, 1)) == []
@@ -55,6 +56,7 @@ def test_from_upload_to_download(session, upload, painted):
     assert table["area"].tolist() == [int((masks[f"masks/case{number}.png"] > 0).sum()) for number in range(4)]
 
 
+@pytest.mark.long
 def test_masks_are_those_of_the_python_interface(session, network, upload, painted):
     images, masks = painted
     session.add_images(upload("image", 0, 1, 2))
@@ -100,6 +102,7 @@ def test_painting_an_outline_fills_it_but_keeps_holes_that_were_there(session, u
     assert (session.picture("case0").mask() == more).all()
 
 
+@pytest.mark.long
 def test_a_large_image_is_painted_small_and_stays_fine_where_nothing_changed(network, tmp_path):
     session = Session(network, Limits(max_megapixels=20), tmp_path)
     rng = np.random.default_rng(0)
@@ -217,6 +220,7 @@ def test_what_is_no_image_is_refused(session, tmp_path):
     refused(session, tmp_path / "gone.png", "did not arrive")
 
 
+@pytest.mark.long
 def test_what_is_too_large_is_refused_by_its_header(session, tmp_path):
     path = tmp_path / "heavy.png"
     path.write_bytes(b"0" * 1_100_000)
@@ -236,6 +240,7 @@ def test_what_is_too_large_is_refused_by_its_header(session, tmp_path):
     refused(session, pages, "1 million")
 
 
+@pytest.mark.long
 def test_too_many_images_are_refused_and_the_others_stay(session, upload):
     said = session.add_images(upload("image", *range(8)))
     assert len(said) == 2

@@ -22,6 +22,8 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_command_writes_dice_over_seconds_and_the_ratio_to_plain_passes(tmp_path, monkeypatch):
     monkeypatch.setattr(adaptation, "RECIPES", {"tiny": TINY})
     options = ["--size", "32", "--shots", "2", "--images", "5", "--repeats", "2", "--threads", "1"]

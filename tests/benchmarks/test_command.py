@@ -35,6 +35,7 @@ def read(folder, stem):
     return json.loads((folder / f"{stem}_cpu.json").read_text()), (folder / f"{stem}_cpu.md").read_text()
 
 
+@pytest.mark.long
 def test_outer_step_writes_table_and_numbers(tmp_path, capsys):
     names = ["imaml_hessian", "maml", "imaml_reference"]
     main(["outer_step", *TINY, "--repeats", "2", "--no-memory", "--only", *names, "--out", str(tmp_path)])
@@ -49,11 +50,12 @@ def test_outer_step_writes_table_and_numbers(tmp_path, capsys):
     assert "Outer step" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
         [name for name in KINDS if name != "gn_linearised"],
-        pytest.param(["gn_linearised"], marks=pytest.mark.slow),  # tracing takes seconds
+        ["gn_linearised"],  # tracing takes seconds
     ],
 )
 def test_products_writes_table_and_numbers(names, tmp_path, monkeypatch):
@@ -74,6 +76,7 @@ def test_tasks_are_measured_in_processes_of_their_own(tmp_path):
     assert all(len(found["seconds"]) == len(found["in_use"]) == 2 for found in content["numbers"].values())
 
 
+@pytest.mark.long
 def test_a_missing_method_keeps_its_row():
     def missing(problem):
         raise MissingError("not installed: pip install -e .[benchmarks]")
@@ -110,6 +113,7 @@ def fails(*_, **__):
     raise MissingError("out of memory")
 
 
+@pytest.mark.long
 def test_round_robin_divides_by_the_base_of_the_same_round():
     def run(seconds):
         return lambda: time.sleep(seconds)

@@ -31,6 +31,7 @@ def prepare(name, setting):
     return METHODS[name].prepare(make_problem(setting))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_every_method_computes_what_it_should(name, reference):
     answer = prepare(name, TINY)()
@@ -42,6 +43,7 @@ def test_every_method_computes_what_it_should(name, reference):
         assert error.residual < (2e-2 if stops_early else 1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_every_method_gives_the_same_twice_in_single_precision(name):
     setting = replace(TINY, dtype="float32", cg_steps=3)

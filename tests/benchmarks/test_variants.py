@@ -26,6 +26,8 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_command_writes_table_and_numbers(tmp_path):
     main(["variants", *TINY, "--repeats", "2", "--no-compile", "--out", str(tmp_path)])
     content = json.loads((tmp_path / "variants_cpu.json").read_text())
@@ -93,6 +95,8 @@ def test_the_break_even_is_said(evaluations, sentence):
     assert sentence in " ".join(findings(Setting(inner_steps=5), found))
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_variant_that_fails_keeps_its_row(monkeypatch):
     monkeypatch.setitem(VARIANTS, "bfloat16", Variant("broken", "float64"))
     found = measure(SETTING, ["float32", "bfloat16"], 1)["variants"]

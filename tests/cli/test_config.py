@@ -31,6 +31,7 @@ def composed(*overrides):
     return OmegaConf.to_container(config, resolve=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
 def test_every_option_composes_and_resolves(group, option):
     for protocol in options("protocol"):
@@ -59,6 +60,7 @@ def test_the_paper_protocol_has_the_published_settings():
     assert settings["loss"] == "bce_log_cosh_dice"
 
 
+@pytest.mark.long
 def test_pairs_bring_the_targets_of_the_paper():
     targets = {pair: composed(f"pair={pair}")["target"] for pair in options("pair")}
     assert targets == {
@@ -70,6 +72,7 @@ def test_pairs_bring_the_targets_of_the_paper():
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("learner", "pair"),
     [*((one, "ph2_kvasir") for one in options("learner")), *(("imaml", one) for one in options("pair"))],
@@ -89,6 +92,7 @@ def test_networks_of_learners_have_the_models_width_and_otherwise_that_of_vgg16(
     assert composed("learner=pmg", "model=smp")["learner"]["network"]["features"] == 32
 
 
+@pytest.mark.long
 def test_the_pretrained_encoder_is_a_file_where_one_is_named(monkeypatch):
     monkeypatch.delenv("METASEG_VGG16", raising=False)
     assert composed("learner=pretrained")["learner"]["network"]["encoder_weights"] == "imagenet"

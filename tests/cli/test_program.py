@@ -86,12 +86,14 @@ def refused(metaseg, *arguments):
     return said.removeprefix("error: ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrong", ["shots=1.5", "seed=-1", "seed=abc", "data.size=gross"])
 def test_what_is_refused_leaves_no_folder(metaseg, nowhere, wrong):
     assert refused(metaseg, wrong).startswith(f"{wrong.partition('=')[0]} ")
     assert list(nowhere.iterdir()) == []
 
 
+@pytest.mark.long
 def test_folders_that_were_there_stay(metaseg, nowhere):
     (nowhere / "mine" / "run").mkdir(parents=True)
     (nowhere / "mine" / "run" / "metrics.csv").write_text("step\n")
@@ -122,6 +124,7 @@ def test_what_testing_needs_is_refused_before_training(metaseg, nowhere):
     assert list(nowhere.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
@@ -138,6 +141,7 @@ def test_an_unknown_setting_is_refused_with_the_one_that_was_meant(metaseg, nowh
     assert f"did you mean {meant}?" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["train", "adapt", "app", "pretrain"])
 def test_help_shows_every_setting_with_its_value(metaseg, name):
     _, said, _ = metaseg(name, "--help")

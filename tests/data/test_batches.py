@@ -128,6 +128,7 @@ def fit(tmp_path, workers, steps, checkpoint=None):
     return listener
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_any_number_of_workers_gives_the_same_episodes_in_every_epoch_and_after_a_stop(tmp_path, small_twins):
     alone = fit(tmp_path, 0, 7)

@@ -176,8 +176,11 @@ def test_file_names_are_printed_as_they_are(tmp_path):
     assert "images/[red]a.jpg" in capture.get()
 
 
+@pytest.mark.long
 @pytest.mark.skipif("METASEG_DATA" not in os.environ, reason="needs the real datasets in METASEG_DATA")
-@pytest.mark.parametrize("name", ["ph2", "kvasir", "cvc", "isic", "kvasir_capsule"])
+@pytest.mark.parametrize(
+    "name", ["ph2", "kvasir", "cvc", pytest.param("isic", marks=pytest.mark.slow), "kvasir_capsule"]
+)
 def test_real_datasets_can_be_used(name):
     report = check.check(get(name), os.environ["METASEG_DATA"])
     assert report.errors == []

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks import episodes
 
 
+@pytest.mark.long
 def test_the_benchmark_of_episodes_measures_all_it_promises(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     small = {"size": 32, "shots": 2, "repeats": 1, "features": 2, "step": 0.01, "steps": 3, "images": 6}

@@ -34,6 +34,7 @@ def data(**changes):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["isic", "kvasir_capsule"])
 def test_images_given_away_without_masks_are_never_scored(name):
     found = data(targets=[name], unlabelled=0.1).targets[name]
@@ -60,6 +61,7 @@ def test_an_episode_carries_one_of_them_and_the_same_one_again():
     assert data().unlabelled == []
 
 
+@pytest.mark.long
 def test_training_images_are_limited_over_all_pools_together():
     everything = sum(len(indices) for _, indices in data().train_plan.pools)
     assert everything == 80

@@ -318,9 +318,9 @@ def test_lists_become_names_that_hydra_knows(given, made):
     assert pairs.chosen(["learner=maml", f"pair={given}"]) == ["learner=maml", f"pair={made}"]
 
 
-def test_lists_are_values_of_a_sweep_and_reach_cells_of_their_own_process(train, train_process, tmp_path):
+def test_lists_are_values_of_a_sweep_and_reach_cells_of_their_own_process(train, tmp_path):
     sweep = ["learner=scratch", "pair=[kvasir,cvc],[kvasir]", f"hydra.sweep.dir={tmp_path / 'sweep'}", "-m"]
-    finished = train_process(*sweep)
+    finished = train(*sweep)  # in this process, its cells in theirs
     assert finished.returncode == 0, finished.stderr + finished.stdout
     results = (tmp_path / "sweep").rglob("result.json")
     assert {json.loads(path.read_text())["settings"]["pair"]["name"] for path in results} == {"kvasir+cvc", "kvasir+"}

@@ -238,6 +238,7 @@ def test_command_prepares(kvasir_root, capsys):
     assert "Kvasir-SEG: 6 images at 16×16, ready" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.skipif("METASEG_DATA" not in os.environ, reason="needs the real datasets in METASEG_DATA")
 def test_real_datasets_are_prepared(tmp_path):
     root = os.environ["METASEG_DATA"]

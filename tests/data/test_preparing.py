@@ -45,7 +45,7 @@ print(len(pool), int(pool.images.astype(int).sum()))
 """
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_two_processes_at_once_prepare_once(tmp_path, kvasir_root):
     place = tmp_path / "cache"
     place.mkdir()
@@ -79,7 +79,7 @@ pools.prepare("kvasir", sys.argv[1], 16, sys.argv[2])
 """
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_a_killed_process_leaves_nothing_that_harms(tmp_path, kvasir_root):
     place = tmp_path / "cache"
     pools.prepare(KVASIR, kvasir_root, 8, place)

@@ -17,6 +17,7 @@ def test_counts_are_over_images_by_their_mean_over_draws():
     assert result.difference.mean == pytest.approx(gaps.mean())
 
 
+@pytest.mark.long
 def test_thousands_of_images_do_not_tell_two_seeds_apart():
     """Over images, a difference of 0.1 that both seeds scatter around would have a p of next to nothing."""
     gaps = np.array([[0.15], [0.05]]) + np.random.default_rng(0).normal(0, 0.01, (2, 5000))

@@ -86,10 +86,12 @@ def test_images_that_serve_one_another_are_followed_all_the_way():
     assert adapted_share(discs(6, 3)) == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.long
 def test_images_that_contradict_one_another_are_followed_less():
     assert adapted_share(contradicting()) < 0.9
 
 
+@pytest.mark.long
 def test_the_share_is_the_one_with_the_highest_dice_of_held_out_images():
     of, support = tuning(folds=3), contradicting()
     start = flatten(theta(of).values())
@@ -109,6 +111,7 @@ def test_the_share_is_the_one_with_the_highest_dice_of_held_out_images():
     assert share == pytest.approx(SHARES[int(by_hand.argmax())], abs=1e-3)
 
 
+@pytest.mark.long
 def test_those_who_held_images_out_have_a_say():
     of, support = tuning(folds=3), contradicting()
     start = flatten(theta(of).values())
@@ -145,6 +148,7 @@ def test_before_the_first_step_and_without_parts_there_is_one_network():
     assert isinstance(dict(replace(of, folds=0).run(theta(of), support, [2]))[2], AdaptedNetwork)
 
 
+@pytest.mark.long
 def test_the_descent_does_not_mind_what_is_chosen_on_its_way():
     of, support = tuning(), contradicting()
     alone = dict(of.run(theta(of), support, [20]))
@@ -174,6 +178,7 @@ def test_every_image_is_held_out_once(count, folds, sizes):
         assert np.array_equal(np.concatenate(parts), np.arange(count))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["support", "batch", "running", {"encoder": "frozen", "decoder": "support"}], ids=str)
 def test_held_stages_that_run_once_a_step_change_nothing(norm, monkeypatch):
     frozen = {"encoder": 0, "decoder": 1, "head": 0.5}
@@ -208,6 +213,7 @@ def test_progress_counts_the_steps():
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.long
 def test_with_flips_what_is_said_of_a_mirror_image_is_mirrored():
     of = tuning(folds=2)
     images = image_tensor(discs(2, 9).images)

@@ -70,6 +70,7 @@ def smooth(curvature="hessian", **changes) -> Learner:
     return learner
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("staged", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_gradients_by_theta_and_by_log_lambda_are_those_of_the_solved_problem(staged, monkeypatch):
     """Central differences in float64 along random directions in θ and along every log λ, the encoder held or masked."""
@@ -143,6 +144,7 @@ def test_lambda_is_logged_and_stays_in_its_range():
         assert any(value < 2 * RANGE[0] or value > RANGE[1] / 2 for value in strengths)
 
 
+@pytest.mark.long
 def test_larger_strengths_hold_a_layer_closer_to_theta():
     learner = make("imaml", strengths={"by": "part", "lr": 0.1}, inner=PROXIMAL | {"lr": 0.01, "steps": 20})
     theta = learner.theta()
@@ -171,6 +173,7 @@ def checkpoint_of(learner, path):
     return path
 
 
+@pytest.mark.long
 def test_checkpoints_hold_lambda_and_start_learners_with_and_without_it(tmp_path):
     bound = {"bound": {"every": 1, "share": 1.0}}
     learner = make("imaml", strengths=BY_LAYER, inner=PROXIMAL | bound)
@@ -192,6 +195,7 @@ def test_checkpoints_hold_lambda_and_start_learners_with_and_without_it(tmp_path
         load_weights(make("imaml", strengths={"by": "part", "lr": 0.1}), checkpoint)
 
 
+@pytest.mark.long
 def test_the_step_size_follows_the_curvature_where_that_is_large():
     bound = {"bound": {"every": 2, "share": 0.5}}
     learner = make("imaml", inner=PROXIMAL | bound | {"lr": 10.0, "tolerance": 0.5, "steps": 40})
@@ -228,6 +232,7 @@ def test_training_ends_with_a_warning_where_lambda_holds_phi_at_theta():
         trained(learner, 2)
 
 
+@pytest.mark.long
 def test_training_that_solves_its_inner_problems_ends_without_a_warning():
     learner = make("imaml", inner=PROXIMAL | {"lr": 0.01, "steps": 300, "tolerance": 0.2}, lam=10.0)
     with warnings.catch_warnings(record=True) as caught:
@@ -251,6 +256,7 @@ def images_of_the_trial(learner, support):
     return learner.trial(Episode(images, masks, images, masks))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rates", [{}, {"encoder": 0}])
 def test_a_target_is_adapted_to_by_the_inner_problem_of_training(rates):
     inner = PROXIMAL | {"rates": rates, "tolerance": 0.3, "steps": 30, "bound": {"every": 1, "share": 1.0}}
@@ -270,6 +276,7 @@ def test_a_target_is_adapted_to_by_the_inner_problem_of_training(rates):
     assert set(dict(learner.adaptation(support, [0, 2, 30]))) == {0, 2, 30}
 
 
+@pytest.mark.long
 def test_learned_strengths_hold_the_recipe_too_where_it_names_no_lambda():
     def way(adapt, strengths):
         learner = make("imaml", adapt=adapt, strengths=strengths, lam=300.0)

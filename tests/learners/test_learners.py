@@ -99,6 +99,7 @@ def trainer(**settings):
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "norm"),
     [
@@ -130,6 +131,7 @@ def test_the_inner_loop_of_training_adapts():
         assert diagnostics["support_loss_after"] < diagnostics["support_loss_before"]
 
 
+@pytest.mark.long
 def test_the_gradient_of_maml_through_support_statistics_equals_a_directional_difference():
     learner = make("maml").double()
     task = in_double(episode())
@@ -145,6 +147,7 @@ def test_the_gradient_of_maml_through_support_statistics_equals_a_directional_di
     assert (gradient @ direction).item() == pytest.approx((ahead - behind) / (2 * width), rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_implicit_gradient_of_the_network_equals_the_unrolled_one_at_convergence():
     # A network of ReLUs is smooth only near θ: at a smaller λ the inner loop comes to rest on a kink, where no
     # implicit gradient exists, and the stationarity says so.
@@ -160,6 +163,7 @@ def test_the_implicit_gradient_of_the_network_equals_the_unrolled_one_at_converg
     assert distance < 1e-4 * (first.gradient - exact.gradient).norm()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*EPISODIC, "scratch"])
 def test_adaptation_raises_the_dice_and_leaves_the_learner_as_it_was(name):
     learner = make(name)
@@ -170,6 +174,7 @@ def test_adaptation_raises_the_dice_and_leaves_the_learner_as_it_was(name):
     assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
 
 
+@pytest.mark.long
 def test_a_prediction_depends_on_its_neighbours_only_under_batch_statistics():
     images = image_tensor(pictures(5, 60)[0])
     for norm, depends in (("support", False), ("running", False), ("batch", True)):
@@ -191,6 +196,7 @@ def test_adaptation_without_gradients_is_refused_in_words():
         make("maml").adapt(support_set())
 
 
+@pytest.mark.long
 def test_no_task_leaves_tensors_behind():
     learner = make("imaml")
     theta = learner.theta()
@@ -231,6 +237,7 @@ def test_settings_out_of_range_are_refused_in_words(name, changes, words):
         make(name, **changes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["imaml", "maml", "fomaml"])
 @pytest.mark.parametrize(("precision", "alike"), [("tf32", 1 - 1e-6), ("bfloat16", 0.75)])
 def test_inner_steps_in_lower_precision_lead_to_a_gradient_of_like_direction(name, precision, alike):
@@ -244,6 +251,7 @@ def test_inner_steps_in_lower_precision_lead_to_a_gradient_of_like_direction(nam
     assert precision == "tf32" or name == "maml" or not torch.equal(one, other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EPISODIC)
 def test_the_memory_layout_does_not_change_the_gradient(name):
     by_planes, by_pixels = (make(name, channels_last=last).double() for last in (False, True))
@@ -317,6 +325,7 @@ def test_a_cosine_schedule_ends_near_zero():
 STAGED = {"rates": {"encoder": 0}}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
 @pytest.mark.parametrize("products", ["replay", "autograd"])
 @pytest.mark.parametrize("norm", ["support", "batch", "running", {"encoder": "frozen", "decoder": "support"}], ids=str)
@@ -340,6 +349,7 @@ def test_held_stages_leave_the_implicit_gradient_as_it_is(norm, products, curvat
         torch.testing.assert_close(value, plain.adapted[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["maml", "fomaml", "reptile"])
 @pytest.mark.parametrize("norm", ["support", {"encoder": "frozen", "decoder": "support"}], ids=str)
 def test_held_stages_leave_other_meta_gradients_as_they_are(name, norm, monkeypatch):

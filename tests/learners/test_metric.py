@@ -56,6 +56,7 @@ def segmented(learner, images, support=None):
     return learner.adapt(support or support_set())(image_tensor(images))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "norm"), [*((name, "support") for name in KINDS), ("pmg", "batch"), ("feyjie", "running")]
 )
@@ -64,13 +65,14 @@ def test_the_outer_steps_lower_the_query_loss_and_validation_knows_it(name, norm
     before = learner.trial(episode(40))
     assert torch.equal(before[0][0], before[1][0])
     trainer(max_epochs=1).fit(
-        MetaTraining(learner), batches(*([episode(seed), episode(seed + 1)] for seed in range(0, 32, 2)))
+        MetaTraining(learner), batches(*([episode(seed), episode(seed + 1)] for seed in range(0, 16, 2)))
     )
     after = learner.trial(episode(40))[1]
     assert after[0] < before[1][0]
     assert after[1].shape == (3, 1, 32, 32)
 
 
+@pytest.mark.long
 def test_training_makes_prototypes_find_the_discs():
     learner = make("prototypes")
     trainer(max_epochs=1).fit(MetaTraining(learner), batches(*([episode(seed)] for seed in range(20))))

@@ -27,6 +27,7 @@ def task():
     return Episode(*plain[:4], plain.query_images[:1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["imaml", "maml", "fomaml", "anil", "reptile", "joint", "prototypes"])
 def test_every_learner_of_episodes_has_a_gradient(name):
     learner = composed(f"learner={name}")
@@ -43,6 +44,7 @@ def test_every_learner_of_episodes_has_a_gradient(name):
         assert all(torch.equal(result.adapted[one], theta[one]) for one in held)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("curvature", [pytest.param("hessian", marks=pytest.mark.slow), "gauss_newton"])
 def test_curvature_products_by_replay_are_those_by_autograd_with_all_parts_moving(curvature):
     moving = "learner.inner.rates={encoder: 0.5, decoder: 1, head: 1}"
@@ -55,6 +57,7 @@ def test_curvature_products_by_replay_are_those_by_autograd_with_all_parts_movin
     torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["scratch", "imaml", "anil", "linear", "prototypes"])
 @pytest.mark.parametrize("recipe", ["default", "quick"])
 def test_every_kind_of_learner_adapts(name, recipe):

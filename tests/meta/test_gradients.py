@@ -104,6 +104,7 @@ def network_task(seed=0):
     return task, theta
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("lam", [0.0, 0.7])
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -119,6 +120,7 @@ def test_unrolled_gradient_equals_finite_differences_of_the_unrolled_objective(o
     torch.testing.assert_close(gradient, central_differences(objective, flatten(theta.values())), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.long
 def test_implicit_gradient_equals_the_unrolled_one_at_convergence():
     task, theta = network_task()
     inner = InnerLoop("sgd", lr=0.1, steps=600, lam=3.0)
@@ -211,6 +213,7 @@ def test_wrong_settings_are_refused():
         InnerLoop(lr=0)
 
 
+@pytest.mark.long
 def test_where_only_some_parameters_adapt_the_implicit_gradient_is_that_of_the_problem_in_these():
     # The quadratic problem of this file in closed form: a adapts, b stays at θ.
     generator = torch.Generator().manual_seed(3)
@@ -301,6 +304,7 @@ def linear_task(seed=4):
     ), theta
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(("make", "curvature"), [(network_task, "hessian"), (linear_task, "gauss_newton")])
 def test_one_solve_gives_the_derivative_by_theta_and_by_every_strength(make, curvature, frozen):

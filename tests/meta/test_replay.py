@@ -71,6 +71,7 @@ def test_gauss_newton_product_equals_autograd(loss, exact):
         assert found @ vector >= 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["unet-resnet18", "deeplab-resnet18", pytest.param("unet-vgg16_bn", marks=pytest.mark.slow)]
 )
@@ -105,6 +106,7 @@ def task(loss="bce_log_cosh_dice"):
     return Task(logits_of, loss_of, ask, lambda logits, vector: named.curvature(logits, masks, vector)), theta
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
 @pytest.mark.parametrize("lam", [0.2, 2.0, 100.0])
 def test_implicit_gradients_by_replay_equal_those_by_autograd(lam, curvature):
@@ -121,6 +123,7 @@ def test_implicit_gradients_by_replay_equal_those_by_autograd(lam, curvature):
     assert by_replay.diagnostics == pytest.approx(by_autograd.diagnostics, rel=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_unrolled_gradients_by_replay_equal_those_by_autograd(optimizer, checkpoint):

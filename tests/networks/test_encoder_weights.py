@@ -64,6 +64,7 @@ def package(tmp_path, monkeypatch):
     return folder / "models" / installed.name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [LITE, "tu-tf_efficientnet_lite0"])
 def test_package_loads_whole_without_being_imported(package, name):
     encoder = get_encoder(name, weights=None)
@@ -127,6 +128,7 @@ def test_encoder_without_a_package_is_told_which_have_one():
         load_encoder(get_encoder("resnet18", weights=None), "resnet18", "package")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "original"),
     [
@@ -150,6 +152,7 @@ def test_torchvisions_names_fit_smps_encoders(name, original, suffix, tmp_path):
     assert record.mean == (0.485, 0.456, 0.406)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_timms_names_fit_timms_encoders(name, suffix, tmp_path):
@@ -213,6 +216,7 @@ def test_shallow_encoder_leaves_deeper_stages_out(package, file):
         assert record.loaded == sum(not key.endswith("num_batches_tracked") for key in encoder.state_dict())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "original", "tensor"),
     [
@@ -302,6 +306,7 @@ def test_normalisation_is_the_encoders(encoder, mean):
     assert encoder_weights._normalisation(encoder)[0][0] == pytest.approx(mean)
 
 
+@pytest.mark.long
 def test_network_rescales_to_what_the_record_says(file, package):
     images = torch.rand(2, 3, 4, 4) * 2 - 1
     for encoder, source in (("resnet18", str(file)), (LITE, "package")):

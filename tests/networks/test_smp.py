@@ -18,6 +18,7 @@ def smp_network(**settings):
     return build(name="smp", seed=0, **settings)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arch", "encoder"),
     [
@@ -58,6 +59,7 @@ def test_equals_the_librarys_own_network_in_training_mode():
     torch.testing.assert_close(network(images), original(images))
 
 
+@pytest.mark.long
 def test_hessian_product_through_support_statistics_is_symmetric():
     network = smp_network(arch="Unet", encoder="resnet18").double()
     parameters = {name: value.detach().requires_grad_() for name, value in network.named_parameters()}

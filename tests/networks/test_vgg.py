@@ -58,6 +58,7 @@ def test_blocks_have_the_widths_and_strides_they_are_said_to_have():
     assert all(one.std() > 0.01 for one in outputs)  # nothing shrinks away on the way
 
 
+@pytest.mark.long
 def test_with_all_poolings_and_a_files_weights_it_is_torchvisions_network(weights, original):
     images = pictures()
     outputs = VGG16(weights=weights)(images)
@@ -89,6 +90,7 @@ def test_weights_load_by_name_from_files_of_every_kind_in_half_precision(origina
     assert torch.equal(value, tensors["features.21.weight"].float())
 
 
+@pytest.mark.long
 def test_smps_encoder_takes_the_same_file(weights):
     network = build(name="smp", arch="Unet", encoder="vgg16", encoder_weights=str(weights))
     ours, images = VGG16(weights=weights), pictures()
@@ -119,6 +121,7 @@ def test_the_published_widths_are_those_of_32_features():
     assert network.denoise(pictures(1)).shape == (1, 3, 8, 8)
 
 
+@pytest.mark.long
 def test_a_file_that_does_not_fit_is_refused_in_words(original, tmp_path):
     tensors = named(original)
     del tensors["features.7.bias"]

@@ -83,6 +83,7 @@ def runs(tmp_path):
     return folder
 
 
+@pytest.mark.long
 def test_the_report_of_some_cells(runs, capsys):
     assert main([str(runs)]) == 0
     assert "index.html: 7 runs" in capsys.readouterr().out
@@ -104,6 +105,7 @@ def test_the_report_of_some_cells(runs, capsys):
         assert (runs / "report" / f"table{number}.md").is_file()
 
 
+@pytest.mark.long
 def test_the_page_holds_everything_itself(runs):
     assert main([str(runs)]) == 0
     page = page_of(runs)
@@ -186,6 +188,7 @@ def test_nothing_to_report(tmp_path, capsys):
     assert "no folder" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_broken_and_unfinished_directories_are_named_and_the_rest_is_reported(tmp_path, capsys):
     write_run(tmp_path / "good")
     for name, fault in {
@@ -217,6 +220,7 @@ def test_broken_and_unfinished_directories_are_named_and_the_rest_is_reported(tm
     assert "1 run\n" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_null_and_nan_are_dashes(tmp_path):
     path = write_run(tmp_path / "a", "imaml", pictures=True, images=3, draws=1)
     result = json.loads((path / "result.json").read_text())
@@ -265,6 +269,7 @@ def test_names_cannot_break_the_page_or_the_tables(tmp_path):
     assert escaped("50 % of PH² & a_b") == r"50 \% of PH\textsuperscript{2} \& a\_b"
 
 
+@pytest.mark.long
 def test_runs_outside_the_tables_are_shown_with_the_reason(runs):
     write_run(runs / "wider", "imaml", model__features=16)
     write_run(runs / "other", "supervised", dice=0.7)
@@ -277,6 +282,7 @@ def test_runs_outside_the_tables_are_shown_with_the_reason(runs):
     assert "wider: another size or protocol: model.features=16" in page
 
 
+@pytest.mark.long
 def test_initial_weights_are_set_against_each_other(runs):
     write_run(
         runs / "mri0", "imaml", dice=0.77, pictures=True, model__init="brain_mri", model__init_path="x-e012d006.pt"
@@ -306,6 +312,7 @@ def test_initial_weights_are_set_against_each_other(runs):
     assert "from different initial weights: imaml, ISIC-2018, 5 shots" in (runs / "report" / "index.html").read_text()
 
 
+@pytest.mark.long
 def test_learned_strengths_are_listed_from_what_holds_still_to_what_moves(runs):
     assert strengths_of(read_runs(runs).runs) == []
     assert main([str(runs)]) == 0
@@ -320,6 +327,7 @@ def test_learned_strengths_are_listed_from_what_holds_still_to_what_moves(runs):
     assert "Learned proximal strengths" in (runs / "report" / "index.html").read_text()
 
 
+@pytest.mark.long
 def test_pre_trained_weights_are_named_with_their_systems(runs):
     assert weights_of(read_runs(runs).runs, []) == []
     network = {"_target_": "metaseg.networks.smp.LibraryNetwork", "encoder_weights": "/home/me/old.pth"}
@@ -339,6 +347,7 @@ def test_pre_trained_weights_are_named_with_their_systems(runs):
     assert rows["unet-e012d006.pt"][4] == "imaml"  # in no line of a table
 
 
+@pytest.mark.long
 def test_table_one_shows_what_was_found(runs):
     assert main([str(runs)]) == 0
     (line,) = [row for row in page_of(runs).rows if row[:1] == ["ISIC-2018"] and "dermoscopy" in row]
@@ -364,7 +373,7 @@ def test_every_setting_stands_once(runs):
         assert len({*own, *learner, *settings.common}) == len(own) + len(learner) + len(settings.common)
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_help_is_quick_and_complete(tmp_path):
     command = [sys.executable, "-X", "importtime", "-m", "metaseg.reporting", "--help"]
     started = time.monotonic()

@@ -92,7 +92,7 @@ def test_file_in_the_place_of_a_folder_is_told(tmp_path):
         RunDirectory(tmp_path / "run").create()
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_killed_process_leaves_the_old_file(tmp_path):
     path = tmp_path / "result.json"
     write_json(path, {"old": True})
@@ -123,7 +123,7 @@ def test_written_files_are_readable_by_the_group(tmp_path):
     assert (tmp_path / "x.txt").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_module_is_light():
     heavy = ("torch", "pandas", "numpy", "lightning")
     code = f"import sys, metaseg.runs.directory; print([m for m in {heavy} if m in sys.modules])"

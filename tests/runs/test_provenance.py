@@ -71,7 +71,7 @@ def test_cpu_model_is_read_from_cpuinfo(tmp_path):
     assert provenance._cpu_model(tmp_path / "cpuinfo")
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_peak_memory_counts_what_was_allocated():
     program = (
         "from metaseg.runs.provenance import peak_memory_mib\n"

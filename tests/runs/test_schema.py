@@ -22,6 +22,7 @@ def right():
         return compose("config", TINY)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("learner", "model"), [*((one, "attention_unet") for one in LEARNERS), ("imaml", "pretrained"), ("imaml", "smp")]
 )

@@ -1,5 +1,6 @@
 """Which runs belong to which cell, on settings alone; and which commands would make these runs."""
 
+import copy
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -11,6 +12,7 @@ from run_directories import settings_of
 
 from metaseg.errors import MetasegError
 from metaseg.runs import tables
+from metaseg.runs.schema import Run, read
 from metaseg.runs.tables import NUMBERS, fill, load_table, matches, required
 from metaseg.sweeps.cells import of_tables
 
@@ -55,19 +57,26 @@ def test_the_papers_figures_are_those_of_the_paper():
     assert [row.paper.get("isic") for row in load_table(7).rows] == [(73.90,), (76.85,), None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_command_composes_to_settings_that_fill_their_own_row(number):
     """Overrides for learners whose configuration is elsewhere are left out; the others must come back to their cell."""
     table = load_table(number)
     known = {path.stem for path in (ROOT / "conf" / "learner").glob("*.yaml")}
-    runs = []
+    runs, composed = [], {}  # composing is slow, and shots choose no group
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for index, cell in enumerate(of_tables([table], [], [0])):
             overrides = cell.arguments()
             learner = next(text for text in overrides if text.startswith("learner=")).partition("=")[2]
             if learner not in known:
                 continue
-            settings = OmegaConf.to_container(compose("config", overrides=[*overrides]), resolve=True)
+            shared = tuple(text for text in overrides if not text.startswith("shots="))
+            if shared not in composed:
+                composed[shared] = compose("config", overrides=[*shared])
+                read(Run, composed[shared])
+            config = copy.deepcopy(composed[shared])
+            config.shots = int(dict(cell.overrides)["shots"])
+            settings = OmegaConf.to_container(config, resolve=True)
             assert settings["learner"]["train_on"] == "target" or not set(settings["pair"]["pools"]) & set(
                 settings["target"]
             )

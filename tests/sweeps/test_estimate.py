@@ -48,6 +48,7 @@ def test_each_member_of_an_ensemble_is_counted():
     assert seconds(2, prediction=Cost(1, 10)) == pytest.approx(2 * ((3 + 500) + 3 * (3 + 500 + 1 + 60)), rel=1e-6)
 
 
+@pytest.mark.long
 def test_memory_is_that_of_the_step_that_needs_most():
     def mib(folds=0, **memory):
         return of_cell(settings(folds), Step(*[Cost(1e-9)] * 4, **NO_MEMORY | memory)).mib
@@ -60,6 +61,7 @@ def test_memory_is_that_of_the_step_that_needs_most():
     assert mib(outer_mib=Cost(100), adaptation_mib=Cost(300), prediction_mib=Cost(200)) == 300
 
 
+@pytest.mark.long
 def test_memory_is_measured_on_few_and_on_more_images():
     mib = 2**20 // 4  # of float32
     found = estimate._peak(lambda images: torch.ones((20 + 10 * images) * mib).sum(), IMAGES, 2 * IMAGES, "cpu")

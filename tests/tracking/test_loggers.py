@@ -196,6 +196,7 @@ def test_mode_follows_setting_then_environment_then_key(monkeypatch, tmp_path):
 # -- Weights & Biases --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_offline_run_holds_everything_and_says_one_line(tmp_path, capfd):
     config = logger_config("both").model_copy(update={"tags": ["mine", "imaml"]})
     settings = {"learner": {"name": "imaml", "lam": 100.0}, "shots": 20}

@@ -21,7 +21,7 @@ from metaseg.training.followed_images import WatchedImages
 EPOCHS = 2
 
 
-pytestmark = pytest.mark.program
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

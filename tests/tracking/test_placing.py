@@ -16,6 +16,7 @@ def settings(*overrides):
         return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "group", "tables"),
     [
@@ -37,6 +38,7 @@ def test_a_run_has_the_tags_of_all_tables_that_it_serves(overrides, group, table
     assert {tag for tag in found.tags if tag.startswith("table")} == tables
 
 
+@pytest.mark.long
 def test_a_cell_is_what_differs_in_its_seed_alone():
     one = place(settings("seed=0"))
     other = place(settings("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))

@@ -86,7 +86,7 @@ def test_the_naive_baseline_trains_on_the_target_and_is_scored_on_the_rest_of_it
 
 @pytest.mark.parametrize(
     "learner",
-    [["learner=imaml"], pytest.param(["learner=feyjie", "learner.adapt.steps=0"], marks=pytest.mark.slow)],
+    [["learner=fomaml"], pytest.param(["learner=feyjie", "learner.adapt.steps=0"], marks=pytest.mark.slow)],
 )
 def test_a_run_killed_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(
     train, train_process, tmp_path, killer, learner
@@ -218,6 +218,7 @@ def test_a_corrupt_image_is_named(train, tmp_path):
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="needs the real datasets in METASEG_DATA")
+@pytest.mark.slow
 def test_the_main_job_runs_on_the_real_images(train, tmp_path):
     finished = train("data=real", f"data.root={REAL_DATA}", "data.size=32", METASEG_CACHE=str(tmp_path / "cache"))
     assert finished.returncode == 0, finished.stderr
@@ -225,7 +226,7 @@ def test_the_main_job_runs_on_the_real_images(train, tmp_path):
     assert rows["image"].str.startswith("ISIC").all()
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_help_is_there_without_the_heavy_libraries(tmp_path):
     code = (
         "import sys; sys.argv = ['train.py', '--cfg', 'job']\n"

@@ -46,6 +46,7 @@ def test_a_start_that_cannot_be_is_refused(tmp_path, overrides):
         begins(settings(tmp_path, *overrides))
 
 
+@pytest.mark.long
 def test_the_shared_start_depends_on_pair_model_and_seed_and_not_on_learner_shots_or_target(tmp_path):
     def place(*overrides):
         return directory_of(joint_settings(settings(tmp_path, *overrides)))
@@ -81,6 +82,7 @@ def test_learners_begin_from_one_joint_training_made_once(tmp_path, train):
     assert json.loads((tmp_path / "maml" / "compute.json").read_text()) == compute[1]
 
 
+@pytest.mark.long
 def test_a_step_on_held_stages_can_be_counted(tmp_path):
     """Outputs of held stages are leaves and inputs of modules, where the counter's own hooks break off."""
     chosen = settings(tmp_path, "learner=imaml", "learner.inner.rates={encoder: 0}")

@@ -207,7 +207,7 @@ def test_a_disk_that_fills_up_keeps_what_there_is(fetched, tmp_path, monkeypatch
     assert ranges(file)[0] is not None
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_ctrl_c_keeps_the_part_and_says_how_to_go_on(tmp_path):
     held = threading.Event()
     with serving({"/x.zip": Misbehaving(CONTENT, announced=2 * SIZE, held=held)}) as base:

@@ -31,6 +31,7 @@ def twins():
     return {name: twin(name, count, 64, TWIN_SEED) for name, count in DEFAULT_COUNTS.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_types_and_values(twins, name):
     images, masks, ids, groups = twins[name]
@@ -58,7 +59,7 @@ def test_ph2_and_isic_are_painted_from_different_streams(twins):
     assert not np.array_equal(twins["ph2"][1], twins["isic"][1])
 
 
-@pytest.mark.program
+@pytest.mark.long
 def test_thread_pools_change_nothing():
     program = (
         "import cv2, hashlib; cv2.setNumThreads(4); from metaseg.data.synthetic.twins import DEFAULT_COUNTS, twin\n"

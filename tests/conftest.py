@@ -80,7 +80,7 @@ def settings_of(*overrides, command="config"):
 
 @pytest.fixture(autouse=True)
 def stays_short(request, monkeypatch):
-    """A test of `make test-fast` that starts an interpreter or computes for long fails: none gets in there unnoticed."""
+    """A test of `make test-fast` that starts an interpreter or computes for long fails, so that none stays unnoticed."""
     if any(request.node.get_closest_marker(name) for name in ("long", "slow", "gpu")):
         yield
         return
@@ -104,14 +104,6 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def small_figures():
-    """A run draws three figures; at full size they would take as long as the run."""
-    from metaseg.plots import figures
-
-    figures.DOTS = 20
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -147,15 +139,15 @@ def assert_fails_in_words(finished, *words):
 
 def run_here(script, *arguments):
     """Run an entry point with these arguments in this process; its exit status."""
-    kept = sys.argv
-    sys.argv = [script, *arguments]
-    try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv = kept
-        GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        patch.setattr("metaseg.plots.figures.DOTS", 20)  # a run's figures would take a fifth of its time
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0
+        finally:
+            GlobalHydra.instance().clear()
     return 0
 
 

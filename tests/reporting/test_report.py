@@ -69,6 +69,11 @@ def line_of(rows, system, shots=5, target="isic"):
     return found
 
 
+@pytest.fixture(autouse=True)
+def small_figures(monkeypatch):
+    monkeypatch.setattr("metaseg.plots.figures.DOTS", 20)
+
+
 @pytest.fixture
 def runs(tmp_path):
     """Two seeds of iMAML, one of MAML, joint, scratch and naive on ISIC; two targets; pictures."""

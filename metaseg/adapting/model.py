@@ -69,9 +69,9 @@ def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> M
     return Model(learner, settings, known.data.size, known.data.augment)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Model:
-    """A trained learner with its settings.
+    """A trained learner with its settings, which nothing changes: several threads may adapt it at the same time.
 
     Attributes:
         learner: the learner, at its meta-parameters.
@@ -134,17 +134,11 @@ class Model:
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Adapted:
         """As `adapt`, of what `support` returns."""
-        kept = self.learner.adapt_loop
-        self.learner.change_adaptation(
-            **({} if steps is None else {"steps": steps}), **({} if lr is None else {"lr": lr})
-        )
-        end = self.learner.adapt_loop.steps
-        try:
-            support = SupportSet(images, masks, self.augmentation, seed)
-            progress(0, end)
-            ((_, segmenter),) = self.learner.adaptation(support, [end], progress)
-        finally:
-            self.learner.change_adaptation(steps=kept.steps, lr=kept.lr)
+        changes = {"steps": steps, "lr": lr}
+        learner = self.learner.with_adaptation(**{name: one for name, one in changes.items() if one is not None})
+        end = learner.adapt_loop.steps
+        progress(0, end)
+        ((_, segmenter),) = learner.adaptation(SupportSet(images, masks, self.augmentation, seed), [end], progress)
         return Adapted(segmenter, self.size)
 
 

@@ -213,7 +213,8 @@ def build(sessions: Sessions) -> gr.Blocks:
         ) -> None:
             event(_told(handler), inputs, outputs, api_visibility="private", **options)
 
-        alone = {"concurrency_id": "network", "concurrency_limit": 1}  # the others wait, and see how many are before
+        # One user's adaptation fills the processor. The others wait, and see how many are before them.
+        alone = {"concurrency_id": "network", "concurrency_limit": 1}
         on(page.load, start, [], everything, show_progress="hidden")
         page.unload(end)
         on(images.upload, add_images, [images], [*everything, images], show_progress_on=status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -33,21 +33,19 @@ _BATCH = 16  # images segmented at once
 _NO_ONE: Told = lambda done, what: None  # noqa: E731
 
 
-@dataclass
+@dataclass(frozen=True)
 class Network:
-    """A trained run that all sessions share, one at a time, and how it is adapted.
+    """A trained run that all sessions share, and how it is adapted.
 
     Attributes:
         model: the run.
         steps: adaptation steps; None: the run's.
         lr: step size; None: the run's.
-        lock: held by whoever computes.
     """
 
     model: Model
     steps: int | None = None
     lr: float | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Session:
@@ -256,13 +254,12 @@ class Session:
         steps, lr = self._chosen(steps, lr)
         state = self._state()
         support, small, masks = self._support()
-        told(0, "waiting for another user to finish" if self.network.lock.locked() else "learning")
-        with self.network.lock:
-            self._adapted = self.network.model.adapt_to(
-                small, masks, steps, lr, progress=self._watched(told, "learning", 0.0, 0.8)
-            )
-            self._seen = state
-            self._segment(self._adapted, self._watched(told, "segmenting", 0.8, 1.0))
+        told(0, "learning")
+        self._adapted = self.network.model.adapt_to(
+            small, masks, steps, lr, progress=self._watched(told, "learning", 0.0, 0.8)
+        )
+        self._seen = state
+        self._segment(self._adapted, self._watched(told, "segmenting", 0.8, 1.0))
         self.notes = checks.of_support(
             [picture.name for picture in support],
             [picture.size for picture in support],
@@ -288,10 +285,9 @@ class Session:
         if len(support) < 2:
             raise MetasegError("An estimate needs two annotated images or more; five give a useful one.")
         images, masks = zip(*(picture.reduced(_ESTIMATED) for picture in support), strict=True)
-        told(0, "waiting for another user to finish" if self.network.lock.locked() else "estimating")
-        with self.network.lock:
-            watched = self._watched(told, "estimating", 0.0, 1.0)
-            return hold_out(self.network.model, images, masks, steps=steps, lr=lr, progress=watched).sentence()
+        told(0, "estimating")
+        watched = self._watched(told, "estimating", 0.0, 1.0)
+        return hold_out(self.network.model, images, masks, steps=steps, lr=lr, progress=watched).sentence()
 
     def _chosen(self, steps: int | None, lr: float | None) -> tuple[int | None, float | None]:
         steps = self.network.steps if steps is None else steps

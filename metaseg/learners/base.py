@@ -3,6 +3,7 @@
 `metaseg.training.outer` takes the outer steps; nothing here needs a trainer.
 """
 
+import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -160,16 +161,19 @@ class Learner(nn.Module):
         """Whether a target is adapted to by the inner problem of training."""
         return self._adapts_by == "inner"
 
-    def change_adaptation(self, **changes: Any) -> None:
-        """Use other values of ``adapt`` at targets from now on: lr, steps, lam.
+    def with_adaptation(self, **changes: Any) -> "Learner":
+        """A copy with other values of ``adapt``: lr, steps, lam. It shares nothing: both may adapt at the same time.
 
         Raises:
             MetasegError: on a value out of range.
         """
         try:
-            self._adapt = replace(self._adapt, **changes)
+            loop = replace(self._adapt, **changes)
         except ValueError as error:
             raise MetasegError(f"Adaptation cannot take {changes}: {error}.") from error
+        other = copy.deepcopy(self)
+        other._adapt = loop
+        return other
 
     @abstractmethod
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:

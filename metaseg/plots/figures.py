@@ -17,9 +17,9 @@ from metaseg.errors import MetasegError
 from metaseg.runs.directory import replacing
 from metaseg.runs.result import Curve
 
-# Okabe and Ito's palette: told apart with every common colour blindness. Its yellow is too pale for lines on white.
 DOTS = 150
 """Dots an inch."""
+# Okabe and Ito's palette: told apart with every common colour blindness. Its yellow is too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _TRAINING, _VALIDATION = PALETTE[0], PALETTE[1]
 _BASELINE_DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))

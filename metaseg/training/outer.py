@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
@@ -17,6 +18,9 @@ from metaseg.meta.vectors import Parameters, flatten, unflatten
 from metaseg.networks.functional import update_running
 from metaseg.training.network_module import NetworkModule
 from metaseg.training.tally import Tally, still
+
+VALIDATION = ("query_loss_before", "query_loss_after", "dice_before", "dice_after")
+"""What validation logs, as means over episodes: before and after the inner loop."""
 
 
 class MetaTraining(NetworkModule):
@@ -33,7 +37,7 @@ class MetaTraining(NetworkModule):
         self.network = learner.network
         self.settings = settings
         self._learner = (learner,)  # in a tuple: as a module of its own it would double the names in checkpoints
-        self._validation: list[Tensor] = []
+        self._validation = nn.ModuleDict({name: MeanMetric() for name in VALIDATION})
         self._tally = Tally()
 
     @property
@@ -149,25 +153,19 @@ class MetaTraining(NetworkModule):
         require_gradients()
         with torch.enable_grad():
             before, after = self.learner.trial(episode)
-        numbers = [
-            before[0].item(),
-            after[0].item(),
-            _dice(before[1], episode.query_masks),
-            _dice(after[1], episode.query_masks),
-            1.0,
-        ]
-        self._validation.append(torch.tensor(numbers, device=self.device))
+        loss_before, loss_after = before[0].item(), after[0].item()
+        dice_before, dice_after = (_dice(logits, episode.query_masks) for _, logits in (before, after))
+        for name, value in zip(VALIDATION, (loss_before, loss_after, dice_before, dice_after), strict=True):
+            self._validation[name].update(value)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all validation episodes of all ranks."""
-        total = self._reduce(torch.stack(self._validation).sum(0))
-        self._validation.clear()
-        before, after, dice_before, dice_after = (total[:4] / total[4]).unbind()
-        if self.learner.inner.steps:
-            self.log_dict({"validation/query_loss_before": before, "validation/dice_before": dice_before})
-        self.log("validation/query_loss_after", after)
-        self.log("validation/dice_after", dice_after)
-        self.log("dice", dice_after, prog_bar=True, logger=False)
+        means = {name: mean.compute() for name, mean in self._validation.items()}
+        for mean in self._validation.values():
+            mean.reset()
+        without_inner = [name for name in VALIDATION if name.endswith("_before") and not self.learner.inner.steps]
+        self.log_dict({f"validation/{name}": value for name, value in means.items() if name not in without_inner})
+        self.log("dice", means["dice_after"], prog_bar=True, logger=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over θ [paper, section 4], without what is frozen; one group of parameters for each rate.

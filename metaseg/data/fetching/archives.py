@@ -132,11 +132,11 @@ def _unpack_tar(archive: Path, target: Path) -> None:
     try:
         with tarfile.open(archive) as file:
             for member in _checked(archive, file):
-                if member.isdir():
-                    (target / member.name).mkdir(parents=True, exist_ok=True)
-                elif source := file.extractfile(member):
-                    with source:
-                        _write(archive, target, member.name, source)
+                file.extract(member, target, set_attrs=False, filter="data")
+    except tarfile.FilterError as error:
+        raise _refuse(archive, error.tarinfo.name, "leaves the folder") from error
+    except (FileExistsError, NotADirectoryError):
+        raise _refuse(archive, member.name, "is there twice") from None
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise _damaged(archive, error) from error
 

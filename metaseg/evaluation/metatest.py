@@ -248,11 +248,14 @@ def limited(target: Target, count: int, seed: int) -> np.ndarray:
 def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result.Scores:
     """The numbers of result.json for one target; `trivial`: Dice of the baselines."""
     matrices = {"dsc_inner": scores.inner, "dsc_alone": scores.alone}
-    further = {name: interval(matrix, seed) for name, matrix in matrices.items() if not np.isnan(matrix).all()}
-    followed = [
-        result.Followed(alpha=one.share, held_out={f"{share:g}": value for share, value in one.held_out.items()})
-        for one in scores.followed
-    ]
+    further: dict[str, Any] = {
+        name: interval(matrix, seed) for name, matrix in matrices.items() if not np.isnan(matrix).all()
+    }
+    if scores.followed:
+        further["followed"] = [
+            result.Followed(alpha=one.share, held_out={f"{share:g}": value for share, value in one.held_out.items()})
+            for one in scores.followed
+        ]
     total = np.nansum(scores.total)
     adapting, image = scores.seconds.mean(0).tolist()
     return result.Scores(
@@ -267,7 +270,6 @@ def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result
         curve=curve(scores, seed),
         trivial=dict(trivial),
         **further,
-        **({"followed": followed} if followed else {}),
     )
 
 

@@ -216,3 +216,10 @@ def test_a_table_compares_runs_of_one_size_and_protocol():
         "large": "another size or protocol: data.size=256",
         "paper": "another size or protocol: protocol.name=paper",
     }
+
+
+def test_recipes_are_chosen_on_datasets_that_no_table_tests_on():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        chosen_on = set(compose("config", ["experiment=recipes"]).target)
+    assert chosen_on
+    assert chosen_on.isdisjoint(column for number in NUMBERS for column in load_table(number).columns)

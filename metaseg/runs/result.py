@@ -166,6 +166,42 @@ class Result(Part):
         return sorted(known, key=lambda pair: -pair[1])
 
 
+class VolumeScores(Part):
+    """Dice of brain-MRI volumes, as `metaseg.training.pretraining.score_volume` defines them: means over patients."""
+
+    dice: Fraction
+    dice_unfiltered: Fraction
+    dice_slices: Fraction
+    patients: dict[str, Fraction]
+    """Dice of each."""
+    epoch: int
+    """Whose weights these are, from 0."""
+
+
+class Slices(Part):
+    """What pre-training learned from."""
+
+    patients: int
+    slices: int
+    steps_per_epoch: int
+
+
+class PretrainingResult(Part):
+    """All that pretrain.py leaves in result.json."""
+
+    weights: str
+    """Name of their file in the run's directory."""
+    validation: VolumeScores
+    training: Slices
+    wall_seconds: Number = None
+    peak_memory_mib: dict[str, Number] = {}
+    commit: str | None = None
+    dirty: bool | None = None
+    versions: dict[str, str] = {}
+    hardware: Hardware = Hardware()
+    settings: dict[str, Any]
+
+
 class _Learner(Part):
     name: str
 

@@ -89,7 +89,7 @@ def carry_out(
     """
     resumed = settings.train and checkpoint is not None
     begin(directory, settings, resumed)
-    place = tracking.place(settings.plain)
+    place = tracking.place(settings)
     loggers = tracking.build_loggers(
         settings.logger,
         directory,
@@ -124,7 +124,7 @@ def carry_out(
         tracking.log_summary(loggers, tracking.final_numbers(result))
         tracking.log_rows(loggers, tracking.adaptation_points(result))
         if settings.logger.artifacts and settings.train and learner.trains:
-            tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(result, place.cell))
+            tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(settings, result, place.cell))
     except BaseException:
         tracking.finish(loggers, exit_code=1)
         raise
@@ -143,19 +143,39 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
         MetasegError: on too few GPUs, one that this torch has no kernels for, or a checkpoint that is not there.
     """
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
-    if settings.trainer.accelerator != "cpu":
+    if settings.trainer.accelerator not in ("cpu", "mps"):
         provenance.check_gpu()
-    if settings.trainer.accelerator == "gpu":
-        there, wanted = torch.cuda.device_count(), settings.trainer.devices
-        if there < (1 if wanted == "auto" else wanted):
-            raise MetasegError(
-                f"trainer.accelerator=gpu with trainer.devices={wanted} needs as many GPUs that torch can use, found "
-                f"{there}: choose trainer=cpu or trainer=auto, or fewer devices."
-            )
+    require_devices(settings.trainer)
     prepare_process(settings.trainer.tf32)
     checkpoint = find_checkpoint(settings.ckpt_path, directory)
     L.seed_everything(settings.seed, workers=True, verbose=False)
     return directory, checkpoint
+
+
+def require_devices(chosen: schema.Trainer) -> None:
+    """Refuse GPUs that are not there.
+
+    Raises:
+        MetasegError: with how many there are.
+    """
+    kind, wanted = chosen.accelerator, chosen.devices
+    nvidia, apple = torch.cuda.device_count(), int(torch.backends.mps.is_available())
+    there = {"cpu": 0, "cuda": nvidia, "mps": apple}.get(kind, nvidia or apple)
+    named = isinstance(wanted, list)
+    needed = max(wanted) + 1 if isinstance(wanted, list) else 1 if wanted == "auto" else wanted
+    # Without GPUs, auto is the CPU: as many processes as there are to be devices.
+    if there < needed and (named or kind not in ("auto", "cpu") or (kind == "auto" and there)):
+        raise MetasegError(
+            f"trainer.accelerator={kind} with trainer.devices={wanted} needs {needed} GPUs that torch can use, found "
+            f"{there}: choose trainer=cpu or trainer=auto, or other devices."
+        )
+
+
+def test_device(chosen: schema.Trainer) -> str:
+    """Where the meta-test computes: on the first GPU of training, or the CPU."""
+    if chosen.accelerator in ("cpu", "mps") or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{chosen.devices[0]}" if isinstance(chosen.devices, list) else "cuda"
 
 
 def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | None:
@@ -191,7 +211,7 @@ def test(
         for name, target in data.targets.items()
         for label, one in learners.items()
     }
-    device = "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    device = test_device(settings.trainer)
     found: dict[str, Scores] = {}
     scratch: dict[str, FromScratch] = {}
     rows: list[Mapping[str, Any]] = []
@@ -235,14 +255,13 @@ def how_to_test(settings: schema.Run) -> metatest.Settings:
 def scratch_settings(settings: schema.Run) -> schema.Learner:
     """The learner of conf/learner/scratch.yaml, as the protocol has it."""
     protocol = settings.protocol
-    scratch = {
-        "_target_": "metaseg.learners.scratch.Scratch",
-        "name": "scratch",
-        "train_on": "source",
-        "adapt": protocol["adapt"],
-        "channels_last": protocol["channels_last"],
-    }
-    return schema.checked(schema.Learner, scratch)
+    return schema.Learner(
+        _target_="metaseg.learners.scratch.Scratch",
+        name="scratch",
+        train_on="source",
+        adapt=schema.Adapt(**dict(protocol.adapt)),
+        channels_last=protocol.channels_last,
+    )
 
 
 def draw_figures(

@@ -26,14 +26,14 @@ TOLERANCE = 2e-2
 
 def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learner:
     """A learner on the benchmark's network, by batch statistics, with the proximal term in its inner loop."""
-    inner = schema.Inner(optimizer="sgd", lr=setting.lr, steps=setting.inner_steps, proximal=True)
+    inner = {"optimizer": "sgd", "lr": setting.lr, "steps": setting.inner_steps, "proximal": True}
     learner = kind(
         network=build(name="attention_unet", features=setting.features, seed=setting.seed),
         loss=LOSSES[LOSS],
         norm="batch",
         adapt=schema.Adapt(optimizer="adam", lr=1e-3, steps=1, lam=0.0),
         optimizer=schema.Optimizer(lr=1e-3, weight_decay=0.0, clip_norm=None),
-        inner=inner.model_copy(update=changes.pop("inner", {})),
+        inner=schema.checked(schema.Inner, inner | changes.pop("inner", {})),
         lam=setting.lam,
         **changes,
     )

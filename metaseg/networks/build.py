@@ -79,8 +79,6 @@ def build(
             from metaseg.networks.smp import LibraryNetwork
 
             return LibraryNetwork(arch, encoder, weights)
-        if features < 1:
-            raise MetasegError(f"Expected model.features of at least 1, found {features}: set a positive width.")
         network = AttentionUNet(features) if name == "attention_unet" else UNet(features)
     if init == "brain_mri" and initial_weights:
         report = load_brain_mri(network, "hub" if init_path is None else init_path)

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -31,7 +30,7 @@ from metaseg.runs.result import VERSION, FromScratch, Result, Scores, Weights
 from metaseg.runs.settings import leaves
 from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
-from metaseg.training.process import prepare_process
+from metaseg.training.process import device_of_tests, prepare_process, require_devices
 from metaseg.training.start import go_to, starting_point
 
 FROM_SCRATCH = " from scratch"
@@ -152,32 +151,6 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
     return directory, checkpoint
 
 
-def require_devices(chosen: schema.Trainer) -> None:
-    """Refuse GPUs that are not there.
-
-    Raises:
-        MetasegError: with how many there are.
-    """
-    kind, wanted = chosen.accelerator, chosen.devices
-    nvidia, apple = torch.cuda.device_count(), int(torch.backends.mps.is_available())
-    there = {"cpu": 0, "cuda": nvidia, "mps": apple}.get(kind, nvidia or apple)
-    named = isinstance(wanted, list)
-    needed = max(wanted) + 1 if isinstance(wanted, list) else 1 if wanted == "auto" else wanted
-    # Without GPUs, auto is the CPU: as many processes as there are to be devices.
-    if there < needed and (named or kind not in ("auto", "cpu") or (kind == "auto" and there)):
-        raise MetasegError(
-            f"trainer.accelerator={kind} with trainer.devices={wanted} needs {needed} GPUs that torch can use, found "
-            f"{there}: choose trainer=cpu or trainer=auto, or other devices."
-        )
-
-
-def test_device(chosen: schema.Trainer) -> str:
-    """Where the meta-test computes: on the first GPU of training, or the CPU."""
-    if chosen.accelerator in ("cpu", "mps") or not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{chosen.devices[0]}" if isinstance(chosen.devices, list) else "cuda"
-
-
 def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | None:
     """The checkpoint that ``ckpt_path`` names: "last" is that of the run directory.
 
@@ -211,7 +184,7 @@ def test(
         for name, target in data.targets.items()
         for label, one in learners.items()
     }
-    device = test_device(settings.trainer)
+    device = device_of_tests(settings.trainer)
     found: dict[str, Scores] = {}
     scratch: dict[str, FromScratch] = {}
     rows: list[Mapping[str, Any]] = []

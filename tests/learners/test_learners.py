@@ -228,9 +228,6 @@ def test_no_task_leaves_tensors_behind():
         ("imaml", {"cg": {"steps": 0, "tolerance": 0.1}}, "learner.cg.steps must be a whole number from 1 on"),
         ("imaml", {"products": "finite"}, "learner.products must be one of auto, replay, autograd"),
         ("imaml", {"loss": LOSSES["dice"]}, "loss=dice"),
-        ("maml", {"norm": "layer"}, "model.norm.encoder .*frozen, support, batch, running"),
-        ("maml", {"norm": {"encoder": "frozen"}}, "model.norm.decoder"),
-        ("maml", {"norm": {"neck": "frozen"}}, "model.norm .*neck"),
         ("maml", {"adapt": ADAPT | {"rates": dict.fromkeys(("encoder", "decoder", "head"), 0)}}, "learner.adapt.rates"),
     ],
 )

@@ -164,7 +164,8 @@ class Result(Part):
     hardware: Hardware = Hardware()
     data: dict[str, Dataset] = {}
     settings: dict[str, Any]
-    """Resolved; those of earlier versions may lack settings of this one, all have learner.name, shots and seed."""
+    """Resolved, as they were written: those of earlier versions lack settings of this one, so that reports cannot read
+    them as `schema.Run`; all have learner.name, shots and seed."""
     compute: Cost | None = None
     strengths: dict[str, Number] | None = Field(None, alias="lambda")
     """Learned proximal strengths: layer or part → λ."""
@@ -181,8 +182,8 @@ class Result(Part):
 class VolumeScores(Part):
     """Dice of brain-MRI volumes, as `metaseg.training.pretraining.score_volume` defines them: means over patients."""
 
-    dice: Fraction
-    dice_unfiltered: Fraction
+    dice: float
+    dice_unfiltered: float
     dice_slices: Fraction
     patients: dict[str, Fraction]
     """Dice of each."""

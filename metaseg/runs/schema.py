@@ -28,6 +28,7 @@ from metaseg.errors import MetasegError
 Loss = Literal["bce_log_cosh_dice", "log_cosh_dice", "dice", "bce_dice", "lovasz"]
 Descent = Literal["sgd", "momentum", "adam"]
 Schedule = Literal["constant", "cosine"]
+Initial = Literal["random", "brain_mri"]
 Augmentation = Literal["none", "flips", "standard"]
 Curvature = Literal["hessian", "gauss_newton"]
 Statistics = Literal["frozen", "support", "batch", "running"]
@@ -150,15 +151,10 @@ class FineTuning(Group):
     rates: Rates | None = optional("multipliers of the step size by part")
 
 
-class HeldFineTuning(FineTuning):
-    """The same, tied to where it begins."""
+class Adapt(FineTuning):
+    """How a learner meets a target."""
 
     lam: NotNegative | None = setting("strength of a proximal term; null: the learned strengths, or none")
-
-
-class Adapt(HeldFineTuning):
-    """Fine-tuning on a target's support set."""
-
     by: Literal["recipe", "inner"] = optional("these settings, or the inner problem of training", "recipe")
 
 
@@ -254,9 +250,9 @@ class Protocol(Choices):
     task_count: Count = setting("tasks in an epoch")
     resample: bool = setting("new tasks every epoch, or the first epoch's again")
     augment: Augmentation = setting("of support and training query images")
-    init: str = setting("initial weights: random, or brain_mri")
+    init: Initial = setting("initial weights")
     curvature: Curvature = setting("what iMAML solves with")
-    adapt: HeldFineTuning = setting("fine-tuning on a target")
+    adapt: Adapt = setting("fine-tuning on a target")
 
 
 class Scale(Open):
@@ -273,8 +269,8 @@ class Experiment(Group):
 class Model(Group):
     """The network: arguments of `metaseg.networks.build.build`, of which each kind of network has some."""
 
-    name: str = setting("kind of network: attention_unet, unet, pretrained, smp")
-    init: str = setting("initial weights: random, or brain_mri")
+    name: Literal["attention_unet", "unet", "pretrained", "smp"] = setting("kind of network")
+    init: Initial = setting("initial weights")
     init_path: Path | None = optional("file with brain-MRI weights; null: torch hub's")
     features: Count = optional("width of the first level", 32)
     arch: str = optional("architecture, as smp names it", "Unet")
@@ -414,7 +410,6 @@ class Trained(Open):
 
     seed: Natural = setting("of weights, episodes and draws")
     loss: Loss = setting("segmentation loss")
-    train: bool = optional("whether it has trained", True)
     learner: Learner = setting("the learner")
     model: Model = setting("the network")
     data: Prepared = setting("images")

@@ -274,10 +274,10 @@ def fit(
 
 def print_summary(found: VolumeScores, path: Path, features: int, directory: RunDirectory) -> None:
     """Print the validation Dice, the paths, and the command that trains from the weights."""
-    by_volume, by_slice = ("none" if one is None else f"{100 * one:.1f} %" for one in (found.dice, found.dice_slices))
+    by_slice = "unknown" if found.dice_slices is None else f"{100 * found.dice_slices:.1f} %"
     print(
-        f"validation Dice of {len(found.patients)} patients: {by_volume} by volume, {by_slice} by slice with tumour "
-        f"(best epoch: {found.epoch})"
+        f"validation Dice of {len(found.patients)} patients: {100 * found.dice:.1f} % by volume, {by_slice} by slice "
+        f"with tumour (best epoch: {found.epoch})"
     )
     print(f"weights     {path}\nresult      {directory.result}")
     print(f"next: {next_command(path, features)}")

@@ -232,7 +232,7 @@ def scratch_settings(settings: schema.Run) -> schema.Learner:
         _target_="metaseg.learners.scratch.Scratch",
         name="scratch",
         train_on="source",
-        adapt=schema.Adapt(**dict(protocol.adapt)),
+        adapt=protocol.adapt,
         channels_last=protocol.channels_last,
     )
 

@@ -103,6 +103,8 @@ def test_every_scale_passes(scale):
         "trainer.strategy=fsdp",
         "trainer.precision=8-true",
         "model.features=0",
+        "model.name=segnet",
+        "model.init=imagenet",
         "model.norm.encoder=layer",
         "logger.overlay_images=0",
         "model.recipe.lam=-1",

@@ -108,7 +108,7 @@ def of_cell(settings: Run, step: Step, steps_done: int = 0) -> Estimate:
     shots, query = (number * (pools if mixed else 1) for number in (settings.shots, tasks.query))
     per_step = tasks.per_step * (1 if mixed else pools)
     trains = step.outer != Cost()
-    steps = epochs * tasks.count // per_step if trains else 0
+    steps = epochs * tasks.in_epoch(pools) // per_step if trains else 0
     left = max(0.0, 1 - steps_done / steps) if steps else 0.0
     of_task = step.outer.of(shots, query)
     tests_of_epoch = tasks.validation * (1 if mixed else pools) * step.validation.of(shots + query)

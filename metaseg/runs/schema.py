@@ -231,7 +231,18 @@ class ModelRecipe(Choices):
     adapt: FineTunings = setting("recipes of fine-tuning")
 
 
-class Protocol(Choices):
+class Stopping(Group):
+    """When training ends early."""
+
+    stop_by: Literal["validation", "training"] = optional(
+        "training ends once the validation loss falls no further, or once the training loss does not change",
+        "validation",
+    )
+    patience: Count | None = setting("epochs in which that loss has to move by min_delta; null: no early end")
+    min_delta: NotNegative = setting("by how much")
+
+
+class Protocol(Choices, Stopping):
     """What the other groups read, so that one word changes all of them; others may stand here for learners to read."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
@@ -243,8 +254,6 @@ class Protocol(Choices):
     schedule: Schedule = setting("of the learning rate over the run")
     start: str = setting("what start=auto is: model, joint, a run's directory or a checkpoint")
     epochs: Count = setting("most epochs")
-    patience: Count | None = setting("epochs in which the validation loss has to move by min_delta")
-    min_delta: NotNegative = setting("by how much")
     recolour: Share = setting("share of the training tasks with random colours")
     query: Count = setting("Q: query images of each pool")
     task_count: Count = setting("tasks in an epoch")
@@ -312,7 +321,7 @@ class Data(Group):
     workers: Natural | Literal["auto"] = setting("processes that prepare episodes ahead")
 
 
-class Trainer(Group):
+class Trainer(Stopping):
     """Devices, and when training ends."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = setting(
@@ -323,12 +332,6 @@ class Trainer(Group):
     tf32: bool = setting("convolutions and products on a GPU round to TF32")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("of training, as Lightning names it")
     max_epochs: Count = setting("most epochs")
-    stop_by: Literal["validation", "training"] = optional(
-        "training ends once the validation loss falls no further, or once the training loss does not change",
-        "validation",
-    )
-    patience: Count | None = setting("epochs in which that loss has to move by min_delta; null: no early end")
-    min_delta: NotNegative = setting("by how much")
     save_every: Count = setting("outer steps between writes of last.ckpt")
     progress: bool = setting("whether progress is shown")
 
@@ -463,14 +466,14 @@ class OneDevice(Trainer):
     devices: Literal[1] | Annotated[Devices, Field(max_length=1)] = setting("1, or which one: [0]")
 
 
-class PretrainingProtocol(Open):
+class PretrainingProtocol(Stopping):
     """What the groups data and trainer read."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     name: str = setting("of the protocol")
     size: Side = setting("side of the slices, in pixels")
     epochs: Count = setting("most epochs")
-    patience: Count | None = setting("epochs in which the validation Dice has to rise by min_delta")
-    min_delta: NotNegative = setting("by how much")
 
 
 class Pretraining(Group):

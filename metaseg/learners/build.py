@@ -64,7 +64,7 @@ def build_network(settings: Run | Trained, learner: schema.Learner, initial_weig
 
 
 def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The values as arguments of a constructor, each as the type that its signature gives it has it.
+    """The values as arguments of a constructor, checked and converted by the types in its signature.
 
     Args:
         kind: a class; what it does not name itself, its base classes do.

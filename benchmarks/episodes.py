@@ -33,7 +33,7 @@ from metaseg.data import catalogue, pools
 from metaseg.data.augment import augment
 from metaseg.data.batches import EpisodeDataset, OuterSteps, image_tensor, mask_tensor, step_loader
 from metaseg.data.check import cores
-from metaseg.data.episodes import MIXINGS, Plan
+from metaseg.data.episodes import Plan
 from metaseg.data.layouts import complete
 from metaseg.data.pools import Pool
 from metaseg.data.synthetic.twins import TWIN_SEED, twin
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "episodes": [
                 stages(loaded, arguments.shots, mixing, name, arguments.repeats)
-                for mixing in MIXINGS
+                for mixing in ("exclusive", "mixed")
                 for name in AUGMENTATIONS
             ],
         }

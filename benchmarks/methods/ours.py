@@ -11,13 +11,14 @@ from benchmarks.methods.base import Answer, Method, Quantity, Run
 from benchmarks.setting import LOSS, Problem, Setting
 from metaseg.learners.base import Learner
 from metaseg.learners.fomaml import FirstOrderMAML
-from metaseg.learners.imaml import ImplicitMAML
+from metaseg.learners.imaml import ImplicitMAML, Solver
 from metaseg.learners.maml import MAML
 from metaseg.meta import gradients
 from metaseg.meta.inner_loop import by_autograd
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.build import build
+from metaseg.runs import schema
 
 TOLERANCE = 2e-2
 """Relative residual at which the solves that are not forced stop."""
@@ -30,9 +31,9 @@ def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learn
         network=build(name="attention_unet", features=setting.features, seed=setting.seed),
         loss=LOSSES[LOSS],
         norm="batch",
-        adapt={"optimizer": "adam", "lr": 1e-3, "steps": 1, "lam": 0.0},
-        optimizer={"lr": 1e-3, "weight_decay": 0.0, "clip_norm": None, "schedule": "constant"},
-        inner=inner | changes.pop("inner", {}),
+        adapt=schema.Adapt(optimizer="adam", lr=1e-3, steps=1, lam=0.0),
+        optimizer=schema.Optimizer(lr=1e-3, weight_decay=0.0, clip_norm=None),
+        inner=schema.checked(schema.Inner, inner | changes.pop("inner", {})),
         lam=setting.lam,
         **changes,
     )
@@ -41,7 +42,7 @@ def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learn
 
 def imaml_learner(setting: Setting, matrix: str, tolerance: float) -> Learner:
     """The learner of iMAML."""
-    cg = {"steps": setting.cg_steps, "tolerance": tolerance}
+    cg = Solver(steps=setting.cg_steps, tolerance=tolerance)
     return make_learner(ImplicitMAML, setting, cg=cg, curvature=matrix)
 
 

@@ -7,7 +7,7 @@ import torch
 from benchmarks.methods import ours
 from benchmarks.setting import Setting
 from metaseg.learners.base import Learner
-from metaseg.learners.imaml import ImplicitMAML
+from metaseg.learners.imaml import ImplicitMAML, Solver
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Variant:
         return ours.make_learner(
             ImplicitMAML,
             setting,
-            cg={"steps": setting.cg_steps, "tolerance": ours.TOLERANCE},
+            cg=Solver(steps=setting.cg_steps, tolerance=ours.TOLERANCE),
             curvature="hessian",
             inner={"precision": self.precision, "compile": self.compiled},
             channels_last=self.channels_last,

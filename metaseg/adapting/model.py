@@ -51,8 +51,7 @@ def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> M
     settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
     try:
         _own_classes(settings)
-        settings = _with_recipe(upgraded(settings), recipe)
-        known = schema.checked(schema.Trained, settings)
+        known = _with_recipe(schema.checked(schema.Trained, upgraded(settings)), recipe)
         learner = build_learner(known, initial_weights=checkpoint is None)
         if checkpoint is not None:
             load_weights(learner, checkpoint)
@@ -66,7 +65,7 @@ def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> M
         ) from error
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     learner.to(chosen).eval()
-    return Model(learner, settings, known.data.size, known.data.augment)
+    return Model(learner, known, known.data.size, known.data.augment)
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,13 @@ class Model:
 
     Attributes:
         learner: the learner, at its meta-parameters.
-        settings: the resolved configuration of its run.
+        settings: of its run.
         size: S, the side in pixels at which the network sees images.
         augmentation: of the support images while adapting.
     """
 
     learner: Learner
-    settings: Mapping[str, Any]
+    settings: schema.Trained
     size: int
     augmentation: str
 
@@ -189,7 +188,7 @@ def enlarged(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.clip(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
 
 
-def _with_recipe(settings: Mapping[str, Any], recipe: str | None) -> Mapping[str, Any]:
+def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained:
     """The settings with the adaptation of a recipe of the run's network.
 
     Raises:
@@ -197,14 +196,16 @@ def _with_recipe(settings: Mapping[str, Any], recipe: str | None) -> Mapping[str
     """
     if recipe is None:
         return settings
-    known = settings["model"].get("recipe", {}).get("adapt", {})
+    of_model = settings.model.recipe
+    known = {} if of_model is None else {name: one for name, one in of_model.adapt if one is not None}
     if recipe not in known:
         raise MetasegError(
             f"Expected recipe to be one of those of the run's network, {', '.join(known) or 'of which it has none'}, "
             f"found {recipe!r}: leave it out to adapt as the run did."
         )
-    learner = settings["learner"]
-    return {**settings, "learner": {**learner, "adapt": {**learner["adapt"], **known[recipe], "by": "recipe"}}}
+    given = {name: value for name, value in known[recipe] if name in known[recipe].model_fields_set}
+    adapt = settings.learner.adapt.model_copy(update={**given, "by": "recipe"})
+    return settings.model_copy(update={"learner": settings.learner.model_copy(update={"adapt": adapt})})
 
 
 def _own_classes(settings: Mapping[str, Any]) -> None:

@@ -12,9 +12,6 @@ import numpy as np
 
 from metaseg.errors import MetasegError
 
-MIXINGS = ("exclusive", "mixed")
-ORDERS = ("interleaved", "sequential")
-
 
 class Stream(IntEnum):
     """Independent random streams under one seed."""
@@ -54,8 +51,7 @@ class Plan:
         stream: which random stream.
 
     Raises:
-        MetasegError: if a pool cannot give K + Q images, if episodes do not divide evenly over exclusive pools, or if a
-            setting is unknown.
+        MetasegError: if a pool cannot give K + Q images, or episodes do not divide evenly over exclusive pools.
     """
 
     pools: tuple[tuple[str, np.ndarray], ...]
@@ -69,15 +65,6 @@ class Plan:
     stream: Stream = Stream.TRAIN
 
     def __post_init__(self) -> None:
-        if self.mixing not in MIXINGS:
-            raise MetasegError(f"tasks.mixing must be one of {', '.join(MIXINGS)}, found {self.mixing!r}.")
-        if self.order not in ORDERS:
-            raise MetasegError(f"tasks.order must be one of {', '.join(ORDERS)}, found {self.order!r}.")
-        if min(self.shots, self.query, self.count) < 1:
-            raise MetasegError(
-                f"shots, tasks.query and tasks.count must be at least 1, found {self.shots}, {self.query} and "
-                f"{self.count}."
-            )
         short = [(name, len(indices)) for name, indices in self.pools if len(indices) < self.shots + self.query]
         if short:
             found = ", ".join(f"{name} has {size}" for name, size in short)

@@ -117,14 +117,8 @@ class Target:
 
     @classmethod
     def of(cls, pool: Pool, unlabelled: float, seed: int) -> "Target":
-        """The target whose images are all candidates for support, and all scored but the share without labels.
-
-        Raises:
-            MetasegError: if the share is not from 0 to below 1.
-        """
+        """The target whose images are all candidates for support, and all scored but the share without labels."""
         everything = np.arange(len(pool))
-        if not 0 <= unlabelled < 1:
-            raise MetasegError(f"learner.unlabelled must be a share from 0 to below 1, found {unlabelled}.")
         if not unlabelled:
             return cls(pool, everything, everything, np.arange(0))
         if pool.blocks:

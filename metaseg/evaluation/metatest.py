@@ -11,7 +11,6 @@ import numpy as np
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.data.episodes import Stream
 from metaseg.data.module import Target
-from metaseg.errors import MetasegError
 from metaseg.evaluation.intervals import bootstrap_interval
 from metaseg.evaluation.scores import dice, foreground, iou, pixel_counts
 from metaseg.evaluation.trivial import trivial_scores
@@ -62,13 +61,6 @@ class Settings:
     curve: tuple[int, ...]
     curve_limit: int
     augmentation: str
-
-    def __post_init__(self) -> None:
-        if self.draws < 1 or self.batch < 1 or (self.limit is not None and self.limit < 1):
-            raise MetasegError(
-                f"evaluation.draws, evaluation.batch and evaluation.limit must be at least 1, "
-                f"found {self.draws}, {self.batch} and {self.limit}."
-            )
 
 
 @dataclass

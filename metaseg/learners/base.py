@@ -8,7 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from metaseg.learners.fine_tuning import FineTuning
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.staged import EpisodeTask
 from metaseg.learners.strengths import Strengths
-from metaseg.meta.gradients import PRODUCTS, MetaGradient, Task, trial
+from metaseg.meta.gradients import MetaGradient, Task, trial
 from metaseg.meta.inner_loop import InnerLoop, cut
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
@@ -30,11 +30,7 @@ from metaseg.networks.norms import Norms
 from metaseg.networks.rates import Rates
 from metaseg.networks.segmenter import Segmenter
 from metaseg.networks.weights_record import WeightsRecord
-
-SCHEDULES = ("constant", "cosine")
-
-ADAPTATIONS = ("recipe", "inner")
-
+from metaseg.runs import schema
 
 Result = TypeVar("Result")
 
@@ -42,25 +38,22 @@ Result = TypeVar("Result")
 class Learner(nn.Module):
     """A learner answers two questions: what a task teaches (``meta_gradient``), and how it meets a dataset (``adapt``).
 
-    The arguments beside the first three are the keys of conf/learner/*.yaml, as they stand there.
+    The arguments beside the first three are the keys of conf/learner/*.yaml; `metaseg.learners.build` checks each by
+    its type here.
 
     Args:
         network: the network whose parameters are the meta-parameters θ.
         loss: the segmentation loss.
         norm: statistics that predictions are normalised with (``model.norm``, see ``Norms``).
-        adapt: the descent on the support set of a target: optimizer, lr, steps, lam (None: the learned strengths, and 0
-            where none are learned), and where they are given schedule ("constant" or "cosine"), ``rates``, and
-            ``folds`` (0 if left out), parts of the support set by which the end of the descent is weighed against θ,
-            see ``FineTuning``. With ``by`` = "inner" ("recipe" if left out) all of these are passed over: a target is
-            adapted to by the inner problem of training, without augmentation or ensemble.
-        optimizer: the outer Adam: lr > 0, weight_decay ≥ 0 (added to the gradient as weight_decay · θ), clip_norm (the
-            longest gradient allowed; None: any), schedule ("constant", or "cosine": lr falls to 0 over the run),
-            ``rates``.
-        inner: the inner loop of training and validation episodes: optimizer, lr, steps, proximal, and where they are
-            given ``rates``, ``tolerance`` (see ``InnerLoop``) and ``bound``: the step size is at most ``share``/σ, with
-            σ the largest curvature of the inner problem at θ, measured every so many (``every``) outer steps (0: never;
-            adam is not bounded). None: no steps.
-        lam: λ ≥ 0, the strength of the proximal term where ``inner["proximal"]`` is true.
+        adapt: the descent on the support set of a target. ``lam`` = None: the learned strengths, and 0 where none are
+            learned; ``folds``: parts of the support set by which the end of the descent is weighed against θ, see
+            ``FineTuning``. With ``by`` = "inner" all of these are passed over: a target is adapted to by the inner
+            problem of training, without augmentation or ensemble.
+        optimizer: the outer Adam; weight_decay · θ is added to the gradient. None: of learners that do not train.
+        inner: the inner loop of training and validation episodes. With a ``bound`` the step size is at most
+            ``share``/σ, with σ the largest curvature of the inner problem at θ, measured every so many (``every``)
+            outer steps (0: never; adam is not bounded). None: no steps.
+        lam: λ ≥ 0, the strength of the proximal term where ``inner.proximal`` is true.
         channels_last: whether images and activations lie in memory with the channels of a pixel side by side.
         products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
             the first of these that the network allows.
@@ -69,7 +62,7 @@ class Learner(nn.Module):
     freezes a part. What the inner loop freezes still moves in the outer step, unless it is frozen there too.
 
     Raises:
-        MetasegError: on a value out of range.
+        MetasegError: on settings that do not go together.
     """
 
     trains = True
@@ -85,56 +78,45 @@ class Learner(nn.Module):
         network: nn.Module,
         loss: Loss,
         norm: str | Mapping[str, str],
-        adapt: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        inner: Mapping[str, Any] | None = None,
-        lam: float = 0.0,
-        products: str = "auto",
+        adapt: schema.Adapt,
+        optimizer: schema.Optimizer | None = None,
+        inner: schema.Inner | None = None,
+        lam: schema.NotNegative = 0.0,
+        products: Literal["auto", "replay", "autograd"] = "auto",
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if lam < 0:
-            raise MetasegError(f"learner.lam must not be negative, found {lam}.")
-        if products not in ("auto", *PRODUCTS):
-            raise MetasegError(f"learner.products must be one of auto, {', '.join(PRODUCTS)}, found {products!r}.")
-        if optimizer and optimizer["schedule"] not in SCHEDULES:
-            raise MetasegError(
-                f"learner.optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {optimizer['schedule']!r}."
-            )
-        self.products = products
+        self.products: str = products
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network
         self.loss = loss
         self.norms = Norms.of(network, norm)
-        proximal = inner is not None and inner["proximal"]
-        self._inner = (
-            InnerLoop(steps=0) if inner is None else _loop("inner", {**inner, "lam": lam if proximal else 0.0})
-        )
-        self._adapts_by = adapt.get("by", "recipe")
-        if self._adapts_by not in ADAPTATIONS or (self._adapts_by == "inner" and not self._inner.steps):
-            raise MetasegError(
-                f"learner.adapt.by must be one of {', '.join(ADAPTATIONS)}, the latter with inner steps, found "
-                f"{self._adapts_by!r} and {self._inner.steps} inner steps."
-            )
-        self._adapt = _loop("adapt", adapt) if self._adapts_by == "recipe" else self._inner
-        self._adapts_with_strengths = adapt["lam"] is None
-        self._folds, self._flips = adapt.get("folds", 0), adapt.get("flips", False)
-        if self._folds < 0 or self._folds == 1:
-            raise MetasegError(f"learner.adapt.folds must be 0, or 2 or more, found {self._folds}.")
-        self.outer_rates = Rates.of(network, "learner.optimizer.rates", optimizer.get("rates"))
-        self._inner_rates = Rates.of(network, "learner.inner.rates", (inner or {}).get("rates"))
-        self._adapt_rates = Rates.of(network, "learner.adapt.rates", adapt.get("rates"))
+        self._inner, bound, self._inner_evaluation = InnerLoop(steps=0), None, InnerEvaluation(network, loss)
+        if inner is not None:
+            lam = lam if inner.proximal else 0.0
+            self._inner = InnerLoop(inner.optimizer, inner.lr, inner.steps, lam, tolerance=inner.tolerance)
+            bound = inner.bound if inner.optimizer != "adam" else None
+            self._inner_evaluation = InnerEvaluation(network, loss, inner.precision, inner.compile)
+        self.bound_every, self._bound_share = (0, 1.0) if bound is None else (bound.every, bound.share)
+        self.adapts_by_inner = adapt.by == "inner"
+        """Whether a target is adapted to by the inner problem of training."""
+        if self.adapts_by_inner and not self._inner.steps:
+            raise MetasegError("learner.adapt.by=inner needs an inner loop with steps, found none: set it to recipe.")
+        recipe = InnerLoop(adapt.optimizer, adapt.lr, adapt.steps, adapt.lam or 0.0, adapt.schedule)
+        self._adapt = self._inner if self.adapts_by_inner else recipe
+        self._adapts_with_strengths = adapt.lam is None
+        self._folds, self._flips = adapt.folds, adapt.flips
+        self.outer_rates = _rates(network, "optimizer", optimizer)
+        self._inner_rates = _rates(network, "inner", inner)
+        self._adapt_rates = _rates(network, "adapt", adapt)
         self.strengths: Strengths | None = None
-        bound = (inner or {}).get("bound") or {"every": 0, "share": 1.0}
-        if bound["every"] < 0 or not bound["share"] > 0:
-            raise MetasegError(
-                f"learner.inner.bound.every must not be negative and learner.inner.bound.share > 0, found "
-                f"{bound['every']} and {bound['share']}."
-            )
-        self.bound_every = bound["every"] if self._inner.optimizer != "adam" else 0
-        self._bound_share = bound["share"]
-        self._inner_evaluation = InnerEvaluation(network, loss, inner or {})
-        self.outer = optimizer
+        self._outer = optimizer
+
+    @property
+    def outer(self) -> schema.Optimizer:
+        """The outer Adam of a learner that trains."""
+        assert self._outer is not None
+        return self._outer
 
     @property
     def device(self) -> torch.device:
@@ -155,11 +137,6 @@ class Learner(nn.Module):
     def adapt_loop(self) -> InnerLoop:
         """The descent on the support set of a target, without its rates."""
         return self._adapt
-
-    @property
-    def adapts_by_inner(self) -> bool:
-        """Whether a target is adapted to by the inner problem of training."""
-        return self._adapts_by == "inner"
 
     def with_adaptation(self, **changes: Any) -> "Learner":
         """A copy with other values of ``adapt``: lr, steps, lam. It shares nothing: both may adapt at the same time.
@@ -364,18 +341,9 @@ class Learner(nn.Module):
         return trial(task.task, task.theta, self._inner_loop(task.theta))
 
 
-def _loop(key: str, settings: Mapping[str, Any]) -> InnerLoop:
-    try:
-        return InnerLoop(
-            settings["optimizer"],
-            settings["lr"],
-            settings["steps"],
-            settings["lam"] or 0.0,
-            settings.get("schedule", "constant"),
-            settings.get("tolerance", 0.0),
-        )
-    except ValueError as error:
-        raise MetasegError(f"learner.{key}: {error}.") from error
+def _rates(network: nn.Module, key: str, chosen: schema.Optimizer | schema.Inner | schema.Adapt | None) -> Rates:
+    rates = None if chosen is None else chosen.rates
+    return Rates.of(network, f"learner.{key}.rates", None if rates is None else rates.model_dump())
 
 
 def require_gradients() -> None:

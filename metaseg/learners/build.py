@@ -6,7 +6,6 @@ from typing import Any, get_type_hints
 
 import torch
 from hydra.utils import get_class
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from metaseg.errors import MetasegError
@@ -34,10 +33,10 @@ def build_learner(
     network = build_network(settings, learner, initial_weights)
     kind = get_class(learner.target_)
     groups = {"adapt": learner.adapt, "optimizer": learner.optimizer, "inner": learner.inner}
-    shared: dict[str, Any] = {key: group.model_dump() for key, group in groups.items() if group is not None}
+    shared: dict[str, Any] = {key: group for key, group in groups.items() if group is not None}
     shared["channels_last"] = learner.channels_last
     own = fitting(kind, learner.others, "learner")
-    return kind(network=network, loss=LOSSES[settings.loss], norm=settings.model.norm, **shared, **own)
+    return kind(network=network, loss=LOSSES[settings.loss], norm=settings.model.norm.model_dump(), **shared, **own)
 
 
 def build_network(settings: Run | Trained, learner: schema.Learner, initial_weights: bool = True) -> nn.Module:
@@ -52,12 +51,10 @@ def build_network(settings: Run | Trained, learner: schema.Learner, initial_weig
         MetasegError: on an unknown network or value.
     """
     if learner.network is None:
-        model = settings.model
-        return build(
-            name=model.name, init=model.init, **model.others, seed=settings.seed, initial_weights=initial_weights
-        )
-    arguments = dict(learner.network)
-    kind = get_class(arguments.pop("_target_"))
+        model = settings.model.model_dump(exclude={"norm", "recipe"}, exclude_unset=True)
+        return build(**model, seed=settings.seed, initial_weights=initial_weights)
+    kind = get_class(learner.network.target_)
+    arguments = fitting(kind, learner.network.others, "learner.network")
     if not initial_weights and "encoder_weights" in arguments:
         arguments["encoder_weights"] = None
     with torch.random.fork_rng(devices=[]):
@@ -67,7 +64,7 @@ def build_network(settings: Run | Trained, learner: schema.Learner, initial_weig
 
 
 def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The values as arguments of a constructor, each checked against the type its signature gives it.
+    """The values as arguments of a constructor, checked and converted by the types in its signature.
 
     Args:
         kind: a class; what it does not name itself, its base classes do.
@@ -80,18 +77,11 @@ def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]
     known: dict[str, Any] = {}
     for one in reversed(kind.__mro__):
         if "__init__" in vars(one):
-            hints = get_type_hints(one.__init__)  # type: ignore[misc]
+            hints = get_type_hints(one.__init__, include_extras=True)  # type: ignore[misc]
             known |= {name: hints.get(name, Any) for name in inspect.signature(one.__init__).parameters}  # type: ignore[misc]
-    for key, value in values.items():
-        if key not in known:
-            near = schema.nearest(f"{group}.{key}", (f"{group}.{name}" for name in known))
-            raise MetasegError(
-                f"{group}.{key} is no setting of {kind.__name__}, found {value!r}: {near or 'leave it out.'}"
-            )
-        try:
-            TypeAdapter(known[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise MetasegError(
-                f"{group}.{key} must be {schema.in_words(known[key])}, found {value!r}: {error.errors()[0]['msg']}."
-            ) from None
-    return dict(values)
+    for key in values.keys() - known.keys():
+        near = schema.nearest(f"{group}.{key}", (f"{group}.{name}" for name in known))
+        raise MetasegError(
+            f"{group}.{key} is no setting of {kind.__name__}, found {values[key]!r}: {near or 'leave it out.'}"
+        )
+    return {key: schema.fitted(known[key], f"{group}.{key}", value) for key, value in values.items()}

@@ -35,6 +35,7 @@ from metaseg.meta.losses import bce
 from metaseg.meta.vectors import Parameters
 from metaseg.networks.feyjie import FeyjieNetwork
 from metaseg.networks.functional import Statistics
+from metaseg.runs.schema import Natural, NotNegative
 
 NOISE = (0.1, 0.6)
 """Least and greatest standard deviation of the noise, for images in [0, 1] [its authors' code]."""
@@ -50,20 +51,18 @@ class Feyjie(MetricLearner):
         settings: see ``MetricLearner``.
 
     Raises:
-        MetasegError: on a value out of range, or another network.
+        MetasegError: on another network.
     """
 
     network: FeyjieNetwork
 
-    def __init__(self, *, surrogate: float, pixel_bce: bool, seed: int, **settings: Any) -> None:
+    def __init__(self, *, surrogate: NotNegative, pixel_bce: bool, seed: Natural, **settings: Any) -> None:
         super().__init__(**settings)
         if not isinstance(self.network, FeyjieNetwork):
             raise MetasegError(
                 f"learner=feyjie needs metaseg.networks.feyjie.FeyjieNetwork, found {type(self.network).__name__}; "
                 "set learner.network._target_ to it."
             )
-        if surrogate < 0:
-            raise MetasegError(f"learner.surrogate must not be negative, found {surrogate}.")
         self.surrogate, self.pixel_bce, self.seed = surrogate, pixel_bce, seed
 
     def objective(

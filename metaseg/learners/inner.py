@@ -1,6 +1,6 @@
 """How the inner loop evaluates the support loss: in which precision, and whether compiled."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaseg.errors import MetasegError
 from metaseg.meta.inner_loop import Evaluate, Evaluation, cut
 from metaseg.meta.losses import Loss
 from metaseg.meta.vectors import Parameters, flatten
 from metaseg.networks.functional import Statistics, forward
 
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _SCALE = {"float16": 2.0**12}
 """What the loss is multiplied by, so that gradients of float16 do not vanish [our decision: a power of two]."""
@@ -29,18 +27,12 @@ class InnerEvaluation:
     Args:
         network: the network.
         loss: the segmentation loss; computed in float32.
-        settings: precision ("float32", "tf32", "bfloat16" or "float16") and compile (whether by torch.compile).
-
-    Raises:
-        MetasegError: on an unknown precision.
+        precision: "float32", "tf32", "bfloat16" or "float16".
+        compiled: whether by torch.compile.
     """
 
-    def __init__(self, network: nn.Module, loss: Loss, settings: Mapping[str, Any]) -> None:
-        self.precision = settings.get("precision", "float32")
-        if self.precision not in PRECISIONS:
-            raise MetasegError(
-                f"learner.inner.precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}."
-            )
+    def __init__(self, network: nn.Module, loss: Loss, precision: str = "float32", compiled: bool = False) -> None:
+        self.precision = precision
 
         # The call alone, so that parameters are inputs of what is compiled: compiled around them, it would be compiled
         # anew for each step's parameters.
@@ -48,7 +40,7 @@ class InnerEvaluation:
             logits: Tensor = functional_call(network, parameters, images, stages)
             return logits
 
-        if settings.get("compile", False):
+        if compiled:
             call = torch.compile(call, dynamic=False, fullgraph=True)
 
         def objective(
@@ -58,7 +50,7 @@ class InnerEvaluation:
             return loss(logits.float(), masks), statistics
 
         self._objective: Callable[..., tuple[Tensor, Statistics]] = objective
-        self._plain = self.precision == "float32" and not settings.get("compile", False)
+        self._plain = precision == "float32" and not compiled
 
     def of(self, images: Any, masks: Tensor, first: str | None = None) -> Evaluate | None:
         """Evaluates the loss of these images (B, 3, H, W) and masks (B, 1, H, W); None: as the task itself does.

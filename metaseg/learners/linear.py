@@ -21,6 +21,7 @@ from metaseg.meta.vectors import Parameters
 from metaseg.networks.functional import Statistics, forward, running_statistics
 from metaseg.networks.segmenter import Segmenter
 from metaseg.networks.stages import StagedNetwork
+from metaseg.runs.schema import Count, Natural, Positive
 
 ITERATIONS = 100
 """Most iterations of L-BFGS; it stops at its tolerances, mostly after 30 to 60."""
@@ -37,27 +38,23 @@ class Linear(Learner):
         settings: see ``Learner``; ``adapt.steps`` must be 0.
 
     Raises:
-        MetasegError: on a value out of range, or a network without an encoder of its own.
+        MetasegError: on adaptation steps, or a network without an encoder of its own.
     """
 
     trains = False
     network: StagedNetwork
 
-    def __init__(self, *, network: nn.Module, penalty: float, pixels: int, copies: int, **settings: Any) -> None:
+    def __init__(
+        self, *, network: nn.Module, penalty: Positive, pixels: Count, copies: Natural, **settings: Any
+    ) -> None:
         if not (isinstance(network, StagedNetwork) and network.staged):
             raise MetasegError(
                 f"Expected a network whose encoder can be run alone for learner=linear, found "
                 f"{type(network).__name__}: choose model=pretrained, attention_unet or smp."
             )
-        super().__init__(network=network, optimizer={}, **settings)
-        for name, value, least in (("pixels", pixels, 1), ("copies", copies, 0)):
-            if value < least:
-                raise MetasegError(f"Expected learner.{name} of at least {least}, found {value}: choose more.")
-        if penalty <= 0 or self.adapt_loop.steps:
-            raise MetasegError(
-                f"Expected learner.penalty above 0 and learner.adapt.steps=0, found {penalty} and "
-                f"{self.adapt_loop.steps}: set them so."
-            )
+        super().__init__(network=network, **settings)
+        if self.adapt_loop.steps:
+            raise MetasegError(f"learner=linear needs learner.adapt.steps=0, found {self.adapt_loop.steps}: set it so.")
         self.penalty, self.pixels, self.copies = penalty, pixels, copies
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:

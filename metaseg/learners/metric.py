@@ -16,6 +16,7 @@ from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.functional import Statistics, forward, running_statistics
 from metaseg.networks.segmenter import Segmenter
+from metaseg.runs.schema import NotNegative
 
 
 class Met(NamedTuple):
@@ -47,12 +48,12 @@ class MetricLearner(Learner):
         settings: see ``Learner``; ``adapt.steps`` must be 0.
 
     Raises:
-        MetasegError: on a value out of range.
+        MetasegError: on adaptation steps, or a network that does not compare.
     """
 
     network: ComparingNetwork
 
-    def __init__(self, *, network: nn.Module, reversal: float = 0.0, **settings: Any) -> None:
+    def __init__(self, *, network: nn.Module, reversal: NotNegative = 0.0, **settings: Any) -> None:
         if not isinstance(network, ComparingNetwork):
             raise MetasegError(
                 f"{type(self).__name__} needs a network that compares queries with a support set, found "
@@ -64,8 +65,6 @@ class MetricLearner(Learner):
                 "learner.adapt.steps must be 0 for a learner that compares with the support instead of adapting, found "
                 f"{self.adapt_loop.steps}."
             )
-        if reversal < 0:
-            raise MetasegError(f"learner.reversal must not be negative, found {reversal}.")
         self.reversal = reversal
 
     def meet(self, parameters: Parameters, images: Tensor, masks: Tensor) -> Met:

@@ -32,7 +32,7 @@ class PMG(MetricLearner):
     """Prior-mask-guided segmentation; arguments as ``MetricLearner``.
 
     Raises:
-        MetasegError: on a value out of range, or another network.
+        MetasegError: on another network.
     """
 
     network: PMGNetwork

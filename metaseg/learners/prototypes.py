@@ -22,6 +22,7 @@ from metaseg.networks.attention_unet import UNet
 from metaseg.networks.comparing import ComparingNetwork, at_size_of
 from metaseg.networks.encoder_unet import EncoderUNet
 from metaseg.networks.stages import StagedNetwork
+from metaseg.runs.schema import Natural, Positive
 
 
 class Prototypes(MetricLearner):
@@ -34,12 +35,10 @@ class Prototypes(MetricLearner):
         settings: see ``MetricLearner``; ``reversal`` weighs the alignment loss.
 
     Raises:
-        MetasegError: on a value out of range, or a network whose last layer is not known.
+        MetasegError: on a network whose last layer is not known.
     """
 
-    def __init__(self, *, network: nn.Module, scale: float, seed: int, **settings: Any) -> None:
-        if scale <= 0:
-            raise MetasegError(f"learner.scale must be > 0, found {scale}.")
+    def __init__(self, *, network: nn.Module, scale: Positive, seed: Natural, **settings: Any) -> None:
         super().__init__(network=PrototypeNetwork(network, scale, seed), **settings)
 
 

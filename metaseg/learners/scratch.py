@@ -1,7 +1,5 @@
 """Training on the target's support images alone, from the initial weights: what a learner has to beat."""
 
-from typing import Any
-
 from metaseg.data.batches import Episode
 from metaseg.learners.base import Learner
 from metaseg.meta.gradients import MetaGradient
@@ -12,9 +10,6 @@ class Scratch(Learner):
     """No meta-training; ``adapt`` is the whole training."""
 
     trains = False
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(optimizer={}, **settings)
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """Never asked for.

@@ -11,8 +11,6 @@ from metaseg.meta.vectors import Parameters
 from metaseg.networks.rates import Rates
 from metaseg.networks.stages import part_of
 
-GROUPINGS = ("none", "part", "layer")
-
 RANGE = (1e-3, 1e4)
 """What a learned λ stays in: below, float32 cannot tell the proximal term from rounding; above, nothing moves [D]."""
 

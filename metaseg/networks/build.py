@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -12,18 +13,15 @@ from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import AttentionUNet, UNet
 from metaseg.networks.brain_mri import load_brain_mri
 
-NAMES = ("attention_unet", "unet", "smp", "pretrained")
-INITS = ("random", "brain_mri")
-
 log = logging.getLogger(__name__)
 
 
 def build(
     *,
-    name: str = "attention_unet",
+    name: Literal["attention_unet", "unet", "smp", "pretrained"] = "attention_unet",
     seed: int = 0,
     features: int = 32,
-    init: str = "random",
+    init: Literal["random", "brain_mri"] = "random",
     init_path: str | Path | None = None,
     arch: str = "Unet",
     encoder: str = "resnet18",
@@ -52,10 +50,8 @@ def build(
         initial_weights: False leaves out `init` and `encoder_weights`, for when a checkpoint overwrites them anyway.
 
     Raises:
-        MetasegError: on an unknown name or value, with those that are allowed; initial weights that cannot be loaded.
+        MetasegError: on values that do not go together, or initial weights that cannot be loaded.
     """
-    _require("model.name", name, NAMES)
-    _require("model.init", init, INITS)
     if init_path is not None and init != "brain_mri":
         raise MetasegError(
             f"Expected model.init_path only together with model.init=brain_mri, found model.init={init} and "
@@ -79,9 +75,7 @@ def build(
             from metaseg.networks.smp import LibraryNetwork
 
             return LibraryNetwork(arch, encoder, weights)
-        if features < 1:
-            raise MetasegError(f"Expected model.features of at least 1, found {features}: set a positive width.")
-        network = AttentionUNet(features) if name == "attention_unet" else UNet(features)
+        network = {"attention_unet": AttentionUNet, "unet": UNet}[name](features)
     if init == "brain_mri" and initial_weights:
         report = load_brain_mri(network, "hub" if init_path is None else init_path)
         network.weights = report.record()
@@ -98,10 +92,3 @@ def fingerprint(network: nn.Module) -> str:
     tensors = sorted((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
     digest = hashlib.sha256(repr(tensors).encode()).hexdigest()[:8]
     return f"{getattr(network, 'label', type(network).__name__)}, {parameters:,} parameters, layout {digest}"
-
-
-def _require(setting: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise MetasegError(
-            f"Expected {setting} to be one of {', '.join(allowed)}, found {value!r}: choose one of them."
-        )

@@ -5,16 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from metaseg.errors import MetasegError
 from metaseg.networks.functional import Statistics, norm_layers
-from metaseg.networks.stages import part_of, require_parts
-
-KINDS = ("frozen", "support", "batch", "running")
-"""Statistics of the layer's own weights, never changed; of the support set; of the prediction's own batch
-(transductive); or running ones, which follow training."""
-
-SIDES = ("encoder", "decoder")
-"""What `model.norm` is set for; the head goes with the decoder."""
+from metaseg.networks.stages import part_of
 
 
 @dataclass(frozen=True)
@@ -36,19 +28,10 @@ class Norms:
 
         Args:
             network: its norm layers become frozen or not, in place.
-            norm: a kind for all layers, or one for each of "encoder" and "decoder".
-
-        Raises:
-            MetasegError: on an unknown kind or part, or a part without a kind.
+            norm: a kind for all layers, or one for each of "encoder" and "decoder", with which the head goes: "frozen"
+                (of the layer's own weights, never changed), "support", "batch" or "running".
         """
-        chosen = dict.fromkeys(SIDES, norm) if isinstance(norm, str) else dict(norm)
-        require_parts("model.norm", chosen, SIDES)
-        for side in SIDES:
-            if chosen.get(side) not in KINDS:
-                raise MetasegError(
-                    f"Expected model.norm.{side} to be one of {', '.join(KINDS)}, found {chosen.get(side)!r}: choose "
-                    "one of them."
-                )
+        chosen = {"encoder": norm, "decoder": norm} if isinstance(norm, str) else norm
         kinds = {}
         for name, layer in norm_layers(network).items():
             kind = chosen["encoder" if part_of(network, name) == "encoder" else "decoder"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaseg.errors import MetasegError
-from metaseg.networks.stages import PARTS, StagedNetwork, part_of, require_parts
+from metaseg.networks.stages import PARTS, StagedNetwork, part_of
 
 
 class HeldStages(NamedTuple):
@@ -47,16 +47,9 @@ class Rates:
             chosen: part → multiplier; parts left out have 1. None: 1 for all.
 
         Raises:
-            MetasegError: on a part that networks do not have, a negative multiplier, or all of them 0.
+            MetasegError: if all are 0.
         """
         chosen = chosen or {}
-        require_parts(setting, chosen)
-        for part, rate in chosen.items():
-            if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < float("inf"):
-                raise MetasegError(
-                    f"Expected {setting}.{part} to be a multiplier of the step size from 0 on, found {rate!r}: choose "
-                    "1 for the full step, 0 to freeze."
-                )
         by_part = {part: float(chosen.get(part, 1.0)) for part in PARTS}
         by_name = {name: by_part[part_of(network, name)] for name, _ in network.named_parameters()}
         if by_name and not any(by_name.values()):

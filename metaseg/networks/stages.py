@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from metaseg.errors import MetasegError
 from metaseg.networks.weights_record import WeightsRecord
 
 PARTS = ("encoder", "decoder", "head")
@@ -68,17 +67,3 @@ def by_part(network: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, d
     for name, value in parameters.items():
         parts[part_of(network, name)][name] = value
     return parts
-
-
-def require_parts(setting: str, chosen: Mapping[str, Any], allowed: tuple[str, ...] = PARTS) -> None:
-    """Refuse names of parts that networks do not have.
-
-    Raises:
-        MetasegError: on such a name.
-    """
-    unknown = [name for name in chosen if name not in allowed]
-    if unknown:
-        raise MetasegError(
-            f"Expected {setting} to name parts of the network, {', '.join(allowed)}, found {unknown[0]!r}; "
-            "correct the name."
-        )

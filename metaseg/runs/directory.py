@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
-from metaseg.runs.result import Cost, Result, checked, plain, read
+from metaseg.runs.result import Cost, PretrainingResult, Result, checked, plain, read
 
 PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after", "group")
 
@@ -136,7 +136,7 @@ class RunDirectory:
             return None
         return checked(Cost, json.loads(self.compute.read_text(encoding="utf-8")), self.compute)
 
-    def write_result(self, result: Result) -> None:
+    def write_result(self, result: Result | PretrainingResult) -> None:
         """Write result.json."""
         write_json(self.result, plain(result))
 

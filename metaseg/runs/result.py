@@ -164,7 +164,8 @@ class Result(Part):
     hardware: Hardware = Hardware()
     data: dict[str, Dataset] = {}
     settings: dict[str, Any]
-    """Resolved; those of earlier versions may lack settings of this one, all have learner.name, shots and seed."""
+    """Resolved, as they were written: those of earlier versions lack settings of this one, so that reports cannot read
+    them as `schema.Run`; all have learner.name, shots and seed."""
     compute: Cost | None = None
     strengths: dict[str, Number] | None = Field(None, alias="lambda")
     """Learned proximal strengths: layer or part → λ."""
@@ -176,6 +177,42 @@ class Result(Part):
         """The learned strengths in falling order: what is held most comes first."""
         known = [(name, value) for name, value in (self.strengths or {}).items() if value is not None]
         return sorted(known, key=lambda pair: -pair[1])
+
+
+class VolumeScores(Part):
+    """Dice of brain-MRI volumes, as `metaseg.training.pretraining.score_volume` defines them: means over patients."""
+
+    dice: float
+    dice_unfiltered: float
+    dice_slices: Fraction
+    patients: dict[str, Fraction]
+    """Dice of each."""
+    epoch: int
+    """Whose weights these are, from 0."""
+
+
+class Slices(Part):
+    """What pre-training learned from."""
+
+    patients: int
+    slices: int
+    steps_per_epoch: int
+
+
+class PretrainingResult(Part):
+    """All that pretrain.py leaves in result.json."""
+
+    weights: str
+    """Name of their file in the run's directory."""
+    validation: VolumeScores
+    training: Slices
+    wall_seconds: Number = None
+    peak_memory_mib: dict[str, Number] = {}
+    commit: str | None = None
+    dirty: bool | None = None
+    versions: dict[str, str] = {}
+    hardware: Hardware = Hardware()
+    settings: dict[str, Any]
 
 
 class _Learner(Part):

@@ -11,26 +11,53 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import annotated_types
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+)
 from pydantic.fields import FieldInfo
 
 from metaseg.errors import MetasegError
 
-LOSSES = ("bce_log_cosh_dice", "log_cosh_dice", "dice", "bce_dice", "lovasz")
+Loss = Literal["bce_log_cosh_dice", "log_cosh_dice", "dice", "bce_dice", "lovasz"]
+Descent = Literal["sgd", "momentum", "adam"]
+Schedule = Literal["constant", "cosine"]
+Initial = Literal["random", "brain_mri"]
+Augmentation = Literal["none", "flips", "standard"]
+Curvature = Literal["hessian", "gauss_newton"]
+Statistics = Literal["frozen", "support", "batch", "running"]
+"""What a batch norm predicts with: its own weights' statistics, never changed; those of the support set; of the
+prediction's own batch (transductive); or running ones, which follow training."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Path = Annotated[str, Field(min_length=1)]
+Side = Annotated[int, Field(ge=8, le=1024)]
 
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _distinct(value: list[int]) -> list[int]:
+    if len(set(value)) < len(value):
+        raise ValueError("twice the same")
+    return value
+
+
 Names = Annotated[list[str], BeforeValidator(_listed)]
+Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"]
+Devices = Annotated[list[Natural], Field(min_length=1), AfterValidator(_distinct)]
 
 
 def setting(meaning: str, **limits: Any) -> Any:
@@ -80,7 +107,7 @@ class Optimizer(Group):
     lr: Positive = setting("learning rate")
     weight_decay: NotNegative = setting("L2 penalty")
     clip_norm: Positive | None = setting("longest outer gradient; null: any")
-    schedule: Literal["constant", "cosine"] = setting("of the learning rate over the run")
+    schedule: Schedule = optional("of the learning rate over the run", "constant")
     rates: Rates | None = optional("multipliers of the learning rate by part")
 
 
@@ -91,37 +118,50 @@ class Bound(Group):
     share: Positive = setting("of 1 / largest curvature")
 
 
-class Inner(Group):
-    """The inner loop of training and validation episodes."""
+class Solution(Group):
+    """How an inner problem is solved."""
 
-    optimizer: Literal["sgd", "momentum", "adam"] = setting("what takes the steps")
+    optimizer: Descent = setting("what takes the steps")
     lr: Positive = setting("step size")
     steps: Natural = setting("most steps")
-    tolerance: Annotated[float, Field(ge=0, lt=1)] = optional(
-        "of the gradient's norm over that at theta; 0: all steps", 0.0
-    )
+    tolerance: BelowOne = optional("of the gradient's norm over that at theta; 0: all steps", 0.0)
     bound: Bound | None = optional("of the step size")
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = setting("of the inner steps alone")
-    compile: bool = setting("torch.compile the inner steps")
+
+
+class Inner(Solution):
+    """The inner loop of training and validation episodes."""
+
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = optional("of the inner steps alone", "float32")
+    compile: bool = optional("torch.compile the inner steps", False)
     proximal: bool = setting("whether lambda/2 |phi - theta|^2 is part of the inner problem")
     rates: Rates | None = optional("multipliers of the step size by part")
 
 
-class Adapt(Group):
-    """Fine-tuning on a target's support set."""
+class FineTuning(Group):
+    """The descent on a target's support set."""
 
-    by: Literal["recipe", "inner"] = optional("these settings, or the inner problem of training", "recipe")
-
-    optimizer: Literal["sgd", "momentum", "adam"] = setting("what takes the steps")
+    optimizer: Descent = setting("what takes the steps")
     lr: Positive = setting("step size")
     steps: Natural = setting("number of steps; 0: nothing is fitted")
-    schedule: Literal["constant", "cosine"] = optional(
-        "of the step size: cosine rises over 10 steps, falls to 0", "constant"
+    schedule: Schedule = optional("of the step size: cosine rises over 10 steps, falls to 0", "constant")
+    folds: Literal[0] | Annotated[int, Field(ge=2)] = optional(
+        "parts of the support set held out in turn, each a member of an ensemble; 0: none", 0
     )
-    lam: NotNegative | None = setting("strength of a proximal term; null: the learned strengths, or none")
     flips: bool = optional("whether predictions are averaged over an image and its mirror images", False)
-    folds: Natural = optional("parts of the support set held out in turn, each a member of an ensemble; 0: none", 0)
     rates: Rates | None = optional("multipliers of the step size by part")
+
+
+class Adapt(FineTuning):
+    """How a learner meets a target."""
+
+    lam: NotNegative | None = setting("strength of a proximal term; null: the learned strengths, or none")
+    by: Literal["recipe", "inner"] = optional("these settings, or the inner problem of training", "recipe")
+
+
+class Network(Open):
+    """A learner's own network; the other keys are its class's arguments."""
+
+    target_: str = Field(..., alias="_target_", description="class of the network")
 
 
 class Learner(Open):
@@ -131,11 +171,9 @@ class Learner(Open):
     name: str = setting("what results call it")
     train_on: Literal["source", "target"] = setting("the pair, or 80 % of the target")
     train_images: Count | None = optional("most training images over all pools; null: all")
-    unlabelled: Annotated[float, Field(ge=0, lt=1)] = optional(
-        "share of the target given without masks, never scored", 0.0
-    )
-    network: dict[str, Any] | None = optional("a network of the learner's own, in place of the model's")
-    channels_last: bool = setting("memory layout of images and activations")
+    unlabelled: BelowOne = optional("share of the target given without masks, never scored", 0.0)
+    network: Network | None = optional("a network of the learner's own, in place of the model's")
+    channels_last: bool = optional("memory layout of images and activations", False)
     adapt: Adapt = setting("fine-tuning on a target")
     optimizer: Optimizer | None = optional("the outer optimiser, of learners that train")
     inner: Inner | None = optional("the inner loop, of learners that have one")
@@ -149,13 +187,107 @@ class Pair(Group):
     target: list[str] = setting("the targets the paper has for it")
 
 
-class Model(Open):
-    """The network; keys of one kind of network are the arguments of `metaseg.networks.build.build`."""
+def _both(value: Any) -> Any:
+    return dict.fromkeys(Norms.model_fields, value) if isinstance(value, str) else value
 
-    name: str = setting("kind of network: attention_unet, unet, pretrained, smp")
-    init: str = setting("initial weights: random, or brain_mri")
-    norm: Any = setting("batch-norm statistics by part: frozen, support, batch or running")
-    recipe: Any = optional("what protocol=tuned reads")
+
+class Norms(Group):
+    """Batch-norm statistics by part."""
+
+    encoder: Statistics = setting("batch-norm statistics of the encoder; model.norm=WORD sets both")
+    decoder: Statistics = setting("of the decoder and the head")
+
+
+class OuterAndInner(Group):
+    """Multipliers of both step sizes."""
+
+    outer: Rates = setting("of the outer step")
+    inner: Rates = setting("of the inner step")
+
+
+class Choices(Group):
+    """Settings of several groups that are chosen together, by a network's recipe or a protocol."""
+
+    size: Side = setting("side of the square images, in pixels")
+    channels_last: bool = setting("memory layout of images and activations")
+    outer_lr: Positive = setting("learning rate of the outer Adam")
+    rates: OuterAndInner = setting("multipliers of the step sizes by part")
+    inner: Solution = setting("the inner loop")
+    lam: NotNegative = setting("strength of the proximal term")
+    cg_steps: Count = setting("most curvature products in a solve")
+    cg_tolerance: NotNegative = setting("relative residual at which a solve stops")
+
+
+class FineTunings(Group):
+    """Recipes of fine-tuning; adapt.recipe chooses one."""
+
+    default: FineTuning | None = optional("the network as a whole")
+    quick: FineTuning | None = optional("the decoder alone")
+
+
+class ModelRecipe(Choices):
+    """What suits a network: protocol=tuned reads it."""
+
+    adapt: FineTunings = setting("recipes of fine-tuning")
+
+
+class Stopping(Group):
+    """When training ends early."""
+
+    stop_by: Literal["validation", "training"] = optional(
+        "training ends once the validation loss falls no further, or once the training loss does not change",
+        "validation",
+    )
+    patience: Count | None = setting("epochs in which that loss has to move by min_delta; null: no early end")
+    min_delta: NotNegative = setting("by how much")
+
+
+class Protocol(Choices, Stopping):
+    """What the other groups read, so that one word changes all of them; others may stand here for learners to read."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str = setting("of the protocol")
+    metric_lr: Positive = setting("learning rate of learners that compare with the support")
+    weight_decay: NotNegative = setting("L2 penalty")
+    clip_norm: Positive | None = setting("longest outer gradient; null: any")
+    schedule: Schedule = setting("of the learning rate over the run")
+    start: str = setting("what start=auto is: model, joint, a run's directory or a checkpoint")
+    epochs: Count = setting("most epochs")
+    recolour: Share = setting("share of the training tasks with random colours")
+    query: Count = setting("Q: query images of each pool")
+    task_count: Count = setting("tasks in an epoch")
+    resample: bool = setting("new tasks every epoch, or the first epoch's again")
+    augment: Augmentation = setting("of support and training query images")
+    init: Initial = setting("initial weights")
+    curvature: Curvature = setting("what iMAML solves with")
+    adapt: Adapt = setting("fine-tuning on a target")
+
+
+class Scale(Open):
+    """Size of the experiment."""
+
+    name: str = setting("of the size")
+    encoder_weights: Path | None = setting("of learner=pretrained: a file, or imagenet: downloaded; null: random")
+
+
+class Experiment(Group):
+    """The paper's tables: settings of the sweeper, none of a run."""
+
+
+class Model(Group):
+    """The network: arguments of `metaseg.networks.build.build`, of which each kind of network has some."""
+
+    name: Literal["attention_unet", "unet", "pretrained", "smp"] = setting("kind of network")
+    init: Initial = setting("initial weights")
+    init_path: Path | None = optional("file with brain-MRI weights; null: torch hub's")
+    features: Count = optional("width of the first level", 32)
+    arch: str = optional("architecture, as smp names it", "Unet")
+    encoder: str = optional("encoder, as smp names it", "resnet18")
+    encoder_weights: Path | None = optional("of the encoder: package, imagenet or a file; null: random")
+    widths: list[Count] = optional("of the decoder's levels, coarsest first", [])
+    norm: Annotated[Norms, BeforeValidator(_both)] = setting("batch-norm statistics by part")
+    recipe: ModelRecipe | None = optional("what protocol=tuned reads")
 
 
 class Tasks(Group):
@@ -183,27 +315,23 @@ class Data(Group):
 
     source: Literal["real", "synthetic"] = setting("files, or painted twins of the datasets")
     root: Path = setting("folder that holds the datasets")
-    size: Annotated[int, Field(ge=8, le=1024)] = setting("side of the square images, in pixels")
+    size: Side = setting("side of the square images, in pixels")
     validation: Annotated[float, Field(gt=0, lt=1)] = setting("share of each source pool held out")
-    augment: Literal["none", "flips", "standard"] = setting("of support and training query images")
+    augment: Augmentation = setting("of support and training query images")
     workers: Natural | Literal["auto"] = setting("processes that prepare episodes ahead")
 
 
-class Trainer(Group):
+class Trainer(Stopping):
     """Devices, and when training ends."""
 
-    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto: a GPU where there is one")
-    devices: Count | Literal["auto"] = setting("how many")
-    strategy: Literal["auto", "ddp"] = setting("ddp: one process a device")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = setting(
+        "auto: a GPU where there is one; gpu: cuda (Nvidia) or mps (Apple); tests run on cuda or the CPU"
+    )
+    devices: Count | Devices | Literal["auto"] = setting("how many, or which: [0, 1]; auto: all there are")
+    strategy: Strategy = setting("auto: ddp where there are several devices; ddp: one process a device")
     tf32: bool = setting("convolutions and products on a GPU round to TF32")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("of training, as Lightning names it")
     max_epochs: Count = setting("most epochs")
-    stop_by: Literal["validation", "training"] = optional(
-        "training ends once the validation loss falls no further, or once the training loss does not change",
-        "validation",
-    )
-    patience: Count | None = setting("epochs in which that loss has to move by min_delta; null: no early end")
-    min_delta: NotNegative = setting("by how much")
     save_every: Count = setting("outer steps between writes of last.ckpt")
     progress: bool = setting("whether progress is shown")
 
@@ -262,17 +390,16 @@ class Run(Group):
 
     shots: Count = setting("K: support images of each pool, and of a target")
     target: Names = setting("datasets to test on")
-    loss: Literal[LOSSES] = setting("segmentation loss")  # type: ignore[valid-type]
+    loss: Loss = setting("segmentation loss")
     seed: Natural = setting("of weights, episodes and draws")
     adapt: Recipe = setting("how a target is adapted to")
     start: str = setting("auto, model, joint, a run's directory or a checkpoint")
     starts: Starts = setting("the shared start")
     train: bool = setting("false: test what ckpt_path or the initial weights hold")
     ckpt_path: Path | None = setting("last: continue; a path: start from that checkpoint")
-    protocol: Any = setting("what the other groups read")
-    scale: Any = setting("size of the experiment")
-    experiment: Any = optional("the paper's table that a sweep carries out")
-    table: Any = optional("its rows, which the sweeper and the report read")
+    protocol: Protocol = setting("what the other groups read")
+    scale: Scale = setting("size of the experiment")
+    experiment: Experiment | None = optional("the paper's tables")
     learner: Learner = setting("the learner")
     pair: Pair = setting("source datasets")
     model: Model = setting("the network")
@@ -286,15 +413,15 @@ class Run(Group):
 class Prepared(Open):
     """How images were prepared."""
 
-    size: Annotated[int, Field(ge=8, le=1024)] = setting("side of the square images, in pixels")
-    augment: Literal["none", "flips", "standard"] = setting("of support and training query images")
+    size: Side = setting("side of the square images, in pixels")
+    augment: Augmentation = setting("of support and training query images")
 
 
 class Trained(Open):
     """What adapting reads of the settings of a run, which another version may have written."""
 
     seed: Natural = setting("of weights, episodes and draws")
-    loss: Literal[LOSSES] = setting("segmentation loss")  # type: ignore[valid-type]
+    loss: Loss = setting("segmentation loss")
     learner: Learner = setting("the learner")
     model: Model = setting("the network")
     data: Prepared = setting("images")
@@ -333,6 +460,22 @@ class Adam(Group):
     lr: Positive = setting("learning rate")
 
 
+class OneDevice(Trainer):
+    """A trainer without tasks to divide."""
+
+    devices: Literal[1] | Annotated[Devices, Field(max_length=1)] = setting("1, or which one: [0]")
+
+
+class PretrainingProtocol(Stopping):
+    """What the groups data and trainer read."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str = setting("of the protocol")
+    size: Side = setting("side of the slices, in pixels")
+    epochs: Count = setting("most epochs")
+
+
 class Pretraining(Group):
     """pretrain.py: a U-Net on brain MRI."""
 
@@ -341,9 +484,9 @@ class Pretraining(Group):
     model: Width = setting("the U-Net")
     data: Slices = setting("brain-MRI slices")
     optimizer: Adam = setting("Adam")
-    trainer: Trainer = setting("devices and the end of training")
+    trainer: OneDevice = setting("devices and the end of training")
     logger: Logger = setting("what is logged where")
-    protocol: Any = setting("what the other groups read")
+    protocol: PretrainingProtocol = setting("what the other groups read")
 
 
 class Adaptation(Group):
@@ -417,6 +560,16 @@ def checked(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
     return valid
 
 
+def fitted(annotation: Any, key: str, value: Any) -> Any:
+    """One value as a type has it, checked as `checked` does; `key`: its name, for the sentence.
+
+    Raises:
+        MetasegError: a sentence for what does not fit.
+    """
+    one = create_model("One", __base__=Group, value=(annotation, Field(alias=key)))
+    return checked(one, {key: value}).value  # type: ignore[attr-defined]
+
+
 def read(kind: type[Settings], config: DictConfig) -> Settings:
     """The settings of a composed configuration, as `checked`.
 
@@ -433,7 +586,8 @@ def _sentence(kind: type[BaseModel], path: list[str], found: str, what: str) -> 
     if field is None or what == "extra_forbidden":
         near = nearest(key, (one.key for one in documented(kind)))
         return f"{key} is no setting of this version, found {found}: {near or 'leave it out.'}"
-    return f"{key} must be {expected(field)}, found {found} ({field.description})."
+    meaning = f" ({field.description})" if field.description else ""
+    return f"{key} must be {expected(field)}, found {found}{meaning}."
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

@@ -35,6 +35,7 @@ import yaml
 
 from metaseg import configuration
 from metaseg.errors import MetasegError
+from metaseg.runs import schema
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
 
 FOLDER = configuration.FOLDER / "experiment"
@@ -157,14 +158,13 @@ def matches(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return True
 
 
-def numbers_of(settings: Mapping[str, Any]) -> tuple[int, ...]:
+def numbers_of(settings: schema.Run) -> tuple[int, ...]:
     """Numbers of the tables that a run of these settings fills a line of."""
-    target = settings["target"]
-    targets = {target} if isinstance(target, str) else set(target)
+    targets = set(settings.target)
 
     def in_row(table: Table, row: Row) -> bool:
         shown = targets & set(table.columns) & set(_assignments(row.overrides).get("target", table.columns))
-        return bool(shown) and settings["shots"] in row.shots and matches(settings, required(table, row))
+        return bool(shown) and settings.shots in row.shots and matches(settings.plain, required(table, row))
 
     tables = [load_table(number) for number in NUMBERS]
     return tuple(table.number for table in tables if any(in_row(table, row) for row in table.rows))

@@ -117,7 +117,7 @@ def of_cell(settings: Run, step: Step, steps_done: int = 0) -> Estimate:
     longest = max([last, *evaluation.curve]) if last else 0
     testing = _testing(settings, step, last, longest)
     if evaluation.scratch.compare and trains:
-        steps = settings.protocol["adapt"]["steps"]
+        steps = settings.protocol.adapt.steps
         testing += _testing(settings, step, steps, steps)
     folds = _folds(settings)
     mib = max(

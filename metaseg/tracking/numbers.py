@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metaseg.runs.result import Result
+from metaseg.runs.schema import Run
 
 
 def final_numbers(result: Result) -> dict[str, float]:
@@ -32,10 +33,9 @@ def adaptation_points(result: Result) -> list[dict[str, float]]:
     return [points[step] for step in sorted(points)]
 
 
-def about_model(result: Result, cell: str) -> dict[str, Any]:
+def about_model(settings: Run, result: Result, cell: str) -> dict[str, Any]:
     """What the page of a checkpoint shows; all settings are in the files beside it."""
-    settings = result.settings
-    known = {key: settings[key] for key in ("shots", "seed", "loss")}
-    known |= {key: settings[key]["name"] for key in ("learner", "pair", "protocol", "scale")}
+    known = {key: getattr(settings, key) for key in ("shots", "seed", "loss")}
+    known |= {key: getattr(settings, key).name for key in ("learner", "pair", "protocol", "scale")}
     known |= {"cell": cell, "commit": result.commit}
     return known | {f"dsc/{name}": scores.dsc.mean for name, scores in result.targets.items()}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from metaseg.runs.schema import Run
 from metaseg.runs.tables import identity, numbers_of
 
 _LONGEST_TAG = 64
@@ -30,29 +29,28 @@ class Place:
     model: str
 
 
-def place(settings: Mapping[str, Any]) -> Place:
+def place(settings: Run) -> Place:
     """The place of a run.
 
     Tables are found by the settings, as reports find them, so a run that serves two tables has the tags of both,
     whichever sweep it came from.
 
     Args:
-        settings: the resolved configuration. `logger.cell` names the cell; a sweep sets it.
+        settings: of the run. `logger.cell` names the cell; a sweep sets it.
     """
-    learner, mixing = settings["learner"]["name"], settings["tasks"]["mixing"]
-    pair = "alone" if settings["pair"]["name"] == "none" else settings["pair"]["name"]
-    shots = settings["shots"]
+    learner, mixing, shots = settings.learner.name, settings.tasks.mixing, settings.shots
+    pair = "alone" if settings.pair.name == "none" else settings.pair.name
     tables = numbers_of(settings)
     listed = f"table{'s' if len(tables) > 1 else ''} {'+'.join(map(str, tables))}"
     # Hydra's overrides decide what is one cell; a single run has none to go by, so all that changes a score does.
-    known = hashlib.sha256(repr(sorted(identity(settings).items())).encode()).hexdigest()[:8]
-    own = settings["logger"]["cell"] or f"{pair}_{mixing}/{learner}_{shots}shot-{known}"
-    scale, protocol = settings["scale"]["name"], settings["protocol"]["name"]
+    known = hashlib.sha256(repr(sorted(identity(settings.plain).items())).encode()).hexdigest()[:8]
+    own = settings.logger.cell or f"{pair}_{mixing}/{learner}_{shots}shot-{known}"
+    scale, protocol = settings.scale.name, settings.protocol.name
     cell = f"{scale}-{protocol}/{own}"  # as the folders of results are named: no sweep's cells say these two
-    names = (learner, pair, settings["loss"], protocol, scale, f"{shots} shots")
+    names = (learner, pair, settings.loss, protocol, scale, f"{shots} shots")
     return Place(
         group=f"{listed} {pair}" if tables else f"{pair} {mixing}",
         cell=cell,
         tags=(*names, *(f"table {number}" for number in tables), *([cell] if len(cell) <= _LONGEST_TAG else [])),
-        model=f"{learner}-{pair}_{mixing}-{shots}shot-seed{settings['seed']}",
+        model=f"{learner}-{pair}_{mixing}-{shots}shot-seed{settings.seed}",
     )

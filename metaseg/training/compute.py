@@ -28,11 +28,12 @@ class Compute(Callback):
 
     Args:
         learner: what trains.
+        size: of its images, in pixels.
         directory: `RunDirectory.write_compute` is called at the end of training.
     """
 
-    def __init__(self, learner: Learner, directory: RunDirectory) -> None:
-        self._learner, self._directory = learner, directory
+    def __init__(self, learner: Learner, size: int, directory: RunDirectory) -> None:
+        self._learner, self._size, self._directory = learner, size, directory
         self._counter: FlopCounterMode | None = None
         self._began = 0.0
         self._state: dict[str, Any] = {"counted": [], "seconds": 0.0, "steps": 0}
@@ -67,7 +68,7 @@ class Compute(Callback):
             return
         steps, counted = self._state["steps"], self._state["counted"]
         operations = sum(counted) / len(counted) * steps * trainer.world_size
-        of_one = of_one_image(self._learner, module.settings["data"]["size"])
+        of_one = of_one_image(self._learner, self._size)
         self._directory.write_compute(
             Cost(
                 outer_steps=steps,

@@ -35,7 +35,7 @@ def fit(
     if settings.ckpt_path == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
         load_weights(learner, directory.checkpoints / "best.ckpt")  # stopped by the same rule, and killed while testing
         return 0
-    watching = [*callbacks(chosen, directory), Compute(learner, directory)]
+    watching = [*callbacks(chosen, directory), Compute(learner, settings.data.size, directory)]
     if shown.overlay_every and tracking.draws(loggers):
         watching.append(WatchedImages(data, loggers, shown.overlay_every, shown.overlay_images))
     trainer = L.Trainer(

@@ -14,7 +14,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from metaseg import tracking
 from metaseg.data.batches import Episode, EpisodeDataset, RawEpisode
 from metaseg.data.module import EpisodicData
-from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import dice
 from metaseg.learners.base import Learner
 from metaseg.plots.overlays import overlay
@@ -65,17 +64,9 @@ class WatchedImages(Callback):
         loggers: those of the run.
         every: epochs between pictures, from the first epoch on; ≥ 1.
         images: of each pool; ≥ 1.
-
-    Raises:
-        MetasegError: on a value out of range.
     """
 
     def __init__(self, data: EpisodicData, loggers: Sequence[Logger], every: int, images: int) -> None:
-        if every < 1 or images < 1:
-            raise MetasegError(
-                f"logger.overlay_every must be at least 0, and logger.overlay_images at least 1, found {every} and "
-                f"{images}."
-            )
         self.data, self.loggers, self.every, self.images = data, loggers, every, images
         self._watched: list[Watched] | None = None
 

@@ -118,8 +118,8 @@ class MetaTraining(NetworkModule):
         parameters: Parameters = dict(self.network.named_parameters())
         pieces = {name: piece for name, piece in unflatten(gradient, parameters).items() if self.learner.learns(name)}
         scale = gradient.new_ones(())
-        if self.learner.outer["clip_norm"] is not None:
-            scale = (self.learner.outer["clip_norm"] / flatten(pieces.values()).norm()).clamp(max=1.0)
+        if self.learner.outer.clip_norm is not None:
+            scale = (self.learner.outer.clip_norm / flatten(pieces.values()).norm()).clamp(max=1.0)
         for name, piece in pieces.items():
             parameters[name].grad = scale * piece
         if strengths is not None:
@@ -128,7 +128,7 @@ class MetaTraining(NetworkModule):
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:
             # Optimiser states of before there were rates know none.
-            group["lr"] = self.learner.outer["lr"] * group.get("rate", 1.0) * self._schedule()
+            group["lr"] = self.learner.outer.lr * group.get("rate", 1.0) * self._schedule()
         optimizer.step()
         optimizer.zero_grad()
         if strengths is not None:
@@ -136,7 +136,7 @@ class MetaTraining(NetworkModule):
 
     def _schedule(self) -> float:
         """The share of the outer learning rate that is due: a function of the step alone, so there is no state."""
-        if self.learner.outer["schedule"] == "constant":
+        if self.learner.outer.schedule == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * self._done()))
 
@@ -180,12 +180,12 @@ class MetaTraining(NetworkModule):
         chosen: list[dict[str, Any]] = [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
         strengths = self.learner.strengths
         if strengths is not None:
-            rate = strengths.lr / self.learner.outer["lr"]
+            rate = strengths.lr / self.learner.outer.lr
             chosen.append({"params": [strengths.logarithms], "rate": rate, "weight_decay": 0.0})
         return torch.optim.Adam(
             chosen,
-            lr=self.learner.outer["lr"],
-            weight_decay=self.learner.outer["weight_decay"],
+            lr=self.learner.outer.lr,
+            weight_decay=self.learner.outer.weight_decay,
         )
 
 

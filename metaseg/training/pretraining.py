@@ -8,7 +8,6 @@ of ours. The network learns from MRI whose intensities are z-scored over a volum
 import re
 import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ from metaseg.networks.functional import forward, running_statistics, update_runn
 from metaseg.plots.figures import learning_curves
 from metaseg.progress import Progress
 from metaseg.runs import provenance, schema
-from metaseg.runs.directory import RunDirectory, write_json
+from metaseg.runs.directory import RunDirectory
+from metaseg.runs.result import PretrainingResult, Slices, VolumeScores
 from metaseg.training.callbacks import LastCheckpoint, TrainingProgress
 from metaseg.training.network_module import NetworkModule
 from metaseg.training.process import interruptible
@@ -43,7 +43,7 @@ from metaseg.training.run import begin, prepare
 MONITOR = "validation/dice"
 
 
-def run(config: DictConfig) -> dict[str, Any]:
+def run(config: DictConfig) -> PretrainingResult:
     """Carry out a composed configuration of conf/pretrain.yaml.
 
     Returns:
@@ -54,8 +54,6 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     settings = schema.read(schema.Pretraining, config)
-    if settings.trainer.devices != 1:
-        raise MetasegError(f"trainer.devices must be 1 for pre-training, found {settings.trainer.devices}.")
     directory, checkpoint = prepare(settings)
     module = Pretraining(
         build(name="unet", features=settings.model.features, seed=settings.seed), settings.optimizer.lr
@@ -75,7 +73,7 @@ def carry_out(
     directory: RunDirectory,
     checkpoint: Path | None,
     started: float,
-) -> dict[str, Any]:
+) -> PretrainingResult:
     """Train, test and write down; as `run`, once all is built. `started`: time.monotonic() at the start."""
     begin(directory, settings, checkpoint is not None)
     name = f"unet{settings.model.features}-seed{settings.seed}"
@@ -84,25 +82,25 @@ def carry_out(
     )
     try:
         epoch = fit(settings, module, data, loggers, directory, checkpoint)
-        result: dict[str, Any] = {
-            "weights": save_in_hub_layout(module.network, directory.path).name,
-            "validation": evaluate(module, data.validation, settings.trainer.progress) | {"epoch": epoch},
-            "training": {
-                "patients": len(data.training),
-                "slices": sum(len(volume.masks) for volume in data.training),
-                "steps_per_epoch": len(data.batches),
-            },
+        result = PretrainingResult(
+            weights=save_in_hub_layout(module.network, directory.path).name,
+            validation=VolumeScores(**evaluate(module, data.validation, settings.trainer.progress), epoch=epoch),
+            training=Slices(
+                patients=len(data.training),
+                slices=sum(len(volume.masks) for volume in data.training),
+                steps_per_epoch=len(data.batches),
+            ),
             **provenance.of_run(started),
-            "settings": settings.plain,
-        }
-        write_json(directory.result, result)
+            settings=settings.plain,
+        )
+        directory.write_result(result)
         learning_curves(directory.metrics, directory.learning_curves)
-        tracking.log_summary(loggers, {"validation/best_dice": result["validation"]["dice"]})
+        tracking.log_summary(loggers, {"validation/best_dice": result.validation.dice})
     except BaseException:
         tracking.finish(loggers, exit_code=1)
         raise
     tracking.finish(loggers)
-    print_summary(result, directory)
+    print_summary(result.validation, directory.path / result.weights, settings.model.features, directory)
     return result
 
 
@@ -256,7 +254,7 @@ def fit(
     callbacks.append(TrainingProgress(chosen.progress))
     trainer = L.Trainer(
         accelerator=chosen.accelerator,
-        devices=1,
+        devices=chosen.devices,
         precision=chosen.precision,  # type: ignore[arg-type]
         max_epochs=chosen.max_epochs,
         logger=loggers,
@@ -274,16 +272,15 @@ def fit(
     return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
 
 
-def print_summary(result: Mapping[str, Any], directory: RunDirectory) -> None:
+def print_summary(found: VolumeScores, path: Path, features: int, directory: RunDirectory) -> None:
     """Print the validation Dice, the paths, and the command that trains from the weights."""
-    found = result["validation"]
-    path = directory.path / result["weights"]
+    by_slice = "unknown" if found.dice_slices is None else f"{100 * found.dice_slices:.1f} %"
     print(
-        f"validation Dice of {len(found['patients'])} patients: {100 * found['dice']:.1f} % by volume, "
-        f"{100 * found['dice_slices']:.1f} % by slice with tumour (best epoch: {found['epoch']})"
+        f"validation Dice of {len(found.patients)} patients: {100 * found.dice:.1f} % by volume, {by_slice} by slice "
+        f"with tumour (best epoch: {found.epoch})"
     )
     print(f"weights     {path}\nresult      {directory.result}")
-    print(f"next: {next_command(path, result['settings']['model']['features'])}")
+    print(f"next: {next_command(path, features)}")
 
 
 def next_command(path: Path, features: int) -> str:

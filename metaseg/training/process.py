@@ -1,4 +1,4 @@
-"""Settings of the whole process: how memory is handed back, and whether arithmetic may be rounded."""
+"""Settings of the whole process: how memory is handed back, whether arithmetic is rounded, which devices compute."""
 
 import ctypes
 import sys
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
+
+from metaseg.errors import MetasegError
+from metaseg.runs import schema
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt (malloc.h)."""
@@ -44,3 +47,29 @@ def interruptible() -> Iterator[None]:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+
+
+def require_devices(chosen: schema.Trainer) -> None:
+    """Refuse GPUs that are not there.
+
+    Raises:
+        MetasegError: with how many there are.
+    """
+    kind, wanted = chosen.accelerator, chosen.devices
+    nvidia, apple = torch.cuda.device_count(), int(torch.backends.mps.is_available())
+    there = {"cpu": 0, "cuda": nvidia, "mps": apple}.get(kind, nvidia or apple)
+    named = isinstance(wanted, list)
+    needed = max(wanted) + 1 if isinstance(wanted, list) else 1 if wanted == "auto" else wanted
+    # Without GPUs, auto is the CPU: as many processes as there are to be devices.
+    if there < needed and (named or kind not in ("auto", "cpu") or (kind == "auto" and there)):
+        raise MetasegError(
+            f"trainer.accelerator={kind} with trainer.devices={wanted} needs {needed} GPUs that torch can use, found "
+            f"{there}: choose trainer=cpu or trainer=auto, or other devices."
+        )
+
+
+def device_of_tests(chosen: schema.Trainer) -> str:
+    """Where the meta-test computes: on the first GPU of training, or the CPU."""
+    if chosen.accelerator in ("cpu", "mps") or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{chosen.devices[0]}" if isinstance(chosen.devices, list) else "cuda"

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -31,7 +30,7 @@ from metaseg.runs.result import VERSION, FromScratch, Result, Scores, Weights
 from metaseg.runs.settings import leaves
 from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
-from metaseg.training.process import prepare_process
+from metaseg.training.process import device_of_tests, prepare_process, require_devices
 from metaseg.training.start import go_to, starting_point
 
 FROM_SCRATCH = " from scratch"
@@ -89,7 +88,7 @@ def carry_out(
     """
     resumed = settings.train and checkpoint is not None
     begin(directory, settings, resumed)
-    place = tracking.place(settings.plain)
+    place = tracking.place(settings)
     loggers = tracking.build_loggers(
         settings.logger,
         directory,
@@ -124,7 +123,7 @@ def carry_out(
         tracking.log_summary(loggers, tracking.final_numbers(result))
         tracking.log_rows(loggers, tracking.adaptation_points(result))
         if settings.logger.artifacts and settings.train and learner.trains:
-            tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(result, place.cell))
+            tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(settings, result, place.cell))
     except BaseException:
         tracking.finish(loggers, exit_code=1)
         raise
@@ -143,15 +142,9 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
         MetasegError: on too few GPUs, one that this torch has no kernels for, or a checkpoint that is not there.
     """
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
-    if settings.trainer.accelerator != "cpu":
+    if settings.trainer.accelerator not in ("cpu", "mps"):
         provenance.check_gpu()
-    if settings.trainer.accelerator == "gpu":
-        there, wanted = torch.cuda.device_count(), settings.trainer.devices
-        if there < (1 if wanted == "auto" else wanted):
-            raise MetasegError(
-                f"trainer.accelerator=gpu with trainer.devices={wanted} needs as many GPUs that torch can use, found "
-                f"{there}: choose trainer=cpu or trainer=auto, or fewer devices."
-            )
+    require_devices(settings.trainer)
     prepare_process(settings.trainer.tf32)
     checkpoint = find_checkpoint(settings.ckpt_path, directory)
     L.seed_everything(settings.seed, workers=True, verbose=False)
@@ -191,7 +184,7 @@ def test(
         for name, target in data.targets.items()
         for label, one in learners.items()
     }
-    device = "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    device = device_of_tests(settings.trainer)
     found: dict[str, Scores] = {}
     scratch: dict[str, FromScratch] = {}
     rows: list[Mapping[str, Any]] = []
@@ -235,14 +228,13 @@ def how_to_test(settings: schema.Run) -> metatest.Settings:
 def scratch_settings(settings: schema.Run) -> schema.Learner:
     """The learner of conf/learner/scratch.yaml, as the protocol has it."""
     protocol = settings.protocol
-    scratch = {
-        "_target_": "metaseg.learners.scratch.Scratch",
-        "name": "scratch",
-        "train_on": "source",
-        "adapt": protocol["adapt"],
-        "channels_last": protocol["channels_last"],
-    }
-    return schema.checked(schema.Learner, scratch)
+    return schema.Learner(
+        _target_="metaseg.learners.scratch.Scratch",
+        name="scratch",
+        train_on="source",
+        adapt=protocol.adapt,
+        channels_last=protocol.channels_last,
+    )
 
 
 def draw_figures(

@@ -50,7 +50,7 @@ def starting_point(settings: Run, learner: Learner) -> str:
     start, chosen = settings.start, settings.learner
     own, of_target = chosen.network is not None, chosen.train_on == "target"
     if start == "auto":
-        return settings.protocol["start"] if learner.trains and not (own or of_target) else "model"
+        return settings.protocol.start if learner.trains and not (own or of_target) else "model"
     if start == "joint" and (own or of_target):
         reason = "has a network of its own" if own else "trains on the target"
         raise MetasegError(

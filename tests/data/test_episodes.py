@@ -66,10 +66,7 @@ def test_a_fixed_pool_of_tasks_repeats_every_epoch():
     ("changes", "words"),
     [
         ({"shots": 25}, "25 support \\+ 7 query = 32 images of a pool for train, but a has 30"),
-        ({"mixing": "both"}, "exclusive, mixed"),
-        ({"order": "random"}, "interleaved, sequential"),
         ({"count": 9}, "multiple of the 2 pools"),
-        ({"shots": 0}, "at least 1"),
     ],
 )
 def test_impossible_plans_are_refused_with_the_numbers(changes, words):

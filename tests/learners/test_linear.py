@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_learners import typed
 
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.errors import MetasegError
@@ -19,7 +20,7 @@ NO_STEPS = {"optimizer": "adam", "lr": 1.0, "steps": 0, "lam": 0.0}
 
 def make(**changes):
     settings = {"network": build(features=4, seed=1), "norm": "support", "adapt": NO_STEPS, **SETTINGS, **changes}
-    return Linear(loss=LOSSES["bce_log_cosh_dice"], **settings)
+    return typed(Linear, {"loss": LOSSES["bce_log_cosh_dice"], **settings})
 
 
 def bright_discs(count, seed):

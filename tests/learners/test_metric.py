@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_learners import episode as labelled_episode
-from test_learners import mean_dice, pictures, support_set, trainer
+from test_learners import mean_dice, pictures, support_set, trainer, typed
 
 from metaseg.data.batches import Episode, SupportSet, image_tensor, mask_tensor
 from metaseg.errors import MetasegError
@@ -37,7 +37,7 @@ def make(name, norm="support", **changes):
         "optimizer": {"lr": 1e-2, "weight_decay": 0.0, "clip_norm": None, "schedule": "constant"},
     }
     torch.manual_seed(1)
-    return kind(**({"network": network()} | shared | settings | changes))
+    return typed(kind, {"network": network()} | shared | settings | changes)
 
 
 def episode(seed=0, shots=3):
@@ -306,10 +306,10 @@ def test_the_prior_mask_is_one_where_a_query_repeats_the_supports_foreground():
     ("name", "changes", "words"),
     [
         ("prototypes", {"adapt": {"optimizer": "adam", "lr": 0.1, "steps": 2, "lam": 0.0}}, "adapt.steps must be 0"),
-        ("prototypes", {"scale": 0}, "learner.scale must be > 0"),
-        ("prototypes", {"reversal": -1}, "learner.reversal must not be negative"),
+        ("prototypes", {"scale": 0}, "learner.scale must be a number above 0"),
+        ("prototypes", {"reversal": -1}, "learner.reversal must be a number from 0 on"),
         ("prototypes", {"network": torch.nn.Conv2d(3, 1, 1)}, "knows the last layer of attention_unet"),
-        ("feyjie", {"surrogate": -1}, "learner.surrogate must not be negative"),
+        ("feyjie", {"surrogate": -1}, "learner.surrogate must be a number from 0 on"),
         ("feyjie", {"network": PMGNetwork(1)}, "needs metaseg.networks.feyjie.FeyjieNetwork, found PMGNetwork"),
         ("pmg", {"network": FeyjieNetwork(1)}, "needs metaseg.networks.pmg.PMGNetwork, found FeyjieNetwork"),
         ("pmg", {"network": torch.nn.Conv2d(3, 1, 1)}, "found Conv2d; set learner.network._target_"),

@@ -50,9 +50,6 @@ def test_initial_weights_can_be_left_out_for_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"name": "segnet"}, "model.name to be one of attention_unet, unet, smp, pretrained, found 'segnet'"),
-        ({"init": "imagenet"}, "model.init to be one of random, brain_mri, found 'imagenet'"),
-        ({"features": 0}, "model.features of at least 1, found 0"),
         ({"init_path": "weights.pt"}, "found model.init=random and model.init_path=weights.pt"),
         ({"name": "smp", "init": "brain_mri"}, "model.init=random with model=smp, found brain_mri"),
     ],

@@ -1,8 +1,10 @@
 """The schema: what is right passes, and what is wrong is refused by the setting's name."""
 
 import copy
+from typing import get_args
 
 import pytest
+import yaml
 from conftest import ROOT, TINY, settings_of
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,7 +12,14 @@ from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
 from metaseg.learners.build import build_learner
+from metaseg.meta.gradients import CURVATURES
+from metaseg.meta.inner_loop import OPTIMIZERS, SCHEDULES
+from metaseg.meta.losses import LOSSES
 from metaseg.runs import schema
+from metaseg.runs.directory import RunDirectory
+from metaseg.runs.settings import upgraded
+from metaseg.sweeps.standing import differences
+from metaseg.training.run import begin
 
 LEARNERS = sorted(path.stem for path in (ROOT / "conf" / "learner").glob("[a-z]*.yaml"))
 
@@ -75,8 +84,37 @@ def test_every_scale_passes(scale):
         "learner.inner.optimizer=lbfgs",
         "learner.inner.precision=int8",
         "learner.inner.steps=-1",
+        "learner.inner.tolerance=1",
+        "learner.inner.bound.every=-1",
+        "learner.inner.bound.share=0",
         "learner.adapt.lr=none",
+        "learner.adapt.lr=-1",
+        "learner.adapt.schedule=linear",
         "learner.adapt.folds=-2",
+        "learner.adapt.folds=1",
+        "learner.adapt.by=magic",
+        "learner.adapt.rates.head=-1",
+        "trainer.accelerator=tpu",
+        "trainer.devices=0",
+        "trainer.devices=[]",
+        "trainer.devices=[0,0]",
+        "trainer.devices=[-1]",
+        "trainer.devices=true",
+        "trainer.strategy=fsdp",
+        "trainer.precision=8-true",
+        "model.features=0",
+        "model.name=segnet",
+        "model.init=imagenet",
+        "model.norm.encoder=layer",
+        "logger.overlay_images=0",
+        "model.recipe.lam=-1",
+        "model.recipe.adapt.quick.steps=-1",
+        "model.recipe.rates.outer.head=-1",
+        "protocol.outer_lr=0",
+        "protocol.curvature=fisher",
+        "protocol.adapt.schedule=linear",
+        "model.recipe.inner.bound.share=0",
+        "scale.name=3",
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(right, wrong):
@@ -86,6 +124,58 @@ def test_a_wrong_value_is_refused_by_its_name(right, wrong):
     with pytest.raises(MetasegError) as caught:
         schema.read(schema.Run, changed)
     assert f"{name} must be" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["trainer.devices=[0,1]", "trainer.accelerator=cuda", "trainer.strategy=ddp"],
+        ["trainer.devices=auto", "trainer.accelerator=gpu", "trainer.strategy=ddp_find_unused_parameters_false"],
+        ["trainer.devices=[3]", "trainer.precision=16-mixed"],
+        ["trainer.accelerator=mps"],
+        ["model.norm=batch"],
+    ],
+)
+def test_devices_and_norms_may_be_given_in_several_ways(right, given):
+    changed = copy.deepcopy(right)
+    for one in OverridesParser.create().parse_overrides(given):
+        OmegaConf.update(changed, one.key_or_group, one.value(), merge=False)
+    assert schema.read(schema.Run, changed).plain == OmegaConf.to_container(changed, resolve=True)
+
+
+def test_one_word_sets_the_statistics_of_both_parts():
+    norm = settings_of(*TINY, "model.norm=batch").model.norm
+    assert (norm.encoder, norm.decoder) == ("batch", "batch")
+
+
+def test_the_choices_of_the_schema_are_those_of_the_code():
+    assert get_args(schema.Loss) == tuple(LOSSES)
+    assert get_args(schema.Curvature) == CURVATURES
+    assert (get_args(schema.Descent), get_args(schema.Schedule)) == (OPTIMIZERS, SCHEDULES)
+
+
+def test_settings_of_the_results_of_every_version_are_read():
+    found = sorted((ROOT / "experiments" / "results").rglob("config.yaml"))
+    assert found
+    for path in found:
+        settings = upgraded(yaml.safe_load(path.read_text(encoding="utf-8")))
+        assert schema.checked(schema.Trained, settings).learner.name == settings["learner"]["name"]
+
+
+def test_a_config_of_an_earlier_version_says_the_same_when_a_run_goes_on(tmp_path, right, capsys):
+    """Reading by the schema adds nothing to the settings, and leaves each value as it was given."""
+    given = copy.deepcopy(right)
+    OmegaConf.update(given, "model.norm", "support", merge=False)
+    OmegaConf.update(given, "learner.optimizer.lr", 1)
+    OmegaConf.update(given, "target", "isic")
+    directory = RunDirectory(tmp_path)
+    OmegaConf.save(given, directory.config, resolve=True)  # as every version has written it
+    before = directory.config.read_text()
+    settings = schema.read(schema.Run, given)
+    assert differences(OmegaConf.to_container(OmegaConf.load(directory.config)), settings.plain) == ()
+    begin(directory, settings, resumed=True)
+    assert capsys.readouterr().out == ""
+    assert directory.config.read_text() == before
 
 
 def test_each_of_several_wrong_values_has_its_sentence():
@@ -106,10 +196,15 @@ def test_a_setting_that_there_is_not_is_refused():
         ("+learner.curvatur=hessian", "learner.curvature"),
         ("learner.products=3", "learner.products"),
         ("learner.lam=much", "learner.lam"),
+        ("learner.lam=0", "learner.lam"),
+        ("learner.cg.steps=0", "learner.cg.steps"),
+        ("+learner.cg.step=3", "did you mean learner.cg.steps?"),
+        ("learner.strengths.by=pixel", "learner.strengths.by"),
+        ("learner=pmg learner.network.features=many", "learner.network.features"),
     ],
 )
 def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
-    settings = settings_of(*TINY, given)
+    settings = settings_of(*TINY, *given.split())
     with pytest.raises(MetasegError, match=named.replace(".", r"\.")):
         build_learner(settings)
 
@@ -129,6 +224,8 @@ def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
         ("pretrain", [], "data.size=40"),
         ("pretrain", [], "data.augment.flip=2"),
         ("pretrain", [], "optimizer.lr=-1"),
+        ("pretrain", [], "trainer.devices=2"),
+        ("pretrain", [], "protocol.name=3"),
     ],
 )
 def test_the_other_commands_refuse_by_name_too(command, given, wrong):
@@ -144,7 +241,7 @@ def test_the_other_commands_refuse_by_name_too(command, given, wrong):
 def test_every_setting_of_conf_is_documented():
     plain = OmegaConf.to_container(OmegaConf.create(settings_of().plain))
     known = {one.key for one in schema.documented(schema.Run)}
-    open_groups = ("protocol", "model", "scale", "experiment", "table", "learner", "starts.learner")
+    open_groups = ("learner", "starts.learner")
 
     def leaves(tree, prefix=""):
         for key, value in tree.items():

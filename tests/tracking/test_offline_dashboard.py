@@ -14,9 +14,7 @@ from conftest import ROOT, TINY, environment
 from offline_runs import as_dict, of_kind, offline_records
 from PIL import Image
 
-from metaseg.errors import MetasegError
 from metaseg.tracking import dashboard
-from metaseg.training.followed_images import WatchedImages
 
 EPOCHS = 2
 
@@ -167,9 +165,3 @@ def test_what_is_switched_off_is_not_there(train, tmp_path):
     (records,) = offline_records(tmp_path / "run")
     assert {one.type for one in of_kind(records, "artifact")} == {"run_table"}
     assert not any("progress" in name for row in of_kind(records, "history") for name in as_dict(row.item))
-
-
-@pytest.mark.parametrize(("every", "images"), [(-1, 1), (1, 0)])
-def test_settings_out_of_range_are_refused(every, images):
-    with pytest.raises(MetasegError, match=r"logger\.overlay"):
-        WatchedImages(None, [], every, images)

@@ -1,19 +1,12 @@
 """Where runs stand on the dashboard."""
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import settings_of
 from offline_runs import of_kind, offline_records
-from omegaconf import OmegaConf
 
 from metaseg.tracking import place
 
 SCRATCH = ["learner=scratch", "pair=none", "target=[isic,kvasir,kvasir_capsule]"]
-
-
-def settings(*overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
 
 
 @pytest.mark.long
@@ -33,23 +26,23 @@ def settings(*overrides):
     ],
 )
 def test_a_run_has_the_tags_of_all_tables_that_it_serves(overrides, group, tables):
-    found = place(settings(*overrides))
+    found = place(settings_of(*overrides))
     assert found.group == (group or "table 7 cvc_ph2")
     assert {tag for tag in found.tags if tag.startswith("table")} == tables
 
 
 @pytest.mark.long
 def test_a_cell_is_what_differs_in_its_seed_alone():
-    one = place(settings("seed=0"))
-    other = place(settings("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))
+    one = place(settings_of("seed=0"))
+    other = place(settings_of("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))
     assert one.cell == other.cell
     assert one.model != other.model
     for change in ("learner.inner.lr=0.5", "scale=small", "protocol=paper", "shots=10", "tasks.mixing=mixed"):
-        assert place(settings(change)).cell != one.cell
+        assert place(settings_of(change)).cell != one.cell
 
 
 def test_tags_are_as_short_as_wandb_wants_them():
-    long = place(settings(f"logger.cell={'x' * 100}"))
+    long = place(settings_of(f"logger.cell={'x' * 100}"))
     assert long.cell == f"full-tuned/{'x' * 100}"
     assert all(len(tag) <= 64 for tag in long.tags)
 

@@ -24,6 +24,8 @@ from metaseg.networks.attention_unet import AttentionUNet, UNet
 from metaseg.networks.brain_mri import load_brain_mri
 from metaseg.networks.build import build
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.result import PretrainingResult, plain
+from metaseg.runs.result import checked as checked_result
 from metaseg.runs.schema import Slices, checked
 from metaseg.training.pretraining import Pretraining, evaluate, largest_component, next_command, score_volume
 
@@ -50,6 +52,7 @@ def test_the_file_holds_the_best_epoch_and_train_starts_from_it(pretrain, train,
     path = weights_in(directory)
     settings = yaml.safe_load((directory / "config.yaml").read_text())
     result = json.loads((directory / "result.json").read_text())
+    assert result == plain(checked_result(PretrainingResult, result, directory))
     assert result["weights"] == path.name
     assert result["settings"] == settings
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0]

@@ -1,8 +1,11 @@
 import sys
+from contextlib import nullcontext
 
 import pytest
+from conftest import TINY, settings_of
 
-from metaseg.training.process import interruptible
+from metaseg.errors import MetasegError
+from metaseg.training.process import device_of_tests, interruptible, require_devices
 
 
 def lightning_interrupted():
@@ -23,3 +26,37 @@ def test_other_exits_and_errors_pass():
     assert end.value.code == 3
     with pytest.raises(ValueError, match="other"), interruptible():
         raise ValueError("other")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "there", "fits"),
+    [
+        ("cpu", 2, 0, True),
+        ("cpu", [0], 4, False),
+        ("auto", 2, 0, True),
+        ("auto", 2, 1, False),
+        ("auto", [1], 2, True),
+        ("auto", "auto", 0, True),
+        ("gpu", "auto", 0, False),
+        ("gpu", 1, 1, True),
+        ("cuda", [0, 3], 4, True),
+        ("cuda", [0, 4], 4, False),
+        ("mps", 1, 0, False),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(monkeypatch, accelerator, devices, there, fits):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    chosen = settings_of(*TINY).trainer.model_copy(update={"accelerator": accelerator, "devices": devices})
+    with nullcontext() if fits else pytest.raises(MetasegError, match=r"trainer\.devices"):
+        require_devices(chosen)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "device"),
+    [("cpu", 1, "cpu"), ("mps", 1, "cpu"), ("auto", 1, "cuda"), ("gpu", 2, "cuda"), ("cuda", [2, 3], "cuda:2")],
+)
+def test_tests_run_on_the_first_gpu_of_training(monkeypatch, accelerator, devices, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    chosen = settings_of(*TINY).trainer.model_copy(update={"accelerator": accelerator, "devices": devices})
+    assert device_of_tests(chosen) == device

@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 
 from metaseg.adapting.files import DICOM, PICTURES
-from metaseg.app import words
+from metaseg.app import texts
 from metaseg.app.picture import FRAME
 from metaseg.app.session import Session
 from metaseg.app.sessions import Sessions
@@ -49,34 +49,34 @@ def build(sessions: Sessions) -> gr.Blocks:
     limits = sessions.limits
     kinds = [*PICTURES, *DICOM]
     with gr.Blocks(title="metaseg", analytics_enabled=False) as page:
-        gr.Markdown(words.TITLE)
-        gr.Markdown(words.PRIVACY, elem_classes="privacy")
+        gr.Markdown(texts.TITLE)
+        gr.Markdown(texts.PRIVACY, elem_classes="privacy")
         chosen = gr.State(None)
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 gr.Markdown("### 1 · Add images", elem_classes="step")
                 images = gr.File(
-                    file_count="multiple", file_types=kinds, label=words.images(limits), height=150, elem_id="upload"
+                    file_count="multiple", file_types=kinds, label=texts.images(limits), height=150, elem_id="upload"
                 )
                 with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):
-                    gr.Markdown(words.MASKS)
+                    gr.Markdown(texts.MASKS)
                     masks = gr.File(file_count="multiple", file_types=kinds, label="Masks", height=120, elem_id="masks")
                 gr.Markdown("### 3 · Learn and segment", elem_classes="step")
                 adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
                 status = gr.Markdown(elem_id="status")
                 notes = gr.Markdown(elem_id="notes")
                 estimate = gr.Button("How accurate will it be?", size="sm", interactive=False, elem_id="estimate")
-                estimated = gr.Markdown(words.ESTIMATE, elem_id="estimated")
+                estimated = gr.Markdown(texts.ESTIMATE, elem_id="estimated")
                 with gr.Accordion("Settings", open=False):
                     run = sessions.network
-                    steps = gr.Number(run.steps, label="Steps", info=words.STEPS, precision=0, elem_id="steps")
-                    lr = gr.Number(run.lr, label="Step size", info=words.LR, elem_id="lr")
+                    steps = gr.Number(run.steps, label="Steps", info=texts.STEPS, precision=0, elem_id="steps")
+                    lr = gr.Number(run.lr, label="Step size", info=texts.LR, elem_id="lr")
                 gr.Markdown("### 5 · Download", elem_classes="step")
                 download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
-                gr.Markdown(words.DOWNLOAD)
+                gr.Markdown(texts.DOWNLOAD)
             with gr.Column(scale=7, min_width=480):
                 gr.Markdown("### 2 · Mark the lesion in a few · 4 · Look at all, correct some", elem_classes="step")
-                gr.Markdown(words.GALLERY)
+                gr.Markdown(texts.GALLERY)
                 gallery = gr.Gallery(
                     show_label=False,
                     columns=6,
@@ -87,7 +87,7 @@ def build(sessions: Sessions) -> gr.Blocks:
                     buttons=[],
                     elem_id="images",
                 )
-                title = gr.Markdown(words.NOTHING_CHOSEN, elem_id="title")
+                title = gr.Markdown(texts.NOTHING_CHOSEN, elem_id="title")
                 # Always there: shown later than its first image, gradio 6.31's canvas takes no paint.
                 with gr.Column():
                     with gr.Row():
@@ -104,13 +104,13 @@ def build(sessions: Sessions) -> gr.Blocks:
                         eraser=gr.Eraser(default_size=12),
                         format="png",
                         height=520,
-                        placeholder=words.NO_CANVAS,
+                        placeholder=texts.NO_CANVAS,
                         canvas_size=FRAME[::-1],
                         buttons=["fullscreen"],
                         interactive=True,
                         elem_id="editor",
                     )
-                    fill = gr.Checkbox(True, label=words.FILL, elem_id="fill")
+                    fill = gr.Checkbox(True, label=texts.FILL, elem_id="fill")
 
         def shown(session: Session, canvas: bool = True) -> dict[Any, Any]:
             """All that depends on the session; the canvas is left alone where a painting may be under way.
@@ -125,19 +125,19 @@ def build(sessions: Sessions) -> gr.Blocks:
             result = {
                 chosen: name,
                 gallery: gr.update(
-                    value=[(str(one.tile()), words.caption(one)) for one in pictures],
+                    value=[(str(one.tile()), texts.caption(one)) for one in pictures],
                     selected_index=list(session.pictures).index(name) if name else None,
                 ),
-                status: words.status(session),
-                notes: words.notes(session),
-                adapt: gr.update(value=words.learn(marked, len(pictures)), interactive=marked > 0),
+                status: texts.status(session),
+                notes: texts.notes(session),
+                adapt: gr.update(value=texts.learn(marked, len(pictures)), interactive=marked > 0),
                 estimate: gr.update(interactive=marked > 1),
                 download: gr.update(
                     value=str(session.download()) if marked or found else None, interactive=bool(marked or found)
                 ),
                 **dict.fromkeys((save, empty, remove), able),
                 forget: gr.update(interactive=picture is not None and picture.annotated),
-                title: words.title(picture),
+                title: texts.title(picture),
             }
             if canvas:
                 result[editor] = (
@@ -206,7 +206,7 @@ def build(sessions: Sessions) -> gr.Blocks:
             return shown(session, canvas=looked_at is not None and not looked_at.annotated)
 
         def guess(count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> str:
-            return words.estimated(sessions.of(_key(request)).estimate(progress, count, size))
+            return texts.estimated(sessions.of(_key(request)).estimate(progress, count, size))
 
         def on(
             event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: Any, **options: Any

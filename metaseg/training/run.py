@@ -89,13 +89,13 @@ def carry_out(
     """
     resumed = settings.train and checkpoint is not None
     begin(directory, settings, resumed)
-    place = tracking.place(settings.plain)
+    labels = tracking.labels_of(settings.plain)
     loggers = tracking.build_loggers(
         settings.logger,
         directory,
-        settings.plain | {"cell": place.cell},
-        group=place.group,
-        tags=place.tags,
+        settings.plain | {"cell": labels.cell},
+        group=labels.group,
+        tags=labels.tags,
         name=f"{settings.learner.name}-{settings.shots}shot-seed{settings.seed}",
         job_type=settings.learner.name,
         resume=resumed,
@@ -121,10 +121,10 @@ def carry_out(
             **provenance.of_run(started),
         )
         directory.write_result(result)
-        tracking.log_summary(loggers, tracking.final_numbers(result))
+        tracking.log_summary(loggers, tracking.summary_of(result))
         tracking.log_rows(loggers, tracking.adaptation_points(result))
         if settings.logger.artifacts and settings.train and learner.trains:
-            tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(result, place.cell))
+            tracking.log_checkpoint(loggers, labels.model, directory, tracking.about_model(result, labels.cell))
     except BaseException:
         tracking.finish(loggers, exit_code=1)
         raise

@@ -1,4 +1,4 @@
-"""Where runs stand on the dashboard."""
+"""How runs are labelled on the dashboard."""
 
 import pytest
 from conftest import ROOT
@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from offline_runs import of_kind, offline_records
 from omegaconf import OmegaConf
 
-from metaseg.tracking import place
+from metaseg.tracking import labels_of
 
 SCRATCH = ["learner=scratch", "pair=none", "target=[isic,kvasir,kvasir_capsule]"]
 
@@ -33,23 +33,23 @@ def settings(*overrides):
     ],
 )
 def test_a_run_has_the_tags_of_all_tables_that_it_serves(overrides, group, tables):
-    found = place(settings(*overrides))
+    found = labels_of(settings(*overrides))
     assert found.group == (group or "table 7 cvc_ph2")
     assert {tag for tag in found.tags if tag.startswith("table")} == tables
 
 
 @pytest.mark.long
 def test_a_cell_is_what_differs_in_its_seed_alone():
-    one = place(settings("seed=0"))
-    other = place(settings("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))
+    one = labels_of(settings("seed=0"))
+    other = labels_of(settings("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))
     assert one.cell == other.cell
     assert one.model != other.model
     for change in ("learner.inner.lr=0.5", "scale=small", "protocol=paper", "shots=10", "tasks.mixing=mixed"):
-        assert place(settings(change)).cell != one.cell
+        assert labels_of(settings(change)).cell != one.cell
 
 
 def test_tags_are_as_short_as_wandb_wants_them():
-    long = place(settings(f"logger.cell={'x' * 100}"))
+    long = labels_of(settings(f"logger.cell={'x' * 100}"))
     assert long.cell == f"full-tuned/{'x' * 100}"
     assert all(len(tag) <= 64 for tag in long.tags)
 

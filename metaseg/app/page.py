@@ -28,7 +28,7 @@ CSS = """
 .step h3 {margin: 4px 0 0 0}
 footer {display: none !important}
 """
-_TOLD_AT_ONCE = 4  # refused files that are named one by one
+_SHOWN_AT_ONCE = 4  # refused files that are named one by one
 _PROGRESS = gr.Progress()  # as a default, what gradio fills in
 _PAINT = ("rgb(255, 235, 0)", 0.5)
 _COVERED = 64  # of 255: the opacity from which on paint counts; half of a stroke's, so its soft edge is halved
@@ -211,7 +211,7 @@ def build(sessions: Sessions) -> gr.Blocks:
         def on(
             event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: Any, **options: Any
         ) -> None:
-            event(_told(handler), inputs, outputs, api_visibility="private", **options)
+            event(_errors_shown(handler), inputs, outputs, api_visibility="private", **options)
 
         # One user's adaptation fills the processor. The others wait, and see how many are before them.
         alone = {"concurrency_id": "network", "concurrency_limit": 1}
@@ -242,15 +242,15 @@ def _covered(painted: dict[str, Any] | None) -> np.ndarray:
 
 
 def _warn(sentences: list[str]) -> None:
-    for sentence in sentences[:_TOLD_AT_ONCE]:
+    for sentence in sentences[:_SHOWN_AT_ONCE]:
         gr.Warning(html.escape(sentence), duration=None, title="Please look")
-    if len(sentences) > _TOLD_AT_ONCE:
+    if len(sentences) > _SHOWN_AT_ONCE:
         gr.Warning(
-            f"{len(sentences) - _TOLD_AT_ONCE} more files have such problems.", duration=None, title="Please look"
+            f"{len(sentences) - _SHOWN_AT_ONCE} more files have such problems.", duration=None, title="Please look"
         )
 
 
-def _told(handler: Callable[..., Any]) -> Callable[..., Any]:
+def _errors_shown(handler: Callable[..., Any]) -> Callable[..., Any]:
     """The handler, whose problems end in one sentence on the page. Names of files are users' text: escaped."""
 
     @functools.wraps(handler)

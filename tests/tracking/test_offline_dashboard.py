@@ -16,7 +16,7 @@ from PIL import Image
 
 from metaseg.errors import MetasegError
 from metaseg.tracking import dashboard
-from metaseg.training.followed_images import WatchedImages
+from metaseg.training.followed_images import FollowedImages
 
 EPOCHS = 2
 
@@ -172,4 +172,4 @@ def test_what_is_switched_off_is_not_there(train, tmp_path):
 @pytest.mark.parametrize(("every", "images"), [(-1, 1), (1, 0)])
 def test_settings_out_of_range_are_refused(every, images):
     with pytest.raises(MetasegError, match=r"logger\.overlay"):
-        WatchedImages(None, [], every, images)
+        FollowedImages(None, [], every, images)

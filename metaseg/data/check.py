@@ -208,7 +208,7 @@ def inspect(pair: Pair) -> Inspected:
     if image is None or grey is None or any(fault.severity == "error" for fault in faults):
         bits = np.zeros(duplicates.BITS, dtype=bool)
         return Inspected(None, None, bits, np.zeros(duplicates.DETAILS, np.float32), float("nan"), tuple(faults))
-    bits, details = duplicates.fingerprint(image)
+    bits, details = duplicates.perceptual_hash(image)
     return Inspected(image, mask, bits, details, float(mask.mean()), tuple(faults))
 
 

@@ -179,7 +179,7 @@ class MetricLearner(Learner):
         with torch.no_grad():
             met = self.meet(theta, images, masks)
         # Copies: training may go on while the segmenter lives.
-        yield 0, Comparison(self, {name: value.clone() for name, value in theta.items()}, met)
+        yield 0, ComparingSegmenter(self, {name: value.clone() for name, value in theta.items()}, met)
 
     def _statistics_of(self, met: Met) -> Statistics:
         return self.norms.given(met.found, self._running())
@@ -189,7 +189,7 @@ class MetricLearner(Learner):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparingSegmenter:
     """A support set that was met, with the parameters it was met with; a `Segmenter`."""
 
     learner: MetricLearner

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from metaseg.errors import MetasegError
 from metaseg.runs.schema import Run, checked
-from metaseg.sweeps.estimate import Step, kind, measure, of_cell
+from metaseg.sweeps.estimate import StepCosts, kind, measure, of_cell
 from metaseg.sweeps.status import State
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
     typed = {one.cell.name: _typed(one.settings) for one in missing}
     kinds = {kind(settings): settings for settings in typed.values() if not isinstance(settings, str)}
     progress = Console(stderr=True)
-    measured: dict[str, Step | str] = {
+    measured: dict[str, StepCosts | str] = {
         name: _measured(settings)
         for name, settings in track(
             kinds.items(), "measuring one step of each kind", console=progress, transient=True, disable=not kinds
@@ -65,7 +65,7 @@ def _typed(settings: Mapping[str, Any]) -> Run | str:
         return str(error)
 
 
-def _measured(settings: Run) -> Step | str:
+def _measured(settings: Run) -> StepCosts | str:
     try:
         return measure(settings)
     except MetasegError as error:

@@ -25,6 +25,7 @@ by way of φ, so that the chain rule can go on through those stages:
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,15 +157,7 @@ def implicit_gradient(
         ValueError: if a λ ≤ 0, a name is unknown, or the Gauss-Newton product lacks its callable.
         Unsupported: if ``products`` is "replay" and the network uses an operation that it does not know.
     """
-    smallest = lam if isinstance(lam, float | int) else float(lam.min())
-    if not smallest > 0:
-        raise ValueError(f"expected lam > 0 for the implicit gradient, found {smallest}")
-    if curvature not in CURVATURES:
-        raise ValueError(f"expected a curvature out of {', '.join(CURVATURES)}, found {curvature!r}")
-    exact = curvature == "hessian"
-    in_logits = task.logit_curvature
-    if not exact and in_logits is None:
-        raise ValueError("the Gauss-Newton product needs logit_curvature in the task, found none")
+    _require_solvable(task, lam, curvature)
     linearise = _linearise(products)
     descent = _run(task, theta, inner)
     phi = descent.phi
@@ -176,18 +169,14 @@ def implicit_gradient(
         gradient, by_inputs = _slopes(task, loss, leaves, retain_graph=True)
         return loss.detach(), after, gradient, by_inputs, detached(found)
 
+    exact, in_logits = curvature == "hessian", task.logit_curvature
     support = linearise(task.support, task.support_loss, leaves, ask_query, exact, task.support_inputs)
     query_loss, query_after, right_hand_side, by_inputs, found = support.before
-
-    def curvature_product(vector: Tensor) -> Tensor:
-        if in_logits is None or exact:
-            return support.hessian(vector)
-        return support.gauss_newton(in_logits, vector)
-
-    def curvature_product_and_inputs(vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if in_logits is None or exact:
-            return support.hessian_and_inputs(vector)
-        return support.gauss_newton_and_inputs(in_logits, vector)
+    if exact or in_logits is None:
+        curvature_product, curvature_product_and_inputs = support.hessian, support.hessian_and_inputs
+    else:
+        curvature_product = partial(support.gauss_newton, in_logits)
+        curvature_product_and_inputs = partial(support.gauss_newton_and_inputs, in_logits)
 
     def only_adapting(vector: Tensor) -> Tensor:
         return vector if inner.mask is None else vector * inner.mask
@@ -222,6 +211,16 @@ def implicit_gradient(
     }
     by_strengths = (start - end) * x
     return MetaGradient(gradient, detach(phi), diagnostics, found, query_after, solution, by_inputs, by_strengths)
+
+
+def _require_solvable(task: Task, lam: float | Tensor, curvature: str) -> None:
+    smallest = lam if isinstance(lam, float | int) else float(lam.min())
+    if not smallest > 0:
+        raise ValueError(f"expected lam > 0 for the implicit gradient, found {smallest}")
+    if curvature not in CURVATURES:
+        raise ValueError(f"expected a curvature out of {', '.join(CURVATURES)}, found {curvature!r}")
+    if curvature == "gauss_newton" and task.logit_curvature is None:
+        raise ValueError("the Gauss-Newton product needs logit_curvature in the task, found none")
 
 
 def first_order_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:

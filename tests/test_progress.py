@@ -40,10 +40,10 @@ def pipe():
     return io.StringIO()
 
 
-def work(progress, clock, steps, seconds, first=0, **numbers):
+def work(progress, clock, steps, seconds, first=0, **values):
     for done in range(first + 1, first + steps + 1):
         clock.now += seconds
-        progress.update(done, numbers=numbers)
+        progress.update(done, values=values)
 
 
 def lines(stream):

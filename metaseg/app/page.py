@@ -7,7 +7,6 @@ import html
 import inspect
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -48,154 +47,156 @@ def theme() -> gr.themes.Base:
     )
 
 
-@dataclass(frozen=True)
-class _Controls:
-    """The left column: images and masks in, learning, masks out."""
-
-    images: gr.File
-    masks: gr.File
-    adapt: gr.Button
-    status: gr.Markdown
-    notes: gr.Markdown
-    estimate: gr.Button
-    estimated: gr.Markdown
-    steps: gr.Number
-    lr: gr.Number
-    download: gr.DownloadButton
-
-
-@dataclass(frozen=True)
-class _Canvas:
-    """The right column: all images, and the one that is looked at; `chosen` holds its name."""
-
-    chosen: gr.State
-    gallery: gr.Gallery
-    title: gr.Markdown
-    save: gr.Button
-    empty: gr.Button
-    forget: gr.Button
-    remove: gr.Button
-    editor: gr.ImageEditor
-    fill: gr.Checkbox
-
-
 def build(sessions: Sessions) -> gr.Blocks:
     """The page, each open copy of which has its own session."""
-    with gr.Blocks(title="metaseg", analytics_enabled=False) as page:
-        gr.Markdown(texts.TITLE)
-        gr.Markdown(texts.PRIVACY, elem_classes="privacy")
-        chosen = gr.State(None)
-        with gr.Row():
-            with gr.Column(scale=3, min_width=300):
-                controls = _controls(sessions)
-            with gr.Column(scale=7, min_width=480):
-                canvas = _canvas(chosen)
-        _wire(page, _Handlers(sessions, controls, canvas), controls, canvas)
-    return page
+    return _Page(sessions).blocks
 
 
-def _controls(sessions: Sessions) -> _Controls:
-    kinds = [*PICTURES, *DICOM]
-    gr.Markdown("### 1 · Add images", elem_classes="step")
-    images = gr.File(
-        file_count="multiple", file_types=kinds, label=texts.images(sessions.limits), height=150, elem_id="upload"
-    )
-    with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):
-        gr.Markdown(texts.MASKS)
-        masks = gr.File(file_count="multiple", file_types=kinds, label="Masks", height=120, elem_id="masks")
-    gr.Markdown("### 3 · Learn and segment", elem_classes="step")
-    adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
-    status = gr.Markdown(elem_id="status")
-    notes = gr.Markdown(elem_id="notes")
-    estimate = gr.Button("How accurate will it be?", size="sm", interactive=False, elem_id="estimate")
-    estimated = gr.Markdown(texts.ESTIMATE, elem_id="estimated")
-    with gr.Accordion("Settings", open=False):
-        run = sessions.network
-        steps = gr.Number(run.steps, label="Steps", info=texts.STEPS, precision=0, elem_id="steps")
-        lr = gr.Number(run.lr, label="Step size", info=texts.LR, elem_id="lr")
-    gr.Markdown("### 5 · Download", elem_classes="step")
-    download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
-    gr.Markdown(texts.DOWNLOAD)
-    return _Controls(images, masks, adapt, status, notes, estimate, estimated, steps, lr, download)
+class _Page:
+    """The components, and what gradio calls when they are used: most of it returns all that depends on the session."""
 
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+        with gr.Blocks(title="metaseg", analytics_enabled=False) as self.blocks:
+            gr.Markdown(texts.TITLE)
+            gr.Markdown(texts.PRIVACY, elem_classes="privacy")
+            self.chosen = gr.State(None)  # name of the image that is looked at
+            with gr.Row():
+                with gr.Column(scale=3, min_width=300):
+                    self._lay_out_controls()
+                with gr.Column(scale=7, min_width=480):
+                    self._lay_out_canvas()
+            self._wire()
 
-def _canvas(chosen: gr.State) -> _Canvas:
-    gr.Markdown("### 2 · Mark the lesion in a few · 4 · Look at all, correct some", elem_classes="step")
-    gr.Markdown(texts.GALLERY)
-    gallery = gr.Gallery(
-        show_label=False,
-        columns=6,
-        height="auto",
-        object_fit="contain",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_id="images",
-    )
-    title = gr.Markdown(texts.NOTHING_CHOSEN, elem_id="title")
-    # Always there: shown later than its first image, gradio 6.31's canvas takes no paint.
-    with gr.Column():
-        with gr.Row():
-            save = gr.Button("Save as mask", variant="primary", interactive=False, elem_id="save")
-            empty = gr.Button("No lesion here", interactive=False, elem_id="empty")
-            forget = gr.Button("Discard my mask", interactive=False, elem_id="forget")
-            remove = gr.Button("Remove image", interactive=False, elem_id="remove")
-        editor = gr.ImageEditor(
-            show_label=False,
-            sources=(),
-            transforms=(),
-            layers=False,
-            brush=gr.Brush(default_size=12, colors=[_PAINT], color_mode="fixed"),
-            eraser=gr.Eraser(default_size=12),
-            format="png",
-            height=520,
-            placeholder=texts.NO_CANVAS,
-            canvas_size=FRAME[::-1],
-            buttons=["fullscreen"],
-            interactive=True,
-            elem_id="editor",
+    def _lay_out_controls(self) -> None:
+        """The left column: images and masks in, learning, masks out."""
+        kinds = [*PICTURES, *DICOM]
+        gr.Markdown("### 1 · Add images", elem_classes="step")
+        self.images = gr.File(
+            file_count="multiple",
+            file_types=kinds,
+            label=texts.images(self.sessions.limits),
+            height=150,
+            elem_id="upload",
         )
-        fill = gr.Checkbox(True, label=texts.FILL, elem_id="fill")
-    return _Canvas(chosen, gallery, title, save, empty, forget, remove, editor, fill)
+        with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):
+            gr.Markdown(texts.MASKS)
+            self.masks = gr.File(file_count="multiple", file_types=kinds, label="Masks", height=120, elem_id="masks")
+        gr.Markdown("### 3 · Learn and segment", elem_classes="step")
+        self.adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
+        self.status = gr.Markdown(elem_id="status")
+        self.notes = gr.Markdown(elem_id="notes")
+        self.estimate = gr.Button("How accurate will it be?", size="sm", interactive=False, elem_id="estimate")
+        self.estimated = gr.Markdown(texts.ESTIMATE, elem_id="estimated")
+        with gr.Accordion("Settings", open=False):
+            run = self.sessions.network
+            self.steps = gr.Number(run.steps, label="Steps", info=texts.STEPS, precision=0, elem_id="steps")
+            self.lr = gr.Number(run.lr, label="Step size", info=texts.LR, elem_id="lr")
+        gr.Markdown("### 5 · Download", elem_classes="step")
+        self.download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
+        gr.Markdown(texts.DOWNLOAD)
 
+    def _lay_out_canvas(self) -> None:
+        """The right column: all images, and the one that is looked at."""
+        gr.Markdown("### 2 · Mark the lesion in a few · 4 · Look at all, correct some", elem_classes="step")
+        gr.Markdown(texts.GALLERY)
+        self.gallery = gr.Gallery(
+            show_label=False,
+            columns=6,
+            height="auto",
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            elem_id="images",
+        )
+        self.title = gr.Markdown(texts.NOTHING_CHOSEN, elem_id="title")
+        # Always there: shown later than its first image, gradio 6.31's canvas takes no paint.
+        with gr.Column():
+            with gr.Row():
+                self.save = gr.Button("Save as mask", variant="primary", interactive=False, elem_id="save")
+                self.empty = gr.Button("No lesion here", interactive=False, elem_id="empty")
+                self.forget = gr.Button("Discard my mask", interactive=False, elem_id="forget")
+                self.remove = gr.Button("Remove image", interactive=False, elem_id="remove")
+            self.editor = gr.ImageEditor(
+                show_label=False,
+                sources=(),
+                transforms=(),
+                layers=False,
+                brush=gr.Brush(default_size=12, colors=[_PAINT], color_mode="fixed"),
+                eraser=gr.Eraser(default_size=12),
+                format="png",
+                height=520,
+                placeholder=texts.NO_CANVAS,
+                canvas_size=FRAME[::-1],
+                buttons=["fullscreen"],
+                interactive=True,
+                elem_id="editor",
+            )
+            self.fill = gr.Checkbox(True, label=texts.FILL, elem_id="fill")
 
-class _Handlers:
-    """What gradio calls when the page is used; most return all that depends on the session."""
+    def _wire(self) -> None:
+        """Connect each event with its handler."""
+        everything = [
+            *(self.chosen, self.gallery, self.status, self.notes, self.adapt, self.estimate, self.download),
+            *(self.save, self.empty, self.forget, self.remove, self.title, self.editor),
+        ]
 
-    def __init__(self, sessions: Sessions, controls: _Controls, canvas: _Canvas) -> None:
-        self._sessions, self._controls, self._canvas = sessions, controls, canvas
+        def on(
+            event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: Any, **how: Any
+        ) -> None:
+            event(_errors_shown(handler), inputs, outputs, api_visibility="private", **how)
+
+        # One user's adaptation fills the processor. The others wait, and see how many are before them.
+        alone = {"concurrency_id": "network", "concurrency_limit": 1}
+        on(self.blocks.load, self.start, [], everything, show_progress="hidden")
+        self.blocks.unload(self.end)
+        for file, handler in ((self.images, self.add_images), (self.masks, self.add_masks)):
+            on(file.upload, handler, [file], [*everything, file], show_progress_on=self.status)
+        on(self.gallery.select, self.choose, [], everything, show_progress="hidden")
+        painted = [self.editor, self.chosen, self.fill]
+        on(self.save.click, self.save_mask, painted, everything, show_progress_on=self.title)
+        for button, change in (
+            (self.empty, Session.mark_empty),
+            (self.forget, Session.remove_mask),
+            (self.remove, Session.remove),
+        ):
+            on(button.click, self.changing(change), [self.chosen], everything, show_progress="hidden")
+        how_long = [self.steps, self.lr]
+        on(self.adapt.click, self.learn, how_long, everything, show_progress_on=self.status, **alone)
+        on(self.estimate.click, self.guess, how_long, self.estimated, show_progress_on=self.estimated, **alone)
 
     def _of(self, request: gr.Request) -> Session:
-        return self._sessions.of(_key(request))
+        return self.sessions.of(_key(request))
 
     def _shown(self, session: Session, canvas: bool = True) -> Updates:
         """All that depends on the session; the canvas is left alone where a painting may be under way.
 
         The session knows which image is looked at: it may be another than when what is answered was asked.
         """
-        left, right, name = self._controls, self._canvas, session.chosen
+        name = session.chosen
         pictures = list(session.pictures.values())
         picture = session.pictures.get(name) if name else None
         marked, found = len(session.annotated), len(session.segmented)
         result: Updates = {
-            right.chosen: name,
-            right.gallery: gr.update(
+            self.chosen: name,
+            self.gallery: gr.update(
                 value=[(str(one.tile()), texts.caption(one)) for one in pictures],
                 selected_index=list(session.pictures).index(name) if name else None,
             ),
-            left.status: texts.status(session),
-            left.notes: texts.notes(session),
-            left.adapt: gr.update(value=texts.learn(marked, len(pictures)), interactive=marked > 0),
-            left.estimate: gr.update(interactive=marked > 1),
-            left.download: gr.update(
+            self.status: texts.status(session),
+            self.notes: texts.notes(session),
+            self.adapt: gr.update(value=texts.learn(marked, len(pictures)), interactive=marked > 0),
+            self.estimate: gr.update(interactive=marked > 1),
+            self.download: gr.update(
                 value=str(session.download()) if marked or found else None, interactive=bool(marked or found)
             ),
-            **dict.fromkeys((right.save, right.empty, right.remove), gr.update(interactive=picture is not None)),
-            right.forget: gr.update(interactive=picture is not None and picture.annotated),
-            right.title: texts.title(picture),
+            **dict.fromkeys((self.save, self.empty, self.remove), gr.update(interactive=picture is not None)),
+            self.forget: gr.update(interactive=picture is not None and picture.annotated),
+            self.title: texts.title(picture),
         }
         if canvas:
-            result[right.editor] = (
+            result[self.editor] = (
                 {"background": str(picture.shown), "layers": [str(picture.paint())], "composite": None}
                 if picture
                 else None
@@ -206,17 +207,17 @@ class _Handlers:
         return self._shown(self._of(request))
 
     def end(self, request: gr.Request) -> None:
-        self._sessions.end(_key(request))
+        self.sessions.end(_key(request))
 
     def add_images(self, files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
         session = self._of(request)
         _warn(session.add_images(files or [], progress))
-        return self._shown(session, canvas=False) | {self._controls.images: None}
+        return self._shown(session, canvas=False) | {self.images: None}
 
     def add_masks(self, files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
         session = self._of(request)
         _warn(session.add_masks(files or [], progress))
-        return self._shown(session) | {self._controls.masks: None}
+        return self._shown(session) | {self.masks: None}
 
     def choose(self, request: gr.Request, event: gr.SelectData) -> Updates:
         session = self._of(request)
@@ -251,36 +252,6 @@ class _Handlers:
         self, count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS
     ) -> str:
         return texts.estimated(self._of(request).estimate(progress, count, size))
-
-
-def _wire(page: gr.Blocks, handlers: _Handlers, left: _Controls, right: _Canvas) -> None:
-    """Connect each event with its handler."""
-    everything = [
-        *(right.chosen, right.gallery, left.status, left.notes, left.adapt, left.estimate, left.download),
-        *(right.save, right.empty, right.forget, right.remove, right.title, right.editor),
-    ]
-
-    def on(event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: Any, **how: Any) -> None:
-        event(_errors_shown(handler), inputs, outputs, api_visibility="private", **how)
-
-    # One user's adaptation fills the processor. The others wait, and see how many are before them.
-    alone = {"concurrency_id": "network", "concurrency_limit": 1}
-    on(page.load, handlers.start, [], everything, show_progress="hidden")
-    page.unload(handlers.end)
-    for file, handler in ((left.images, handlers.add_images), (left.masks, handlers.add_masks)):
-        on(file.upload, handler, [file], [*everything, file], show_progress_on=left.status)
-    on(right.gallery.select, handlers.choose, [], everything, show_progress="hidden")
-    painted = [right.editor, right.chosen, right.fill]
-    on(right.save.click, handlers.save_mask, painted, everything, show_progress_on=right.title)
-    for button, change in (
-        (right.empty, Session.mark_empty),
-        (right.forget, Session.remove_mask),
-        (right.remove, Session.remove),
-    ):
-        on(button.click, handlers.changing(change), [right.chosen], everything, show_progress="hidden")
-    how_long = [left.steps, left.lr]
-    on(left.adapt.click, handlers.learn, how_long, everything, show_progress_on=left.status, **alone)
-    on(left.estimate.click, handlers.guess, how_long, left.estimated, show_progress_on=left.estimated, **alone)
 
 
 def _key(request: gr.Request) -> str:

@@ -90,9 +90,9 @@ def groups(
     where sequences are given and an id is no frame number, or lies before the first sequence.
     """
     if any(name is not None for name in named):
-        numbers: dict[tuple[str | None, int], int] = {}
+        group_of: dict[tuple[str | None, int], int] = {}
         keys = [(name, -1 if name is not None else index) for index, name in enumerate(named)]
-        return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+        return np.array([group_of.setdefault(key, len(group_of)) for key in keys], dtype=np.int64)
     if dataset.blocks:
         sizes = [len(block) for block in np.array_split(np.arange(len(ids)), dataset.blocks)]
         return np.repeat(np.arange(dataset.blocks), sizes)

@@ -175,9 +175,9 @@ def _labels(scores: pd.DataFrame, cell: TableCell) -> _Labels:
 
 
 def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
-    numbers = {id(cell): ours(cell) for cell in cells}
+    found = {id(cell): ours(cell) for cell in cells}
     general = [run for cell in cells if cell.row.learner != "naive" for run in cell.runs]
-    from_scratch = {cell.shots: numbers[id(cell)] for cell in cells if cell.row.learner == "scratch"}
+    from_scratch = {cell.shots: found[id(cell)] for cell in cells if cell.row.learner == "scratch"}
     # Without a run at these shots: the baselines that do not look at the support set, from runs at other shots.
     anywhere = {name: value for name, value in trivial(general, target).items() if name != "mean_support_mask"}
     lines = []
@@ -191,7 +191,7 @@ def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
                 row=cell.row,
                 shots=tuple(one.shots for one in group),
                 paper=None if published is None else published / 100,
-                ours=numbers[id(cell)],
+                ours=found[id(cell)],
                 scratch=known.dice.mean if known else scratch_beside(cell.runs or at_shots, target),
                 trivial=trivial(cell.runs or at_shots, target) or anywhere,
             )

@@ -251,7 +251,7 @@ def draw_figures(
     name: str,
     data: EpisodicData,
     scores: metatest.Scores,
-    numbers: Scores,
+    summary: Scores,
     scratch: FromScratch | None,
     directory: RunDirectory,
     loggers: list[Logger],
@@ -269,11 +269,11 @@ def draw_figures(
         pictures.append(overlay(image, mask, after))
     overlay_sheet(sheet, directory.overlays(name), name)
     tracking.log_images(loggers, f"overlays/{name}", pictures, [row.title for row in sheet])
-    curves = {"trained": numbers.curve}
+    curves = {"trained": summary.curve}
     if scratch is not None:
         curves["from scratch"] = scratch.curve
-    if numbers.curve.steps:
-        adaptation_curve(curves, directory.adaptation_curve(name), numbers.trivial, name)
+    if summary.curve.steps:
+        adaptation_curve(curves, directory.adaptation_curve(name), summary.trivial, name)
 
 
 @rank_zero_only

@@ -108,7 +108,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name == "tasks":
             add("--count", type=int, default=50, help="tasks in a row")
         else:
-            add("--repeats", type=int, default=3 if name == "adaptation" else 10, help="rounds of timing")
+            add("--repeats", type=int, default=1 if name == "adaptation" else 10, help="rounds of timing")
         if name == "adaptation":
             add("--dataset", default="kvasir", choices=catalogue.names(), help="dataset to adapt to")
             add("--root", type=Path, help="folder that holds it; without it: its synthetic twin")

@@ -80,7 +80,7 @@ def settings_of(*overrides, command="config"):
 
 @pytest.fixture(autouse=True)
 def stays_short(request, monkeypatch):
-    """A test of `make test-fast` that starts an interpreter or computes for long fails, so that none goes unnoticed."""
+    """A test of `make test-fast` that starts an interpreter or computes for long fails: none stays unnoticed."""
     if any(request.node.get_closest_marker(name) for name in ("long", "slow", "gpu")):
         yield
         return

@@ -180,7 +180,9 @@ def refuse_half_a_sweep() -> None:
 
 def quieten() -> None:
     """Leave out what the libraries say that no user of this program can act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # By the names of those that speak: Lightning sets the level of its own root when it is imported, which is later.
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")

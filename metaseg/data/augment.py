@@ -1,6 +1,7 @@
 """Augmentation of support images and training queries, deterministic by seed; never of images that are scored."""
 
 import os
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 AUGMENTATIONS = ("none", "flips", "standard")
 
 
-@lru_cache(maxsize=4)
-def _pipeline(name: str) -> "albumentations.Compose":
+@lru_cache(maxsize=16)
+def _pipeline(name: str, thread: int) -> "albumentations.Compose":
+    """Of one thread: what is drawn next is kept in the pipeline."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions over the network
     import albumentations as A
 
@@ -57,7 +59,7 @@ def augment(name: str, images: np.ndarray, masks: np.ndarray, seed: tuple[int, .
         raise MetasegError(f"data.augment must be one of {', '.join(AUGMENTATIONS)}, found {name!r}.")
     if name == "none":
         return images, masks
-    pipeline = _pipeline(name)
+    pipeline = _pipeline(name, threading.get_ident())
     out_images, out_masks = np.empty_like(images), np.empty_like(masks)
     for position, (image, mask) in enumerate(zip(images, masks, strict=True)):
         pipeline.set_random_seed(int(np.random.SeedSequence([*seed, position]).generate_state(1)[0]))

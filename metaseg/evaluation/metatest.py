@@ -17,7 +17,7 @@ from metaseg.evaluation.scores import dice, foreground, iou, pixel_counts
 from metaseg.evaluation.trivial import trivial_scores
 from metaseg.evaluation.work import Work
 from metaseg.meta.inner_loop import InnerLoop
-from metaseg.networks.segmenter import Segmenter
+from metaseg.networks.segmenter import Ensemble, Followed, Segmenter
 from metaseg.runs import result
 
 LEVEL = 0.95
@@ -76,11 +76,13 @@ class Scores:
     """Per-image scores of one learner on one target.
 
     Arrays have shape (draws, images) over the images of the whole target, NaN where an image was not scored. ``inner``
-    is Dice after the inner problem of training, NaN throughout for learners that have none.
+    is Dice after the inner problem of training, ``alone`` that of one network at the end of its descent, without the
+    ensemble and the mirror images that ``after`` is the mean of; NaN throughout where there is no such thing.
     """
 
     before: np.ndarray
     inner: np.ndarray
+    alone: np.ndarray
     after: np.ndarray
     iou_before: np.ndarray
     iou_after: np.ndarray
@@ -89,13 +91,15 @@ class Scores:
     seconds: np.ndarray
     """Of each draw: seconds that adapting took, and seconds of segmenting an image after it; shape (draws, 2)."""
     curve: dict[int, np.ndarray] = field(default_factory=dict)
+    followed: list[Followed] = field(default_factory=list)
+    """How far each draw followed its descent; empty where all follow it to the end."""
     pictures: dict[str, dict[int, np.ndarray]] = field(default_factory=lambda: {"before": {}, "after": {}})
     """Masks (H, W) predicted in draw 0, packed to bits along the last axis: when → image index → mask."""
 
     @classmethod
     def empty(cls, draws: int, images: int) -> "Scores":
         """All NaN."""
-        names = ("before", "inner", "after", "iou_before", "iou_after", "overlap", "total")
+        names = ("before", "inner", "alone", "after", "iou_before", "iou_after", "overlap", "total")
         matrices = {name: np.full((draws, images), np.nan) for name in names}
         return cls(**matrices, seconds=np.zeros((draws, 2)))  # type: ignore[arg-type]
 
@@ -197,6 +201,9 @@ def score_target(
             if step == end:
                 scores.after[draw, wanted], scores.iou_after[draw, wanted] = values, iou(prediction, masks)
                 scores.overlap[draw, wanted], scores.total[draw, wanted] = pixel_counts(prediction, masks)
+                if isinstance(segmenter, Ensemble):
+                    scores.alone[draw, wanted] = dice(segment(segmenter.alone, images, settings.batch), masks)
+                    scores.followed += [segmenter.followed] if segmenter.followed.held_out else []
             if step in settings.curve:
                 row = scores.curve.setdefault(step, np.full_like(scores.before, np.nan))
                 inside = np.isin(wanted, subset)
@@ -241,7 +248,15 @@ def limited(target: Target, count: int, seed: int) -> np.ndarray:
 
 def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result.Scores:
     """The numbers of result.json for one target; `trivial`: Dice of the baselines."""
-    inner = {} if np.isnan(scores.inner).all() else {"dsc_inner": interval(scores.inner, seed)}
+    matrices = {"dsc_inner": scores.inner, "dsc_alone": scores.alone}
+    further: dict[str, Any] = {
+        name: interval(matrix, seed) for name, matrix in matrices.items() if not np.isnan(matrix).all()
+    }
+    if scores.followed:
+        further["followed"] = [
+            result.Followed(alpha=one.share, held_out={f"{share:g}": value for share, value in one.held_out.items()})
+            for one in scores.followed
+        ]
     total = np.nansum(scores.total)
     adapting, image = scores.seconds.mean(0).tolist()
     return result.Scores(
@@ -255,7 +270,7 @@ def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result
         seconds=result.Seconds(adapting=adapting, image=image),
         curve=curve(scores, seed),
         trivial=dict(trivial),
-        **inner,
+        **further,
     )
 
 

@@ -3,9 +3,9 @@
 The descent leads from the meta-parameters θ to φ, which after many steps knows a few images by heart. The target is
 segmented at θ + α (φ - θ) [Wortsman et al. 2022, there between a pre-trained and a fine-tuned classifier]. Which α
 serves best differs between targets: 1 where all images are alike, less where they vary. The support set says it: each
-part of it is segmented by the same descent on the other parts. These descents are not thrown away: each ends somewhere
-else, and the mean of what they and the descent on all images say is better than what each says alone [Breiman 1996,
-bagging; that it is done here is our decision].
+part of it is segmented by the same descent on the other parts, and the smallest α that is not told from the best
+counts. These descents are not thrown away: each ends somewhere else, and the mean of what they and the descent on all
+images say is better than what each says alone [Breiman 1996, bagging; that it is done here is our decision].
 
 All descents go side by side, on several threads where there are any: images are augmented once a step for all of them.
 Where leading stages of the network are held at θ with frozen norm layers, these run once a step for all of them too.
@@ -33,7 +33,7 @@ from metaseg.meta.vectors import Parameters, detach, interpolate
 from metaseg.networks.functional import Statistics, forward, running_statistics
 from metaseg.networks.norms import Norms
 from metaseg.networks.rates import HeldStages, Rates
-from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter
+from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
 
 SHARES = (0.5, 0.75, 1.0)
 """The values of α to choose from. None is below one half: parts of the support set are few images, and ask for less."""
@@ -105,7 +105,7 @@ class FineTuning:
         members = [everything, *(np.setdiff1d(everything, part) for part in parts)]
         clean = self._there(support.clean())
         if 0 in steps:
-            yield 0, self._segmenter(theta, [Stage(theta, running_statistics(self.network))], 1.0, clean[0])
+            yield 0, self._segmenter(theta, [Stage(theta, running_statistics(self.network))], Followed(1.0), clean[0])
         with _Batches(self, theta, support) as batches, SideBySide(len(members), self.device) as side_by_side:
             # A network lends itself to one call at a time.
             networks = [self.network, *(copy.deepcopy(self.network) for _ in parts)]
@@ -119,8 +119,8 @@ class FineTuning:
                 stages = side_by_side(advances)
                 progress(step, last)
                 if step in steps:
-                    share = self._share(theta, stages[1:], members[1:], parts, clean) if self.folds else 1.0
-                    yield step, self._segmenter(theta, stages, share, clean[0])
+                    followed = self._followed(theta, stages[1:], members[1:], parts, clean)
+                    yield step, self._segmenter(theta, stages, followed, clean[0])
 
     def _descent(
         self, network: nn.Module, theta: Parameters, batches: "_Batches", rows: np.ndarray, last: int
@@ -147,15 +147,15 @@ class FineTuning:
         while True:
             yield stage
 
-    def _share(
+    def _followed(
         self,
         theta: Parameters,
         stages: Sequence[Stage],
         members: Sequence[np.ndarray],
         parts: Sequence[np.ndarray],
         clean: tuple[Tensor, Tensor],
-    ) -> float:
-        """The α with the highest Dice of held-out images; the smallest of several.
+    ) -> Followed:
+        """The α that held-out images ask for, see `chosen_share`.
 
         Args:
             theta: θ.
@@ -164,8 +164,10 @@ class FineTuning:
             parts: those that they do not.
             clean: images and masks of the support set.
         """
+        if not self.folds:
+            return Followed(1.0)
         if not parts:
-            return OF_ONE_IMAGE
+            return Followed(OF_ONE_IMAGE)
         images, masks = clean
         scores = []
         for share in SHARES:
@@ -173,13 +175,17 @@ class FineTuning:
             for stage, rows, part in zip(stages, members, parts, strict=True):
                 found = self._adapted(theta, stage, share, images[rows])(images[part])
                 values.append(dice(found > THRESHOLD, masks[part]))
-            scores.append(np.concatenate(values).mean())
-        return SHARES[int(np.argmax(scores))]
+            scores.append(np.concatenate(values))
+        means = {share: float(one.mean()) for share, one in zip(SHARES, scores, strict=True)}
+        return Followed(chosen_share(np.stack(scores)), means)
 
-    def _segmenter(self, theta: Parameters, stages: Sequence[Stage], share: float, images: Tensor) -> Segmenter:
+    def _segmenter(self, theta: Parameters, stages: Sequence[Stage], followed: Followed, images: Tensor) -> Segmenter:
         """The mean of what all members say; one that held images out is still normalised with all of them."""
-        networks = tuple(self._adapted(theta, stage, share, images) for stage in stages)
-        return networks[0] if len(networks) == 1 and not self.flips else Ensemble(networks, self.flips)
+        networks = tuple(self._adapted(theta, stage, followed.share, images) for stage in stages)
+        if len(networks) == 1 and not self.flips:
+            return networks[0]
+        alone = networks[0] if followed.share == 1 else self._adapted(theta, stages[0], 1.0, images)
+        return Ensemble(networks, self.flips, alone, followed)
 
     def _adapted(self, theta: Parameters, stage: Stage, share: float, images: Tensor) -> AdaptedNetwork:
         """The network at θ + α (φ - θ), with the norm statistics of these images there."""
@@ -250,6 +256,20 @@ class _Batches:
         batch = self._ahead[1].result() if known and self._ahead else self._support.augmented(step)
         self._ahead = step + 1, self._thread.submit(self._support.augmented, step + 1)
         return batch
+
+
+def chosen_share(scores: np.ndarray) -> float:
+    """The smallest of `SHARES` that is not told from the best: one standard error towards θ [Breiman et al. 1984].
+
+    Five images tell the shares apart by tenths of a point, and the highest mean alone would be a toss of a coin.
+
+    Args:
+        scores: Dice (shares, images) of the same held-out images at each share.
+    """
+    best = scores[np.argmax(scores.mean(1))]
+    behind = best - scores
+    error = behind.std(1, ddof=1) / np.sqrt(behind.shape[1])
+    return SHARES[int(np.argmax(behind.mean(1) <= error))]
 
 
 def held_out(count: int, folds: int) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """What a learner returns when it has met a dataset: something that segments images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -42,16 +42,33 @@ class AdaptedNetwork:
 
 
 @dataclass(frozen=True)
+class Followed:
+    """How far a descent from θ to φ was followed: θ + α (φ - θ).
+
+    Attributes:
+        share: α, in [0, 1].
+        held_out: α → mean Dice of held-out support images there; empty where none were held out.
+    """
+
+    share: float
+    held_out: dict[float, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Ensemble:
     """Networks, and views of an image, whose probabilities are averaged; a `Segmenter`.
 
     Attributes:
         members: one or more; the first was adapted to all support images, each other one to a part of them.
         flips: whether each member sees an image as it is and in its three mirror images (`VIEWS`).
+        alone: the first at α = 1: what plain fine-tuning would have made.
+        followed: the members' α.
     """
 
     members: tuple[AdaptedNetwork, ...]
-    flips: bool = False
+    flips: bool
+    alone: AdaptedNetwork
+    followed: Followed
 
     def __call__(self, images: Tensor) -> Tensor:
         """Mean foreground probabilities (B, 1, H, W) of images (B, 3, H, W) in [-1, 1]."""

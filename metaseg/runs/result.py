@@ -73,6 +73,14 @@ class Seconds(ResultPart):
     """Of segmenting one image after adaptation."""
 
 
+class Followed(ResultPart):
+    """How far a draw followed its descent from θ: ``alpha`` 1 is to the end."""
+
+    alpha: Fraction
+    held_out: dict[str, Fraction]
+    """α → mean Dice of the support images that were held out, by which it was chosen."""
+
+
 class Scores(ResultPart):
     """The scores on one target."""
 
@@ -81,6 +89,10 @@ class Scores(ResultPart):
     dsc_before: Estimate | None = None
     dsc_inner: Estimate | None = None
     """After the inner problem of training alone, of learners that have one."""
+    dsc_alone: Estimate | None = None
+    """Of one network at the end of its descent, without what the recipe adds: ensemble, α below 1, mirror images."""
+    followed: list[Followed] = []
+    """By draw, where α is chosen."""
     pooled_dsc: Fraction = None
     """Of the pixels of all images together."""
     iou: Fraction = None

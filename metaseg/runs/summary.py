@@ -53,7 +53,7 @@ def checkpoint_of(run: RunDirectory) -> Path | None:
 
 def _strengths(learned: Iterable[tuple[str, float]]) -> Table:
     table = Table(title="held to theta", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("", min_width=36)
+    table.add_column("", min_width=37)
     table.add_column("lambda", justify="right", min_width=8)
     for name, value in learned:
         table.add_row(name, f"{value:.3g}")
@@ -70,12 +70,13 @@ def _table(target: str, scores: Scores, scratch: Estimate | None) -> Table:
         title=f"{target}: {counts}" if counts else target, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
     )
     # Fixed widths: the tables of several targets align.
-    table.add_column("", min_width=36)
+    table.add_column("", min_width=37)
     table.add_column("Dice, %", justify="right", min_width=8)
     table.add_column(f"{100 * scores.dsc.level:.0f} % interval", justify="right", min_width=14)
     rows = [
         ("before adaptation", scores.dsc_before),
         ("after the inner problem alone", scores.dsc_inner),
+        ("after adaptation, one network, α = 1", scores.dsc_alone),
         ("after adaptation", scores.dsc),
         ("trained from scratch on the support", scratch),
     ]

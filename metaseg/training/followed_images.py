@@ -24,14 +24,14 @@ _GAP = 8  # pixels between before and after
 
 
 @dataclass(frozen=True)
-class Followed:
+class FollowedEpisode:
     """Query images of one validation episode: where they stand in it, and their ids, by pool."""
 
     episode: RawEpisode
     places: dict[str, list[tuple[int, str]]]
 
 
-def followed(data: EpisodicData, images: int) -> list[Followed]:
+def followed(data: EpisodicData, images: int) -> list[FollowedEpisode]:
     """The first query images of each pool, in the validation plan's first episode of that pool.
 
     They are a function of the data, shots and seed: the same for every learner and epoch.
@@ -52,7 +52,7 @@ def followed(data: EpisodicData, images: int) -> list[Followed]:
                 (first + position, pool.ids[image]) for position, image in enumerate(part.query[:images])
             ]
             first += len(part.query)
-        found.append(Followed(cast(RawEpisode, episodes[0, index]), places))
+        found.append(FollowedEpisode(cast(RawEpisode, episodes[0, index]), places))
     return found
 
 
@@ -79,7 +79,7 @@ class FollowedImages(Callback):
                 f"{images}."
             )
         self.data, self.loggers, self.every, self.images = data, loggers, every, images
-        self._followed: list[Followed] | None = None
+        self._followed: list[FollowedEpisode] | None = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, where it is this epoch's turn."""
@@ -97,7 +97,7 @@ class FollowedImages(Callback):
                 tracking.log_images(self.loggers, f"progress/{pool}", pictures, captions, beside, file_type="jpg")
 
 
-def _pictures(learner: Learner, followed: Followed) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
+def _pictures(learner: Learner, followed: FollowedEpisode) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
     """Pool, pictures (H, W', 3) and captions."""
     raw = RawEpisode(*(None if part is None else part.to(learner.device) for part in followed.episode))  # type: ignore[arg-type]
     episode: Episode = raw.normalised()

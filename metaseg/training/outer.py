@@ -55,8 +55,8 @@ class MetaTraining(NetworkModule):
         self.network = learner.network
         self.settings = settings
         self._learner = (learner,)  # in a tuple: as a module of its own it would double the names in checkpoints
-        means = nn.ModuleDict({name: MeanMetric() for name in VALIDATION})
-        self._validation: Mapping[str, MeanMetric] = means  # type: ignore[assignment]
+        means: Any = nn.ModuleDict({name: MeanMetric() for name in VALIDATION})
+        self._validation: Mapping[str, MeanMetric] = means
         self._tally = Tally()
 
     @property

@@ -9,6 +9,7 @@ import torch
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
 from metaseg.evaluation.metatest import Settings, score_target, summarise
+from metaseg.networks.segmenter import Ensemble, Followed
 from metaseg.runs.result import plain
 
 HOW = Settings(shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2), curve_limit=4, augmentation="flips")
@@ -53,3 +54,15 @@ def test_the_inner_problem_is_scored_on_the_same_images(target):
 
 def test_learners_without_an_inner_problem_have_no_score_of_it(target):
     assert "dsc_inner" not in plain(summarise(score_target(Adapting(inner=False), target, HOW), 0, {}))
+
+
+def test_one_network_at_the_end_of_its_descent_is_scored_beside_the_recipe(target):
+    learner = Adapting(inner=False)
+    recipe = Ensemble((saying(0.0),), flips=False, alone=saying(1.0), followed=Followed(0.5, {0.5: 0.8, 1.0: 0.7}))
+    learner.adaptation = lambda support, at, progress: iter([(0, saying(0.0)), (2, recipe)])
+    scores = score_target(learner, target, HOW)
+    assert np.array_equal(np.isnan(scores.alone), np.isnan(scores.after))
+    found = summarise(scores, 0, {})
+    assert found.dsc.mean == 0
+    assert found.dsc_alone.mean > 0.1
+    assert plain(found)["followed"] == [{"alpha": 0.5, "held_out": {"0.5": 0.8, "1": 0.7}}] * HOW.draws

@@ -8,7 +8,7 @@ import torch
 
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.evaluation.scores import dice
-from metaseg.learners.fine_tuning import OF_ONE_IMAGE, SHARES, FineTuning, held_out
+from metaseg.learners.fine_tuning import OF_ONE_IMAGE, SHARES, FineTuning, chosen_share, held_out
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten
@@ -82,20 +82,20 @@ def adapted_share(support, at=10):
     return share_of(flatten(whole[at].parameters.values()) - start, first(found[at]), start)
 
 
-def test_images_that_serve_one_another_are_followed_all_the_way():
-    assert adapted_share(discs(6, 3)) == pytest.approx(1, abs=1e-3)
+def test_images_that_serve_one_another_are_followed_further():
+    assert adapted_share(discs(6, 3)) > 0.7
 
 
 @pytest.mark.long
 def test_images_that_contradict_one_another_are_followed_less():
-    assert adapted_share(contradicting()) < 0.9
+    assert adapted_share(contradicting()) < 0.6
 
 
 @pytest.mark.long
-def test_the_share_is_the_one_with_the_highest_dice_of_held_out_images():
+def test_the_share_is_chosen_by_dice_of_held_out_images():
     of, support = tuning(folds=3), contradicting()
     start = flatten(theta(of).values())
-    by_hand = np.zeros(len(SHARES))
+    by_hand = [[] for _ in SHARES]
     for rest, part in divided(support, 3):
         ((_, end),) = replace(of, folds=0).run(theta(of), rest, [20])
         for row, share in enumerate(SHARES):
@@ -104,11 +104,24 @@ def test_the_share_is_the_one_with_the_highest_dice_of_held_out_images():
             with torch.no_grad():
                 statistics = forward(of.network, parameters, rest.clean()[0])[1]
                 logits = forward(of.network, parameters, images, statistics)[0]
-            by_hand[row] += dice((logits > 0)[:, 0].numpy(), masks[:, 0].numpy() > 0).sum()
+            by_hand[row] += dice((logits > 0)[:, 0].numpy(), masks[:, 0].numpy() > 0).tolist()
     whole = dict(replace(of, folds=0).run(theta(of), support, [20]))
     found = dict(of.run(theta(of), support, [20]))
     share = share_of(flatten(whole[20].parameters.values()) - start, first(found[20]), start)
-    assert share == pytest.approx(SHARES[int(by_hand.argmax())], abs=1e-3)
+    assert share == pytest.approx(chosen_share(np.array(by_hand)), abs=1e-3)
+    followed = found[20].followed
+    assert followed.share == chosen_share(np.array(by_hand))
+    assert followed.held_out == pytest.approx(dict(zip(SHARES, np.mean(by_hand, 1), strict=True)), abs=1e-6)
+    torch.testing.assert_close(found[20].alone.parameters, whole[20].parameters)
+
+
+def test_a_share_that_is_not_told_from_the_best_gives_way_to_a_smaller_one():
+    best = np.array([0.5, 0.6, 0.7, 0.8, 0.9])
+    assert chosen_share(np.stack([best - 0.1, best - 0.05, best])) == SHARES[2]
+    assert chosen_share(np.stack([best - 0.1, best, best])) == SHARES[1]
+    # 0.02 behind in the mean with a standard error of 0.03: one image decides.
+    within = best - np.array([0.14, -0.01, -0.01, -0.01, -0.01])
+    assert chosen_share(np.stack([best - 0.1, within, best])) == SHARES[1]
 
 
 @pytest.mark.long

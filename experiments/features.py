@@ -15,6 +15,8 @@ SYSTEMS = {
     "linear": "logistic regression on frozen features",
     "default-192px": "pre-trained, default, 192 px",
     "small": "attention U-Net, 8 features, random weights",
+    "joint": "pre-trained, joint training on ISIC-2018 and PH²",
+    "imaml": "pre-trained, iMAML on ISIC-2018 and PH²",
 }
 
 

@@ -17,10 +17,22 @@ cell() { # NAME SHOTS SETTINGS...: KvasirCapsule-SEG and Kvasir-SEG whole, 600 i
   run "$1" "$2" kvasir_capsule null "${@:3}"
 }
 
-for shots in 5 20; do
-  cell default $shots learner=scratch model=pretrained
-  cell quick $shots learner=scratch model=pretrained adapt.recipe=quick
-  cell linear $shots learner=linear model=pretrained
-  cell small $shots learner=scratch model=attention_unet model.features=8 data.size=128
-done
+pair() { # LEARNER: meta-trained on ISIC-2018 and PH2, tested on Kvasir-SEG whole
+  local folder=$root/$1-5shot-kvasir
+  [ -f "$folder/result.json" ] && return
+  python train.py scale=small pair=isic_ph2 'target=[kvasir]' learner="$1" shots=5 evaluation.limit=null logger=csv \
+    trainer=cpu hydra.run.dir="$folder"
+}
+
+systems() { # SHOTS
+  cell default "$1" learner=scratch model=pretrained
+  cell quick "$1" learner=scratch model=pretrained adapt.recipe=quick
+  cell linear "$1" learner=linear model=pretrained
+  cell small "$1" learner=scratch model=attention_unet model.features=8 data.size=128
+}
+
+systems 5
 run default-192px 5 kvasir null learner=scratch model=pretrained data.size=192
+pair joint
+pair imaml
+systems 20

@@ -12,7 +12,7 @@ from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
 from metaseg.evaluation.metatest import Settings, score_target
 from metaseg.evaluation.metatest import work as work_of
-from metaseg.evaluation.work import Work, progress_callback
+from metaseg.evaluation.work import Work, reporter
 from metaseg.progress import EVERY, Progress, duration
 from metaseg.training.callbacks import TrainingProgress
 
@@ -207,7 +207,7 @@ def test_the_work_of_a_test_is_done_when_all_of_it_is():
 def test_a_test_says_which_target_it_is_at_and_counts_all_of_them(clock, pipe):
     parts = {"isic": WORK, "isic from scratch": WORK}
     with Progress("testing", 2 * WORK.total, "%", stream=pipe, clock=clock) as progress:
-        report = progress_callback(progress, parts, "isic from scratch")
+        report = reporter(progress, parts, "isic from scratch")
         clock.now += 10
         report(0, 0, 0)
         assert "50 %" in progress.text()

@@ -273,7 +273,7 @@ class EpisodicData(L.LightningDataModule):
             Plan(
                 pools=tuple(train),
                 order=tasks.order,
-                count=tasks.count,
+                count=tasks.in_epoch(len(train)),
                 resample=tasks.resample,
                 stream=Stream.TRAIN,
                 **shared,

@@ -52,7 +52,7 @@ class Work:
         return draw * self.of_draw + OF_STEP * step * self.support + before + min(images, most) * members
 
 
-def progress_callback(progress: Progress, parts: Mapping[str, Work], name: str) -> Callable[[int, float, int], None]:
+def reporter(progress: Progress, parts: Mapping[str, Work], name: str) -> Callable[[int, float, int], None]:
     """What `score_target` calls while it works on part `name` of a test.
 
     Args:

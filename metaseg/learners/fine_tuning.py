@@ -91,7 +91,7 @@ class FineTuning:
         steps: Sequence[int],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Descend from θ, and yield (step, segmenter) at each step number in ``steps`` (0: before the first step).
+        """Descend from θ, and yield (step, segmenter) at each step number in ``steps`` (0: the network at θ, alone).
 
         Args:
             theta: θ, all of it.
@@ -105,7 +105,7 @@ class FineTuning:
         members = [everything, *(np.setdiff1d(everything, part) for part in parts)]
         clean = self._there(support.clean())
         if 0 in steps:
-            yield 0, self._segmenter(theta, [Stage(theta, running_statistics(self.network))], Followed(1.0), clean[0])
+            yield 0, self._adapted(theta, Stage(theta, running_statistics(self.network)), 0.0, clean[0])
         with _Batches(self, theta, support) as batches, SideBySide(len(members), self.device) as side_by_side:
             # A network lends itself to one call at a time.
             networks = [self.network, *(copy.deepcopy(self.network) for _ in parts)]

@@ -165,12 +165,17 @@ class Tasks(Group):
     order: Literal["interleaved", "sequential"] = setting(
         "an outer step holds a task of each pool, or pools take turns"
     )
-    count: Count = setting("tasks in an epoch")
+    count: Count = setting("tasks")
+    count_in: Literal["epoch", "pool"] = optional("how many an epoch has in all, or of each pool", "epoch")
     per_step: Count = setting("tasks of each pool (mixed: tasks) in an outer step")
     recolour: Share = setting("share of the training tasks with random colours")
     resample: bool = setting("new tasks every epoch, or the first epoch's again")
     query: Count = setting("Q: query images of each pool")
     validation: Count = setting("validation tasks of each pool (mixed: tasks)")
+
+    def in_epoch(self, pools: int) -> int:
+        """Training tasks of an epoch."""
+        return self.count * (pools if self.count_in == "pool" and self.mixing == "exclusive" else 1)
 
 
 class Data(Group):
@@ -193,7 +198,11 @@ class Trainer(Group):
     tf32: bool = setting("convolutions and products on a GPU round to TF32")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("of training, as Lightning names it")
     max_epochs: Count = setting("most epochs")
-    patience: Count | None = setting("epochs in which the validation loss has to move by min_delta")
+    stop_by: Literal["validation", "training"] = optional(
+        "training ends once the validation loss falls no further, or once the training loss does not change",
+        "validation",
+    )
+    patience: Count | None = setting("epochs in which that loss has to move by min_delta; null: no early end")
     min_delta: NotNegative = setting("by how much")
     save_every: Count = setting("outer steps between writes of last.ckpt")
     progress: bool = setting("whether progress is shown")

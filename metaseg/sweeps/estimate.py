@@ -110,7 +110,7 @@ def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> CellCost:
     shots, query = (number * (pools if mixed else 1) for number in (settings.shots, tasks.query))
     per_step = tasks.per_step * (1 if mixed else pools)
     trains = step.outer != LinearCost()
-    steps = epochs * tasks.count // per_step if trains else 0
+    steps = epochs * tasks.in_epoch(pools) // per_step if trains else 0
     left = max(0.0, 1 - steps_done / steps) if steps else 0.0
     of_task = step.outer.of(shots, query)
     tests_of_epoch = tasks.validation * (1 if mixed else pools) * step.validation.of(shots + query)
@@ -187,8 +187,7 @@ def _cost(
     of_each: int = 1,
 ) -> LinearCost:
     """Of a step that takes `of_each` images for each of those that were drawn."""
-    line = _line(*(_seconds(partial(call, one), cuda) for one in (small, large)))
-    return LinearCost(line.fixed, line.image / of_each)
+    return _line(*(_seconds(partial(call, one), cuda) for one in (small, large)), of_each=of_each)
 
 
 def _peak(
@@ -203,14 +202,13 @@ def _peak(
     for one in (small, large):
         tidy(device)  # memory that was freed, and is kept for the next call, would hide what the call needs
         peaks.append(of_call(partial(call, one), device)[0])
-    line = _line(*peaks)
-    return LinearCost(line.fixed, line.image / of_each)
+    return _line(*peaks, of_each=of_each)
 
 
-def _line(small: float, large: float) -> LinearCost:
+def _line(small: float, large: float, *, of_each: int = 1) -> LinearCost:
     """The line through what `IMAGES` and twice as many images take; no part of it is negative."""
     image = min(max(0.0, large - small) / IMAGES, small / IMAGES)
-    return LinearCost(max(0.0, small - IMAGES * image), image)
+    return LinearCost(max(0.0, small - IMAGES * image), image / of_each)
 
 
 def _adaptation(learner: Learner, support: SupportSet, cuda: bool) -> float:

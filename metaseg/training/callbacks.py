@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lightning as L
@@ -29,11 +30,47 @@ def callbacks(trainer: schema.Trainer, directory: RunDirectory) -> list[Callback
         save_weights_only=True,
         enable_version_counter=False,
     )
-    # [P] the loss has to move by min_delta within so many epochs
     patience = sys.maxsize if trainer.patience is None else trainer.patience
-    stop = EarlyStopping(MONITOR, min_delta=trainer.min_delta, patience=patience, check_finite=True)
+    stop: Callback = (
+        Unchanging(trainer.min_delta, patience)
+        if trainer.stop_by == "training"
+        else EarlyStopping(MONITOR, min_delta=trainer.min_delta, patience=patience, check_finite=True)
+    )
     last = LastCheckpoint(directory.checkpoints / "last.ckpt", trainer.save_every)
     return [best, stop, last, TrainingProgress(trainer.progress)]
+
+
+class Unchanging(Callback):
+    """Stops training once its loss does not change any more [P, section 4, as published].
+
+    The loss of an epoch is the mean over its outer steps of the query loss after the inner loop. It does not change if
+    those of ``patience`` epochs in a row lie within ``min_delta`` of the one before them.
+    """
+
+    def __init__(self, min_delta: float, patience: int) -> None:
+        self.min_delta, self.patience = min_delta, patience
+        self._steps: list[float] = []
+        self._epochs: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Note the loss of an outer step."""
+        self._steps.append(float(trainer.callback_metrics["train/query_loss_after"]))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stop, or go on."""
+        self._epochs.append(fmean(self._steps))
+        self._steps.clear()
+        if len(self._epochs) > self.patience:
+            first, *later = self._epochs[-self.patience - 1 :]
+            trainer.should_stop |= all(abs(loss - first) < self.min_delta for loss in later)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints, so that a run that continues stops where it would have."""
+        return {"steps": self._steps, "epochs": self._epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._steps, self._epochs = list(state_dict["steps"]), list(state_dict["epochs"])
 
 
 class LastCheckpoint(Callback):

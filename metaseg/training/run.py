@@ -18,7 +18,7 @@ from metaseg import tracking
 from metaseg.data.module import EpisodicData
 from metaseg.errors import MetasegError
 from metaseg.evaluation import metatest
-from metaseg.evaluation.work import progress_callback
+from metaseg.evaluation.work import reporter
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
@@ -199,9 +199,7 @@ def test(
     with Progress("testing", total, "%", shown=settings.trainer.progress) as progress:
         for name, target in data.targets.items():
             scores = {
-                label: metatest.score_target(
-                    one.to(device), target, how, progress_callback(progress, parts, f"{name}{label}")
-                )
+                label: metatest.score_target(one.to(device), target, how, reporter(progress, parts, f"{name}{label}"))
                 for label, one in learners.items()
             }
             progress.note(f"{name}, trivial baselines")

@@ -48,6 +48,17 @@ def test_images_given_away_without_masks_are_never_scored(name):
         assert set(scored) == set(plain_scored) - set(found.unlabelled)
 
 
+@pytest.mark.parametrize(("mixing", "steps"), [("exclusive", 4), ("mixed", 4)])
+def test_tasks_are_counted_in_all_or_of_each_pool(mixing, steps):
+    def taken(*given):
+        found = module.EpisodicData(settings_of(*SETTINGS, f"tasks.mixing={mixing}", *given))
+        found.setup()
+        return found.steps_per_epoch
+
+    assert taken() == (2 if mixing == "exclusive" else 4)
+    assert taken("tasks.count_in=pool") == steps
+
+
 def test_an_episode_carries_one_of_them_and_the_same_one_again():
     found = data(unlabelled=0.1)
     episodes = module.EpisodeDataset(found.pools, found.train_plan, "none", found.unlabelled)

@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT, assert_fails_in_words
 from offline_runs import as_dict, of_kind, offline_records
 
-from metaseg.training.callbacks import LastCheckpoint
+from metaseg.training.callbacks import LastCheckpoint, Unchanging
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
 COMPARES = "feyjie"  # nothing is fitted at the target
@@ -253,6 +253,26 @@ def test_a_run_killed_in_its_tests_is_not_trained_further(train, tmp_path):
     after = weights(directory, "best")
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert pd.read_csv(directory / "metrics.csv")["validation/query_loss_after"].notna().sum() == epochs
+
+
+def test_the_papers_rule_ends_training_once_its_loss_does_not_change():
+    def epochs(losses, callback):
+        for number, loss in enumerate(losses, 1):
+            trainer = SimpleNamespace(callback_metrics={}, should_stop=False)
+            for offset in (-0.5, 0.5):  # the mean over the outer steps counts
+                trainer.callback_metrics["train/query_loss_after"] = loss + offset
+                callback.on_train_batch_end(trainer)
+            callback.on_train_epoch_end(trainer)
+            if trainer.should_stop:
+                return number
+        return None
+
+    assert epochs([3, 2, 1.0, 1.0005, 0.9995, 7], Unchanging(0.001, 2)) == 5
+    assert epochs([3, 2, 1.0, 1.0005, 1.002, 1.003, 1.004], Unchanging(0.001, 2)) is None  # rising is changing
+    begun, goes_on = Unchanging(0.001, 2), Unchanging(0.001, 2)
+    assert epochs([1.0, 1.0], begun) is None
+    goes_on.load_state_dict(begun.state_dict())
+    assert epochs([1.0], goes_on) == 1
 
 
 def test_no_checkpoint_stands_between_an_epoch_and_its_validation():

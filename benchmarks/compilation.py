@@ -13,7 +13,7 @@ from benchmarks.setting import Setting
 from benchmarks.timing import round_robin, timed
 from metaseg.data.batches import Episode
 from metaseg.learners.base import Learner
-from metaseg.meta.inner_loop import at, by_autograd
+from metaseg.meta.inner_loop import as_leaves, by_autograd
 from metaseg.meta.vectors import flatten
 
 
@@ -37,7 +37,7 @@ def compile_cost(setting: Setting, learner: Learner, plain: Learner, episode: Ep
     start, compiled = flatten(theta.values()), learner.episode_task(theta, episode).task.evaluate
     assert compiled is not None
     by_eager = by_autograd(plain.episode_task(theta, episode).task.objective)
-    runs = [lambda evaluate=evaluate: evaluate(at(start, theta)) for evaluate in (compiled, by_eager)]
+    runs = [lambda evaluate=evaluate: evaluate(as_leaves(start, theta)) for evaluate in (compiled, by_eager)]
     first = timed(runs[0], setting.device)
     for run in runs:
         run()

@@ -51,6 +51,6 @@ class SlotLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; a failed one is reported and does not keep the others from running."""
-        from metaseg.sweeps.slots import launch
+        from metaseg.sweeps.local_launcher import launch
 
         return launch(self, job_overrides)

@@ -24,7 +24,7 @@ EVERY = 5.0
 
 
 class Progress:
-    """Shows one piece of work: its name, how much of it is done, the latest numbers and the time left.
+    """Shows one piece of work: its name, how much of it is done, the latest values and the time left.
 
     A context manager. In a terminal it draws a bar. Elsewhere it writes a first line after `FIRST` seconds, at most one
     every `EVERY` seconds from then on, and one at the end:
@@ -62,7 +62,7 @@ class Progress:
         self._start = done
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
-        self._numbers: dict[str, str] = {}
+        self._values: dict[str, str] = {}
         self._note = ""
         self._lock = threading.RLock()
         self._over = threading.Event()
@@ -97,28 +97,28 @@ class Progress:
         else:
             threading.Thread(target=self._beat, name="progress", daemon=True).start()
 
-    def update(self, done: float, total: float | None = None, numbers: Mapping[str, str] | None = None) -> None:
+    def update(self, done: float, total: float | None = None, values: Mapping[str, str] | None = None) -> None:
         """Report that `done` units are done; the count never goes back.
 
         Args:
             done: units done in all.
             total: units of work in all, where it has become known or has changed.
-            numbers: the latest values, as they are to be read: {"loss": "0.43"}. They stay until they are replaced.
+            values: the latest values, as they are to be read: {"loss": "0.43"}. They stay until they are replaced.
         """
         if not self.shown:
             return
         with self._lock:
             self.total = self.total if total is None else total
-            self._numbers = self._numbers | dict(numbers or {})
+            self._values = self._values | dict(values or {})
             if done > self.done:
                 self.done = done
                 self._remember(self._clock())
         self._refresh()
 
-    def note(self, words: str) -> None:
+    def note(self, text: str) -> None:
         """Say in words what is being done; "" takes them away."""
         if self.shown:
-            self._note = words
+            self._note = text
             self._refresh()
 
     def stop(self, failed: bool = False) -> None:
@@ -140,11 +140,11 @@ class Progress:
             self._bar.stop()
 
     def text(self) -> str:
-        """Everything but the name: counts, numbers, what is being done, and time.
+        """Everything but the name: counts, values, what is being done, and time.
 
-        In a terminal the time comes before the numbers, as the end of a long text is cut off there.
+        In a terminal the time comes before the values, as the end of a long text is cut off there.
         """
-        rest = [*(f"{name} {value}" for name, value in self._numbers.items()), self._note]
+        rest = [*(f"{name} {value}" for name, value in self._values.items()), self._note]
         time_left = self._time()
         parts = [self._count(), time_left, *rest] if self._bar else [self._count(), *rest, time_left]
         return ", ".join(part for part in parts if part)

@@ -12,7 +12,7 @@ from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
 from metaseg.evaluation.metatest import Settings, score_target
 from metaseg.evaluation.metatest import work as work_of
-from metaseg.evaluation.work import Work, watcher
+from metaseg.evaluation.work import Work, reporter
 from metaseg.progress import EVERY, Progress, duration
 from metaseg.training.callbacks import TrainingProgress
 
@@ -40,10 +40,10 @@ def pipe():
     return io.StringIO()
 
 
-def work(progress, clock, steps, seconds, first=0, **numbers):
+def work(progress, clock, steps, seconds, first=0, **values):
     for done in range(first + 1, first + steps + 1):
         clock.now += seconds
-        progress.update(done, numbers=numbers)
+        progress.update(done, values=values)
 
 
 def lines(stream):
@@ -207,13 +207,13 @@ def test_the_work_of_a_test_is_done_when_all_of_it_is():
 def test_a_test_says_which_target_it_is_at_and_counts_all_of_them(clock, pipe):
     parts = {"isic": WORK, "isic from scratch": WORK}
     with Progress("testing", 2 * WORK.total, "%", stream=pipe, clock=clock) as progress:
-        told = watcher(progress, parts, "isic from scratch")
+        report = reporter(progress, parts, "isic from scratch")
         clock.now += 10
-        told(0, 0, 0)
+        report(0, 0, 0)
         assert "50 %" in progress.text()
         assert "isic from scratch" in progress.text()
         clock.now += 10
-        told(1, 10, 8)
+        report(1, 10, 8)
         assert "100 %" in progress.text()
         assert "2/2" in progress.text()
 

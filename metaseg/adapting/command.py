@@ -137,8 +137,12 @@ def _segment(
     if not rows:
         raise MetasegError(f"None of the {len(sources)} images could be read, the first because: {failed[0]}.")
     _warn(checks.of_new(support, np.stack(small), [line["image"] for line in rows]))
-    faults = [f"{len(failed)} of {len(sources)} images"] * bool(failed)
-    return table, faults + [plural(len(unscored), "true mask")] * bool(unscored)
+    faults = []
+    if failed:
+        faults.append(f"{len(failed)} of {len(sources)} images")
+    if unscored:
+        faults.append(plural(len(unscored), "true mask"))
+    return table, faults
 
 
 def _table(rows: Sequence[Mapping[str, Any]], scored: bool) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 
 from metaseg.adapting.files import DICOM, PICTURES
-from metaseg.app import words
+from metaseg.app import texts
 from metaseg.app.picture import FRAME
 from metaseg.app.session import Session
 from metaseg.app.sessions import Sessions
@@ -28,10 +28,13 @@ CSS = """
 .step h3 {margin: 4px 0 0 0}
 footer {display: none !important}
 """
-_TOLD_AT_ONCE = 4  # refused files that are named one by one
+_SHOWN_AT_ONCE = 4  # refused files that are named one by one
 _PROGRESS = gr.Progress()  # as a default, what gradio fills in
 _PAINT = ("rgb(255, 235, 0)", 0.5)
 _COVERED = 64  # of 255: the opacity from which on paint counts; half of a stroke's, so its soft edge is halved
+
+Updates = dict[Any, Any]
+"""Component → its new value."""
 
 
 def theme() -> gr.themes.Base:
@@ -46,187 +49,209 @@ def theme() -> gr.themes.Base:
 
 def build(sessions: Sessions) -> gr.Blocks:
     """The page, each open copy of which has its own session."""
-    limits = sessions.limits
-    kinds = [*PICTURES, *DICOM]
-    with gr.Blocks(title="metaseg", analytics_enabled=False) as page:
-        gr.Markdown(words.TITLE)
-        gr.Markdown(words.PRIVACY, elem_classes="privacy")
-        chosen = gr.State(None)
-        with gr.Row():
-            with gr.Column(scale=3, min_width=300):
-                gr.Markdown("### 1 · Add images", elem_classes="step")
-                images = gr.File(
-                    file_count="multiple", file_types=kinds, label=words.images(limits), height=150, elem_id="upload"
-                )
-                with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):
-                    gr.Markdown(words.MASKS)
-                    masks = gr.File(file_count="multiple", file_types=kinds, label="Masks", height=120, elem_id="masks")
-                gr.Markdown("### 3 · Learn and segment", elem_classes="step")
-                adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
-                status = gr.Markdown(elem_id="status")
-                notes = gr.Markdown(elem_id="notes")
-                estimate = gr.Button("How accurate will it be?", size="sm", interactive=False, elem_id="estimate")
-                estimated = gr.Markdown(words.ESTIMATE, elem_id="estimated")
-                with gr.Accordion("Settings", open=False):
-                    run = sessions.network
-                    steps = gr.Number(run.steps, label="Steps", info=words.STEPS, precision=0, elem_id="steps")
-                    lr = gr.Number(run.lr, label="Step size", info=words.LR, elem_id="lr")
-                gr.Markdown("### 5 · Download", elem_classes="step")
-                download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
-                gr.Markdown(words.DOWNLOAD)
-            with gr.Column(scale=7, min_width=480):
-                gr.Markdown("### 2 · Mark the lesion in a few · 4 · Look at all, correct some", elem_classes="step")
-                gr.Markdown(words.GALLERY)
-                gallery = gr.Gallery(
-                    show_label=False,
-                    columns=6,
-                    height="auto",
-                    object_fit="contain",
-                    allow_preview=False,
-                    interactive=False,
-                    buttons=[],
-                    elem_id="images",
-                )
-                title = gr.Markdown(words.NOTHING_CHOSEN, elem_id="title")
-                # Always there: shown later than its first image, gradio 6.31's canvas takes no paint.
-                with gr.Column():
-                    with gr.Row():
-                        save = gr.Button("Save as mask", variant="primary", interactive=False, elem_id="save")
-                        empty = gr.Button("No lesion here", interactive=False, elem_id="empty")
-                        forget = gr.Button("Discard my mask", interactive=False, elem_id="forget")
-                        remove = gr.Button("Remove image", interactive=False, elem_id="remove")
-                    editor = gr.ImageEditor(
-                        show_label=False,
-                        sources=(),
-                        transforms=(),
-                        layers=False,
-                        brush=gr.Brush(default_size=12, colors=[_PAINT], color_mode="fixed"),
-                        eraser=gr.Eraser(default_size=12),
-                        format="png",
-                        height=520,
-                        placeholder=words.NO_CANVAS,
-                        canvas_size=FRAME[::-1],
-                        buttons=["fullscreen"],
-                        interactive=True,
-                        elem_id="editor",
-                    )
-                    fill = gr.Checkbox(True, label=words.FILL, elem_id="fill")
+    return _Page(sessions).blocks
 
-        def shown(session: Session, canvas: bool = True) -> dict[Any, Any]:
-            """All that depends on the session; the canvas is left alone where a painting may be under way.
 
-            The session knows which image is looked at: it may be another than when what is answered was asked.
-            """
-            name = session.chosen
-            pictures = list(session.pictures.values())
-            picture = session.pictures.get(name) if name else None
-            able = gr.update(interactive=picture is not None)
-            marked, found = len(session.annotated), len(session.segmented)
-            result = {
-                chosen: name,
-                gallery: gr.update(
-                    value=[(str(one.tile()), words.caption(one)) for one in pictures],
-                    selected_index=list(session.pictures).index(name) if name else None,
-                ),
-                status: words.status(session),
-                notes: words.notes(session),
-                adapt: gr.update(value=words.learn(marked, len(pictures)), interactive=marked > 0),
-                estimate: gr.update(interactive=marked > 1),
-                download: gr.update(
-                    value=str(session.download()) if marked or found else None, interactive=bool(marked or found)
-                ),
-                **dict.fromkeys((save, empty, remove), able),
-                forget: gr.update(interactive=picture is not None and picture.annotated),
-                title: words.title(picture),
-            }
-            if canvas:
-                result[editor] = (
-                    {"background": str(picture.shown), "layers": [str(picture.paint())], "composite": None}
-                    if picture
-                    else None
-                )
-            return result
+class _Page:
+    """The components, and what gradio calls when they are used: most of it returns all that depends on the session."""
 
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+        with gr.Blocks(title="metaseg", analytics_enabled=False) as self.blocks:
+            gr.Markdown(texts.TITLE)
+            gr.Markdown(texts.PRIVACY, elem_classes="privacy")
+            self.chosen = gr.State(None)  # name of the image that is looked at
+            with gr.Row():
+                with gr.Column(scale=3, min_width=300):
+                    self._lay_out_controls()
+                with gr.Column(scale=7, min_width=480):
+                    self._lay_out_canvas()
+            self._wire()
+
+    def _lay_out_controls(self) -> None:
+        """The left column: images and masks in, learning, masks out."""
+        kinds = [*PICTURES, *DICOM]
+        gr.Markdown("### 1 · Add images", elem_classes="step")
+        self.images = gr.File(
+            file_count="multiple",
+            file_types=kinds,
+            label=texts.images(self.sessions.limits),
+            height=150,
+            elem_id="upload",
+        )
+        with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):
+            gr.Markdown(texts.MASKS)
+            self.masks = gr.File(file_count="multiple", file_types=kinds, label="Masks", height=120, elem_id="masks")
+        gr.Markdown("### 3 · Learn and segment", elem_classes="step")
+        self.adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
+        self.status = gr.Markdown(elem_id="status")
+        self.notes = gr.Markdown(elem_id="notes")
+        self.estimate = gr.Button("How accurate will it be?", size="sm", interactive=False, elem_id="estimate")
+        self.estimated = gr.Markdown(texts.ESTIMATE, elem_id="estimated")
+        with gr.Accordion("Settings", open=False):
+            run = self.sessions.network
+            self.steps = gr.Number(run.steps, label="Steps", info=texts.STEPS, precision=0, elem_id="steps")
+            self.lr = gr.Number(run.lr, label="Step size", info=texts.LR, elem_id="lr")
+        gr.Markdown("### 5 · Download", elem_classes="step")
+        self.download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
+        gr.Markdown(texts.DOWNLOAD)
+
+    def _lay_out_canvas(self) -> None:
+        """The right column: all images, and the one that is looked at."""
+        gr.Markdown("### 2 · Mark the lesion in a few · 4 · Look at all, correct some", elem_classes="step")
+        gr.Markdown(texts.GALLERY)
+        self.gallery = gr.Gallery(
+            show_label=False,
+            columns=6,
+            height="auto",
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            elem_id="images",
+        )
+        self.title = gr.Markdown(texts.NOTHING_CHOSEN, elem_id="title")
+        # Always there: shown later than its first image, gradio 6.31's canvas takes no paint.
+        with gr.Column():
+            with gr.Row():
+                self.save = gr.Button("Save as mask", variant="primary", interactive=False, elem_id="save")
+                self.empty = gr.Button("No lesion here", interactive=False, elem_id="empty")
+                self.forget = gr.Button("Discard my mask", interactive=False, elem_id="forget")
+                self.remove = gr.Button("Remove image", interactive=False, elem_id="remove")
+            self.editor = gr.ImageEditor(
+                show_label=False,
+                sources=(),
+                transforms=(),
+                layers=False,
+                brush=gr.Brush(default_size=12, colors=[_PAINT], color_mode="fixed"),
+                eraser=gr.Eraser(default_size=12),
+                format="png",
+                height=520,
+                placeholder=texts.NO_CANVAS,
+                canvas_size=FRAME[::-1],
+                buttons=["fullscreen"],
+                interactive=True,
+                elem_id="editor",
+            )
+            self.fill = gr.Checkbox(True, label=texts.FILL, elem_id="fill")
+
+    def _wire(self) -> None:
+        """Connect each event with its handler."""
         everything = [
-            *(chosen, gallery, status, notes, adapt, estimate, download, save, empty, forget, remove, title, editor)
+            *(self.chosen, self.gallery, self.status, self.notes, self.adapt, self.estimate, self.download),
+            *(self.save, self.empty, self.forget, self.remove, self.title, self.editor),
         ]
 
-        def start(request: gr.Request) -> dict[Any, Any]:
-            return shown(sessions.of(_key(request)))
-
-        def end(request: gr.Request) -> None:
-            sessions.end(_key(request))
-
-        def add_images(
-            files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS
-        ) -> dict[Any, Any]:
-            session = sessions.of(_key(request))
-            _warn(session.add_images(files or [], progress))
-            return shown(session, canvas=False) | {images: None}
-
-        def add_masks(
-            files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS
-        ) -> dict[Any, Any]:
-            session = sessions.of(_key(request))
-            _warn(session.add_masks(files or [], progress))
-            return shown(session) | {masks: None}
-
-        def choose(request: gr.Request, event: gr.SelectData) -> dict[Any, Any]:
-            session = sessions.of(_key(request))
-            names = list(session.pictures)
-            session.chosen = names[event.index] if event.index < len(names) else None
-            return shown(session)
-
-        def save_mask(painted: dict[str, Any] | None, name: str | None, closed: bool, request: gr.Request) -> Any:
-            session = sessions.of(_key(request))
-            session.paint(session.picture(name).name, _covered(painted), closed)
-            return shown(session)
-
-        def mark_empty(name: str | None, request: gr.Request) -> dict[Any, Any]:
-            session = sessions.of(_key(request))
-            session.mark_empty(session.picture(name).name)
-            return shown(session)
-
-        def forget_mask(name: str | None, request: gr.Request) -> dict[Any, Any]:
-            session = sessions.of(_key(request))
-            session.remove_mask(session.picture(name).name)
-            return shown(session)
-
-        def remove_image(name: str | None, request: gr.Request) -> dict[Any, Any]:
-            session = sessions.of(_key(request))
-            session.remove(session.picture(name).name)
-            return shown(session)
-
-        def learn(
-            count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS
-        ) -> dict[Any, Any]:
-            session = sessions.of(_key(request))
-            session.adapt(progress, count, size)
-            looked_at = session.pictures.get(session.chosen or "")
-            return shown(session, canvas=looked_at is not None and not looked_at.annotated)
-
-        def guess(count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> str:
-            return words.estimated(sessions.of(_key(request)).estimate(progress, count, size))
-
         def on(
-            event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: Any, **options: Any
+            event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: Any, **how: Any
         ) -> None:
-            event(_told(handler), inputs, outputs, api_visibility="private", **options)
+            event(_errors_shown(handler), inputs, outputs, api_visibility="private", **how)
 
         # One user's adaptation fills the processor. The others wait, and see how many are before them.
         alone = {"concurrency_id": "network", "concurrency_limit": 1}
-        on(page.load, start, [], everything, show_progress="hidden")
-        page.unload(end)
-        on(images.upload, add_images, [images], [*everything, images], show_progress_on=status)
-        on(masks.upload, add_masks, [masks], [*everything, masks], show_progress_on=status)
-        on(gallery.select, choose, [], everything, show_progress="hidden")
-        on(save.click, save_mask, [editor, chosen, fill], everything, show_progress_on=title)
-        on(empty.click, mark_empty, [chosen], everything, show_progress="hidden")
-        on(forget.click, forget_mask, [chosen], everything, show_progress="hidden")
-        on(remove.click, remove_image, [chosen], everything, show_progress="hidden")
-        on(adapt.click, learn, [steps, lr], everything, show_progress_on=status, **alone)
-        on(estimate.click, guess, [steps, lr], estimated, show_progress_on=estimated, **alone)
-    return page
+        on(self.blocks.load, self.start, [], everything, show_progress="hidden")
+        self.blocks.unload(self.end)
+        for file, handler in ((self.images, self.add_images), (self.masks, self.add_masks)):
+            on(file.upload, handler, [file], [*everything, file], show_progress_on=self.status)
+        on(self.gallery.select, self.choose, [], everything, show_progress="hidden")
+        painted = [self.editor, self.chosen, self.fill]
+        on(self.save.click, self.save_mask, painted, everything, show_progress_on=self.title)
+        for button, change in (
+            (self.empty, Session.mark_empty),
+            (self.forget, Session.remove_mask),
+            (self.remove, Session.remove),
+        ):
+            on(button.click, self.changing(change), [self.chosen], everything, show_progress="hidden")
+        how_long = [self.steps, self.lr]
+        on(self.adapt.click, self.learn, how_long, everything, show_progress_on=self.status, **alone)
+        on(self.estimate.click, self.guess, how_long, self.estimated, show_progress_on=self.estimated, **alone)
+
+    def _of(self, request: gr.Request) -> Session:
+        return self.sessions.of(_key(request))
+
+    def _shown(self, session: Session, canvas: bool = True) -> Updates:
+        """All that depends on the session; the canvas is left alone where a painting may be under way.
+
+        The session knows which image is looked at: it may be another than when what is answered was asked.
+        """
+        name = session.chosen
+        pictures = list(session.pictures.values())
+        picture = session.pictures.get(name) if name else None
+        marked, found = len(session.annotated), len(session.segmented)
+        result: Updates = {
+            self.chosen: name,
+            self.gallery: gr.update(
+                value=[(str(one.tile()), texts.caption(one)) for one in pictures],
+                selected_index=list(session.pictures).index(name) if name else None,
+            ),
+            self.status: texts.status(session),
+            self.notes: texts.notes(session),
+            self.adapt: gr.update(value=texts.learn(marked, len(pictures)), interactive=marked > 0),
+            self.estimate: gr.update(interactive=marked > 1),
+            self.download: gr.update(
+                value=str(session.download()) if marked or found else None, interactive=bool(marked or found)
+            ),
+            **dict.fromkeys((self.save, self.empty, self.remove), gr.update(interactive=picture is not None)),
+            self.forget: gr.update(interactive=picture is not None and picture.annotated),
+            self.title: texts.title(picture),
+        }
+        if canvas:
+            result[self.editor] = (
+                {"background": str(picture.shown), "layers": [str(picture.paint())], "composite": None}
+                if picture
+                else None
+            )
+        return result
+
+    def start(self, request: gr.Request) -> Updates:
+        return self._shown(self._of(request))
+
+    def end(self, request: gr.Request) -> None:
+        self.sessions.end(_key(request))
+
+    def add_images(self, files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
+        session = self._of(request)
+        _warn(session.add_images(files or [], progress))
+        return self._shown(session, canvas=False) | {self.images: None}
+
+    def add_masks(self, files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
+        session = self._of(request)
+        _warn(session.add_masks(files or [], progress))
+        return self._shown(session) | {self.masks: None}
+
+    def choose(self, request: gr.Request, event: gr.SelectData) -> Updates:
+        session = self._of(request)
+        names = list(session.pictures)
+        session.chosen = names[event.index] if event.index < len(names) else None
+        return self._shown(session)
+
+    def save_mask(self, painted: dict[str, Any] | None, name: str | None, closed: bool, request: gr.Request) -> Updates:
+        session = self._of(request)
+        session.paint(session.picture(name).name, _covered(painted), closed)
+        return self._shown(session)
+
+    def changing(self, change: Callable[[Session, str], None]) -> Callable[[str | None, gr.Request], Updates]:
+        """A handler that changes the image of a name."""
+
+        def handler(name: str | None, request: gr.Request) -> Updates:
+            session = self._of(request)
+            change(session, session.picture(name).name)
+            return self._shown(session)
+
+        return handler
+
+    def learn(
+        self, count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS
+    ) -> Updates:
+        session = self._of(request)
+        session.adapt(progress, count, size)
+        looked_at = session.pictures.get(session.chosen or "")
+        return self._shown(session, canvas=looked_at is not None and not looked_at.annotated)
+
+    def guess(
+        self, count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS
+    ) -> str:
+        return texts.estimated(self._of(request).estimate(progress, count, size))
 
 
 def _key(request: gr.Request) -> str:
@@ -242,15 +267,15 @@ def _covered(painted: dict[str, Any] | None) -> np.ndarray:
 
 
 def _warn(sentences: list[str]) -> None:
-    for sentence in sentences[:_TOLD_AT_ONCE]:
+    for sentence in sentences[:_SHOWN_AT_ONCE]:
         gr.Warning(html.escape(sentence), duration=None, title="Please look")
-    if len(sentences) > _TOLD_AT_ONCE:
+    if len(sentences) > _SHOWN_AT_ONCE:
         gr.Warning(
-            f"{len(sentences) - _TOLD_AT_ONCE} more files have such problems.", duration=None, title="Please look"
+            f"{len(sentences) - _SHOWN_AT_ONCE} more files have such problems.", duration=None, title="Please look"
         )
 
 
-def _told(handler: Callable[..., Any]) -> Callable[..., Any]:
+def _errors_shown(handler: Callable[..., Any]) -> Callable[..., Any]:
     """The handler, whose problems end in one sentence on the page. Names of files are users' text: escaped."""
 
     @functools.wraps(handler)

@@ -24,13 +24,13 @@ from metaseg.data.check import plural
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD
 
-Told = Callable[[float, str], None]
-"""Told how much is done, in [0, 1], and what is being done."""
+OnProgress = Callable[[float, str], None]
+"""Called with how much is done, in [0, 1], and what is being done."""
 SESSION = "session-"
 """How the folders of sessions begin."""
 _ESTIMATED = 1024  # pixels of the longer side of an image that is held out
 _BATCH = 16  # images segmented at once
-_NO_ONE: Told = lambda done, what: None  # noqa: E731
+_SILENT: OnProgress = lambda done, what: None  # noqa: E731
 
 
 @dataclass(frozen=True)
@@ -76,27 +76,27 @@ class Session:
 
     # Images and masks
 
-    def add_images(self, files: Iterable[str | Path], told: Told = _NO_ONE) -> list[str]:
+    def add_images(self, files: Iterable[str | Path], on_progress: OnProgress = _SILENT) -> list[str]:
         """Take uploaded images; the files are moved or removed.
 
         Returns:
             a sentence for each file that was refused; the others are there.
         """
         paths = [Path(path) for path in files]
-        return self._each(paths, self._add_image, told)
+        return self._each(paths, self._add_image, on_progress)
 
-    def add_masks(self, files: Iterable[str | Path], told: Told = _NO_ONE) -> list[str]:
+    def add_masks(self, files: Iterable[str | Path], on_progress: OnProgress = _SILENT) -> list[str]:
         """Take uploaded masks for images of equal names (a.jpg with a.png or a_mask.png); the files are removed.
 
         Returns:
             a sentence for each file that was refused, and for each mask that is empty.
         """
-        return self._each([Path(path) for path in files], self._add_mask, told)
+        return self._each([Path(path) for path in files], self._add_mask, on_progress)
 
-    def _each(self, paths: Sequence[Path], take: Callable[[Path], str | None], told: Told) -> list[str]:
+    def _each(self, paths: Sequence[Path], take: Callable[[Path], str | None], on_progress: OnProgress) -> list[str]:
         said: list[str | None] = []
         for number, path in enumerate(paths):
-            told(number / len(paths), f"reading {path.name}")
+            on_progress(number / len(paths), f"reading {path.name}")
             try:
                 self._open()
                 with self._changing:
@@ -236,11 +236,11 @@ class Session:
     def _state(self) -> tuple[object, ...]:
         return tuple((picture.name, picture.changes) for picture in self.annotated)
 
-    def adapt(self, told: Told = _NO_ONE, steps: int | None = None, lr: float | None = None) -> list[str]:
+    def adapt(self, on_progress: OnProgress = _SILENT, steps: int | None = None, lr: float | None = None) -> list[str]:
         """Adapt the network to the annotated images and segment all.
 
         Args:
-            told: of progress.
+            on_progress: called with the progress.
             steps: adaptation steps; None: the network's.
             lr: their size; None: the network's.
 
@@ -254,12 +254,12 @@ class Session:
         steps, lr = self._chosen(steps, lr)
         state = self._state()
         support, small, masks = self._support()
-        told(0, "learning")
+        on_progress(0, "learning")
         self._adapted = self.network.model.adapt_to(
-            small, masks, steps, lr, progress=self._watched(told, "learning", 0.0, 0.8)
+            small, masks, steps, lr, progress=self._share_of(on_progress, "learning", 0.0, 0.8)
         )
         self._seen = state
-        self._segment(self._adapted, self._watched(told, "segmenting", 0.8, 1.0))
+        self._segment(self._adapted, self._share_of(on_progress, "segmenting", 0.8, 1.0))
         self.notes = checks.of_support(
             [picture.name for picture in support],
             [picture.size for picture in support],
@@ -271,7 +271,7 @@ class Session:
             self.notes += checks.of_new(small, new, [picture.name for picture in others])
         return self.notes
 
-    def estimate(self, told: Told = _NO_ONE, steps: int | None = None, lr: float | None = None) -> str:
+    def estimate(self, on_progress: OnProgress = _SILENT, steps: int | None = None, lr: float | None = None) -> str:
         """What Dice to expect, in a sentence: each annotated image is segmented by a network that has not seen it.
 
         Arguments as of `adapt`. Larger images are reduced before, so that all fit into memory.
@@ -285,9 +285,9 @@ class Session:
         if len(support) < 2:
             raise MetasegError("An estimate needs two annotated images or more; five give a useful one.")
         images, masks = zip(*(picture.reduced(_ESTIMATED) for picture in support), strict=True)
-        told(0, "estimating")
-        watched = self._watched(told, "estimating", 0.0, 1.0)
-        return hold_out(self.network.model, images, masks, steps=steps, lr=lr, progress=watched).sentence()
+        on_progress(0, "estimating")
+        progress = self._share_of(on_progress, "estimating", 0.0, 1.0)
+        return hold_out(self.network.model, images, masks, steps=steps, lr=lr, progress=progress).sentence()
 
     def _chosen(self, steps: int | None, lr: float | None) -> tuple[int | None, float | None]:
         steps = self.network.steps if steps is None else steps
@@ -321,10 +321,10 @@ class Session:
                         picture.predicted(probabilities > THRESHOLD, line)
             progress(min(first + _BATCH, len(pictures)), len(pictures))
 
-    def _watched(self, told: Told, what: str, low: float, high: float) -> Callable[[int, int], None]:
+    def _share_of(self, on_progress: OnProgress, what: str, low: float, high: float) -> Callable[[int, int], None]:
         def progress(done: int, of: int) -> None:
             self._open()  # so that a closed page does not keep computing
-            told(low + (high - low) * done / max(1, of), what)
+            on_progress(low + (high - low) * done / max(1, of), what)
 
         return progress
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "paint":
             _paint(options, datasets)
     except MetasegError as error:
-        return _told(error)
+        return _print_error(error)
     if options.command in ("table", "show", "paint"):
         return 0
     statuses = []
@@ -49,7 +49,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 
-def _told(error: MetasegError) -> int:
+def _print_error(error: MetasegError) -> int:
     sys.stdout.flush()
     print(f"error: {error}", file=sys.stderr)
     return 1
@@ -66,7 +66,7 @@ def _one(options: argparse.Namespace, dataset: catalogue.Dataset) -> int:
         pool = pools.prepare(dataset, options.root, options.size, threads=options.threads)
         print(f"{dataset.title}: {len(pool)} images at {options.size}×{options.size}, ready")
     except MetasegError as error:
-        return _told(error)
+        return _print_error(error)
     return 0
 
 
@@ -77,10 +77,10 @@ def _fetch(options: argparse.Namespace, dataset: catalogue.Dataset) -> int:
     try:
         fetch(dataset, options.root, options.keep)
     except InterruptedDownloadError as error:
-        _told(error)
+        _print_error(error)
         return INTERRUPTED
     except KeyboardInterrupt:
-        _told(MetasegError("interrupted; the same command goes on where it stopped"))
+        _print_error(MetasegError("interrupted; the same command goes on where it stopped"))
         return INTERRUPTED
     return 0
 

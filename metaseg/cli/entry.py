@@ -50,16 +50,7 @@ def entry(
     """
     # Hydra would print errors in its own many-line way; told to raise them, it leaves the wording to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    if "--dry-run" in sys.argv and not {"-m", "--multirun"} & set(sys.argv):
-        fail("--dry-run lists the cells of a sweep: add -m.")
-    for before, argument in zip(("", *sys.argv[1:]), sys.argv[1:], strict=False):
-        if "=" not in argument and not argument.startswith(("-", "~")) and not before.startswith("-"):
-            fail(f"Expected NAME=VALUE, found {argument!r}; a value with blanks needs quotes around it.")
-    try:
-        arguments = chosen([as_it_stands(argument, paths) for argument in sys.argv[1:]])
-        sys.argv[1:] = [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
-    except MetasegError as error:
-        fail(str(error))
+    sys.argv[1:] = _arguments(sys.argv[1:], paths)
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(text(config_name, sys.argv[1:]))
         return
@@ -103,6 +94,20 @@ def entry(
         fail(interrupted, status=130)
     if failed:
         sys.exit(1)
+
+
+def _arguments(given: Sequence[str], paths: Collection[str]) -> list[str]:
+    """The command line as Hydra is to read it; on a mistake in it the program ends."""
+    if "--dry-run" in given and not {"-m", "--multirun"} & set(given):
+        fail("--dry-run lists the cells of a sweep: add -m.")
+    for before, argument in zip(("", *given), given, strict=False):
+        if "=" not in argument and not argument.startswith(("-", "~")) and not before.startswith("-"):
+            fail(f"Expected NAME=VALUE, found {argument!r}; a value with blanks needs quotes around it.")
+    try:
+        arguments = chosen([as_it_stands(argument, paths) for argument in given])
+    except MetasegError as error:
+        fail(str(error))
+    return [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
 
 
 @contextmanager
@@ -184,7 +189,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # some networks stay so
 
 
-def fail(sentence: str, status: int = 1) -> None:
+def fail(sentence: str, status: int = 1) -> NoReturn:
     """Print one sentence to standard error and exit."""
     tell(sentence)
     sys.exit(status)

@@ -199,7 +199,7 @@ def obtain(entry: Entry, candidates: list[Path], build: Callable[[Path], dict[st
             return cached
     place = writable(candidates)
     lock = FileLock(place / f"{entry.prefix}lock")
-    with _told(entry, place):
+    with _os_errors_explained(entry, place):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -212,7 +212,7 @@ def obtain(entry: Entry, candidates: list[Path], build: Callable[[Path], dict[st
 
 
 @contextmanager
-def _told(entry: Entry, place: Path) -> Iterator[None]:
+def _os_errors_explained(entry: Entry, place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -59,7 +59,7 @@ PLAIN = Layout(images="images/{stem}", masks="masks/{stem}")
 
 
 @dataclass(frozen=True)
-class Source:
+class RemoteFile:
     """An archive to download: its address, its name on disk, and SHA-256 and size in bytes where they are known."""
 
     url: str
@@ -89,7 +89,7 @@ class Dataset:
     licence: str = ""
     citation: str = ""
     how: str = ""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[RemoteFile, ...] = ()
 
 
 def load_catalogue(folder: Path = FOLDER) -> dict[str, Dataset]:
@@ -280,8 +280,8 @@ def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
             return tuple(value)
         case "tuple[Layout, ...]" if isinstance(value, list) and all(map(_is_layout, value)):
             return tuple(Layout(**layout) for layout in value)
-        case "tuple[Source, ...]" if isinstance(value, list) and all(map(_is_source, value)):
-            return tuple(Source(**{"file": _last_part(source["url"])} | source) for source in value)
+        case "tuple[RemoteFile, ...]" if isinstance(value, list) and all(map(_is_source, value)):
+            return tuple(RemoteFile(**{"file": _last_part(source["url"])} | source) for source in value)
     expected = {
         "str": "text",
         "int": "a whole number, 0 or more",
@@ -289,7 +289,8 @@ def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
         "tuple[str, ...]": "a list of texts",
         "tuple[int, ...]": "a list of rising whole numbers",
         "tuple[Layout, ...]": "a list of {images: path, masks: path}, each path with {stem}",
-        "tuple[Source, ...]": "a list of {url: http…}, optionally with file: name, sha256: 64 digits, bytes: number",
+        "tuple[RemoteFile, ...]": "a list of {url: http…}, optionally with file: name, sha256: 64 digits, "
+        "bytes: number",
     }[kind.removesuffix(" | None")]
     raise MetasegError(f"{file}: {key} should be {expected}, not {value!r}")
 

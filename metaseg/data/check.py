@@ -208,7 +208,7 @@ def inspect(pair: Pair) -> Inspected:
     if image is None or grey is None or any(fault.severity == "error" for fault in faults):
         bits = np.zeros(duplicates.BITS, dtype=bool)
         return Inspected(None, None, bits, np.zeros(duplicates.DETAILS, np.float32), float("nan"), tuple(faults))
-    bits, details = duplicates.fingerprint(image)
+    bits, details = duplicates.perceptual_hash(image)
     return Inspected(image, mask, bits, details, float(mask.mean()), tuple(faults))
 
 
@@ -252,18 +252,18 @@ def summarise(dataset: Dataset, listing: Listing, found: Sequence[Inspected]) ->
     bits = np.array([one.bits for one in kept], dtype=bool).reshape(len(kept), duplicates.BITS)
     details = np.array([one.details for one in kept], dtype=np.float32).reshape(len(kept), duplicates.DETAILS)
     try:
-        numbers = duplicates.groups(dataset, ids, bits, details, [pair.group for pair in pairs])
+        groups = duplicates.groups(dataset, ids, bits, details, [pair.group for pair in pairs])
     except MetasegError as error:
         faults.append(Fault("frame number", "error", (), str(error)))
-        numbers = np.arange(len(ids))
+        groups = np.arange(len(ids))
     if not (dataset.sequence_starts or dataset.blocks or listing.grouped):
-        for number in np.flatnonzero(np.bincount(numbers) > 1):
-            alike = tuple(ids[index] for index in np.flatnonzero(numbers == number))
+        for group in np.flatnonzero(np.bincount(groups) > 1):
+            alike = tuple(ids[index] for index in np.flatnonzero(groups == group))
             faults.append(
                 Fault("near-duplicate", "warning", alike, "nearly the same image: kept on one side of every split")
             )
     foreground = float(np.mean([one.foreground for one in kept])) if kept else float("nan")
-    return Report(dataset, listing, tuple(ids), numbers, foreground, tuple(faults))
+    return Report(dataset, listing, tuple(ids), groups, foreground, tuple(faults))
 
 
 def _files(paths: Iterable[Path], kind: Kind, message: str) -> list[Fault]:

@@ -32,7 +32,7 @@ BITS = _HASH_SIDE**2
 DETAILS = (_DETAIL_SIDE - 2 * _DETAIL_BORDER) ** 2
 
 
-def fingerprint(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+def perceptual_hash(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """Perceptual hash, bool (256,), and fine structure, float32 (676,) of zero mean and unit norm, of an RGB image."""
     import imagehash
     from scipy.ndimage import gaussian_filter
@@ -49,7 +49,7 @@ def fingerprint(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near_duplicates(bits: np.ndarray, details: np.ndarray) -> list[tuple[int, int]]:
-    """All pairs (i, j), i < j, of near-duplicates among N fingerprints: bool (N, 256) and float32 (N, 676)."""
+    """All pairs (i, j), i < j, of near-duplicates among N hashes: bool (N, 256) and float32 (N, 676)."""
     signs = np.where(bits, 1, -1).astype(np.float32)
     pairs: list[tuple[int, int]] = []
     rows = 1024  # a block of rows × N distances stays below some tens of MB for datasets of 10,000 images
@@ -90,9 +90,9 @@ def groups(
     where sequences are given and an id is no frame number, or lies before the first sequence.
     """
     if any(name is not None for name in named):
-        numbers: dict[tuple[str | None, int], int] = {}
+        group_of: dict[tuple[str | None, int], int] = {}
         keys = [(name, -1 if name is not None else index) for index, name in enumerate(named)]
-        return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+        return np.array([group_of.setdefault(key, len(group_of)) for key in keys], dtype=np.int64)
     if dataset.blocks:
         sizes = [len(block) for block in np.array_split(np.arange(len(ids)), dataset.blocks)]
         return np.repeat(np.arange(dataset.blocks), sizes)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from metaseg.errors import MetasegError
 
 
-class Row(NamedTuple):
+class CsvLine(NamedTuple):
     """One line: the image's id, the two files, whether they are there or not, and the group, None where it has none."""
 
     id: str
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     group: str | None
 
 
-def read(file: Path) -> list[Row]:
+def read(file: Path) -> list[CsvLine]:
     """The lines of a CSV file of pairs, in its order.
 
     Raises MetasegError where the file cannot be read, lacks a column, or a line lacks a value.
@@ -43,7 +43,7 @@ def read(file: Path) -> list[Row]:
         raise MetasegError(f"{file} is not a CSV file in UTF-8: {error}; save it as one") from error
 
 
-def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[Row]:
+def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[CsvLine]:
     columns = [(name or "").strip() for name in table.fieldnames or ()]
     table.fieldnames = columns
     if missing := [name for name in ("image", "mask") if name not in columns]:
@@ -60,4 +60,4 @@ def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[Row]:
             )
         name = values.get("id") or PurePosixPath(values["image"]).with_suffix("").as_posix()
         image, mask = (file.parent / Path(values[key]).expanduser() for key in ("image", "mask"))
-        yield Row(name, image, mask, values.get("group") or None)
+        yield CsvLine(name, image, mask, values.get("group") or None)

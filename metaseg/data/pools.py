@@ -231,21 +231,21 @@ def split_by_group(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, 
     """
     if not 0 < fraction < 1:
         raise MetasegError(f"the fraction to hold out should lie between 0 and 1, not {fraction}")
-    numbers, sizes = np.unique(pool.groups, return_counts=True)
-    if len(numbers) < 2:
+    groups, sizes = np.unique(pool.groups, return_counts=True)
+    if len(groups) < 2:
         raise MetasegError(
             f"{pool.name} cannot be split: all its {len(pool)} images belong together (one video or near-duplicates)"
         )
-    order = np.random.default_rng(seed).permutation(len(numbers))
+    order = np.random.default_rng(seed).permutation(len(groups))
     wanted, taken = round(fraction * len(pool)), 0
     chosen: list[np.int64] = []
     for index in order:
-        if taken + sizes[index] <= wanted and len(chosen) < len(numbers) - 1:
+        if taken + sizes[index] <= wanted and len(chosen) < len(groups) - 1:
             chosen.append(index)
             taken += sizes[index]
     if not chosen:
         chosen = [order[np.argmin(sizes[order])]]
-    held_out = np.isin(pool.groups, numbers[chosen])
+    held_out = np.isin(pool.groups, groups[chosen])
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 

@@ -30,7 +30,7 @@ class Learner(Protocol):
         """How it descends on the support set."""
 
     def adaptation(
-        self, support: SupportSet, at: Sequence[int], progress: Callable[[int, int], None]
+        self, support: SupportSet, steps: Sequence[int], progress: Callable[[int, int], None]
     ) -> Iterator[tuple[int, Segmenter]]:
         """Adapt, and yield (step, segmenter) at each step number in `at`; progress: (steps taken, of how many)."""
 
@@ -122,12 +122,13 @@ def work(learner: Learner, target: Target, settings: Settings, folds: int) -> Wo
     _, scored = drawn(target, settings, 0)
     subset = of_curve(target, settings, scored)
     folds = min(folds, settings.shots) if settings.shots > 1 else 0
-    end, at = stops(learner, settings)
+    end, steps = stops(learner, settings)
     points = {
-        step: (len(scored) if step in (0, end) else len(subset), 1 + folds if step else 1) for step in sorted(set(at))
+        step: (len(scored) if step in (0, end) else len(subset), 1 + folds if step else 1)
+        for step in sorted(set(steps))
     }
     # K images, and in each fold K less its share.
-    return Work(settings.draws, max(at), settings.shots * max(1, folds), points)
+    return Work(settings.draws, max(steps), settings.shots * max(1, folds), points)
 
 
 def stops(learner: Learner, settings: Settings) -> tuple[int, list[int]]:
@@ -158,14 +159,14 @@ def score_target(
         progress: called with (draw from 0, adaptation steps taken in it, images segmented after that step), in order.
     """
     scores = Scores.empty(settings.draws, len(target.pool))
-    end, at = stops(learner, settings)
+    end, steps = stops(learner, settings)
     for draw in range(settings.draws):
         support, scored = drawn(target, settings, draw)
         subset = of_curve(target, settings, scored)
         support_set = target.support_set(support, settings.augmentation, settings.seed + draw)
-        tick = partial(_tick, progress, draw, max(at))
+        tick = partial(_tick, progress, draw, max(steps))
         began = time.perf_counter()
-        for step, segmenter in learner.adaptation(support_set, at, progress=tick):
+        for step, segmenter in learner.adaptation(support_set, steps, progress=tick):
             if step <= end:
                 scores.seconds[draw, 0] += time.perf_counter() - began
             progress(draw, step, 0)

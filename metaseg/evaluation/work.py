@@ -1,6 +1,6 @@
 """How much work a test is: what its progress is counted in.
 
-The unit is the pass of one image through one network. It is an estimate, from which nothing but the time left is told:
+The unit is the pass of one image through one network. It is an estimate, from which nothing but the time left is shown:
 the pace at which units are done is measured.
 """
 
@@ -47,12 +47,12 @@ class Work:
             step: adaptation steps taken in it.
             images: images segmented after that step.
         """
-        before = sum(count * members for at, (count, members) in self.points.items() if at < step)
+        before = sum(count * members for after, (count, members) in self.points.items() if after < step)
         most, members = self.points.get(int(step), (0, 0))
         return draw * self.of_draw + OF_STEP * step * self.support + before + min(images, most) * members
 
 
-def watcher(progress: Progress, parts: Mapping[str, Work], name: str) -> Callable[[int, float, int], None]:
+def reporter(progress: Progress, parts: Mapping[str, Work], name: str) -> Callable[[int, float, int], None]:
     """What `score_target` calls while it works on part `name` of a test.
 
     Args:
@@ -64,14 +64,14 @@ def watcher(progress: Progress, parts: Mapping[str, Work], name: str) -> Callabl
     before = sum(parts[one].total for one in names[: names.index(name)])
     work = parts[name]
 
-    def told(draw: int, step: float, images: int) -> None:
-        words = [name, f"draw {draw + 1}/{work.draws}"]
+    def report(draw: int, step: float, images: int) -> None:
+        texts = [name, f"draw {draw + 1}/{work.draws}"]
         if work.steps:
-            words.append(f"step {int(step)}/{work.steps}")
+            texts.append(f"step {int(step)}/{work.steps}")
         count, _ = work.points.get(int(step), (0, 0))
         if 0 < images < count:
-            words.append(f"image {images}/{count}")
-        progress.note(", ".join(words))
+            texts.append(f"image {images}/{count}")
+        progress.note(", ".join(texts))
         progress.update(before + work.done(draw, step, images))
 
-    return told
+    return report

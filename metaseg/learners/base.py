@@ -20,7 +20,7 @@ from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.staged import EpisodeTask
 from metaseg.learners.strengths import Strengths
 from metaseg.meta.gradients import MetaGradient, Task, trial
-from metaseg.meta.inner_loop import InnerLoop, cut
+from metaseg.meta.inner_loop import InnerLoop, detached
 from metaseg.meta.losses import Loss
 from metaseg.meta.replay import Unsupported
 from metaseg.meta.step_size import largest_curvature
@@ -165,21 +165,21 @@ class Learner(nn.Module):
     def adaptation(
         self,
         support: SupportSet,
-        at: Sequence[int],
+        steps: Sequence[int],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Adapt, and yield (step, segmenter) at each step number in ``at`` (0: before the first step).
+        """Adapt, and yield (step, segmenter) at each step number in ``steps`` (0: before the first step).
 
         Args:
             support: the target's annotated images.
-            at: step numbers.
+            steps: step numbers.
             progress: called after each step with (steps taken, of how many).
         """
         require_gradients()
         tuning = self.fine_tuning()
         if self.adapts_by_inner:
             tuning, support = self._inner_tuning(self._adapt, support)
-        yield from tuning.run(self.theta(), support, at, progress)
+        yield from tuning.run(self.theta(), support, steps, progress)
 
     def after_inner(self, support: SupportSet) -> Segmenter | None:
         """Adapt to a target by the inner problem of training alone; None: this learner has none."""
@@ -233,7 +233,7 @@ class Learner(nn.Module):
         gradient = flatten(next(rows) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves.values())
         of_query = logits.detach()[len(episode.support_images) :]
         diagnostics = {"query_loss_after": loss.item(), "gradient_norm": gradient.norm().item()}
-        return MetaGradient(gradient, detach(leaves), diagnostics, cut(found), of_query)
+        return MetaGradient(gradient, detach(leaves), diagnostics, detached(found), of_query)
 
     def theta(self) -> Parameters:
         """The meta-parameters, cut from any graph; the values are shared with the network."""

@@ -88,23 +88,23 @@ class FineTuning:
         self,
         theta: Parameters,
         support: SupportSet,
-        at: Sequence[int],
+        steps: Sequence[int],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Descend from θ, and yield (step, segmenter) at each step number in ``at`` (0: the network at θ, alone).
+        """Descend from θ, and yield (step, segmenter) at each step number in ``steps`` (0: the network at θ, alone).
 
         Args:
             theta: θ, all of it.
             support: the target's annotated images.
-            at: step numbers; beyond ``loop.steps`` only with a constant step size.
+            steps: step numbers; beyond ``loop.steps`` only with a constant step size.
             progress: called after each step with (steps taken, of how many).
         """
-        last = max(at, default=0)
+        last = max(steps, default=0)
         parts = held_out(len(support.images), self.folds) if last else []
         everything = np.arange(len(support.images))
         members = [everything, *(np.setdiff1d(everything, part) for part in parts)]
         clean = self._there(support.clean())
-        if 0 in at:
+        if 0 in steps:
             yield 0, self._adapted(theta, Stage(theta, running_statistics(self.network)), 0.0, clean[0])
         with _Batches(self, theta, support) as batches, SideBySide(len(members), self.device) as side_by_side:
             # A network lends itself to one call at a time.
@@ -118,7 +118,7 @@ class FineTuning:
                 batches.draw(step - 1)
                 stages = side_by_side(advances)
                 progress(step, last)
-                if step in at:
+                if step in steps:
                     followed = self._followed(theta, stages[1:], members[1:], parts, clean)
                     yield step, self._segmenter(theta, stages, followed, clean[0])
 

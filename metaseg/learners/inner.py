@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaseg.meta.inner_loop import Evaluate, Evaluation, cut
+from metaseg.meta.inner_loop import Evaluate, Evaluation, detached
 from metaseg.meta.losses import Loss
 from metaseg.meta.vectors import Parameters, flatten
 from metaseg.networks.functional import Statistics, forward
@@ -69,7 +69,7 @@ class InnerEvaluation:
                 loss, found = self._objective(phi, images, masks, first)
             with torch.enable_grad(), _tf32(self.precision):
                 rows = torch.autograd.grad(loss * scale, list(phi.values()), materialize_grads=True)
-            return Evaluation(loss.detach(), flatten(rows) / scale, cut(found))
+            return Evaluation(loss.detach(), flatten(rows) / scale, detached(found))
 
         return evaluate
 

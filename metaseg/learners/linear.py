@@ -68,10 +68,10 @@ class Linear(Learner):
     def adaptation(
         self,
         support: SupportSet,
-        at: Sequence[int],
+        steps: Sequence[int],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Fit to the support set; yields (0, segmenter) whatever ``at`` says, as there are no steps."""
+        """Fit to the support set; yields (0, segmenter) whatever ``steps`` says, as there are no steps."""
         batches = [support.clean(), *(support.augmented(number) for number in range(self.copies))]
         clean = batches[0][0].to(self.device, memory_format=self.memory_format)
         statistics = self._statistics(clean)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,14 @@ from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.meta.gradients import MetaGradient
-from metaseg.meta.inner_loop import cut
+from metaseg.meta.inner_loop import detached
 from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.functional import Statistics, forward, running_statistics
 from metaseg.networks.segmenter import Segmenter
 from metaseg.runs.schema import NotNegative
+
+T = TypeVar("T")
 
 
 class Met(NamedTuple):
@@ -105,13 +107,13 @@ class MetricLearner(Learner):
             features = network.encode(query_images)
             return network.compare(met.summary, features), features
 
-        return cast(tuple[Tensor, Any], self.call(parameters, steps, self._statistics_of(met))[0])
+        return self.call(parameters, steps, self._statistics_of(met))[0]
 
     def call(
-        self, parameters: Parameters, steps: Callable[[Any], Any], statistics: Statistics | None
-    ) -> tuple[Any, Statistics]:
+        self, parameters: Parameters, steps: Callable[[Any], T], statistics: Statistics | None
+    ) -> tuple[T, Statistics]:
         """``steps(network)`` with these parameters and norm statistics; also returns the statistics that were used."""
-        return forward(self.network, parameters, cast(Tensor, steps), statistics)
+        return forward(self.network, parameters, steps, statistics)
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
         """The gradient at θ of the query loss, and of the loss with the roles reversed where that has a weight."""
@@ -120,10 +122,9 @@ class MetricLearner(Learner):
         with torch.enable_grad():
             total, diagnostics, found, logits = self.objective(leaves, episode)
             gradient = flatten(torch.autograd.grad(total, list(leaves.values()), materialize_grads=True))
-        numbers = {name: value.item() for name, value in diagnostics.items()}
-        return MetaGradient(
-            gradient, detach(leaves), numbers | {"gradient_norm": gradient.norm().item()}, cut(found), logits.detach()
-        )
+        diagnostics["gradient_norm"] = gradient.norm()
+        values = {name: value.item() for name, value in diagnostics.items()}
+        return MetaGradient(gradient, detach(leaves), values, detached(found), logits.detach())
 
     def objective(
         self, parameters: Parameters, episode: Episode
@@ -155,7 +156,7 @@ class MetricLearner(Learner):
         def steps(network: ComparingNetwork) -> Tensor:
             return network.compare(network.summarise(features, predicted), met.features)
 
-        return cast(Tensor, self.call(parameters, steps, self._statistics_of(met))[0])
+        return self.call(parameters, steps, self._statistics_of(met))[0]
 
     def trial(self, episode: Episode) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Query loss and logits (B, 1, H, W), twice the same: there is no inner loop."""
@@ -168,16 +169,16 @@ class MetricLearner(Learner):
     def adaptation(
         self,
         support: SupportSet,
-        at: Sequence[int],
+        steps: Sequence[int],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Meet the support set, once; yields (0, segmenter) whatever ``at`` says, as there are no steps."""
+        """Meet the support set, once; yields (0, segmenter) whatever ``steps`` says, as there are no steps."""
         theta = self.theta()
         images, masks = (part.to(self.device, memory_format=self.memory_format) for part in support.clean())
         with torch.no_grad():
             met = self.meet(theta, images, masks)
         # Copies: training may go on while the segmenter lives.
-        yield 0, Comparison(self, {name: value.clone() for name, value in theta.items()}, met)
+        yield 0, ComparingSegmenter(self, {name: value.clone() for name, value in theta.items()}, met)
 
     def _statistics_of(self, met: Met) -> Statistics:
         return self.norms.given(met.found, self._running())
@@ -187,7 +188,7 @@ class MetricLearner(Learner):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparingSegmenter:
     """A support set that was met, with the parameters it was met with; a `Segmenter`."""
 
     learner: MetricLearner

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from metaseg.data.batches import Episode
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.meta.gradients import MetaGradient, Task
-from metaseg.meta.inner_loop import cut
+from metaseg.meta.inner_loop import detached
 from metaseg.meta.losses import Loss
 from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
 from metaseg.networks.functional import Statistics, forward, running_statistics
@@ -137,7 +137,7 @@ class EpisodeTask:
             gradient=vector,
             adapted={name: result.adapted.get(name, value) for name, value in detach(self._all).items()},
             diagnostics=result.diagnostics | {"gradient_norm": vector.norm().item()},
-            found=cut(self._held.found) | result.found,
+            found=detached(self._held.found) | result.found,
             by_inputs=(),
         )
 

@@ -25,6 +25,7 @@ by way of φ, so that the chain rule can go on through those stages:
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,12 +37,12 @@ from metaseg.meta.inner_loop import (
     Evaluate,
     Evaluation,
     InnerLoop,
-    State,
-    at,
+    Moments,
+    as_leaves,
     by_autograd,
-    cut,
     descend,
-    initial_state,
+    detached,
+    initial_moments,
     slope,
     update,
 )
@@ -156,15 +157,7 @@ def implicit_gradient(
         ValueError: if a λ ≤ 0, a name is unknown, or the Gauss-Newton product lacks its callable.
         Unsupported: if ``products`` is "replay" and the network uses an operation that it does not know.
     """
-    smallest = lam if isinstance(lam, float | int) else float(lam.min())
-    if not smallest > 0:
-        raise ValueError(f"expected lam > 0 for the implicit gradient, found {smallest}")
-    if curvature not in CURVATURES:
-        raise ValueError(f"expected a curvature out of {', '.join(CURVATURES)}, found {curvature!r}")
-    exact = curvature == "hessian"
-    in_logits = task.logit_curvature
-    if not exact and in_logits is None:
-        raise ValueError("the Gauss-Newton product needs logit_curvature in the task, found none")
+    _require_solvable(task, lam, curvature)
     linearise = _linearise(products)
     descent = _run(task, theta, inner)
     phi = descent.phi
@@ -174,27 +167,23 @@ def implicit_gradient(
     def ask_query(_: Tensor, found: Any) -> tuple[Tensor, Any, Tensor, tuple[Tensor, ...], Any]:
         loss, after = task.query(leaves, found)
         gradient, by_inputs = _slopes(task, loss, leaves, retain_graph=True)
-        return loss.detach(), after, gradient, by_inputs, cut(found)
+        return loss.detach(), after, gradient, by_inputs, detached(found)
 
+    exact, in_logits = curvature == "hessian", task.logit_curvature
     support = linearise(task.support, task.support_loss, leaves, ask_query, exact, task.support_inputs)
     query_loss, query_after, right_hand_side, by_inputs, found = support.before
-
-    def bend(vector: Tensor) -> Tensor:
-        if in_logits is None or exact:
-            return support.hessian(vector)
-        return support.gauss_newton(in_logits, vector)
-
-    def bend_and_inputs(vector: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if in_logits is None or exact:
-            return support.hessian_and_inputs(vector)
-        return support.gauss_newton_and_inputs(in_logits, vector)
+    if exact or in_logits is None:
+        curvature_product, curvature_product_and_inputs = support.hessian, support.hessian_and_inputs
+    else:
+        curvature_product = partial(support.gauss_newton, in_logits)
+        curvature_product_and_inputs = partial(support.gauss_newton_and_inputs, in_logits)
 
     def only_adapting(vector: Tensor) -> Tensor:
         return vector if inner.mask is None else vector * inner.mask
 
     root = lam**0.5
     solution = conjugate_gradient(
-        lambda vector: vector + only_adapting(bend(vector / root)) / root,
+        lambda vector: vector + only_adapting(curvature_product(vector / root)) / root,
         only_adapting(right_hand_side) / root,
         steps=cg_steps,
         tolerance=cg_tolerance,
@@ -202,12 +191,12 @@ def implicit_gradient(
     x = solution.value / root
     gradient = root * solution.value
     if task.support_inputs:
-        bent, mixed = bend_and_inputs(x)
+        product, mixed = curvature_product_and_inputs(x)
         by_inputs = _plus(by_inputs, mixed, -1.0)
     elif inner.mask is not None:
-        bent = bend(x)
+        product = curvature_product(x)
     if inner.mask is not None:
-        gradient = gradient + (1 - inner.mask) * (right_hand_side - bent)
+        gradient = gradient + (1 - inner.mask) * (right_hand_side - product)
     start, end = flatten(theta.values()), flatten(phi.values())
     end_norm = slope(inner, start, end, support.gradient).norm()
     descent = replace(descent, first=descent.first or (support.loss, end_norm), last_norm=end_norm)
@@ -222,6 +211,16 @@ def implicit_gradient(
     }
     by_strengths = (start - end) * x
     return MetaGradient(gradient, detach(phi), diagnostics, found, query_after, solution, by_inputs, by_strengths)
+
+
+def _require_solvable(task: Task, lam: float | Tensor, curvature: str) -> None:
+    smallest = lam if isinstance(lam, float | int) else float(lam.min())
+    if not smallest > 0:
+        raise ValueError(f"expected lam > 0 for the implicit gradient, found {smallest}")
+    if curvature not in CURVATURES:
+        raise ValueError(f"expected a curvature out of {', '.join(CURVATURES)}, found {curvature!r}")
+    if curvature == "gauss_newton" and task.logit_curvature is None:
+        raise ValueError("the Gauss-Newton product needs logit_curvature in the task, found none")
 
 
 def first_order_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
@@ -259,41 +258,41 @@ def unrolled_gradient(
     evaluate = task.evaluation()
 
     def linearised(phi: Tensor) -> Linearisation:
-        return linearise(task.support, task.support_loss, at(phi, theta), None, True, task.support_inputs)
+        return linearise(task.support, task.support_loss, as_leaves(phi, theta), None, True, task.support_inputs)
 
     start = flatten(theta.values()).detach()
-    phi, state = start, initial_state(inner, start)
-    history: list[tuple[Tensor, Tensor, State, Linearisation | None]] = []
+    phi, moments = start, initial_moments(inner, start)
+    history: list[tuple[Tensor, Tensor, Moments, Linearisation | None]] = []
     first, last_norm, taken = None, None, 0
     for count in range(1, inner.steps + 1):
         support = None if checkpoint else linearised(phi)
-        here = evaluate(at(phi, theta)) if support is None else Evaluation(support.loss, support.gradient, None)
+        here = evaluate(as_leaves(phi, theta)) if support is None else Evaluation(support.loss, support.gradient, None)
         last_norm = slope(inner, start, phi, here.gradient).norm()
         if inner.tolerance and first is not None and last_norm <= inner.tolerance * first[1]:
             break
         first, taken = first or (here.loss, last_norm), count
-        history.append((phi, here.gradient, state, support))
-        phi, state = update(inner, count, start, phi, here.gradient, state)
+        history.append((phi, here.gradient, moments, support))
+        phi, moments = update(inner, count, start, phi, here.gradient, moments)
     result = _with_query(task, theta, inner, _Descent(unflatten(phi, theta), first, last_norm, taken))
 
-    by_phi, by_state, by_theta = result.gradient, initial_state(inner, start), torch.zeros_like(start)
+    by_phi, by_moments, by_theta = result.gradient, initial_moments(inner, start), torch.zeros_like(start)
     by_inputs = result.by_inputs
     for count in range(taken, 0, -1):
-        phi, gradient, state, support = history.pop()
-        inputs = [vector.detach().requires_grad_() for vector in (start, phi, gradient, *state)]
+        phi, gradient, moments, support = history.pop()
+        inputs = [vector.detach().requires_grad_() for vector in (start, phi, gradient, *moments)]
         with torch.enable_grad():
-            after, state_after = update(inner, count, inputs[0], inputs[1], inputs[2], tuple(inputs[3:]))
-        more, by_phi, by_gradient, *by_moments = torch.autograd.grad(
-            [after, *state_after], inputs, [by_phi, *by_state], materialize_grads=True
+            after, moments_after = update(inner, count, inputs[0], inputs[1], inputs[2], tuple(inputs[3:]))
+        more, by_phi, by_gradient, *by_moments_before = torch.autograd.grad(
+            [after, *moments_after], inputs, [by_phi, *by_moments], materialize_grads=True
         )
         support = support or linearised(phi)
         if task.support_inputs:
-            bent, mixed = support.hessian_and_inputs(by_gradient)
+            product, mixed = support.hessian_and_inputs(by_gradient)
             by_inputs = _plus(by_inputs, mixed, 1.0)
         else:
-            bent = support.hessian(by_gradient)
-        by_phi = by_phi + bent
-        by_theta, by_state = by_theta + more, tuple(by_moments)
+            product = support.hessian(by_gradient)
+        by_phi = by_phi + product
+        by_theta, by_moments = by_theta + more, tuple(by_moments_before)
         del support
     total = by_theta + by_phi
     diagnostics = result.diagnostics | {"gradient_norm": total.norm().item()}
@@ -321,7 +320,7 @@ def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGra
     diagnostics = _diagnostics(theta, inner, descent, support_loss, query_loss, way)
     # What the inner loop leaves alone has gone no way.
     by_inputs = tuple(torch.zeros_like(c) for c in (*task.support_inputs, *task.query_inputs))
-    return MetaGradient(way, detach(phi), diagnostics, cut(found), query_after, by_inputs=by_inputs)
+    return MetaGradient(way, detach(phi), diagnostics, detached(found), query_after, by_inputs=by_inputs)
 
 
 def trial(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
@@ -359,7 +358,7 @@ def _with_query(task: Task, theta: Parameters, inner: InnerLoop, descent: _Desce
         query_loss, query_after = task.query(leaves, found)
         gradient, by_inputs = _slopes(task, query_loss, leaves)
     diagnostics = _diagnostics(theta, inner, descent, support_loss.detach(), query_loss.detach(), gradient)
-    return MetaGradient(gradient, detach(descent.phi), diagnostics, cut(found), query_after, by_inputs=by_inputs)
+    return MetaGradient(gradient, detach(descent.phi), diagnostics, detached(found), query_after, by_inputs=by_inputs)
 
 
 def _slopes(

@@ -13,7 +13,8 @@ from torch.optim.adam import adam
 
 from metaseg.meta.vectors import Parameters, flatten, unflatten
 
-OPTIMIZERS = ("sgd", "momentum", "adam")
+OPTIMIZERS = {"sgd": 0, "momentum": 1, "adam": 2}
+"""The inner optimisers, and how many vectors of moments each carries from step to step."""
 
 SCHEDULES = ("constant", "cosine")
 
@@ -89,13 +90,13 @@ class InnerLoop:
         return [(first, last, float(self.rates[first])) for first, last in pairwise(ends)]
 
 
-State = tuple[Tensor, ...]
+Moments = tuple[Tensor, ...]
 """Moments that the optimiser carries from step to step, each of shape (N,)."""
 
 
-def initial_state(loop: InnerLoop, theta: Tensor) -> State:
+def initial_moments(loop: InnerLoop, theta: Tensor) -> Moments:
     """The optimiser's moments before the first step."""
-    return tuple(torch.zeros_like(theta) for _ in range(OPTIMIZERS.index(loop.optimizer)))
+    return tuple(torch.zeros_like(theta) for _ in range(OPTIMIZERS[loop.optimizer]))
 
 
 def slope(loop: InnerLoop, theta: Tensor, phi: Tensor, gradient: Tensor) -> Tensor:
@@ -115,8 +116,8 @@ def slope(loop: InnerLoop, theta: Tensor, phi: Tensor, gradient: Tensor) -> Tens
 
 
 def update(
-    loop: InnerLoop, count: int, theta: Tensor, phi: Tensor, gradient: Tensor, state: State
-) -> tuple[Tensor, State]:
+    loop: InnerLoop, count: int, theta: Tensor, phi: Tensor, gradient: Tensor, moments: Moments
+) -> tuple[Tensor, Moments]:
     """Step number ``count`` (from 1): φ and moments after it; a differentiable function of all its vectors.
 
     Args:
@@ -125,30 +126,30 @@ def update(
         theta: θ, shape (N,).
         phi: φ before the step, shape (N,).
         gradient: ∇L(φ) of the support loss alone, shape (N,).
-        state: the moments before the step.
+        moments: the moments before the step.
     """
-    return _move(loop, count, phi, slope(loop, theta, phi, gradient), state, loop.rates)
+    return _move(loop, count, phi, slope(loop, theta, phi, gradient), moments, loop.rates)
 
 
 def _move(
-    loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, state: State, rates: Tensor | None
-) -> tuple[Tensor, State]:
+    loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, moments: Moments, rates: Tensor | None
+) -> tuple[Tensor, Moments]:
     """`update` by a gradient that is the `slope` already, of those parameters that ``rates`` are of."""
     lr = loop.lr_at(count) if rates is None else loop.lr_at(count) * rates
     if loop.optimizer == "sgd":
-        return phi - lr * gradient, state
+        return phi - lr * gradient, moments
     if loop.optimizer == "momentum":
-        heavy = 0.9 * state[0] + gradient
+        heavy = 0.9 * moments[0] + gradient
         return phi - lr * heavy, (heavy,)
-    first = 0.9 * state[0] + 0.1 * gradient
-    second = 0.999 * state[1] + 0.001 * gradient * gradient
+    first = 0.9 * moments[0] + 0.1 * gradient
+    second = 0.999 * moments[1] + 0.001 * gradient * gradient
     # ε stands inside the root, unlike in torch.optim.Adam: the root's derivative at a zero gradient is then finite,
     # which MAML's second derivatives need.
     direction = first / (1 - 0.9**count) / (second / (1 - 0.999**count) + 1e-16).sqrt()
     return phi - lr * direction, (first, second)
 
 
-def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, state: State) -> Tensor:
+def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, moments: Moments) -> Tensor:
     """φ after step ``count``, the same numbers as by `update`, without a graph; the moments are overwritten.
 
     On a CPU the vectors are gone through piece by piece. With millions of parameters every operation on all of them
@@ -159,22 +160,22 @@ def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, 
         count: the step's number, from 1.
         phi: φ before the step, shape (N,); left as it is.
         downhill: `slope` there, shape (N,).
-        state: the moments before the step; after it, those after the step.
+        moments: the moments before the step; after it, those after the step.
     """
     if loop.optimizer == "adam":
-        return _adam_in_place(loop, count, phi, downhill, state)
+        return _adam_in_place(loop, count, phi, downhill, moments)
     size = PIECE if phi.device.type == "cpu" else max(1, phi.numel())
     after = torch.empty_like(phi)
-    vectors = [vector.split(size) for vector in (after, phi, downhill, *state)]
+    vectors = [vector.split(size) for vector in (after, phi, downhill, *moments)]
     rates = [None] * len(vectors[0]) if loop.rates is None else loop.rates.split(size)
-    for rate, target, here, gradient, *moments in zip(rates, *vectors, strict=True):
-        moved, new = _move(loop, count, here, gradient, tuple(moments), rate)
-        for old, value in zip((target, *moments), (moved, *new), strict=True):
+    for rate, target, here, gradient, *pieces in zip(rates, *vectors, strict=True):
+        moved, new = _move(loop, count, here, gradient, tuple(pieces), rate)
+        for old, value in zip((target, *pieces), (moved, *new), strict=True):
             old.copy_(value)
     return after
 
 
-def _adam_in_place(loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, state: State) -> Tensor:
+def _adam_in_place(loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, moments: Moments) -> Tensor:
     """Adam by PyTorch's fused kernel: one pass over the vectors in place of fourteen.
 
     ε stands outside of the root there. The difference is below float32's resolution but for gradients near 1e-8.
@@ -184,8 +185,8 @@ def _adam_in_place(loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, s
         adam(
             [after[first:last]],
             [gradient[first:last]],
-            [state[0][first:last]],
-            [state[1][first:last]],
+            [moments[0][first:last]],
+            [moments[1][first:last]],
             max_exp_avg_sqs=[],
             state_steps=[torch.tensor(count - 1.0, device=phi.device)],
             fused=True,
@@ -226,7 +227,7 @@ def by_autograd(objective: Callable[[Parameters], tuple[Tensor, Any]]) -> Evalua
         with torch.enable_grad():
             loss, found = objective(phi)
             rows = torch.autograd.grad(loss, list(phi.values()), materialize_grads=True)
-        return Evaluation(loss.detach(), flatten(rows), cut(found))
+        return Evaluation(loss.detach(), flatten(rows), detached(found))
 
     return evaluate
 
@@ -254,30 +255,30 @@ def descend(evaluate: Evaluate, theta: Parameters, loop: InnerLoop) -> Iterator[
     bound = None
     with torch.no_grad():
         start = flatten(theta.values())
-        phi, state = start, initial_state(loop, start)
+        phi, moments = start, initial_moments(loop, start)
     for count in range(1, loop.steps + 1):
-        before = evaluate(at(phi, theta))
+        before = evaluate(as_leaves(phi, theta))
         with torch.no_grad():
             downhill = slope(loop, start, phi, before.gradient)
             norm = downhill.norm()
             if loop.tolerance and bound is not None and norm <= bound:
                 return
             bound = loop.tolerance * norm if bound is None else bound
-            phi = update_in_place(loop, count, phi, downhill, state)
+            phi = update_in_place(loop, count, phi, downhill, moments)
         yield Step(unflatten(phi, theta), before, norm)
 
 
-def at(vector: Tensor, like: Parameters) -> Parameters:
+def as_leaves(vector: Tensor, like: Parameters) -> Parameters:
     """A point as parameters that require gradients, in the memory of `vector`."""
     return {name: piece.detach().requires_grad_() for name, piece in unflatten(vector, like).items()}
 
 
-def cut(found: Any) -> Any:
+def detached(found: Any) -> Any:
     """The same containers with every tensor cut from its graph."""
     if isinstance(found, Tensor):
         return found.detach()
     if isinstance(found, dict):
-        return {key: cut(value) for key, value in found.items()}
+        return {key: detached(value) for key, value in found.items()}
     if isinstance(found, tuple):
-        return tuple(cut(value) for value in found)
+        return tuple(detached(value) for value in found)
     return found

@@ -34,7 +34,8 @@ def forward(
         network: a network whose norm layers are `EpisodicBatchNorm2d` (see `replace_batch_norm`); its architecture is
             looked up at the first call, and must not change after it.
         parameters: name → tensor, as of `dict(network.named_parameters())`; those left out are the network's own.
-        images: (B, C, H, W) in [-1, 1]; with ``first``, what the stage before it returned.
+        images: (B, C, H, W) in [-1, 1]; with ``first``, what the stage before it returned;
+            of a `ComparingNetwork`, what is to be done with its parts.
         statistics: mean and biased variance of norm layers; those that are not named use the statistics of `images`,
             and frozen ones always their own.
         call: what calls the network: `torch.func.functional_call`, or that compiled.

@@ -12,7 +12,7 @@ import pandas as pd
 from metaseg.evaluation.intervals import Interval, bootstrap_interval, holm
 from metaseg.evaluation.paired import PairedTest, paired_test
 from metaseg.reporting.runs import Run
-from metaseg.runs.tables import Cell, Row, Table, fill, row_is_free
+from metaseg.runs.tables import Row, Table, TableCell, fill, row_is_free
 
 TRIVIAL = {
     "all_foreground": "all fore- ground",
@@ -84,7 +84,7 @@ class Block:
 
     table: Table
     target: str
-    cells: list[Cell]
+    cells: list[TableCell]
     lines: list[Line]
     comparisons: list[Comparison] = field(default_factory=list)
 
@@ -110,12 +110,12 @@ def blocks(table: Table, runs: Sequence[Run]) -> list[Block]:
     ]
 
 
-def matrix(cell: Cell) -> pd.DataFrame:
+def matrix(cell: TableCell) -> pd.DataFrame:
     """Scores of a cell's runs: a row for each (seed, draw), a column an image, NaN where an image was not scored."""
     return pd.concat([run.matrix(cell.target) for run in cell.runs])
 
 
-def ours(cell: Cell) -> Ours | None:
+def ours(cell: TableCell) -> Ours | None:
     """The numbers of a cell's runs, with an interval over seeds and groups of images; None where there is no run."""
     if not cell.runs:
         return None
@@ -150,7 +150,7 @@ def scratch_beside(runs: Sequence[Run], target: str) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def compare(first: Cell, second: Cell) -> PairedTest | None:
+def compare(first: TableCell, second: TableCell) -> PairedTest | None:
     """First - second on the (seed, draw) and the images that both have; None where there are none."""
     one, other = matrix(first), matrix(second)
     rows, images = one.index.intersection(other.index), one.columns.intersection(other.columns)
@@ -165,7 +165,7 @@ class _Labels(TypedDict):
     groups: list[str]
 
 
-def _labels(scores: pd.DataFrame, cell: Cell) -> _Labels:
+def _labels(scores: pd.DataFrame, cell: TableCell) -> _Labels:
     """The seed of each row, and the group of each column."""
     groups = {image: group for run in cell.runs for image, group in run.groups(cell.target).items()}
     return {
@@ -174,10 +174,10 @@ def _labels(scores: pd.DataFrame, cell: Cell) -> _Labels:
     }
 
 
-def _block(table: Table, target: str, cells: list[Cell]) -> Block:
-    numbers = {id(cell): ours(cell) for cell in cells}
+def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
+    found = {id(cell): ours(cell) for cell in cells}
     general = [run for cell in cells if cell.row.learner != "naive" for run in cell.runs]
-    from_scratch = {cell.shots: numbers[id(cell)] for cell in cells if cell.row.learner == "scratch"}
+    from_scratch = {cell.shots: found[id(cell)] for cell in cells if cell.row.learner == "scratch"}
     # Without a run at these shots: the baselines that do not look at the support set, from runs at other shots.
     anywhere = {name: value for name, value in trivial(general, target).items() if name != "mean_support_mask"}
     lines = []
@@ -191,7 +191,7 @@ def _block(table: Table, target: str, cells: list[Cell]) -> Block:
                 row=cell.row,
                 shots=tuple(one.shots for one in group),
                 paper=None if published is None else published / 100,
-                ours=numbers[id(cell)],
+                ours=found[id(cell)],
                 scratch=known.dice.mean if known else scratch_beside(cell.runs or at_shots, target),
                 trivial=trivial(cell.runs or at_shots, target) or anywhere,
             )
@@ -199,9 +199,9 @@ def _block(table: Table, target: str, cells: list[Cell]) -> Block:
     return Block(table, target, cells, _with_best(lines), _comparisons(cells))
 
 
-def _grouped(cells: Sequence[Cell]) -> list[list[Cell]]:
+def _grouped(cells: Sequence[TableCell]) -> list[list[TableCell]]:
     """Cells line by line; those of a system that neither was run nor has a published figure share one line."""
-    found: list[list[Cell]] = []
+    found: list[list[TableCell]] = []
     for row in {id(cell.row): cell.row for cell in cells}.values():
         own = [cell for cell in cells if cell.row is row]
         empty = not any(cell.runs for cell in own) and not any(row.published(own[0].target, s) for s in row.shots)
@@ -225,7 +225,7 @@ def _may_win(line: Line) -> bool:
     return line.ours is not None and "learner.train_on=target" not in line.row.overrides
 
 
-def _comparisons(cells: Sequence[Cell]) -> list[Comparison]:
+def _comparisons(cells: Sequence[TableCell]) -> list[Comparison]:
     """iMAML against the others; where all rows are of one learner, each against the first."""
     rows = list({id(cell.row): cell.row for cell in cells}.values())
     if len({row.learner for row in rows}) == 1:

@@ -59,7 +59,7 @@ def epoch_curves(
     Returns:
         `path`, or None where nothing was logged.
     """
-    numbers = sorted({shots for _, shots, _ in groups})
+    shot_counts = sorted({shots for _, shots, _ in groups})
     figure = Figure(figsize=(6.8, 5.8), layout="constrained")
     drawn = False
     for axes, (title, column, scale) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
@@ -73,7 +73,7 @@ def epoch_curves(
                 scale * values,
                 label=f"{label}, {shots} shots",
                 color=look_of(places[label])["color"],
-                linestyle=_DASHES[numbers.index(shots) % len(_DASHES)],
+                linestyle=_DASHES[shot_counts.index(shots) % len(_DASHES)],
                 linewidth=1.6,
                 marker="o" if len(values) <= 15 else None,
                 markersize=3.5,

@@ -21,7 +21,7 @@ from metaseg.runs.tables import Table
 CAPSULE = "kvasir_capsule"
 
 
-class Picture(NamedTuple):
+class TableFigure(NamedTuple):
     """A figure of a table: kind (adaptation, images, epochs, overlays; reference and missing are words alone), data
     URI, caption, and the runs it shows."""
 
@@ -31,19 +31,19 @@ class Picture(NamedTuple):
     runs: tuple[str, ...]
 
 
-class Part(NamedTuple):
+class FilledTable(NamedTuple):
     """A table with its blocks and figures; a table without runs has no figures."""
 
     table: Table
     blocks: list[Block]
-    pictures: list[Picture]
+    pictures: list[TableFigure]
 
 
 def render(
     found: Found,
-    parts: Sequence[Part],
+    parts: Sequence[FilledTable],
     titles: Mapping[str, str],
-    starts: Sequence[tuple[Initial, list[Picture]]],
+    starts: Sequence[tuple[Initial, list[TableFigure]]],
     datasets: Sequence[Mapping[str, str]],
 ) -> str:
     """The whole page.
@@ -96,7 +96,7 @@ def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return [(name, _values(values)) for name, values in facts]
 
 
-def capsule_facts(parts: Sequence[Part]) -> dict[str, Any]:
+def capsule_facts(parts: Sequence[FilledTable]) -> dict[str, Any]:
     """The all-foreground score of our runs on KvasirCapsule-SEG (None: no such run), and the paper's best figure."""
     blocks = [block for part in parts for block in part.blocks if block.target == CAPSULE]
     ours = [
@@ -106,7 +106,7 @@ def capsule_facts(parts: Sequence[Part]) -> dict[str, Any]:
     return {"ours": statistics.fmean(ours) if ours else None, "paper": max(published) if published else None}
 
 
-def weights_of(runs: Sequence[Run], parts: Sequence[Part]) -> list[dict[str, str]]:
+def weights_of(runs: Sequence[Run], parts: Sequence[FilledTable]) -> list[dict[str, str]]:
     """Which systems began from which pre-trained weights; a run outside the tables goes by its learner's name."""
     rows: dict[str, list[str]] = {}
     for cell in (cell for part in parts for block in part.blocks for cell in block.cells):
@@ -129,7 +129,7 @@ def strengths_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _part(part: Part, titles: Mapping[str, str]) -> dict[str, Any]:
+def _part(part: FilledTable, titles: Mapping[str, str]) -> dict[str, Any]:
     return {
         "table": part.table,
         "blocks": [_block(block, titles) for block in part.blocks],
@@ -201,7 +201,7 @@ def _initial(group: Initial, titles: Mapping[str, str]) -> dict[str, Any]:
     return {"learner": group.learner, "shots": group.shots, "lines": lines}
 
 
-def _others(runs: Sequence[Run], parts: Sequence[Part], titles: Mapping[str, str]) -> list[dict[str, str]]:
+def _others(runs: Sequence[Run], parts: Sequence[FilledTable], titles: Mapping[str, str]) -> list[dict[str, str]]:
     """Runs that fill no cell, with their own numbers."""
     used = {run.name for part in parts for block in part.blocks for run in block.runs}
     return [

@@ -13,12 +13,12 @@ from metaseg.reporting.cells import Block, blocks, matrix, trivial
 from metaseg.reporting.datasets import export_datasets, read_datasets
 from metaseg.reporting.differences import Initial, initial_weights
 from metaseg.reporting.exports import export
-from metaseg.reporting.page import Part, Picture, render
+from metaseg.reporting.page import FilledTable, TableFigure, render
 from metaseg.reporting.runs import REPORT, Found, read_runs
 from metaseg.runs.directory import replacing
 from metaseg.runs.result import Curve
 from metaseg.runs.summary import TRIVIAL_NAMES
-from metaseg.runs.tables import NUMBERS, Cell, load_table
+from metaseg.runs.tables import NUMBERS, TableCell, load_table
 
 CURVE_WIDTH, PHOTOGRAPH_WIDTH = 900, 620  # pixels in the page; the files in report/figures are larger
 FIRST_LOOKS = ("imaml", "maml", "joint", "fomaml", "anil", "reptile", "scratch")
@@ -55,7 +55,7 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
         filled = blocks(load_table(number), found.runs)
         export(filled, titles, out)
         begun = any(block.begun for block in filled)
-        parts.append(Part(filled[0].table, filled, _pictures(filled, figures, titles) if begun else []))
+        parts.append(FilledTable(filled[0].table, filled, _pictures(filled, figures, titles) if begun else []))
     _refer_back(parts)
     datasets = read_datasets(folder)
     export_datasets(datasets, out)
@@ -67,7 +67,7 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
     return page, found
 
 
-def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> list[Picture]:
+def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> list[TableFigure]:
     """Curves over adaptation steps, distributions, learning curves and overlays of a table."""
     table = filled[0].table
     order = {learner: place for place, learner in enumerate(FIRST_LOOKS)}
@@ -85,14 +85,14 @@ def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> 
             values = {cell.row.label: matrix(cell).mean().to_numpy(float) for cell in cells}
             path = comparisons.violins(values, folder / f"{stem}_images.png", where, places)
             caption = f"Dice of single images after adaptation, {where}: each is the mean over support draws and seeds."
-            found.append(Picture("images", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells)))
+            found.append(TableFigure("images", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells)))
     found += _learning_curves(filled[0], folder, places)
     for block in filled:
         found += _overlays(block, titles)
     return found
 
 
-def _adaptation(cells: Sequence[Cell], path: Path, where: str, places: dict[str, int]) -> list[Picture]:
+def _adaptation(cells: Sequence[TableCell], path: Path, where: str, places: dict[str, int]) -> list[TableFigure]:
     target = cells[0].target
     curves = {cell.row.label: comparisons.mean_curve(cell.runs, target) for cell in cells}
     known = {label: curve for label, curve in curves.items() if curve is not None}
@@ -115,10 +115,10 @@ def _adaptation(cells: Sequence[Cell], path: Path, where: str, places: dict[str,
         f"Dice over adaptation steps, {where}. Coloured dashes: a system that does not adapt; grey lines: trivial "
         "baselines. Mean over seeds; taken on a subset of the images (evaluation.curve_limit)."
     )
-    return [Picture("adaptation", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
+    return [TableFigure("adaptation", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
 
 
-def _starts(group: Initial, folder: Path, titles: dict[str, str]) -> list[Picture]:
+def _starts(group: Initial, folder: Path, titles: dict[str, str]) -> list[TableFigure]:
     """Dice over adaptation steps from each of a group's initial weights."""
     found = []
     variants = sorted(group.variants.items())
@@ -132,11 +132,11 @@ def _starts(group: Initial, folder: Path, titles: dict[str, str]) -> list[Pictur
         adaptation_curve(known, path, title=where)
         caption = f"Dice over adaptation steps from different initial weights: {group.learner}, {where}."
         names = tuple(sorted(run.name for _, runs in variants for run in runs))
-        found.append(Picture("initial", comparisons.embedded(path, CURVE_WIDTH), caption, names))
+        found.append(TableFigure("initial", comparisons.embedded(path, CURVE_WIDTH), caption, names))
     return found
 
 
-def _learning_curves(block: Block, folder: Path, places: dict[str, int]) -> list[Picture]:
+def _learning_curves(block: Block, folder: Path, places: dict[str, int]) -> list[TableFigure]:
     cells = [cell for cell in block.cells if cell.runs and cell.row.learner in ("maml", "imaml")]
     groups = [(cell.row.label, cell.shots, cell.runs) for cell in cells]
     path = folder / f"table{block.table.number}_learning_curves.png"
@@ -146,10 +146,10 @@ def _learning_curves(block: Block, folder: Path, places: dict[str, int]) -> list
         "Loss and Dice after the inner loop over epochs, as the paper's figure 2; validation is on held-out images of "
         "the source pair, never on the target. Mean over seeds."
     )
-    return [Picture("epochs", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
+    return [TableFigure("epochs", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
 
 
-def _overlays(block: Block, titles: dict[str, str]) -> list[Picture]:
+def _overlays(block: Block, titles: dict[str, str]) -> list[TableFigure]:
     """Best, median and worst image of iMAML at its most shots, of the first run that drew them."""
     cells = sorted((cell for cell in block.cells if cell.row.learner == "imaml"), key=lambda cell: -cell.shots)
     for cell in cells:
@@ -165,16 +165,16 @@ def _overlays(block: Block, titles: dict[str, str]) -> list[Picture]:
                 picture = comparisons.embedded(path, PHOTOGRAPH_WIDTH, photograph=True)
             except (OSError, ValueError):
                 caption = f"{path.name} of {run.name} cannot be read as a picture."
-                return [Picture("missing", "", caption, (run.name,))]
-            return [Picture("overlays", picture, caption, (run.name,))]
+                return [TableFigure("missing", "", caption, (run.name,))]
+            return [TableFigure("overlays", picture, caption, (run.name,))]
     return []
 
 
-def _names(cells: Iterable[Cell]) -> tuple[str, ...]:
+def _names(cells: Iterable[TableCell]) -> tuple[str, ...]:
     return tuple(sorted({run.name for cell in cells for run in cell.runs}))
 
 
-def _refer_back(parts: list[Part]) -> None:
+def _refer_back(parts: list[FilledTable]) -> None:
     """Tables that share their training runs show the learning curves once."""
     shown: dict[tuple[str, ...], int] = {}
     for part in parts:
@@ -183,6 +183,6 @@ def _refer_back(parts: list[Part]) -> None:
                 continue
             if picture.runs in shown:
                 text = f"Learning curves: the same training runs as in table {shown[picture.runs]}."
-                part.pictures[place] = Picture("reference", "", text, picture.runs)
+                part.pictures[place] = TableFigure("reference", "", text, picture.runs)
             else:
                 shown[picture.runs] = part.table.number

@@ -77,7 +77,7 @@ class RunDirectory:
         Raises:
             MetasegError: another process holds it, or the directory cannot be written to.
         """
-        with _told(self.path):
+        with _os_errors_explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
             try:
@@ -117,7 +117,7 @@ class RunDirectory:
     def create(self) -> RunDirectory:
         """Make the directory and its two folders where they are missing."""
         for folder in (self.checkpoints, self.figures):
-            with _told(folder):
+            with _os_errors_explained(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -170,7 +170,7 @@ def replacing(path: Path) -> Iterator[Path]:
     # Not tempfile: its files are readable by their owner alone, which hides results from a group's other members.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        with _told(path):
+        with _os_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             # Without fsync some file systems may put the new name on disk before the new contents.
@@ -183,7 +183,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _os_errors_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -28,13 +28,13 @@ Number = Annotated[float | None, BeforeValidator(_finite)]
 Fraction = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_finite)]
 
 
-class Part(BaseModel):
+class ResultPart(BaseModel):
     """A part of a result; keys that this version does not know are left out."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
 
-class Estimate(Part):
+class Estimate(ResultPart):
     """A mean over images and draws with its interval; without bounds where there is a single score."""
 
     mean: Fraction
@@ -43,7 +43,7 @@ class Estimate(Part):
     level: float = 0.95
 
 
-class Curve(Part):
+class Curve(ResultPart):
     """Dice over adaptation steps; lists of equal length, but for bounds that are not known, which are empty."""
 
     steps: list[int] = []
@@ -65,7 +65,7 @@ class FromScratch(Estimate):
     curve: Curve = Curve()
 
 
-class Seconds(Part):
+class Seconds(ResultPart):
     """Mean over draws."""
 
     adapting: Number = None
@@ -73,7 +73,7 @@ class Seconds(Part):
     """Of segmenting one image after adaptation."""
 
 
-class Followed(Part):
+class Followed(ResultPart):
     """How far a draw followed its descent from θ: ``alpha`` 1 is to the end."""
 
     alpha: Fraction
@@ -81,7 +81,7 @@ class Followed(Part):
     """α → mean Dice of the support images that were held out, by which it was chosen."""
 
 
-class Scores(Part):
+class Scores(ResultPart):
     """The scores on one target."""
 
     dsc: Estimate
@@ -105,7 +105,7 @@ class Scores(Part):
     """Dice of each trivial baseline."""
 
 
-class Gpu(Part):
+class Gpu(ResultPart):
     """One GPU; `memory_mib` in MiB."""
 
     name: str
@@ -113,7 +113,7 @@ class Gpu(Part):
     capability: str | None = None
 
 
-class Hardware(Part):
+class Hardware(ResultPart):
     """What it was computed on; `cores` are those that the process might use."""
 
     cpu: str = "–"
@@ -121,7 +121,7 @@ class Hardware(Part):
     gpus: list[Gpu] = []
 
 
-class Dataset(Part):
+class Dataset(ResultPart):
     """What was prepared of a dataset; `key` is a hash of its files and preparation."""
 
     images: int
@@ -129,7 +129,7 @@ class Dataset(Part):
     key: str
 
 
-class Cost(Part):
+class Cost(ResultPart):
     """What training cost, as `metaseg.training.compute` counts it; `seconds` without validation."""
 
     outer_steps: int
@@ -138,7 +138,7 @@ class Cost(Part):
     seconds: Number
 
 
-class Weights(Part):
+class Weights(ResultPart):
     """Pre-trained weights; what else `metaseg.networks.weights_record` says of them is kept as it is."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
@@ -150,7 +150,7 @@ class Weights(Part):
     licence: str = "–"
 
 
-class Result(Part):
+class Result(ResultPart):
     """All that result.json holds; `targets` and `scratch` are by the target's name, `data` by the dataset's."""
 
     version: Literal[1]
@@ -179,7 +179,7 @@ class Result(Part):
         return sorted(known, key=lambda pair: -pair[1])
 
 
-class VolumeScores(Part):
+class VolumeScores(ResultPart):
     """Dice of brain-MRI volumes, as `metaseg.training.pretraining.score_volume` defines them: means over patients."""
 
     dice: float
@@ -191,7 +191,7 @@ class VolumeScores(Part):
     """Whose weights these are, from 0."""
 
 
-class Slices(Part):
+class Slices(ResultPart):
     """What pre-training learned from."""
 
     patients: int
@@ -199,7 +199,7 @@ class Slices(Part):
     steps_per_epoch: int
 
 
-class PretrainingResult(Part):
+class PretrainingResult(ResultPart):
     """All that pretrain.py leaves in result.json."""
 
     weights: str
@@ -215,24 +215,24 @@ class PretrainingResult(Part):
     settings: dict[str, Any]
 
 
-class _Learner(Part):
+class _Learner(ResultPart):
     name: str
 
 
-class _Settings(Part):
+class _Settings(ResultPart):
     learner: _Learner
     shots: int
     seed: int
 
 
-class _Known(Part):
+class _Known(ResultPart):
     settings: _Settings
 
 
-Kind = TypeVar("Kind", bound=Part)
+Kind = TypeVar("Kind", bound=ResultPart)
 
 
-def plain(part: Part) -> dict[str, Any]:
+def plain(part: ResultPart) -> dict[str, Any]:
     """As plain containers, for JSON: what was given, not what was left to its default."""
     return part.model_dump(exclude_unset=True, by_alias=True)
 

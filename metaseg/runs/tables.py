@@ -104,7 +104,7 @@ class Finished(Protocol):
         """Targets it was tested on."""
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """One cell: its runs, one a seed, all with equal settings; and (name, reason) of others that match."""
 
     row: Row
@@ -170,7 +170,7 @@ def numbers_of(settings: schema.Run) -> tuple[int, ...]:
     return tuple(table.number for table in tables if any(in_row(table, row) for row in table.rows))
 
 
-def fill(table: Table, runs: Sequence[Finished]) -> list[Cell]:
+def fill(table: Table, runs: Sequence[Finished]) -> list[TableCell]:
     """All cells of the table, row by row, shots by shots, target by target; those without runs have none.
 
     A table is of one protocol, network and image size: those that most of its runs have. Several seeds fill a cell
@@ -193,7 +193,7 @@ def fill(table: Table, runs: Sequence[Finished]) -> list[Cell]:
             shown, left_out = _chosen(row, [run for run in here if _size(run) == size], usual)
             others = [run for run in here if _size(run) != size]
             reasons = tuple((run.name, f"another size or protocol: {_apart(_size(run), size)}") for run in others)
-            cells.append(Cell(row, shots, target, shown, left_out + reasons))
+            cells.append(TableCell(row, shots, target, shown, left_out + reasons))
     return cells
 
 

@@ -54,9 +54,9 @@ def of_multirun(choices: Sequence[Choice]) -> list[Cell]:
     choices = list({choice.key: choice for choice in choices}.values())
     for values in itertools.product(*(choice.values for choice in choices)):
         overrides = tuple((choice.key, value) for choice, value in zip(choices, values, strict=True))
-        told = [(key, value) for key, value in overrides if not within(key, WITHOUT_EFFECT) and key != "trainer"]
+        named = [(key, value) for key, value in overrides if not within(key, WITHOUT_EFFECT) and key != "trainer"]
         name, seedless = (
-            _safe(",".join(f"{key}={value}" for key, value in told if key not in left_out)) or "defaults"
+            _safe(",".join(f"{key}={value}" for key, value in named if key not in left_out)) or "defaults"
             for left_out in ((), ("seed",))
         )
         cells.append(Cell(name, overrides, seedless))
@@ -94,8 +94,8 @@ def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequenc
                 for combination in itertools.product(*(values for _, values in free)):
                     added = dict(zip((key for key, _ in free), combination, strict=True))
                     settings = fixed | chosen | added | {"seed": seed}
-                    told = {key: value for key, value in added.items() if key not in (*_OF_THE_SWEEP, "trainer")}
-                    name, seedless = (_name(settings, own, told, with_seed) for with_seed in (True, False))
+                    named = {key: value for key, value in added.items() if key not in (*_OF_THE_SWEEP, "trainer")}
+                    name, seedless = (_name(settings, own, named, with_seed) for with_seed in (True, False))
                     cells.append(Cell(name, tuple(settings.items()), seedless))
     if not cells:
         said = " ".join(f"{key}={','.join(values)}" for key, values in given.items())
@@ -130,13 +130,13 @@ def _bare(value: str) -> str:
     return re.sub(r"[\[\] ]", "", value)
 
 
-def _name(settings: Mapping[str, str], own: Mapping[str, str], told: Mapping[str, str], with_seed: bool) -> str:
+def _name(settings: Mapping[str, str], own: Mapping[str, str], named: Mapping[str, str], with_seed: bool) -> str:
     """<pair>_<mixing>/<learner>_<shots>shot_<what else sets it apart>_seed<seed>; without a pair: alone/…
 
     Args:
         settings: all its overrides.
         own: those of its row.
-        told: those of the command line.
+        named: those of the command line.
         with_seed: whether the seed stands at the end.
     """
     pair = settings.get("pair")
@@ -147,7 +147,7 @@ def _name(settings: Mapping[str, str], own: Mapping[str, str], told: Mapping[str
         for key, value in own.items()
         if key not in general and (key != "target" or "learner.train_on" in own)
     ]
-    apart += [f"{key}={value}" for key, value in told.items() if not within(key, WITHOUT_EFFECT)]
+    apart += [f"{key}={value}" for key, value in named.items() if not within(key, WITHOUT_EFFECT)]
     parts = [
         settings["learner"],
         f"{settings['shots']}shot",

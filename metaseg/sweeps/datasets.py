@@ -44,7 +44,8 @@ def table_of_datasets(data: Mapping[str, Any], folder: Path) -> None:
                 console.print("", report.table())
                 row |= {"found": len(report.ids), "errors": len(report.errors), "warnings": len(report.warnings)}
                 row |= {"foreground": report.foreground, "source": "files"}
-                faulty += [name] * bool(report.errors)
+                if report.errors:
+                    faulty.append(name)
         found[name] = row
     write_json(folder / DATASETS, found)
     if faulty:

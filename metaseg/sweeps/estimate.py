@@ -26,7 +26,7 @@ IMAGES = 2
 
 
 @dataclass(frozen=True)
-class Cost:
+class LinearCost:
     """Seconds or MiB of a step: those that any takes, those of each (support) image, and those of each query image."""
 
     fixed: float = 0.0
@@ -39,20 +39,20 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCosts:
     """Seconds of a step of each kind, and its peak MiB; images of `outer_mib` are support and query images alike."""
 
-    outer: Cost
-    validation: Cost
-    adaptation: Cost
-    prediction: Cost
-    outer_mib: Cost
-    adaptation_mib: Cost
-    prediction_mib: Cost
+    outer: LinearCost
+    validation: LinearCost
+    adaptation: LinearCost
+    prediction: LinearCost
+    outer_mib: LinearCost
+    adaptation_mib: LinearCost
+    prediction_mib: LinearCost
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CellCost:
     """Seconds and MiB of one cell."""
 
     seconds: float
@@ -60,12 +60,14 @@ class Estimate:
 
 
 def kind(settings: Run) -> str:
-    """Cells of one kind have steps that cost the same for each image."""
-    learner = settings.learner.model_copy(update={"name": "", "train_on": "source", "unlabelled": 0.0})
-    return repr((learner, settings.model, settings.data.size, settings.loss, settings.data.augment))
+    """The settings that decide what a step costs, as JSON; equal for cells whose steps cost the same for each image."""
+    return settings.model_dump_json(
+        include={"learner": True, "model": True, "loss": True, "data": {"size", "augment"}},
+        exclude={"learner": {"name", "train_on", "unlabelled"}},
+    )
 
 
-def measure(settings: Run) -> Step:
+def measure(settings: Run) -> StepCosts:
     """Outer steps, validation, an adaptation step and a prediction on random images, each after one to warm up.
 
     Pre-trained weights are left out: they cost nothing but a download.
@@ -79,7 +81,7 @@ def measure(settings: Run) -> Step:
     alone = settings.learner.model_copy(update={"adapt": adapt})
     learner = build_learner(settings, alone, initial_weights=False).to(device)
     small, large = (_random(settings, count, device) for count in (IMAGES, 2 * IMAGES))
-    outer = validation = outer_mib = adaptation_mib = Cost()
+    outer = validation = outer_mib = adaptation_mib = LinearCost()
     if learner.trains:
         theta = learner.theta()
         outer = _outer(lambda episode: learner.meta_gradient(theta, episode), small[1], large[1], cuda)
@@ -91,10 +93,10 @@ def measure(settings: Run) -> Step:
     if learner.adapt_loop.steps:
         adaptation_mib = _peak(lambda drawn: list(learner.adaptation(drawn[0], [1])), small, large, device)
     prediction_mib = _peak(lambda drawn: segmenter(drawn[1].query_images), small, large, device)
-    return Step(outer, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib)
+    return StepCosts(outer, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib)
 
 
-def of_cell(settings: Run, step: Step, steps_done: int = 0) -> Estimate:
+def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> CellCost:
     """The estimate of one cell.
 
     Args:
@@ -107,7 +109,7 @@ def of_cell(settings: Run, step: Step, steps_done: int = 0) -> Estimate:
     mixed = tasks.mixing == "mixed"
     shots, query = (number * (pools if mixed else 1) for number in (settings.shots, tasks.query))
     per_step = tasks.per_step * (1 if mixed else pools)
-    trains = step.outer != Cost()
+    trains = step.outer != LinearCost()
     steps = epochs * tasks.in_epoch(pools) // per_step if trains else 0
     left = max(0.0, 1 - steps_done / steps) if steps else 0.0
     of_task = step.outer.of(shots, query)
@@ -126,7 +128,7 @@ def of_cell(settings: Run, step: Step, steps_done: int = 0) -> Estimate:
         (1 + folds) * step.adaptation_mib.fixed + settings.shots * step.adaptation_mib.image,
         step.prediction_mib.of(evaluation.batch),
     )
-    return Estimate(training + testing, mib)
+    return CellCost(training + testing, mib)
 
 
 def _folds(settings: Run) -> int:
@@ -135,7 +137,7 @@ def _folds(settings: Run) -> int:
     return min(settings.learner.adapt.folds, shots) if shots > 1 else 0
 
 
-def _testing(settings: Run, step: Step, last: int, longest: int) -> float:
+def _testing(settings: Run, step: StepCosts, last: int, longest: int) -> float:
     """Seconds of all draws on all targets: adaptation, the whole target before and after it, and the curve's images.
 
     A member of an ensemble costs what a network alone does.
@@ -168,13 +170,13 @@ def _random(settings: Run, count: int, device: str) -> tuple[SupportSet, Episode
     return support, Episode(clean, labels, clean.flip(0), labels.flip(0), clean[:1])
 
 
-def _outer(call: Callable[[Episode], object], small: Episode, large: Episode, cuda: bool) -> Cost:
+def _outer(call: Callable[[Episode], object], small: Episode, large: Episode, cuda: bool) -> LinearCost:
     """Of an outer step: support and query images do not cost the same."""
     of_support = small._replace(support_images=large.support_images, support_masks=large.support_masks)
     of_query = small._replace(query_images=large.query_images, query_masks=large.query_masks)
     base, more_support, more_query = (_seconds(partial(call, one), cuda) for one in (small, of_support, of_query))
     image, query = (min(max(0.0, more - base) / IMAGES, base / (2 * IMAGES)) for more in (more_support, more_query))
-    return Cost(base - IMAGES * (image + query), image, query)
+    return LinearCost(base - IMAGES * (image + query), image, query)
 
 
 def _cost(
@@ -183,10 +185,9 @@ def _cost(
     large: tuple[SupportSet, Episode],
     cuda: bool,
     of_each: int = 1,
-) -> Cost:
+) -> LinearCost:
     """Of a step that takes `of_each` images for each of those that were drawn."""
-    line = _line(*(_seconds(partial(call, one), cuda) for one in (small, large)))
-    return Cost(line.fixed, line.image / of_each)
+    return _line(*(_seconds(partial(call, one), cuda) for one in (small, large)), of_each=of_each)
 
 
 def _peak(
@@ -195,20 +196,19 @@ def _peak(
     large: tuple[SupportSet, Episode],
     device: str,
     of_each: int = 1,
-) -> Cost:
+) -> LinearCost:
     """MiB at the peak of a step that takes `of_each` images for each of those that were drawn."""
     peaks = []
     for one in (small, large):
         tidy(device)  # memory that was freed, and is kept for the next call, would hide what the call needs
         peaks.append(of_call(partial(call, one), device)[0])
-    line = _line(*peaks)
-    return Cost(line.fixed, line.image / of_each)
+    return _line(*peaks, of_each=of_each)
 
 
-def _line(small: float, large: float) -> Cost:
+def _line(small: float, large: float, *, of_each: int = 1) -> LinearCost:
     """The line through what `IMAGES` and twice as many images take; no part of it is negative."""
     image = min(max(0.0, large - small) / IMAGES, small / IMAGES)
-    return Cost(max(0.0, small - IMAGES * image), image)
+    return LinearCost(max(0.0, small - IMAGES * image), image / of_each)
 
 
 def _adaptation(learner: Learner, support: SupportSet, cuda: bool) -> float:

@@ -1,4 +1,4 @@
-"""`--dry-run`: the cells of a sweep, how they stand, and an estimate of the time and memory that is still needed."""
+"""`--dry-run`: the cells of a sweep, their status, and an estimate of the time and memory that is still needed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from rich.table import Table
 
 from metaseg.errors import MetasegError
 from metaseg.runs.schema import Run, checked
-from metaseg.sweeps.estimate import Step, kind, measure, of_cell
-from metaseg.sweeps.standing import Kind
+from metaseg.sweeps.estimate import StepCosts, kind, measure, of_cell
+from metaseg.sweeps.status import State
 
 if TYPE_CHECKING:
     from metaseg.sweeps.sweep import Planned
 
-_SAYS = {Kind.FINISHED: "finished", Kind.NEW: "to run", Kind.OTHER: "other settings, left alone"}
+_SAYS = {State.FINISHED: "finished", State.NEW: "to run", State.OTHER: "other settings, left alone"}
 
 
 def print_plan(plan: Sequence[Planned], console: Console) -> None:
     """Print a line a cell, and the sum; settings that a cell would be refused for are told in its line."""
-    missing = [one for one in plan if one.standing.kind in (Kind.NEW, Kind.BEGUN)]
+    missing = [one for one in plan if one.status.state in (State.NEW, State.BEGUN)]
     typed = {one.cell.name: _typed(one.settings) for one in missing}
     kinds = {kind(settings): settings for settings in typed.values() if not isinstance(settings, str)}
     progress = Console(stderr=True)
-    measured: dict[str, Step | str] = {
+    measured: dict[str, StepCosts | str] = {
         name: _measured(settings)
         for name, settings in track(
             kinds.items(), "measuring one step of each kind", console=progress, transient=True, disable=not kinds
@@ -38,8 +38,8 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
         column.justify = "right"
     seconds, mib = 0.0, 0.0
     for one in plan:
-        begun = one.standing.kind is Kind.BEGUN
-        said = f"to continue from outer step {one.standing.steps}" if begun else _SAYS[one.standing.kind]
+        begun = one.status.state is State.BEGUN
+        said = f"to continue from outer step {one.status.steps}" if begun else _SAYS[one.status.state]
         if one not in missing:
             table.add_row(one.cell.name, said, "", "")
             continue
@@ -48,7 +48,7 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
         if isinstance(step, str) or isinstance(settings, str):
             table.add_row(one.cell.name, f"{said}, would be refused: {step}", "", "")
             continue
-        estimate = of_cell(settings, step, one.standing.steps)
+        estimate = of_cell(settings, step, one.status.steps)
         seconds, mib = seconds + estimate.seconds, max(mib, estimate.mib)
         table.add_row(one.cell.name, said, f"{estimate.seconds / 60:.1f}", f"{estimate.mib / 1024:.2f}")
     console.print(table)
@@ -65,7 +65,7 @@ def _typed(settings: Mapping[str, Any]) -> Run | str:
         return str(error)
 
 
-def _measured(settings: Run) -> Step | str:
+def _measured(settings: Run) -> StepCosts | str:
     try:
         return measure(settings)
     except MetasegError as error:

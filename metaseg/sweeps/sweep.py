@@ -20,7 +20,7 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.summary import percent
 from metaseg.sweeps.cells import Cell, Choice, of_multirun, of_tables
 from metaseg.sweeps.datasets import table_of_datasets
-from metaseg.sweeps.standing import Kind, Standing, standing
+from metaseg.sweeps.status import State, Status, status_of
 
 if TYPE_CHECKING:
     from hydra_plugins.metaseg_plugins import CellSweeper
@@ -31,12 +31,12 @@ _PLAIN = ("seed", "shots")
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell with its directory, resolved settings and standing."""
+    """A cell with its directory, resolved settings and status."""
 
     cell: Cell
     directory: RunDirectory
     settings: Mapping[str, Any]
-    standing: Standing
+    status: Status
 
 
 def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobReturn]]:
@@ -78,11 +78,11 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
 
         print_plan(plan, console)
         return []
-    counts = {kind: sum(one.standing.kind is kind for one in plan) for kind in Kind}
-    missing = [one for one in plan if one.standing.kind in (Kind.NEW, Kind.BEGUN)]
+    counts = {state: sum(one.status.state is state for one in plan) for state in State}
+    missing = [one for one in plan if one.status.state in (State.NEW, State.BEGUN)]
     console.print(
-        f"{len(plan)} cells in {root}: {counts[Kind.FINISHED]} finished, {counts[Kind.BEGUN]} to continue, "
-        f"{counts[Kind.NEW]} to run" + (f", {counts[Kind.OTHER]} with other settings" if counts[Kind.OTHER] else ""),
+        f"{len(plan)} cells in {root}: {counts[State.FINISHED]} finished, {counts[State.BEGUN]} to continue, "
+        f"{counts[State.NEW]} to run" + (f", {counts[State.OTHER]} with other settings" if counts[State.OTHER] else ""),
         markup=False,
     )
     returns = sweeper.launcher.launch([_job(one) for one in missing], initial_job_idx=0) if missing else []
@@ -119,11 +119,11 @@ def _planned(
         OmegaConf.update(of_job, override.key_or_group, override.value())
     settings: dict[str, Any] = OmegaConf.to_container(of_job, resolve=True)  # type: ignore[assignment]
     directory = RunDirectory(root / cell.name)
-    return Planned(cell, directory, settings, standing(directory, settings))
+    return Planned(cell, directory, settings, status_of(directory, settings))
 
 
 def _job(planned: Planned) -> list[str]:
-    resume = ["ckpt_path=last"] if planned.standing.kind is Kind.BEGUN else []
+    resume = ["ckpt_path=last"] if planned.status.state is State.BEGUN else []
     # First, so that what the command line says counts.
     named = [f"logger.cell='{planned.cell.seedless}'"]
     return [*named, *planned.cell.arguments(), *resume, f"hydra.sweep.subdir='{planned.cell.name}'"]
@@ -141,14 +141,14 @@ def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console
             low, mean, high = map(percent, (scores.dsc.low, scores.dsc.mean, scores.dsc.high))
             table.add_row(one.cell.name, target, mean, f"{low} – {high}")
     console.print(table)
-    other = [one for one in plan if one.standing.kind is Kind.OTHER]
+    other = [one for one in plan if one.status.state is State.OTHER]
     problems = []
     if failed:
         problems.append(
             f"{len(failed)} of {len(plan)} cells failed ({_names(failed)}); repeat the command to try them again"
         )
     if other:
-        first = "; ".join(other[0].standing.differences[:3])
+        first = "; ".join(other[0].status.differences[:3])
         problems.append(
             f"{len(other)} of {len(plan)} cells are there with other settings and were left alone ({_names(other)}; "
             f"the first has {first}); choose another hydra.sweep.dir or move them away"

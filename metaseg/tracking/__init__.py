@@ -4,9 +4,8 @@ Both write on rank zero only and touch the disk at the first value they get, so 
 """
 
 from metaseg.tracking.csv_logger import CsvLogger
+from metaseg.tracking.labels import Labels, labels_of
 from metaseg.tracking.loggers import build_loggers
-from metaseg.tracking.numbers import about_model, adaptation_points, final_numbers
-from metaseg.tracking.placing import Place, place
 from metaseg.tracking.sending import (
     draws,
     finish,
@@ -16,24 +15,25 @@ from metaseg.tracking.sending import (
     log_summary,
     log_table,
 )
+from metaseg.tracking.summary_values import about_model, adaptation_points, summary_of
 from metaseg.tracking.wandb_run import WandbRunLogger, has_api_key, wandb_mode
 
 __all__ = [
     "CsvLogger",
-    "Place",
+    "Labels",
     "WandbRunLogger",
     "about_model",
     "adaptation_points",
     "build_loggers",
     "draws",
-    "final_numbers",
     "finish",
     "has_api_key",
+    "labels_of",
     "log_checkpoint",
     "log_images",
     "log_rows",
     "log_summary",
     "log_table",
-    "place",
+    "summary_of",
     "wandb_mode",
 ]

@@ -130,7 +130,7 @@ class TrainingProgress(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Count an outer step."""
         if self._progress is not None:
-            self._progress.update(trainer.global_step, numbers=_numbers(trainer))
+            self._progress.update(trainer.global_step, values=_logged(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Say that validation has begun."""
@@ -146,7 +146,7 @@ class TrainingProgress(Callback):
         """Show the new Dice."""
         if self._progress is not None:
             self._progress.note("")
-            self._progress.update(trainer.global_step, numbers=_numbers(trainer))
+            self._progress.update(trainer.global_step, values=_logged(trainer))
 
     def on_train_end(self, *_: Any) -> None:
         """End, early or not."""
@@ -163,7 +163,7 @@ class TrainingProgress(Callback):
             self._progress.note(f"validating {self._validated}/{sum(trainer.num_val_batches)}")
 
 
-def _numbers(trainer: L.Trainer) -> dict[str, str]:
+def _logged(trainer: L.Trainer) -> dict[str, str]:
     logged = trainer.progress_bar_metrics
-    numbers = {"loss": f"{float(logged['loss']):.3f}"} if "loss" in logged else {}
-    return numbers | ({"Dice": f"{100 * float(logged['dice']):.1f} %"} if "dice" in logged else {})  # type: ignore[arg-type]
+    values = {"loss": f"{float(logged['loss']):.3f}"} if "loss" in logged else {}
+    return values | ({"Dice": f"{100 * float(logged['dice']):.1f} %"} if "dice" in logged else {})  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory, replacing
 from metaseg.training.callbacks import callbacks
 from metaseg.training.compute import Compute
-from metaseg.training.followed_images import WatchedImages
+from metaseg.training.followed_images import FollowedImages
 from metaseg.training.outer import MetaTraining
 from metaseg.training.process import interruptible
 
@@ -35,9 +35,9 @@ def fit(
     if settings.ckpt_path == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
         load_weights(learner, directory.checkpoints / "best.ckpt")  # stopped by the same rule, and killed while testing
         return 0
-    watching = [*callbacks(chosen, directory), Compute(learner, settings.data.size, directory)]
+    called = [*callbacks(chosen, directory), Compute(learner, settings.data.size, directory)]
     if shown.overlay_every and tracking.draws(loggers):
-        watching.append(WatchedImages(data, loggers, shown.overlay_every, shown.overlay_images))
+        called.append(FollowedImages(data, loggers, shown.overlay_every, shown.overlay_images))
     trainer = L.Trainer(
         accelerator=chosen.accelerator,
         devices=chosen.devices,
@@ -45,7 +45,7 @@ def fit(
         precision=chosen.precision,  # type: ignore[arg-type]
         max_epochs=chosen.max_epochs,
         logger=loggers,
-        callbacks=watching,
+        callbacks=called,
         enable_progress_bar=False,  # one of the callbacks shows it
         enable_model_summary=False,
         log_every_n_steps=1,

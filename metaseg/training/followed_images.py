@@ -23,14 +23,14 @@ _GAP = 8  # pixels between before and after
 
 
 @dataclass(frozen=True)
-class Watched:
+class FollowedEpisode:
     """Query images of one validation episode: where they stand in it, and their ids, by pool."""
 
     episode: RawEpisode
     places: dict[str, list[tuple[int, str]]]
 
 
-def watched(data: EpisodicData, images: int) -> list[Watched]:
+def followed(data: EpisodicData, images: int) -> list[FollowedEpisode]:
     """The first query images of each pool, in the validation plan's first episode of that pool.
 
     They are a function of the data, shots and seed: the same for every learner and epoch.
@@ -47,20 +47,22 @@ def watched(data: EpisodicData, images: int) -> list[Watched]:
         first = 0
         for part in plan.episode(0, index):
             pool = data.pools[part.pool]
-            places[pool.name] = [(first + at, pool.ids[image]) for at, image in enumerate(part.query[:images])]
+            places[pool.name] = [
+                (first + position, pool.ids[image]) for position, image in enumerate(part.query[:images])
+            ]
             first += len(part.query)
-        found.append(Watched(cast(RawEpisode, episodes[0, index]), places))
+        found.append(FollowedEpisode(cast(RawEpisode, episodes[0, index]), places))
     return found
 
 
-class WatchedImages(Callback):
+class FollowedImages(Callback):
     """Sends pictures of fixed validation images to W&B after validation: truth and prediction outlined.
 
     Left: before the inner loop, right: after it; a learner without inner loop has one half. On rank zero alone, at the
     cost of one validation episode of each pool. Training is not touched: random states are put back.
 
     Args:
-        data: whose validation episodes are watched.
+        data: whose validation episodes are followed.
         loggers: those of the run.
         every: epochs between pictures, from the first epoch on; ≥ 1.
         images: of each pool; ≥ 1.
@@ -68,17 +70,17 @@ class WatchedImages(Callback):
 
     def __init__(self, data: EpisodicData, loggers: Sequence[Logger], every: int, images: int) -> None:
         self.data, self.loggers, self.every, self.images = data, loggers, every, images
-        self._watched: list[Watched] | None = None
+        self._followed: list[FollowedEpisode] | None = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, where it is this epoch's turn."""
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.current_epoch % self.every:
             return
-        if self._watched is None:
-            self._watched = watched(self.data, self.images)
+        if self._followed is None:
+            self._followed = followed(self.data, self.images)
         beside = {"epoch": trainer.current_epoch, "trainer/global_step": trainer.global_step - 1}
         assert isinstance(pl_module, MetaTraining)
-        for one in self._watched:
+        for one in self._followed:
             with isolate_rng(), trainer.precision_plugin.val_step_context():
                 drawn = list(_pictures(pl_module.learner, one))
             for pool, pictures, captions in drawn:
@@ -86,23 +88,23 @@ class WatchedImages(Callback):
                 tracking.log_images(self.loggers, f"progress/{pool}", pictures, captions, beside, file_type="jpg")
 
 
-def _pictures(learner: Learner, watched: Watched) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
+def _pictures(learner: Learner, followed: FollowedEpisode) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
     """Pool, pictures (H, W', 3) and captions."""
-    raw = RawEpisode(*(None if part is None else part.to(learner.device) for part in watched.episode))  # type: ignore[arg-type]
+    raw = RawEpisode(*(None if part is None else part.to(learner.device) for part in followed.episode))  # type: ignore[arg-type]
     episode: Episode = raw.normalised()
     with torch.enable_grad():
         (_, before), (_, after) = learner.trial(episode)
     predicted = [(logits > 0).squeeze(1).cpu().numpy() for logits in (before, after)]
     if not learner.inner.steps:
         predicted = predicted[1:]
-    truth = watched.episode.query_masks.numpy()
+    truth = followed.episode.query_masks.numpy()
     scores = [dice(masks, truth) for masks in predicted]
-    for pool, places in watched.places.items():
+    for pool, places in followed.places.items():
         pictures, captions = [], []
-        for at, name in places:
-            image = watched.episode.query_images[at].numpy()
-            pictures.append(_beside([overlay(image, truth[at], masks[at]) for masks in predicted]))
-            captions.append(f"{name}: Dice " + " → ".join(f"{100 * of_image[at]:.0f} %" for of_image in scores))
+        for position, name in places:
+            image = followed.episode.query_images[position].numpy()
+            pictures.append(_beside([overlay(image, truth[position], masks[position]) for masks in predicted]))
+            captions.append(f"{name}: Dice " + " → ".join(f"{100 * of_image[position]:.0f} %" for of_image in scores))
         yield pool, pictures, captions
 
 

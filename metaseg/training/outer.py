@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -21,6 +21,24 @@ from metaseg.training.tally import Tally, still
 
 VALIDATION = ("query_loss_before", "query_loss_after", "dice_before", "dice_after")
 """What validation logs, as means over episodes: before and after the inner loop."""
+
+
+class Contribution(NamedTuple):
+    """What one task adds to an outer step: vectors, of which tasks and ranks are summed.
+
+    Attributes:
+        tasks: 1, shape (1,).
+        diagnostics: shape (D,).
+        statistics: the norm statistics of all layers, shape (S,).
+        by_strengths: d L_query / dλ, shape (N,); (0,) where λ is not learned.
+        gradient: d L_query / dθ, shape (N,).
+    """
+
+    tasks: Tensor
+    diagnostics: Tensor
+    statistics: Tensor
+    by_strengths: Tensor
+    gradient: Tensor
 
 
 class MetaTraining(NetworkModule):
@@ -51,38 +69,40 @@ class MetaTraining(NetworkModule):
         learner = self.learner
         learner.outer_step = self.global_step
         theta = learner.theta()
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)
         self._measure_curvature(batch)
         for episode in batch:
             result = learner.meta_gradient(theta, episode)
-            numbers = result.diagnostics | still(result.diagnostics)
-            numbers["query_dice_after"] = _dice(result.query_after, episode.query_masks)
-            by_strengths = result.gradient.new_zeros(0) if result.by_strengths is None else result.by_strengths
-            like = {f"{layer} {part}": value for layer, pair in result.found.items() for part, value in enumerate(pair)}
-            row = torch.tensor([1.0, *numbers.values()], device=self.device)
-            # Sums are taken as they come, so that no task's graph outlives it.
-            found = [value.reshape(-1) for value in like.values()]
-            total = torch.cat([row, *found, by_strengths, result.gradient]) + total.to(row)
+            diagnostics = result.diagnostics | still(result.diagnostics)
+            diagnostics["query_dice_after"] = _dice(result.query_after, episode.query_masks)
+            found = {layer: torch.stack(pair) for layer, pair in result.found.items()}
+            nothing = result.gradient.new_zeros(0)
+            task = Contribution(
+                tasks=nothing.new_ones(1),
+                diagnostics=nothing.new_tensor([*diagnostics.values()]),
+                statistics=flatten([nothing, *found.values()]),
+                by_strengths=nothing if result.by_strengths is None else result.by_strengths,
+                gradient=result.gradient,
+            )
+            total = torch.cat(task) + total  # summed as they come, so that no task's graph outlives it
         total = self._reduce(total)
-        means = total[1:] / total[0]
-        count = sum(value.numel() for value in like.values())
-        split = [len(numbers), count, by_strengths.numel(), result.gradient.numel()]
-        logged, statistics, by_strengths, gradient = means.split(split)
-        if not torch.isfinite(gradient).all():
+        tasks = float(total[0])
+        mean = Contribution(*(total / total[0]).split([len(vector) for vector in task]))
+        if not torch.isfinite(mean.gradient).all():
             raise MetasegError(
-                f"The gradient of outer step {self.global_step} is not finite over {int(total[0])} tasks; lower "
+                f"The gradient of outer step {self.global_step} is not finite over {int(tasks)} tasks; lower "
                 "learner.inner.lr or learner.optimizer.lr."
             )
-        self._step(gradient, by_strengths)
+        self._step(mean.gradient, mean.by_strengths)
         learner.outer_step = self.global_step
-        mean = unflatten(statistics, like)
-        update_running(self.network, {layer: (mean[f"{layer} 0"], mean[f"{layer} 1"]) for layer in result.found})
-        told = dict(zip(numbers, logged.tolist(), strict=True))
-        self._tally.add(float(total[0]), told)
-        learned = {} if learner.strengths is None else learner.strengths.table()
-        told |= {f"lambda/{name}": value for name, value in learned.items()}
-        self.log_dict({f"train/{name}": value for name, value in told.items()}, batch_size=1)
-        self.log("loss", told["query_loss_after"], prog_bar=True, logger=False, batch_size=1)
+        statistics = unflatten(mean.statistics, found)
+        update_running(self.network, {layer: (pair[0], pair[1]) for layer, pair in statistics.items()})
+        logged = dict(zip(diagnostics, mean.diagnostics.tolist(), strict=True))
+        self._tally.add(tasks, logged)
+        if learner.strengths is not None:
+            logged |= {f"lambda/{name}": value for name, value in learner.strengths.table().items()}
+        self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
+        self.log("loss", logged["query_loss_after"], prog_bar=True, logger=False, batch_size=1)
 
     def _measure_curvature(self, batch: list[Episode]) -> None:
         """Every so many outer steps: the largest curvature that the inner problems of this step have at θ."""
@@ -96,8 +116,8 @@ class MetaTraining(NetworkModule):
 
     def on_train_end(self) -> None:
         """Warn, once, where inner problems were not solved or moved nothing."""
-        for words in self._tally.warnings(self.learner.inner):
-            rank_zero_warn(words)
+        for sentence in self._tally.warnings(self.learner.inner):
+            rank_zero_warn(sentence)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As `NetworkModule`, and what is known of the inner problem."""

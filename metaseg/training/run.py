@@ -17,7 +17,7 @@ from metaseg import tracking
 from metaseg.data.module import EpisodicData
 from metaseg.errors import MetasegError
 from metaseg.evaluation import metatest
-from metaseg.evaluation.work import watcher
+from metaseg.evaluation.work import reporter
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
@@ -88,13 +88,13 @@ def carry_out(
     """
     resumed = settings.train and checkpoint is not None
     begin(directory, settings, resumed)
-    place = tracking.place(settings)
+    labels = tracking.labels_of(settings)
     loggers = tracking.build_loggers(
         settings.logger,
         directory,
-        settings.plain | {"cell": place.cell},
-        group=place.group,
-        tags=place.tags,
+        settings.plain | {"cell": labels.cell},
+        group=labels.group,
+        tags=labels.tags,
         name=f"{settings.learner.name}-{settings.shots}shot-seed{settings.seed}",
         job_type=settings.learner.name,
         resume=resumed,
@@ -120,10 +120,12 @@ def carry_out(
             **provenance.of_run(started),
         )
         directory.write_result(result)
-        tracking.log_summary(loggers, tracking.final_numbers(result))
+        tracking.log_summary(loggers, tracking.summary_of(result))
         tracking.log_rows(loggers, tracking.adaptation_points(result))
         if settings.logger.artifacts and settings.train and learner.trains:
-            tracking.log_checkpoint(loggers, place.model, directory, tracking.about_model(settings, result, place.cell))
+            tracking.log_checkpoint(
+                loggers, labels.model, directory, tracking.about_model(settings, result, labels.cell)
+            )
     except BaseException:
         tracking.finish(loggers, exit_code=1)
         raise
@@ -192,7 +194,7 @@ def test(
     with Progress("testing", total, "%", shown=settings.trainer.progress) as progress:
         for name, target in data.targets.items():
             scores = {
-                label: metatest.score_target(one.to(device), target, how, watcher(progress, parts, f"{name}{label}"))
+                label: metatest.score_target(one.to(device), target, how, reporter(progress, parts, f"{name}{label}"))
                 for label, one in learners.items()
             }
             progress.note(f"{name}, trivial baselines")
@@ -241,7 +243,7 @@ def draw_figures(
     name: str,
     data: EpisodicData,
     scores: metatest.Scores,
-    numbers: Scores,
+    summary: Scores,
     scratch: FromScratch | None,
     directory: RunDirectory,
     loggers: list[Logger],
@@ -259,11 +261,11 @@ def draw_figures(
         pictures.append(overlay(image, mask, after))
     overlay_sheet(sheet, directory.overlays(name), name)
     tracking.log_images(loggers, f"overlays/{name}", pictures, [row.title for row in sheet])
-    curves = {"trained": numbers.curve}
+    curves = {"trained": summary.curve}
     if scratch is not None:
         curves["from scratch"] = scratch.curve
-    if numbers.curve.steps:
-        adaptation_curve(curves, directory.adaptation_curve(name), numbers.trivial, name)
+    if summary.curve.steps:
+        adaptation_curve(curves, directory.adaptation_curve(name), summary.trivial, name)
 
 
 @rank_zero_only

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny_run import limits_fixture, network_fixture, painted_fixture, run_fixture, session_fixture, upload_fixture  # noqa: F401
 
-from metaseg.app import words
+from metaseg.app import texts
 from metaseg.app.picture import FRAME
 from metaseg.app.session import Network, Session
 from metaseg.app.sessions import Sessions, temporary_folder
@@ -76,7 +76,7 @@ def test_a_correction_becomes_a_mask_and_changes_what_is_learnt(session, upload)
     corrected[0, 0] = True
     session.paint("case1", drawn(corrected), fill=False)
     assert session.stale
-    assert "learn again" in words.status(session)
+    assert "learn again" in texts.status(session)
     assert (session.picture("case1").mask() == corrected).all()
     session.adapt(steps=1, lr=0.01)
     assert not session.stale
@@ -276,8 +276,8 @@ def test_names_of_files_are_no_markup(session, upload):
     path = path.rename(path.with_name("<img src=x onerror=alert(1)>[a](b).png"))
     session.add_images([path])
     (name,) = session.pictures
-    assert "<" not in words.title(session.pictures[name])
-    assert "\\[a\\]" in words.title(session.pictures[name])
+    assert "<" not in texts.title(session.pictures[name])
+    assert "\\[a\\]" in texts.title(session.pictures[name])
 
 
 def test_two_users_do_not_see_each_other_and_do_not_disturb_each_other(network, limits, tmp_path, upload):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metaseg.meta import inner_loop
-from metaseg.meta.inner_loop import OPTIMIZERS, SCHEDULES, InnerLoop, initial_state, slope, update, update_in_place
+from metaseg.meta.inner_loop import OPTIMIZERS, SCHEDULES, InnerLoop, initial_moments, slope, update, update_in_place
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -18,8 +18,8 @@ def test_update_in_place_is_update(
     rates = torch.cat([torch.zeros(frozen), torch.full((11 - frozen,), 0.5)])
     loop = InnerLoop(optimizer, lr=0.1, steps=5, lam=lam, schedule=schedule, rates=rates if frozen else None)
     theta = torch.randn(11)
-    phi, state = theta, initial_state(loop, theta)
-    pieces, moments = theta, initial_state(loop, theta)
+    phi, state = theta, initial_moments(loop, theta)
+    pieces, moments = theta, initial_moments(loop, theta)
     for count in range(1, 6):
         gradient = torch.randn(11)
         phi, state = update(loop, count, theta, phi, gradient, state)

@@ -18,7 +18,7 @@ from metaseg.meta.losses import LOSSES
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import upgraded
-from metaseg.sweeps.standing import differences
+from metaseg.sweeps.status import differences
 from metaseg.training.run import begin
 
 LEARNERS = sorted(path.stem for path in (ROOT / "conf" / "learner").glob("[a-z]*.yaml"))

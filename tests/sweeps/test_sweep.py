@@ -13,8 +13,8 @@ from hydra.core.utils import JobStatus
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, write_json
-from metaseg.sweeps import slots
-from metaseg.sweeps.standing import Kind, differences, standing
+from metaseg.sweeps import local_launcher
+from metaseg.sweeps.status import State, differences, status_of
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_an_interrupted_sweep_resumes_its_cell(tmp_path):
     assert process.returncode == 130
     assert "Interrupted" in stderr
     assert not list(directory.rglob("result.json"))
-    begun = standing(RunDirectory(metrics.parent), yaml.safe_load((metrics.parent / "config.yaml").read_text()))
-    assert begun.kind is Kind.BEGUN
+    begun = status_of(RunDirectory(metrics.parent), yaml.safe_load((metrics.parent / "config.yaml").read_text()))
+    assert begun.state is State.BEGUN
     assert begun.steps > 2
 
 
@@ -117,14 +117,14 @@ def test_settings_that_change_nothing_do_not_count(tmp_path):
     new = {"data": {"root": "/b", "size": 64}, "logger": {"wandb": False}, "shots": 5, "added": 2}
     assert differences(old, new) == ()
     assert differences(old, new | {"shots": 10}) == ("shots=10 (was 5)",)
-    assert standing(RunDirectory(tmp_path), new).kind is Kind.NEW
+    assert status_of(RunDirectory(tmp_path), new).state is State.NEW
 
 
 @pytest.mark.parametrize("value", [0, "many", 1.5])
 def test_settings_of_the_launcher_out_of_range_are_refused(value):
-    assert [slots._number("threads", given, 7) for given in ("auto", 3)] == [7, 3]
+    assert [local_launcher._number("threads", given, 7) for given in ("auto", 3)] == [7, 3]
     with pytest.raises(MetasegError, match=r"hydra\.launcher\.threads"):
-        slots._number("threads", value, 7)
+        local_launcher._number("threads", value, 7)
 
 
 def test_table_one_lists_the_datasets(sweep, tmp_path):
@@ -176,7 +176,7 @@ def test_two_processes_do_not_share_a_directory(train, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_closed_terminal_interrupts_as_ctrl_c_does(number):
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), slots._ended_by_signals():
+    with pytest.raises(KeyboardInterrupt), local_launcher._ended_by_signals():
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
 
@@ -197,10 +197,10 @@ def test_a_closed_terminal_ends_the_cells_too(tmp_path):
 
 def test_a_cell_that_cannot_be_written_is_a_failed_cell(tmp_path, capsys):
     (tmp_path / "cell").write_text("in the way")
-    job = slots._job(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"])
-    slots._run(job, "[1/1]", ["train.py"], [], 1, None)
+    job = local_launcher._job(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"])
+    local_launcher._run(job, "[1/1]", ["train.py"], [], 1, None)
     assert "cell: FAILED" in capsys.readouterr().out
-    returned = slots._returned(job)
+    returned = local_launcher._returned(job)
     assert returned.status is JobStatus.FAILED
     with pytest.raises(MetasegError, match="cannot be written to"):
         _ = returned.return_value

@@ -10,7 +10,7 @@ from offline_runs import as_dict, of_kind, offline_records
 from metaseg import tracking
 from metaseg.data.module import EpisodicData
 from metaseg.learners.build import build_learner
-from metaseg.training.followed_images import WatchedImages, watched
+from metaseg.training.followed_images import FollowedImages, followed
 from metaseg.training.outer import MetaTraining
 
 
@@ -24,7 +24,7 @@ def built(*overrides):
 def test_images_are_held_out_and_of_every_pool():
     for mixing in ("exclusive", "mixed"):
         _, data = built("learner=fomaml", f"tasks.mixing={mixing}")
-        found = watched(data, 2)
+        found = followed(data, 2)
         assert len(found) == (2 if mixing == "exclusive" else 1)
         places = {pool: ids for one in found for pool, ids in one.places.items()}
         assert set(places) == {"ph2", "kvasir"}
@@ -48,7 +48,7 @@ def draw(monkeypatch, learner, data, **changes):
     plugin = SimpleNamespace(val_step_context=torch.no_grad)
     settings = {"sanity_checking": False, "is_global_zero": True, "current_epoch": 0, "global_step": 1}
     trainer = SimpleNamespace(**settings | {"precision_plugin": plugin} | changes)
-    WatchedImages(data, [], every=1, images=1).on_validation_end(trainer, MetaTraining(learner))
+    FollowedImages(data, [], every=1, images=1).on_validation_end(trainer, MetaTraining(learner))
     return sent
 
 
@@ -57,7 +57,7 @@ def test_only_rank_zero_draws_and_only_every_so_many_epochs(monkeypatch, epoch):
     learner, data = built("learner=fomaml")
     sent = []
     monkeypatch.setattr(tracking, "log_images", lambda *given, **named: sent.append((given[1], given[4])))
-    callback = WatchedImages(data, [], every=2, images=1)
+    callback = FollowedImages(data, [], every=2, images=1)
     plugin = SimpleNamespace(val_step_context=torch.no_grad)
     trainer = SimpleNamespace(sanity_checking=False, current_epoch=epoch, global_step=8, precision_plugin=plugin)
     for rank in (1, 0):

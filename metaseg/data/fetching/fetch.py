@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from metaseg.data.catalogue import Dataset, Source
+from metaseg.data.catalogue import Dataset, RemoteFile
 from metaseg.data.fetching import archives
 from metaseg.data.fetching.download import download
 from metaseg.data.layouts import Listing, scan
@@ -106,7 +106,7 @@ def _there(dataset: Dataset, root: Path) -> Listing | None:
     return listing if listing.pairs and not listing.faults else None
 
 
-def _one(dataset: Dataset, source: Source, place: _Place, keep: bool) -> None:
+def _one(dataset: Dataset, source: RemoteFile, place: _Place, keep: bool) -> None:
     folder = place.root / Path(dataset.folders[0]).expanduser()
     unpacked = place.records().get(source.url, {}).get("unpacked", [])
     if unpacked and all((folder / name).exists() for name in unpacked):
@@ -149,7 +149,7 @@ def _move(draft: Path, folder: Path) -> None:
         path.rename(folder / path.name)
 
 
-def _verify(source: Source, archive: Path, place: _Place) -> None:
+def _verify(source: RemoteFile, archive: Path, place: _Place) -> None:
     """Compare an archive with what the catalogue knows of it, else with what was fetched before, else note it."""
     size, digest = archive.stat().st_size, _sha256(archive)
     for what, expected, found in (("bytes", source.bytes, size), ("sha256", source.sha256, digest)):

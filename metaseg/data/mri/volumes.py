@@ -157,11 +157,11 @@ def _paired(folder: Path, images: Files, masks: Files, patients: Mapping[str, st
             [path for files in (images, masks) for paths in files.values() if len(paths) > 1 for path in paths],
         ),
     )
-    told = [f"{len(paths)} {what} (such as {paths[0].name})" for what, paths in faults if paths]
-    if told:
+    problems = [f"{len(paths)} {what} (such as {paths[0].name})" for what, paths in faults if paths]
+    if problems:
         raise MetasegError(
-            f"Each image in {folder} needs one mask and one patient, but there are {', '.join(told)}; add the missing "
-            "files or remove those too many."
+            f"Each image in {folder} needs one mask and one patient, but there are {', '.join(problems)}; add the "
+            "missing files or remove those too many."
         )
     scans: dict[str, list[Pair]] = {}
     for stem in every:

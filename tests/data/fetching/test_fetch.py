@@ -183,7 +183,7 @@ def test_the_published_trees_are_read_where_they_are_unpacked(tmp_path, name):
     images, masks = PUBLISHED[name]
     write_dataset(tmp_path / "published", ["1", "2"], images, masks)
     with serving({"/x.zip": Misbehaving(zipped(tmp_path / "published"))}) as base:
-        dataset = replace(catalogue.get(name), sources=(catalogue.Source(f"{base}/x.zip", "x.zip"),))
+        dataset = replace(catalogue.get(name), sources=(catalogue.RemoteFile(f"{base}/x.zip", "x.zip"),))
         assert len(fetch.fetch(dataset, tmp_path / "data").pairs) == 2
 
 

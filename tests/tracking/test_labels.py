@@ -1,10 +1,10 @@
-"""Where runs stand on the dashboard."""
+"""How runs are labelled on the dashboard."""
 
 import pytest
 from conftest import settings_of
 from offline_runs import of_kind, offline_records
 
-from metaseg.tracking import place
+from metaseg.tracking import labels_of
 
 SCRATCH = ["learner=scratch", "pair=none", "target=[isic,kvasir,kvasir_capsule]"]
 
@@ -26,23 +26,23 @@ SCRATCH = ["learner=scratch", "pair=none", "target=[isic,kvasir,kvasir_capsule]"
     ],
 )
 def test_a_run_has_the_tags_of_all_tables_that_it_serves(overrides, group, tables):
-    found = place(settings_of(*overrides))
+    found = labels_of(settings_of(*overrides))
     assert found.group == (group or "table 7 cvc_ph2")
     assert {tag for tag in found.tags if tag.startswith("table")} == tables
 
 
 @pytest.mark.long
 def test_a_cell_is_what_differs_in_its_seed_alone():
-    one = place(settings_of("seed=0"))
-    other = place(settings_of("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))
+    one = labels_of(settings_of("seed=0"))
+    other = labels_of(settings_of("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))
     assert one.cell == other.cell
     assert one.model != other.model
     for change in ("learner.inner.lr=0.5", "scale=small", "protocol=paper", "shots=10", "tasks.mixing=mixed"):
-        assert place(settings_of(change)).cell != one.cell
+        assert labels_of(settings_of(change)).cell != one.cell
 
 
 def test_tags_are_as_short_as_wandb_wants_them():
-    long = place(settings_of(f"logger.cell={'x' * 100}"))
+    long = labels_of(settings_of(f"logger.cell={'x' * 100}"))
     assert long.cell == f"full-tuned/{'x' * 100}"
     assert all(len(tag) <= 64 for tag in long.tags)
 

@@ -1,4 +1,4 @@
-"""Where a run stands on the dashboard: among the paper's tables, and among runs that differ in their seed alone."""
+"""How a run is labelled on the dashboard, by the paper's tables and among runs that differ in their seed alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _LONGEST_TAG = 64
 
 
 @dataclass(frozen=True)
-class Place:
-    """A run's place.
+class Labels:
+    """How a run is labelled on the dashboard.
 
     Attributes:
         group: tables and pair; runs without a table: pair and mixing.
@@ -29,8 +29,8 @@ class Place:
     model: str
 
 
-def place(settings: Run) -> Place:
-    """The place of a run.
+def labels_of(settings: Run) -> Labels:
+    """The labels of a run.
 
     Tables are found by the settings, as reports find them, so a run that serves two tables has the tags of both,
     whichever sweep it came from.
@@ -48,7 +48,7 @@ def place(settings: Run) -> Place:
     scale, protocol = settings.scale.name, settings.protocol.name
     cell = f"{scale}-{protocol}/{own}"  # as the folders of results are named: no sweep's cells say these two
     names = (learner, pair, settings.loss, protocol, scale, f"{shots} shots")
-    return Place(
+    return Labels(
         group=f"{listed} {pair}" if tables else f"{pair} {mixing}",
         cell=cell,
         tags=(*names, *(f"table {number}" for number in tables), *([cell] if len(cell) <= _LONGEST_TAG else [])),

@@ -1,4 +1,4 @@
-"""How a cell stands: finished, begun, not begun, or in the way of what is asked for. Read from its directory alone."""
+"""The status of a cell: finished, begun, not begun, or run with other settings. Read from its directory alone."""
 
 import enum
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _MADE_INTO_OTHERS = ("scale", "protocol", "pair.target", "ckpt_path")
 """Settings that others are made of, which are compared themselves; and that by which a run is continued."""
 
 
-class Kind(enum.Enum):
+class State(enum.Enum):
     """What there is in a cell's directory."""
 
     FINISHED = "finished"
@@ -26,16 +26,16 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a cell stands; `steps`: outer steps already taken; `differences`: sentences on settings that differ."""
+class Status:
+    """The status of a cell; `steps`: outer steps already taken; `differences`: sentences on settings that differ."""
 
-    kind: Kind
+    state: State
     steps: int = 0
     differences: tuple[str, ...] = ()
 
 
-def standing(directory: RunDirectory, settings: Mapping[str, Any]) -> Standing:
-    """How the cell in `directory` stands towards resolved `settings`.
+def status_of(directory: RunDirectory, settings: Mapping[str, Any]) -> Status:
+    """The status of the cell in `directory`, given its resolved `settings`.
 
     A setting that only one of the two has was added to or dropped from the program since, and decides nothing.
     """
@@ -45,12 +45,12 @@ def standing(directory: RunDirectory, settings: Mapping[str, Any]) -> Standing:
         result = None
     if result is not None:
         apart = differences(result.settings, settings)
-        return Standing(Kind.OTHER, differences=apart) if apart else Standing(Kind.FINISHED)
+        return Status(State.OTHER, differences=apart) if apart else Status(State.FINISHED)
     last = directory.checkpoints / "last.ckpt"
     if last.is_file() and directory.config.is_file():
         apart = differences(OmegaConf.to_container(OmegaConf.load(directory.config)), settings)  # type: ignore[arg-type]
-        return Standing(Kind.OTHER, differences=apart) if apart else Standing(Kind.BEGUN, steps=_steps(last))
-    return Standing(Kind.NEW)
+        return Status(State.OTHER, differences=apart) if apart else Status(State.BEGUN, steps=_steps(last))
+    return Status(State.NEW)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the dashboard shows of a result: pure functions of it. Numbers that are missing are left out."""
+"""What the dashboard shows of a result: pure functions of it. Values that are missing are left out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from metaseg.runs.result import Result
 from metaseg.runs.schema import Run
 
 
-def final_numbers(result: Result) -> dict[str, float]:
+def summary_of(result: Result) -> dict[str, float]:
     """The columns of the table of runs: test/TARGET/… → fraction in [0, 1]; of trivial baselines the best."""
-    numbers: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for name, scores in result.targets.items():
         dsc, before, scratch = scores.dsc, scores.dsc_before, result.scratch.get(name)
         trivial = (value for value in scores.trivial.values() if value is not None)
@@ -18,8 +18,8 @@ def final_numbers(result: Result) -> dict[str, float]:
         found["dsc_before"] = before.mean if before else None
         found["dsc_scratch"] = scratch.mean if scratch else None
         found["dsc_trivial"] = max(trivial, default=None)
-        numbers |= {f"test/{name}/{key}": value for key, value in found.items()}
-    return {key: value for key, value in numbers.items() if value is not None}
+        values |= {f"test/{name}/{key}": value for key, value in found.items()}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def adaptation_points(result: Result) -> list[dict[str, float]]:

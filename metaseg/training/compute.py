@@ -1,8 +1,8 @@
-"""What training costs, in passes of images: the same unit for every learner, on every machine.
+"""The cost of training in image passes, a unit independent of learner and machine.
 
-One pass is the floating-point operations of one image's forward and backward pass through the whole network. What an
-outer step takes, inner loop, curvature products and all, is counted by PyTorch's own counter of operations; elementwise
-ones are not in it. Steps differ, because solvers stop at a tolerance, so every `EVERY`-th is counted.
+One pass is the FLOPs of one image's forward and backward pass through the whole network. PyTorch's FLOP counter, which
+ignores elementwise operations, counts an outer step including its inner loop and curvature products. Steps differ,
+because solvers stop at a tolerance, so every `EVERY`-th is counted.
 """
 
 import time
@@ -20,14 +20,14 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import Cost
 
 EVERY = 25
-"""Outer steps from one that is counted to the next."""
+"""Outer steps between counted ones."""
 
 
 class Compute(Callback):
-    """Counts the passes of training, and its seconds without validation; goes on where a run is continued.
+    """Counts the passes of training and its seconds without validation; resumes with the run.
 
     Args:
-        learner: what trains.
+        learner: the learner being trained.
         size: of its images, in pixels.
         directory: `RunDirectory.write_compute` is called at the end of training.
     """
@@ -39,15 +39,15 @@ class Compute(Callback):
         self._state: dict[str, Any] = {"counted": [], "seconds": 0.0, "steps": 0}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted so far."""
+        """The counts so far, for checkpoints."""
         return self._state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore from a checkpoint."""
         self._state = state_dict
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        """Begin to count."""
+        """Start counting."""
         if self._state["steps"] % EVERY == 0:
             self._counter = counter()
             self._counter.__enter__()
@@ -63,7 +63,7 @@ class Compute(Callback):
         self._state["steps"] += 1
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Write down outer steps, operations and passes of images on all ranks, and seconds."""
+        """Write outer steps, operations and image passes over all ranks, and seconds."""
         if not (trainer.is_global_zero and self._state["counted"]):
             return
         steps, counted = self._state["steps"], self._state["counted"]
@@ -80,9 +80,9 @@ class Compute(Callback):
 
 
 class _NoModules:
-    """Stands for the counter's record of which module is at work.
+    """Replaces the FLOP counter's module tracker.
 
-    Its hooks refuse a gradient in the inputs of a module that are leaves, which outputs of held stages are.
+    The tracker's hooks fail on module inputs that are leaves requiring gradients, such as outputs of held stages.
     """
 
     parents = ("Global",)
@@ -93,21 +93,21 @@ class _NoModules:
 
 
 def counter() -> FlopCounterMode:
-    """Counts the floating-point operations of what is called within it."""
+    """Counts the FLOPs of everything called inside it."""
     found = FlopCounterMode(display=False)
     found.mod_tracker = _NoModules()  # type: ignore[assignment]
     return found
 
 
 def of_one_image(learner: Learner, size: int) -> int | None:
-    """Floating-point operations of one image (1, 3, size, size), forward and backward through the whole network.
+    """FLOPs of one image (1, 3, size, size), forward and backward through the whole network.
 
-    None for a network that compares images with annotated ones: it has no pass of one image.
+    None for a network that compares queries with a support set, which cannot process a single image.
     """
     if isinstance(learner.network, ComparingNetwork):
         return None
     theta = {name: value.detach().requires_grad_() for name, value in learner.network.named_parameters()}
-    # Two images, for norm layers that need more than one value a channel at the lowest resolution.
+    # Two images, as norm layers need more than one value per channel at the lowest resolution.
     images = torch.zeros(2, 3, size, size, device=next(iter(theta.values())).device)
     with counter() as counted, torch.enable_grad():
         forward(learner.network, theta, images)[0].sum().backward()

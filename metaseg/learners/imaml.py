@@ -30,7 +30,9 @@ class Solver(Group):
 class LearnedStrengths(Group):
     """Which λ are learned."""
 
-    by: Literal["none", "part", "layer"] = setting("one lambda per part (encoder, decoder, head), one per layer, or none")
+    by: Literal["none", "part", "layer"] = setting(
+        "one lambda per part (encoder, decoder, head), one per layer, or none"
+    )
     lr: Positive = setting("learning rate of the outer Adam on log lambda, with the schedule of the other parameters")
 
 

@@ -96,7 +96,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """Runs in a folder: finished ones sorted by name; (name, reason) of unreadable ones; and names of directories with a
+    """Runs in a folder: finished ones by name; (name, reason) of unreadable ones; and names of directories with a
     config.yaml but no result.json, which were interrupted or are still running."""
 
     runs: list[Run]

@@ -332,6 +332,7 @@ class Trainer(Stopping):
     tf32: bool = setting("convolutions and products on a GPU round to TF32")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("of training, as Lightning names it")
     max_epochs: Count = setting("most epochs")
+    max_passes: Positive | None = optional("most passes of images; the schedule of the step size follows them")
     save_every: Count = setting("outer steps between writes of last.ckpt")
     progress: bool = setting("whether progress is shown")
 

@@ -1,7 +1,7 @@
 """Meta-training as a Lightning module: the outer step, and validation on episodes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -47,9 +47,15 @@ class MetaTraining(NetworkModule):
     Args:
         learner: the learner to train.
         settings: the resolved configuration, for the checkpoints.
+        spent: the fraction of training completed, which the schedule follows; None: by outer steps.
     """
 
-    def __init__(self, learner: Learner, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        settings: Mapping[str, Any] | None = None,
+        spent: Callable[[], float] | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.network = learner.network
@@ -58,6 +64,7 @@ class MetaTraining(NetworkModule):
         means: Any = nn.ModuleDict({name: MeanMetric() for name in VALIDATION})
         self._validation: Mapping[str, MeanMetric] = means
         self._tally = Tally()
+        self._spent = spent
 
     @property
     def learner(self) -> Learner:
@@ -161,7 +168,9 @@ class MetaTraining(NetworkModule):
         return 0.5 * (1 + math.cos(math.pi * self._done()))
 
     def _done(self) -> float:
-        """The fraction of the run's outer steps taken, ignoring early stopping."""
+        """The fraction of training completed, ignoring early stopping."""
+        if self._spent is not None:
+            return min(1.0, self._spent())
         return self.global_step / self.trainer.estimated_stepping_batches
 
     def _reduce(self, vector: Tensor) -> Tensor:

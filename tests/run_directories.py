@@ -7,6 +7,7 @@ import pandas as pd
 from PIL import Image
 
 POOLS = {
+    "none": [],
     "ph2_kvasir": ["ph2", "kvasir"],
     "cvc_kvasir": ["cvc", "kvasir"],
     "isic_ph2": ["isic", "ph2"],

@@ -110,25 +110,25 @@ def blocks(table: Table, runs: Sequence[Run]) -> list[Block]:
     ]
 
 
-def matrix(cell: TableCell) -> pd.DataFrame:
-    """Scores of a cell's runs: a row per (seed, draw), a column per image, NaN where an image was not scored."""
-    return pd.concat([run.matrix(cell.target) for run in cell.runs])
+def matrix(runs: Sequence[Run], target: str) -> pd.DataFrame:
+    """Scores of runs: a row per (seed, draw), a column per image, NaN where an image was not scored."""
+    return pd.concat([run.matrix(target) for run in runs])
 
 
-def ours(cell: TableCell) -> Ours | None:
-    """The result of a cell's runs, with an interval over seeds and groups of images; None without runs."""
-    if not cell.runs:
+def ours(runs: Sequence[Run], target: str) -> Ours | None:
+    """The result of runs of one system, with an interval over seeds and groups of images; None without runs."""
+    if not runs:
         return None
-    scores = matrix(cell)
-    mean, low, high = bootstrap_interval(scores.to_numpy(np.float64), **_labels(scores, cell))
+    scores = matrix(runs, target)
+    mean, low, high = bootstrap_interval(scores.to_numpy(np.float64), **_labels(scores, runs, target))
     return Ours(
         # With few draws the interval can exceed [0, 1]; np.maximum keeps the NaN of a single score.
         dice=Interval(mean, float(np.maximum(low, 0.0)), float(np.minimum(high, 1.0))),
-        seeds=len(cell.runs),
+        seeds=len(runs),
         draws=len(scores),
         images=scores.shape[1],
-        steps=cell.runs[0].adapt_steps,
-        by_seed=tuple(float(np.nanmean(run.matrix(cell.target).to_numpy())) for run in cell.runs),
+        steps=runs[0].adapt_steps,
+        by_seed=tuple(float(np.nanmean(run.matrix(target).to_numpy())) for run in runs),
     )
 
 
@@ -152,12 +152,12 @@ def scratch_beside(runs: Sequence[Run], target: str) -> float | None:
 
 def compare(first: TableCell, second: TableCell) -> PairedTest | None:
     """First - second on common (seed, draw) rows and images; None if there are none."""
-    one, other = matrix(first), matrix(second)
+    one, other = (matrix(cell.runs, cell.target) for cell in (first, second))
     rows, images = one.index.intersection(other.index), one.columns.intersection(other.columns)
     one, other = one.loc[rows, images], other.loc[rows, images]
     if not (one.notna() & other.notna()).to_numpy().any():
         return None
-    return paired_test(one.to_numpy(np.float64), other.to_numpy(np.float64), **_labels(one, first))
+    return paired_test(one.to_numpy(np.float64), other.to_numpy(np.float64), **_labels(one, first.runs, first.target))
 
 
 class _Labels(TypedDict):
@@ -165,9 +165,9 @@ class _Labels(TypedDict):
     groups: list[str]
 
 
-def _labels(scores: pd.DataFrame, cell: TableCell) -> _Labels:
+def _labels(scores: pd.DataFrame, runs: Sequence[Run], target: str) -> _Labels:
     """The seed of each row and the group of each column."""
-    groups = {image: group for run in cell.runs for image, group in run.groups(cell.target).items()}
+    groups = {image: group for run in runs for image, group in run.groups(target).items()}
     return {
         "seeds": scores.index.get_level_values("seed").tolist(),
         "groups": [groups[image] for image in scores.columns],
@@ -175,7 +175,7 @@ def _labels(scores: pd.DataFrame, cell: TableCell) -> _Labels:
 
 
 def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
-    found = {id(cell): ours(cell) for cell in cells}
+    found = {id(cell): ours(cell.runs, target) for cell in cells}
     general = [run for cell in cells if cell.row.learner != "naive" for run in cell.runs]
     from_scratch = {cell.shots: found[id(cell)] for cell in cells if cell.row.learner == "scratch"}
     # Without runs at these shots, take the baselines that ignore the support set from runs at other shots.

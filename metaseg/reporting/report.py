@@ -14,7 +14,8 @@ from metaseg.reporting.datasets import export_datasets, read_datasets
 from metaseg.reporting.differences import Initial, initial_weights
 from metaseg.reporting.exports import export
 from metaseg.reporting.page import FilledTable, TableFigure, render
-from metaseg.reporting.runs import REPORT, Found, read_runs
+from metaseg.reporting.runs import REPORT, Found, Run, read_runs
+from metaseg.reporting.shots import draw, over_shots
 from metaseg.runs.directory import replacing
 from metaseg.runs.result import Curve
 from metaseg.runs.summary import TRIVIAL_NAMES
@@ -61,10 +62,23 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
     export_datasets(datasets, out)
     starts = [(group, _starts(group, figures, titles)) for group in initial_weights(found.runs)]
     page = out / "index.html"
-    text = render(found, parts, titles, starts, datasets)
+    text = render(found, parts, titles, _over_shots(found.runs, figures, titles), starts, datasets)
     with replacing(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return page, found
+
+
+def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str]) -> list[TableFigure]:
+    """Dice over the number of annotated images, a figure for each pair and target."""
+    found = []
+    for one in over_shots(runs):
+        order = [*FIRST_LOOKS, *sorted(set(one.learners) - set(FIRST_LOOKS))]
+        where = f"{titles.get(one.target, one.target)}, from the pair {one.pair}, {one.mixing} tasks"
+        path = folder / f"shots_{one.pair}_{one.mixing}_{one.target}.png"
+        draw(one, path, where, TRIVIAL_NAMES, {learner: place for place, learner in enumerate(order)})
+        caption = f"Dice over the number of annotated images, {where}, with 95 % intervals. Grey: trivial baselines."
+        found.append(TableFigure("shots", comparisons.embedded(path, CURVE_WIDTH), caption, one.runs))
+    return found
 
 
 def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> list[TableFigure]:
@@ -82,7 +96,7 @@ def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> 
             where = f"{titles.get(block.target, block.target)}, {shots} shots"
             stem = f"table{table.number}_{block.target}_{shots}shot"
             found += _adaptation(cells, folder / f"{stem}_adaptation.png", where, places)
-            values = {cell.row.label: matrix(cell).mean().to_numpy(float) for cell in cells}
+            values = {cell.row.label: matrix(cell.runs, cell.target).mean().to_numpy(float) for cell in cells}
             path = comparisons.violins(values, folder / f"{stem}_images.png", where, places)
             caption = f"Dice of single images after adaptation, {where}: each is the mean over support draws and seeds."
             found.append(TableFigure("images", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells)))

@@ -22,6 +22,7 @@ from metaseg.reporting.differences import initial_weights, settings_of
 from metaseg.reporting.exports import escaped, markdown, signed
 from metaseg.reporting.page import strengths_of, weights_of
 from metaseg.reporting.runs import read_runs
+from metaseg.reporting.shots import over_shots
 from metaseg.runs.tables import load_table
 
 TITLES = {"isic": "ISIC-2018"}
@@ -285,6 +286,24 @@ def test_runs_outside_the_tables_are_shown_with_the_reason(runs):
     assert set(shown) == {"wider", "other"}
     page = (runs / "report" / "index.html").read_text(encoding="utf-8")
     assert "wider: another size or protocol: model.features=16" in page
+
+
+def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
+    for shots, dice in ((1, 0.4), (5, 0.6), (50, 0.8)):
+        for seed in (0, 1):
+            write_run(tmp_path / f"imaml{shots}-{seed}", "imaml", dice=dice, shots=shots, seed=seed)
+        write_run(tmp_path / f"scratch{shots}", "scratch", dice=dice - 0.1, shots=shots, pair="none")
+    write_run(tmp_path / "other", "imaml", dice=0.1, shots=5, pair="isic_ph2")
+    (found,) = over_shots(read_runs(tmp_path).runs)
+    assert (found.pair, found.target) == ("ph2_kvasir", "isic")
+    means = {learner: {shots: dice.mean for shots, dice in curve.items()} for learner, curve in found.learners.items()}
+    assert means["imaml"] == pytest.approx({1: 0.4, 5: 0.6, 50: 0.8}, abs=0.03)
+    assert means["scratch"] == pytest.approx({1: 0.3, 5: 0.5, 50: 0.7}, abs=0.03)
+    assert set(found.trivial["centred_disc"]) == {1, 5, 50}
+    assert not any(name.startswith("other") for name in found.runs)
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.index('id="shots"') < page.index('id="read"')
 
 
 @pytest.mark.long

@@ -1,0 +1,119 @@
+"""Dice over the number of annotated images: what a pair adds, and up to how many annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from metaseg.evaluation.intervals import Interval
+from metaseg.plots.figures import look_of, plain_axes, save
+from metaseg.reporting.cells import ours, trivial
+from metaseg.reporting.runs import Run
+from metaseg.runs.tables import identity
+
+LEAST = 3
+"""Numbers of shots that make a curve."""
+_BESIDE = ("pair", "tasks", "target", "shots", "evaluation")
+"""Settings that may differ between the points of a curve, or between a learner with a pair and one without."""
+
+
+class OverShots(NamedTuple):
+    """One figure: learner → shots → Dice, fractions in [0, 1]; and each trivial baseline's by shots."""
+
+    pair: str
+    mixing: str
+    target: str
+    learners: dict[str, dict[int, Interval]]
+    trivial: dict[str, dict[int, float]]
+    runs: tuple[str, ...]
+
+
+def over_shots(runs: Sequence[Run]) -> list[OverShots]:
+    """Figures for each pair, way of mixing and target at which some learner has `LEAST` numbers of shots.
+
+    Learners that see no pair stand beside those of every pair. Of a learner with several settings those of most runs
+    are taken.
+    """
+    trained = [run for run in runs if _pair(run) != "none"]
+    alone = [run for run in runs if _pair(run) == "none" and run.settings["learner"].get("train_on") != "target"]
+    found = []
+    for pair, mixing in sorted({(_pair(run), run.settings["tasks"]["mixing"]) for run in trained}):
+        here = [run for run in trained if (_pair(run), run.settings["tasks"]["mixing"]) == (pair, mixing)]
+        for target in sorted({target for run in here for target in run.targets}):
+            scored = [run for run in (*here, *alone) if target in run.targets]
+            chosen = {learner: _of_one_kind(learner, scored) for learner in sorted({run.learner for run in scored})}
+            curves = {learner: _curve(some, target) for learner, some in chosen.items()}
+            if max(map(len, curves.values())) < LEAST:
+                continue
+            used = [run for some in chosen.values() for run in some]
+            names = tuple(sorted(run.name for run in used))
+            found.append(OverShots(pair, mixing, target, curves, _trivial(used, target), names))
+    return found
+
+
+def draw(figure: OverShots, path: Path, title: str, names: Mapping[str, str], places: Mapping[str, int]) -> Path:
+    """Draw the curves with their intervals; trivial baselines are grey.
+
+    Args:
+        figure: what to draw.
+        path: where the PNG goes.
+        title: stands above the figure.
+        names: trivial baseline → its name for readers.
+        places: learner → place among the looks of systems.
+    """
+    canvas = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = canvas.subplots()
+    counts = sorted({shots for curve in figure.learners.values() for shots in curve})
+    for learner, curve in figure.learners.items():
+        means, lows, highs = (100 * np.array(values) for values in zip(*curve.values(), strict=True))
+        reach = np.nan_to_num(np.stack([means - lows, highs - means]))
+        axes.errorbar(list(curve), means, reach, label=learner, linewidth=1.6, capsize=2, **look_of(places[learner]))
+    for name, floor in figure.trivial.items():
+        label = names.get(name, name.replace("_", " "))
+        axes.plot(list(floor), [100 * value for value in floor.values()], "--", color="0.6", linewidth=1, label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(counts, list(map(str, counts)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    plain_axes(axes, "annotated images", "Dice, %")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(canvas, path)
+    return path
+
+
+def _of_one_kind(learner: str, runs: Sequence[Run]) -> list[Run]:
+    kinds: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.learner == learner:
+            kinds.setdefault(repr(sorted(identity(run.settings, _BESIDE).items())), []).append(run)
+    return max(kinds.values(), key=len)
+
+
+def _curve(runs: Sequence[Run], target: str) -> dict[int, Interval]:
+    cells = {shots: ours([run for run in runs if _shots(run) == shots], target) for shots in _counts(runs)}
+    return {shots: found.dice for shots, found in cells.items() if found is not None}
+
+
+def _trivial(runs: Sequence[Run], target: str) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for shots in _counts(runs):
+        for name, value in trivial([run for run in runs if _shots(run) == shots], target).items():
+            found.setdefault(name, {})[shots] = value
+    return found
+
+
+def _counts(runs: Sequence[Run]) -> list[int]:
+    return sorted({_shots(run) for run in runs})
+
+
+def _shots(run: Run) -> int:
+    return int(run.settings["shots"])
+
+
+def _pair(run: Run) -> str:
+    return str((run.settings.get("pair") or {}).get("name", "none"))

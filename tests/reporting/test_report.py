@@ -293,7 +293,7 @@ def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
         for seed in (0, 1):
             write_run(tmp_path / f"imaml{shots}-{seed}", "imaml", dice=dice, shots=shots, seed=seed)
         write_run(tmp_path / f"scratch{shots}", "scratch", dice=dice - 0.1, shots=shots, pair="none")
-    write_run(tmp_path / "other", "imaml", dice=0.1, shots=5, pair="isic_ph2")
+    write_run(tmp_path / "other", "imaml", dice=0.3, shots=5, pair="isic_ph2")
     (found,) = over_shots(read_runs(tmp_path).runs)
     assert (found.pair, found.target) == ("ph2_kvasir", "isic")
     means = {learner: {shots: dice.mean for shots, dice in curve.items()} for learner, curve in found.learners.items()}

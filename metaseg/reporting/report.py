@@ -73,7 +73,7 @@ def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str]) -> li
     found = []
     for one in over_shots(runs):
         order = [*FIRST_LOOKS, *sorted(set(one.learners) - set(FIRST_LOOKS))]
-        where = f"{titles.get(one.target, one.target)}, from the pair {one.pair}, {one.mixing} tasks"
+        where = f"{titles.get(one.target, one.target)}, pair {one.pair}, {one.mixing} tasks"
         path = folder / f"shots_{one.pair}_{one.mixing}_{one.target}.png"
         draw(one, path, where, TRIVIAL_NAMES, {learner: place for place, learner in enumerate(order)})
         caption = f"Dice over the number of annotated images, {where}, with 95 % intervals. Grey: trivial baselines."

@@ -48,7 +48,7 @@ def over_shots(runs: Sequence[Run]) -> list[OverShots]:
             scored = [run for run in (*here, *alone) if target in run.targets]
             chosen = {learner: _of_one_kind(learner, scored) for learner in sorted({run.learner for run in scored})}
             curves = {learner: _curve(some, target) for learner, some in chosen.items()}
-            if max(len(curves[run.learner]) for run in here) < LEAST:
+            if max(len(curves[run.learner]) for run in here if target in run.targets) < LEAST:
                 continue
             used = [run for some in chosen.values() for run in some]
             names = tuple(sorted(run.name for run in used))

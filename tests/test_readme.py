@@ -52,6 +52,12 @@ APPENDED = {
     "metaseg train -m experiment=table2 --dry-run": TOY,
     "metaseg train -m experiment=table2": TOY,
     "metaseg train -m experiment=tables seed=0,1,2": [*TOY, "--dry-run"],
+    "metaseg train -m experiment=recipes learner.adapt.steps=80,160": [
+        *SMALL,
+        "learner.adapt.steps=1,2",
+        "target=[ph2]",
+        HERE,
+    ],
     "metaseg train -m learner=imaml,maml shots=5,20 hydra.sweep.dir=DIR": [*TINY, "shots=3", HERE],
     "metaseg pretrain model.features=8": TINY_PRETRAINING,
     "metaseg adapt --help": [],
@@ -63,6 +69,7 @@ NOT_HERE = {
     "metaseg data fetch kvasir isic": "needs the internet: tests/data/fetching has its own server",
     "metaseg dashboard ENTITY/PROJECT": "needs an account: tests/tracking has a stand-in",
     "metaseg train learner=signed shots=5": "tests/test_extending.py writes this learner and runs it",
+    "python -m benchmarks.coverage": "takes minutes of simulation",
     "python -m benchmarks.episodes": "takes minutes: tests/data/test_episode_benchmark.py runs a small one",
 }
 

@@ -42,4 +42,8 @@ def test_a_row_has_the_default_and_what_stands_beside_it(page_of_settings, tmp_p
     file.write_text('# What it is.\n\na: 1 # the first\nb: # of both\n  c: "x # y"\n  d: 2 # its own\n')
     name, summary, rows = page_of_settings.choice(file, "group")
     assert (name, summary) == ("mine", "What it is.")
-    assert rows == [("group.a", "1", "the first"), ("group.b.c", '"x # y"', "of both"), ("group.b.d", "2", "its own")]
+    assert [row[:3] for row in rows] == [
+        ("group.a", "1", "the first"),
+        ("group.b.c", '"x # y"', "of both"),
+        ("group.b.d", "2", "its own"),
+    ]

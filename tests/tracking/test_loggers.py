@@ -197,7 +197,9 @@ def test_mode_follows_setting_then_environment_then_key(monkeypatch, tmp_path):
 
 
 @pytest.mark.long
-def test_offline_run_is_complete_and_prints_one_line(tmp_path, capfd):
+def test_offline_run_is_complete_and_prints_one_line(tmp_path, capfd, monkeypatch):
+    # Where another test has loaded gradio, wandb advertises Weave.
+    monkeypatch.delitem(sys.modules, "huggingface_hub.inference", raising=False)
     config = logger_config("both").model_copy(update={"tags": ["mine", "imaml"]})
     settings = {"learner": {"name": "imaml", "lam": 100.0}, "shots": 20}
     loggers = build_loggers(config, tmp_path / "first", settings, "ph2_kvasir", ["imaml", "20 shots"])

@@ -124,7 +124,7 @@ def _section(options: argparse.Namespace, dataset: catalogue.Dataset) -> Section
                 )
         images, masks = np.stack([image for _, image, _ in decoded]), np.stack([mask for *_, mask in decoded])
         ids, total, what = [pair.id for pair in chosen_pairs], len(pairs), ""
-    title = f"{what}{dataset.title}: {len(ids)} of {total} images at {options.size}×{options.size}, as networks see them"
+    title = f"{what}{dataset.title}: {len(ids)} of {total} images, resized to {options.size}×{options.size} pixels"
     return Section(title, images, masks, ids)
 
 

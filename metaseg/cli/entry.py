@@ -34,7 +34,7 @@ DRY_RUN = "hydra.sweeper.dry_run=true"
 def entry(
     main: Callable[[DictConfig], None],
     config_name: str = "config",
-    interrupted: str = "Interrupted; resume a run by ckpt_path=last and its hydra.run.dir, a sweep by the same command.",
+    interrupted: str = "Interrupted; resume a run with ckpt_path=last and hydra.run.dir, a sweep by repeating it.",
     paths: Collection[str] = (),
     program: Sequence[str] = (),
 ) -> None:

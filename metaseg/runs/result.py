@@ -257,7 +257,7 @@ def read(path: Path) -> Result:
     version = found.get("version", 0)
     if version not in range(VERSION + 1):
         raise MetasegError(
-            f"{path} should have version {VERSION} or below, found {version!r}: use the version of metaseg that wrote it"
+            f"{path} should have version {VERSION} or below, found {version!r}: use the metaseg version that wrote it"
         )
     return checked(Result, upgraded(found), path)
 

@@ -334,6 +334,7 @@ class Trainer(Stopping):
     tf32: bool = setting("allow TF32 in convolutions and matrix products on a GPU")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("training precision, as in Lightning")
     max_epochs: Count = setting("maximum number of epochs")
+    max_passes: Positive | None = optional("maximum number of image passes, which the learning-rate schedule follows")
     save_every: Count = setting("outer steps between writes of last.ckpt")
     progress: bool = setting("show progress")
 

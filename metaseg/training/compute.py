@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
+from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.functional import forward
@@ -30,13 +31,28 @@ class Compute(Callback):
         learner: what trains.
         size: of its images, in pixels.
         directory: `RunDirectory.write_compute` is called at the end of training.
+        most: passes after which training ends; None: any.
+
+    Raises:
+        MetasegError: ``most`` is given for a network that has no pass of one image.
     """
 
-    def __init__(self, learner: Learner, size: int, directory: RunDirectory) -> None:
-        self._learner, self._size, self._directory = learner, size, directory
+    def __init__(self, learner: Learner, size: int, directory: RunDirectory, most: float | None = None) -> None:
+        self._learner, self._directory, self._most = learner, directory, most
+        self._of_one = of_one_image(learner, size)
+        if most is not None and self._of_one is None:
+            raise MetasegError(
+                "trainer.max_passes counts passes of one image, but this learner's network compares images and has "
+                "none: set trainer.max_epochs instead."
+            )
         self._counter: FlopCounterMode | None = None
         self._began = 0.0
-        self._state: dict[str, Any] = {"counted": [], "seconds": 0.0, "steps": 0}
+        self._state: dict[str, Any] = {"counted": [], "seconds": 0.0, "steps": 0, "spent": 0.0}
+
+    @property
+    def spent(self) -> float:
+        """The share of ``most`` that is spent."""
+        return float(self._state["spent"])
 
     def state_dict(self) -> dict[str, Any]:
         """What has been counted so far."""
@@ -44,7 +60,7 @@ class Compute(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self._state = state_dict
+        self._state = self._state | state_dict
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         """Begin to count."""
@@ -61,19 +77,25 @@ class Compute(Callback):
             self._counter = None
         self._state["seconds"] += time.perf_counter() - self._began
         self._state["steps"] += 1
+        if self._most is not None and self._of_one is not None:
+            # Ranks count different tasks; the first speaks for all, so that their step sizes stay equal.
+            self._state["spent"] = trainer.strategy.broadcast(self._operations(trainer) / self._of_one / self._most)
+            trainer.should_stop |= self.spent >= 1
+
+    def _operations(self, trainer: L.Trainer) -> float:
+        counted = self._state["counted"]
+        return sum(counted) / len(counted) * self._state["steps"] * trainer.world_size
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Write down outer steps, operations and passes of images on all ranks, and seconds."""
         if not (trainer.is_global_zero and self._state["counted"]):
             return
-        steps, counted = self._state["steps"], self._state["counted"]
-        operations = sum(counted) / len(counted) * steps * trainer.world_size
-        of_one = of_one_image(self._learner, self._size)
+        operations = self._operations(trainer)
         self._directory.write_compute(
             Cost(
-                outer_steps=steps,
+                outer_steps=self._state["steps"],
                 operations=operations,
-                passes=None if of_one is None else operations / of_one,
+                passes=None if self._of_one is None else operations / self._of_one,
                 seconds=self._state["seconds"],
             )
         )

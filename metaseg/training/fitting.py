@@ -31,11 +31,12 @@ def fit(
     if not (settings.train and learner.trains):
         return 0
     chosen, shown = settings.trainer, settings.logger
-    end = json.dumps([chosen.max_epochs, chosen.patience, chosen.min_delta])
+    end = json.dumps([chosen.max_epochs, chosen.max_passes, chosen.patience, chosen.min_delta])
     if settings.ckpt_path == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
         load_weights(learner, directory.checkpoints / "best.ckpt")  # stopped by the same rule, and killed while testing
         return 0
-    called = [*callbacks(chosen, directory), Compute(learner, settings.data.size, directory)]
+    compute = Compute(learner, settings.data.size, directory, chosen.max_passes)
+    called = [*callbacks(chosen, directory), compute]
     if shown.overlay_every and tracking.draws(loggers):
         called.append(FollowedImages(data, loggers, shown.overlay_every, shown.overlay_images))
     trainer = L.Trainer(
@@ -55,7 +56,8 @@ def fit(
     )
     data.require_even_shares(trainer.world_size)
     with interruptible():
-        trainer.fit(MetaTraining(learner, settings.plain), datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        module = MetaTraining(learner, settings.plain, None if chosen.max_passes is None else lambda: compute.spent)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
         load_weights(learner, directory.checkpoints / "best.ckpt")
         with replacing(directory.trained) as path:

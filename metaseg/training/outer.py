@@ -1,7 +1,7 @@
 """Meta-training: the outer step, and validation by episodes, as Lightning drives them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -47,9 +47,15 @@ class MetaTraining(NetworkModule):
     Args:
         learner: what is trained.
         settings: the resolved configuration, for the checkpoints.
+        spent: the share of training that is over, which the schedule follows; None: that of the outer steps.
     """
 
-    def __init__(self, learner: Learner, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        settings: Mapping[str, Any] | None = None,
+        spent: Callable[[], float] | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.network = learner.network
@@ -58,6 +64,7 @@ class MetaTraining(NetworkModule):
         means: Any = nn.ModuleDict({name: MeanMetric() for name in VALIDATION})
         self._validation: Mapping[str, MeanMetric] = means
         self._tally = Tally()
+        self._spent = spent
 
     @property
     def learner(self) -> Learner:
@@ -161,7 +168,9 @@ class MetaTraining(NetworkModule):
         return 0.5 * (1 + math.cos(math.pi * self._done()))
 
     def _done(self) -> float:
-        """The share of the run's outer steps that have been taken, were it not to stop early."""
+        """The share of training that is over, were it not to stop early."""
+        if self._spent is not None:
+            return min(1.0, self._spent())
         return self.global_step / self.trainer.estimated_stepping_batches
 
     def _reduce(self, vector: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def joint_settings(settings: Run) -> Run:
         },
         "shots": shared["shots"],
         "tasks": {**plain["tasks"], "query": shared["query"]},
-        "trainer": {**plain["trainer"], "max_epochs": shared["epochs"]},
+        "trainer": {**plain["trainer"], "max_epochs": shared["epochs"], "max_passes": None},
         "logger": {**plain["logger"], "wandb": False},
         "start": "model",
         "target": [],

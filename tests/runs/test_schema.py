@@ -40,7 +40,7 @@ def test_what_conf_says_passes(learner, model):
     assert settings.learner.name == settings.plain["learner"]["name"]
 
 
-@pytest.mark.parametrize("scale", ["full", "small", "tiny", "toy"])
+@pytest.mark.parametrize("scale", ["full", "small", "toy"])
 def test_every_scale_passes(scale):
     assert settings_of(f"scale={scale}").trainer.max_epochs >= 1
 
@@ -151,12 +151,12 @@ def test_one_word_sets_the_statistics_of_both_parts():
 def test_the_choices_of_the_schema_are_those_of_the_code():
     assert get_args(schema.Loss) == tuple(LOSSES)
     assert get_args(schema.Curvature) == CURVATURES
-    assert (get_args(schema.Descent), get_args(schema.Schedule)) == (OPTIMIZERS, SCHEDULES)
+    assert (get_args(schema.Descent), get_args(schema.Schedule)) == (tuple(OPTIMIZERS), SCHEDULES)
 
 
 def test_settings_of_the_results_of_every_version_are_read():
-    found = sorted((ROOT / "experiments" / "results").rglob("config.yaml"))
-    assert found
+    found = sorted((ROOT / "tests" / "runs" / "version_0").rglob("config.yaml"))
+    assert len(found) == 14
     for path in found:
         settings = upgraded(yaml.safe_load(path.read_text(encoding="utf-8")))
         assert schema.checked(schema.Trained, settings).learner.name == settings["learner"]["name"]

@@ -1,6 +1,7 @@
 """What learners begin from, and what their training is said to cost."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from conftest import TINY, settings_of
 from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
 from metaseg.learners.build import build_learner
-from metaseg.training.compute import counter, of_one_image
+from metaseg.runs.directory import RunDirectory
+from metaseg.training.compute import Compute, counter, of_one_image
+from metaseg.training.outer import MetaTraining
 from metaseg.training.start import directory_of, joint_settings, starting_point
 
 
@@ -52,6 +55,7 @@ def test_the_shared_start_depends_on_pair_model_and_seed_and_not_on_learner_shot
         return directory_of(joint_settings(settings(tmp_path, *overrides)))
 
     alike = ["learner=maml", "shots=2", "target=kvasir_capsule", "evaluation.draws=3", "trainer.max_epochs=7"]
+    alike += ["trainer.max_passes=100"]
     others = ["seed=1", "pair=isic_ph2", "model.features=4", "loss=dice", "starts.epochs=2", "data.augment=none"]
     assert len({place(), *(place(one) for one in alike)}) == 1
     assert len({place(), *(place(one) for one in others)}) == 1 + len(others)
@@ -80,6 +84,26 @@ def test_learners_begin_from_one_joint_training_made_once(tmp_path, train):
     assert compute[0]["outer_steps"] == compute[1]["outer_steps"] == 2
     assert 0 < compute[0]["passes"] < compute[1]["passes"]  # second derivatives cost more
     assert json.loads((tmp_path / "maml" / "compute.json").read_text()) == compute[1]
+
+
+@pytest.mark.long
+def test_training_ends_once_its_passes_are_spent(tmp_path):
+    chosen = settings(tmp_path, "learner=fomaml", "learner.optimizer.schedule=cosine")
+    learner = build_learner(chosen)
+    compute = Compute(learner, 32, RunDirectory(tmp_path), most=4.0)
+    module = MetaTraining(learner, None, lambda: compute.spent)
+    trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(broadcast=lambda value: value), should_stop=False)
+    rates = []
+    while not trainer.should_stop:
+        rates.append(module._schedule())
+        compute.on_train_batch_start(trainer, module, None, 0)
+        learner.network(torch.rand(2, 3, 32, 32)).sum().backward()
+        compute.on_train_batch_end(trainer, module, None, None, 0)
+    assert compute.spent == pytest.approx(1, abs=0.05)
+    assert rates == pytest.approx([1.0, 0.5], abs=0.05)
+    continued = Compute(learner, 32, RunDirectory(tmp_path), most=4.0)
+    continued.load_state_dict(compute.state_dict())
+    assert continued.spent == compute.spent
 
 
 @pytest.mark.long

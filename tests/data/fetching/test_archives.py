@@ -62,7 +62,7 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_archives_write_nothing(offered, tmp_path, case):
     before = sorted(path for path in tmp_path.rglob("*"))
-    with pytest.raises(MetasegError, match=r"is refused, and nothing of it was kept: its member"):
+    with pytest.raises(MetasegError, match=r"nothing was unpacked: its member"):
         offered(("x.zip", Misbehaving(HOSTILE[case])))
     assert hidden_and_archives(offered.root)[0] == []
     new = {path.name for path in set(tmp_path.rglob("*")) - set(before)}
@@ -166,7 +166,7 @@ def test_rar_that_no_program_can_read(offered, bin_folder):
     ("script", "words"),
     [
         ('ln -s /etc "$5/link"', "is a link or a device"),
-        ('head -c 9000000 /dev/zero > "$5/bomb"; sleep 20', "grows beyond"),
+        ('head -c 9000000 /dev/zero > "$5/bomb"; sleep 20', "exceeds"),
     ],
 )
 def test_what_a_program_unpacks_is_looked_over(offered, bin_folder, monkeypatch, script, words):

@@ -32,7 +32,7 @@ systems() { # SHOTS
 }
 
 systems 5
-run default-192px 5 kvasir null learner=scratch model=pretrained data.size=192
 pair joint
 pair imaml
+run default-192px 5 kvasir null learner=scratch model=pretrained data.size=192
 systems 20

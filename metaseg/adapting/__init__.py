@@ -1,1 +1,1 @@
-"""A few annotated images in, a segmenter out: what adapt.py, the Python interface and the web page share."""
+"""From a few annotated images to a segmenter: shared by adapt.py, the Python interface and the web page."""

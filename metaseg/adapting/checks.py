@@ -1,4 +1,4 @@
-"""What makes a support set doubtful, in sentences: a warning each, nothing is refused here."""
+"""Plausibility checks of a support set: they return warnings and refuse nothing."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,19 @@ import numpy as np
 from metaseg.data.check import plural
 
 SHARE_RATIO = 30
-"""Foreground shares further apart than this are mentioned [D]. So far apart are 5 random images of ISIC-2018 one time
-in five, of Kvasir-SEG and CVC-ClinicDB one time in thirty, of PH2 never."""
+"""Warn if the largest foreground fraction exceeds the smallest by this factor [D]. Five random images do so in one of
+five draws from ISIC-2018, one of thirty from Kvasir-SEG and CVC-ClinicDB, and never from PH2."""
 SIZE_RATIO = 4
-"""So are images with a side so many times longer than another's [D]."""
+"""Warn if image sides differ by this factor [D]."""
 UNLIKE = 3.0
-"""An image is unlike the support if it is so many times further from it than support images are from one another [D].
-With 5 random images of one of the five datasets about 1 % of its others are, but 76 to 97 % of skin images beside
-endoscopy, and 10 to 48 % of endoscopy beside skin."""
-_NEAR = 0.08  # of colours from 0 to 1: what two images of one kind differ by at least, however alike the support images
+"""An image is unlike the support if its distance exceeds this multiple of the distance between support images [D].
+With 5 random support images this flags about 1 % of the other images of the same dataset, but 76 to 97 % of skin images
+given endoscopy as support, and 10 to 48 % of endoscopy given skin."""
+_NEAR = 0.08  # in colours from 0 to 1: minimum distance assumed between images of one kind, however alike
 
 
 def of_support(names: Sequence[str], sizes: Sequence[tuple[int, int]], masks: Sequence[np.ndarray]) -> list[str]:
-    """Sentences on annotated images.
+    """Warnings about annotated images.
 
     Args:
         names: of the K images.
@@ -30,13 +30,13 @@ def of_support(names: Sequence[str], sizes: Sequence[tuple[int, int]], masks: Se
     shares = np.array([mask.mean() for mask in masks])
     for what, which in (("no foreground", shares == 0), ("nothing but foreground", shares == 1)):
         if which.any():
-            said.append(f"{_named(names, which)}: the mask has {what}; is that so, or was it saved wrongly?")
+            said.append(f"{_named(names, which)}: the mask has {what}; check that it was saved correctly.")
     some = shares[shares > 0]
     if len(some) and some.max() > SHARE_RATIO * some.min():
         low, high = int(np.flatnonzero(shares == some.min())[0]), int(shares.argmax())
         said.append(
             f"The foreground covers {100 * shares[low]:.2g} % of {names[low]} and {100 * shares[high]:.2g} % of "
-            f"{names[high]}; if both are right, more images between them would help."
+            f"{names[high]}; if both are correct, annotate more images in between."
         )
     pixels = np.array([height * width for height, width in sizes])
     proportions = np.array([width / height for height, width in sizes])
@@ -44,13 +44,13 @@ def of_support(names: Sequence[str], sizes: Sequence[tuple[int, int]], masks: Se
         small, large = (int(index) for index in (pixels.argmin(), pixels.argmax()))
         said.append(
             f"The images differ in size, from {_size(sizes[small])} ({names[small]}) to {_size(sizes[large])} "
-            f"({names[large]}); all are brought to one square, so crop those that show more than the others."
+            f"({names[large]}); all are resized to one square, so crop those that show a wider view."
         )
     return said
 
 
 def of_new(support: np.ndarray, images: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Sentences on images that look unlike the annotated ones, by colour and contrast alone.
+    """Warnings about images that look unlike the annotated ones, judged by colour and contrast alone.
 
     Args:
         support: uint8 (K, S, S, 3).
@@ -62,12 +62,12 @@ def of_new(support: np.ndarray, images: np.ndarray, names: Sequence[str]) -> lis
         return []
     return [
         f"{plural(int(unlike.sum()), 'image')} of {len(images)} {'look' if unlike.sum() > 1 else 'looks'} unlike the "
-        f"annotated ones in colour or contrast ({_named(names, unlike)}); look at these first, and annotate one or two."
+        f"annotated ones in colour or contrast ({_named(names, unlike)}); check these first, and annotate one or two."
     ]
 
 
 def distances(support: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """How far each image is from the nearest annotated one, in units of the distance among these. Shape (N,)."""
+    """Distance of each image to the nearest annotated one, relative to the distance among those. Shape (N,)."""
     known, new = _look(support), _look(images)
     among = np.linalg.norm(known[:, None] - known[None], axis=-1)
     np.fill_diagonal(among, np.inf)

@@ -1,4 +1,4 @@
-"""What adapt.py does: folders in, folders out."""
+"""The program adapt.py: a folder of annotated images in, masks and results out."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _LONGEST = 1024  # pixels of an overlay's longer side: enough to judge an outlin
 
 
 def run(config: DictConfig) -> None:
-    """Carry out a composed configuration of conf/adapt.yaml.
+    """Run a composed configuration of conf/adapt.yaml.
 
     Raises:
-        MetasegError: on settings, files or folders that cannot be used. What was written before stays.
+        MetasegError: on unusable settings, files or folders. Results written before the error remain.
     """
     settings = schema.read(schema.Adaptation, config)
     if settings.truth is not None and settings.images is None:
-        raise MetasegError("truth=DIR needs images=DIR, the images that it is the truth of.")
+        raise MetasegError("truth=DIR needs images=DIR, the images it belongs to.")
     given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
     paths = {key: Path(value).expanduser() for key, value in given.items() if value is not None}
     out = paths["out"]
@@ -63,7 +63,7 @@ def run(config: DictConfig) -> None:
                 found = hold_out(model, pictures, masks, settings.folds, **options, progress=progress.update)
             print(found.sentence())
         else:
-            print("Dice to expect: unknown, as one annotated image cannot be held out; annotate more.")
+            print("Dice to expect: unknown, as a single annotated image cannot be held out; annotate more.")
     if not sources and not settings.export:
         return
     with Progress("adapting", None, "steps") as progress:
@@ -76,7 +76,9 @@ def run(config: DictConfig) -> None:
         table, faults = _segment(model, adapted, pictures, sources, truth, settings, out, progress.update)
     _summary(table, out, time.monotonic() - began)
     if faults:
-        raise MetasegError(f"{' and '.join(faults)} could not be read or used, as told above; all else is in {out}.")
+        raise MetasegError(
+            f"{' and '.join(faults)} could not be used, see the messages above; all other results are in {out}."
+        )
 
 
 def _support(annotated: Sequence[Annotated]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -85,8 +87,8 @@ def _support(annotated: Sequence[Annotated]) -> tuple[list[np.ndarray], list[np.
     for one, picture, mask in zip(annotated, pictures, masks, strict=True):
         if picture.shape[:2] != mask.shape:
             raise MetasegError(
-                f"{one.mask} has {mask.shape[1]}×{mask.shape[0]} pixels, its image "
-                f"{picture.shape[1]}×{picture.shape[0]}: expected equal sizes, so it may belong to another image."
+                f"Expected a mask of its image's size, {picture.shape[1]}×{picture.shape[0]} pixels, found "
+                f"{mask.shape[1]}×{mask.shape[0]} in {one.mask}; it may belong to another image."
             )
     _warn(checks.of_support(names, [picture.shape[:2] for picture in pictures], masks))
     return pictures, masks
@@ -102,10 +104,10 @@ def _segment(
     out: Path,
     progress: Callable[[int, int], None],
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Segment and write batch by batch; a file that cannot be read is told, and does not keep the others.
+    """Segment and write batch by batch; unreadable files are reported and skipped.
 
     Returns:
-        What is in results.csv, and how many files could not be used, in words.
+        The content of results.csv, and texts that count the unusable files.
     """
     support = np.stack([shrunk(picture, model.size) for picture in pictures])
     rows: list[dict[str, Any]] = []
@@ -126,7 +128,7 @@ def _segment(
             for (source, _), probabilities, true in zip(read, found, known, strict=True)
         ]
         if rows:
-            # Before the pictures: so all of them are named in it, whenever the program is stopped.
+            # Before the pictures, so that it lists all of them whenever the program is stopped.
             table = _table(rows, scored=bool(truth))
             with replacing(out / RESULTS) as path:
                 table.to_csv(path, index=False)
@@ -135,7 +137,7 @@ def _segment(
         progress(min(first + settings.batch, len(sources)), len(sources))
     _warn([*failed, *unscored])
     if not rows:
-        raise MetasegError(f"None of the {len(sources)} images could be read, the first because: {failed[0]}.")
+        raise MetasegError(f"None of the {len(sources)} images could be read; the first error: {failed[0]}.")
     _warn(checks.of_new(support, np.stack(small), [line["image"] for line in rows]))
     faults = []
     if failed:
@@ -147,13 +149,13 @@ def _segment(
 
 def _table(rows: Sequence[Mapping[str, Any]], scored: bool) -> pd.DataFrame:
     table = pd.DataFrame(rows)
-    table["page"] = table["page"].astype("Int64")  # whole numbers, though most images have none
-    # All of a table's writings have the same columns, wherever the first image with a truth is.
+    table["page"] = table["page"].astype("Int64")  # nullable, as most images have no page
+    # The same columns in every batch, wherever the first image with a truth comes.
     return table.reindex(columns=[*table.columns.drop(_SCORES, errors="ignore"), *(_SCORES if scored else ())])
 
 
 def _read(source: Source) -> np.ndarray | str:
-    """The image, or what is wrong with it."""
+    """The image, or an error message."""
     try:
         return source.read()
     except MetasegError as error:
@@ -161,7 +163,7 @@ def _read(source: Source) -> np.ndarray | str:
 
 
 def _truth(path: Path | None, image: np.ndarray) -> np.ndarray | str | None:
-    """The true mask, or what is wrong with it; None where there is none."""
+    """The true mask, or an error message; None if there is no mask."""
     if path is None:
         return None
     try:
@@ -170,8 +172,8 @@ def _truth(path: Path | None, image: np.ndarray) -> np.ndarray | str | None:
         return str(error)
     if mask.shape != image.shape[:2]:
         return (
-            f"{path} has {mask.shape[1]}×{mask.shape[0]} pixels, its image {image.shape[1]}×{image.shape[0]}: expected "
-            "equal sizes, so there is no score."
+            f"Expected a mask of its image's size, {image.shape[1]}×{image.shape[0]} pixels, found "
+            f"{mask.shape[1]}×{mask.shape[0]} in {path}; the image is not scored."
         )
     return mask
 
@@ -223,4 +225,4 @@ def _summary(table: pd.DataFrame, out: Path, seconds: float) -> None:
         )
     doubtful = table.sort_values("confidence")["image"].head(3)
     print(f"masks       {out / 'masks'}\nresults     {out / RESULTS}")
-    print(f"look first at the least confident: {', '.join(doubtful)}")
+    print(f"least confident, check these first: {', '.join(doubtful)}")

@@ -1,4 +1,4 @@
-"""An adapted segmenter as a file for other programs: ONNX, or torch.export's; normalisation inside."""
+"""Export of an adapted segmenter to ONNX or torch.export's format, with normalisation included."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Exported(nn.Module):
     """Images uint8 (N, S, S, 3), RGB → foreground probabilities float32 (N, S, S) in [0, 1].
 
     Args:
-        networks: the members of an ensemble, or one network; each a plain module, images (N, 3, S, S) in [-1, 1] →
+        networks: the members of an ensemble, or one network; each a plain module: images (N, 3, S, S) in [-1, 1] →
             logits (N, 1, S, S).
-        flips: as of `Ensemble`.
+        flips: as in `Ensemble`.
     """
 
     def __init__(self, networks: Sequence[nn.Module], flips: bool = False) -> None:
@@ -36,21 +36,21 @@ class Exported(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """As the class says."""
+        """uint8 (N, S, S, 3) → float32 (N, S, S)."""
         normalised = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         probabilities = [lambda images, network=network: torch.sigmoid(network(images)) for network in self.networks]
         return averaged(probabilities, normalised, self.flips)[:, 0]
 
 
 def export(adapted: Adapted, folder: Path, formats: Sequence[str]) -> list[Path]:
-    """Write segmenter.onnx and segmenter.pt2, whichever are asked for; both take any number of images.
+    """Write segmenter.onnx and segmenter.pt2, as requested; both take any number of images.
 
     Returns:
         The paths.
 
     Raises:
-        MetasegError: the learner compares images instead of adapting a network, or normalises by the batch; or the
-            library that writes ONNX is missing.
+        MetasegError: if the learner compares images instead of adapting a network, or normalises by the batch, or the
+            ONNX libraries are missing.
     """
     if not formats:
         return []
@@ -58,7 +58,7 @@ def export(adapted: Adapted, folder: Path, formats: Sequence[str]) -> list[Path]
     example = torch.zeros(2, adapted.size, adapted.size, 3, dtype=torch.uint8)
     number = torch.export.Dim("images", min=1, max=1024)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters, on their own inner workings
+        warnings.simplefilter("ignore")  # about the exporters' internals
         program = torch.export.export(module, (example,), dynamic_shapes={"images": {0: number}})
         written = []
         for name in dict.fromkeys(formats):
@@ -76,7 +76,7 @@ def exportable(adapted: Adapted) -> Exported:
     """The segmenter as a plain module on the CPU.
 
     Raises:
-        MetasegError: as of `export`.
+        MetasegError: as for `export`.
     """
     segmenter = adapted.segmenter
     if isinstance(segmenter, Ensemble):
@@ -85,11 +85,11 @@ def exportable(adapted: Adapted) -> Exported:
 
 
 def _plain(segmenter: Segmenter) -> nn.Module:
-    """The network with its parameters and statistics in it, on the CPU."""
+    """The network with its parameters and statistics baked in, on the CPU."""
     if not isinstance(segmenter, AdaptedNetwork):
         raise MetasegError(
-            "Only a network that was adapted can be exported, but this learner compares images with annotated ones; "
-            "use a run of imaml, maml, joint or the like."
+            "Export needs an adapted network, but this learner compares images with annotated ones; "
+            "use a run of imaml, maml, joint or similar."
         )
     if segmenter.by_batch():
         raise MetasegError(

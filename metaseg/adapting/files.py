@@ -1,4 +1,4 @@
-"""Files of users → arrays: any picture Pillow reads, DICOM by pydicom, TIFF of several pages by tifffile."""
+"""Users' files → arrays: any picture that Pillow reads, DICOM by pydicom, multi-page TIFF by tifffile."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ DICOM = (".dcm", ".dicom", ".ima")
 TIFF = (".tif", ".tiff")
 _NOTES = (".txt", ".md", ".csv", ".tsv", ".xlsx", ".json", ".xml", ".yaml", ".html", ".db", ".ini")
 MASK_ENDINGS = ("_mask", "-mask", "_segmentation", "_seg", "_lesion", "_label")
-"""What the stem of a mask has more than that of its image where both lie in one folder."""
+"""Suffixes of a mask's stem if image and mask are in one folder."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image to be read: a file, or a page of it.
+    """One image: a file or a page of it.
 
     Attributes:
-        name: what its outputs are called; unique within a folder.
+        name: stem of its outputs; unique within a folder.
         path: the file.
-        page: from 0; None where the file has one.
+        page: from 0; None for a single-page file.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Source:
         """uint8 (H, W, 3).
 
         Raises:
-            MetasegError: the file is damaged, or its library is missing.
+            MetasegError: if the file is damaged or its library is missing.
         """
         if self.path.suffix.lower() in DICOM:
             return _dicom(self.path)
@@ -50,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image and the file of its mask."""
+    """An image with its mask file."""
 
     image: Source
     mask: Path
@@ -61,10 +61,10 @@ class Annotated:
 
 
 def images_in(folder: Path) -> list[Source]:
-    """All images directly in a folder, in natural order; each page of a TIFF is one.
+    """All images directly in a folder, in natural order; each page of a TIFF is an image.
 
     Raises:
-        MetasegError: no such folder, or no image in it.
+        MetasegError: if the folder does not exist or has no images.
     """
     paths = _files(folder)
     if not paths:
@@ -73,7 +73,7 @@ def images_in(folder: Path) -> list[Source]:
     stems = Counter(path.stem.casefold() for path in paths)
     found: list[Source] = []
     for path in paths:
-        # a.jpg beside a.png, or A.png where the file system sees no difference: neither's outputs replace the other's.
+        # a.jpg and a.png, or A.png on a case-insensitive file system, must not overwrite each other's outputs.
         name = path.stem if stems[path.stem.casefold()] == 1 else path.name
         pages = _pages(path) if path.suffix.lower() in TIFF else 1
         found += (
@@ -83,14 +83,14 @@ def images_in(folder: Path) -> list[Source]:
     for source in found:
         if names[source.name.casefold()] > 1:
             raise MetasegError(
-                f"Expected images whose results have names of their own in {folder}, found two of {source.name}.png, "
-                f"one of them of {source.path.name}; rename it."
+                f"Expected images with distinct stems in {folder}, found two whose results would be {source.name}.png; "
+                f"rename {source.path.name}."
             )
     return found
 
 
 def passed_over(folder: Path) -> list[str]:
-    """A sentence on files that are neither images that can be read nor notes beside them, if there are any."""
+    """A warning about files that are neither readable images nor notes, if there are any."""
     others = [
         path.name
         for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
@@ -99,14 +99,14 @@ def passed_over(folder: Path) -> list[str]:
     if not others:
         return []
     named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-    return [f"{folder} holds files of no format that can be read, which are passed over ({named}); save them as PNG."]
+    return [f"{folder} contains files of unsupported formats, which are ignored ({named}); save them as PNG."]
 
 
 def annotated_in(folder: Path) -> list[Annotated]:
-    """Images with their masks: images/ and masks/ with equal stems, or one folder with a.jpg and a_mask.png.
+    """Images with their masks: images/ and masks/ with matching stems, or one folder with a.jpg and a_mask.png.
 
     Raises:
-        MetasegError: the folder is neither, or an image or a mask has no partner.
+        MetasegError: if the folder has neither layout, or an image or a mask has no partner.
     """
     if not folder.is_dir():
         raise MetasegError(f"Expected a folder of annotated images, found none at {folder}.")
@@ -123,40 +123,40 @@ def annotated_in(folder: Path) -> list[Annotated]:
         images = {stem: path for stem, path in paths.items() if path not in masks.values()}
         if not masks:
             raise MetasegError(
-                f"Expected annotated images in {folder}: folders images and masks with files of equal stems, or pairs "
-                f"such as a.jpg and a_mask.png; found {len(paths)} files and no mask among them."
+                f"Expected annotated images in {folder}: folders images and masks with matching stems, or pairs such "
+                f"as a.jpg and a_mask.png; found {len(paths)} files and no mask among them."
             )
     lonely = [f"{path.name} has no mask" for stem, path in images.items() if stem not in masks]
     lonely += [f"{path.name} has no image" for stem, path in masks.items() if stem not in images]
     if lonely or not images:
         what = "; ".join(lonely[:3]) + (f" and {len(lonely) - 3} more" if len(lonely) > 3 else "")
-        raise MetasegError(f"Expected a mask for each image in {folder}, found that {what or 'there are none'}.")
+        raise MetasegError(f"Expected a mask for each image in {folder}, found {what or 'no images'}.")
     found = []
     for stem in sorted(images, key=natural_key):
         if images[stem].suffix.lower() in TIFF and _pages(images[stem]) > 1:
             raise MetasegError(
-                f"Expected annotated images of one page, found several in {images[stem]}; split the file."
+                f"Expected single-page annotated images, found several pages in {images[stem]}; split the file."
             )
         found.append(Annotated(Source(stem, images[stem]), masks[stem]))
     return found
 
 
 def truth_in(folder: Path, images: Sequence[Source]) -> dict[str, Path]:
-    """Name of an image → its true mask, of those that have one.
+    """Image name → its true mask, for images that have one.
 
     Raises:
-        MetasegError: no such folder, or no mask in it belongs to an image.
+        MetasegError: if the folder does not exist, or none of its masks belongs to an image.
     """
     names = {source.name: source for source in images}
     found = {_without_ending(path.stem, names): path for path in _unique(_files(folder))}
     kept = {name: path for name, path in found.items() if name in names}
     if not kept:
-        raise MetasegError(f"Expected masks in {folder} with the stems of the images, found none that fits.")
+        raise MetasegError(f"Expected masks with the images' stems in {folder}, found none.")
     return kept
 
 
 def partner(stem: str, images: Mapping[str, object]) -> str | None:
-    """Which image a mask belongs to by the stem of its file, such as a or a_mask; None: none of them."""
+    """The image a mask belongs to, by its stem, e.g. a or a_mask; None if there is none."""
     found = _without_ending(stem, images)
     return found if found in images else None
 
@@ -176,7 +176,7 @@ def _unique(paths: Sequence[Path]) -> Iterator[Path]:
         other = seen.setdefault(path.stem, path)
         if other is not path:
             raise MetasegError(
-                f"Expected one file of each name, found {other.name} and {path.name} in {path.parent}; move one away."
+                f"Expected one file per stem, found {other.name} and {path.name} in {path.parent}; move one away."
             )
         yield path
 
@@ -197,27 +197,29 @@ def _pages(path: Path) -> int:
         with Image.open(path) as image:
             return getattr(image, "n_frames", 1)
     except (OSError, SyntaxError, ValueError):
-        return 1  # such as floats in several channels: reading it says what is wrong
+        return 1  # e.g. floats in several channels: reading it reports the problem
 
 
 def _page(path: Path, page: int) -> np.ndarray:
     tifffile = _library("tifffile", path)
     try:
         values = tifffile.imread(path, key=page)
-    except Exception as error:  # damaged files make it raise all kinds
-        raise MetasegError(f"cannot read page {page} of {path}: {error}; replace it by a fresh copy") from error
+    except Exception as error:  # damaged files raise errors of any type
+        raise MetasegError(f"cannot read page {page} of {path}: {error}; replace it with a fresh copy") from error
     return _scaled(values, path)
 
 
 def _dicom(path: Path) -> np.ndarray:
-    """The image as the viewer of the station shows it: rescaled, in its window, bright where it is to be bright."""
+    """The image as a DICOM viewer shows it: rescaled, windowed, inverted if its photometric interpretation says so."""
     pydicom = _library("pydicom", path)
     from pydicom.pixels import apply_modality_lut, apply_voi_lut, convert_color_space
 
     try:
         dataset = pydicom.dcmread(path)
         if int(getattr(dataset, "NumberOfFrames", 1) or 1) > 1:
-            raise MetasegError(f"Expected a DICOM file of one frame, found several in {path}; save them one by one.")
+            raise MetasegError(
+                f"Expected a single-frame DICOM file, found several frames in {path}; save them one by one."
+            )
         values = dataset.pixel_array
         kind = str(getattr(dataset, "PhotometricInterpretation", ""))
         if values.ndim == 3:
@@ -225,8 +227,8 @@ def _dicom(path: Path) -> np.ndarray:
         values = apply_voi_lut(apply_modality_lut(values, dataset), dataset)
     except MetasegError:
         raise
-    except Exception as error:  # damaged files and foreign encodings make it raise all kinds
-        raise MetasegError(f"cannot read {path}: {error}; replace it by a fresh copy, or save it as PNG") from error
+    except Exception as error:  # damaged files and unsupported encodings raise errors of any type
+        raise MetasegError(f"cannot read {path}: {error}; replace it with a fresh copy, or save it as PNG") from error
     grey = _stretched(np.asarray(values, np.float64))
     return _scaled(255 - grey if kind == "MONOCHROME1" else grey, path)
 
@@ -235,13 +237,13 @@ def _scaled(values: np.ndarray, path: Path) -> np.ndarray:
     from metaseg.adapting.arrays import rgb
 
     if values.ndim == 3 and values.shape[2] not in (1, 3, 4):
-        raise MetasegError(f"Expected an image of 1, 3 or 4 channels in {path}, found {values.shape[2]}.")
+        raise MetasegError(f"Expected an image with 1, 3 or 4 channels in {path}, found {values.shape[2]}.")
     known = values.dtype in (np.uint8, np.uint16, bool)
     return rgb(values if known else _stretched(values.astype(np.float64)), str(path))
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
-    """Values of any range over all of 0 to 255."""
+    """Values of any range, stretched to 0 to 255."""
     low, high = values.min(), values.max()
     return np.rint((values - low) * (255 / (high - low or 1))).astype(np.uint8)
 

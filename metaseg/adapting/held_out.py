@@ -1,4 +1,4 @@
-"""What Dice to expect: each annotated image segmented by a network that was adapted to the others."""
+"""Cross-validated Dice: each annotated image is segmented by a network adapted to the others."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from metaseg.evaluation.trivial import mean_support_mask
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Dice of annotated images when they were held out.
+    """Dice of held-out annotated images.
 
     Attributes:
-        dsc: (K,) in [0, 1], at each image's own size.
-        mean_mask: (K,), of the mean of the other masks, at the network's size: what to be better than.
-        folds: number of networks; K: leave one out.
+        dsc: (K,) in [0, 1], at each image's original size.
+        mean_mask: (K,), Dice of the mean of the other masks, at the network's size: the baseline to beat.
+        folds: number of networks; K means leave-one-out.
     """
 
     dsc: np.ndarray
@@ -29,7 +29,7 @@ class HeldOut:
     def sentence(self) -> str:
         """The estimate with its spread."""
         count = len(self.dsc)
-        how = "leaving one out" if self.folds == count else f"in {self.folds} parts, each left out once"
+        how = "leave-one-out" if self.folds == count else f"{self.folds}-fold cross-validation"
         return (
             f"Dice to expect: {100 * self.dsc.mean():.1f} % (standard deviation {100 * self.dsc.std(ddof=1):.1f}, from "
             f"{100 * self.dsc.min():.1f} to {100 * self.dsc.max():.1f}; {count} annotated images, {how}; "
@@ -47,27 +47,27 @@ def hold_out(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> HeldOut:
-    """Estimate the Dice on new images of the same kind. A little low, as each network has seen fewer images.
+    """Estimate the Dice on new images of the same kind; slightly pessimistic, as each network has seen fewer images.
 
     Args:
         model: the trained run.
-        images: K ≥ 2 images, as of `Model.adapt`.
+        images: K ≥ 2 images, as for `Model.adapt`.
         masks: their masks.
-        folds: into how many parts the images are split; None: K, leave one out.
-        steps: as of `Model.adapt`.
-        lr: as of `Model.adapt`.
-        seed: as of `Model.adapt`; also deals the images out to the parts.
-        progress: called with (networks adapted, of how many).
+        folds: number of folds; None: K, leave-one-out.
+        steps: as for `Model.adapt`.
+        lr: as for `Model.adapt`.
+        seed: as for `Model.adapt`; also assigns images to folds.
+        progress: called with (networks adapted, total networks).
 
     Raises:
-        MetasegError: fewer than two images, or folds out of range.
+        MetasegError: on fewer than two images, or folds out of range.
     """
     count = len(images)
     folds = count if folds is None else folds
     if not 2 <= folds <= count:
         raise MetasegError(
-            f"Holding out needs at least two annotated images and from 2 to as many parts, found {count} images and "
-            f"{folds} parts; annotate more, or leave the estimate out."
+            f"The estimate needs at least two annotated images, and from 2 folds to as many as images, found {count} "
+            f"images and {folds} folds; annotate more, or skip the estimate."
         )
     small_images, small_masks = model.support(images, masks)
     part = np.random.default_rng(seed).permutation(np.arange(count) % folds)

@@ -1,4 +1,4 @@
-"""A trained run as three calls: load it, adapt it to annotated images, segment others."""
+"""The Python interface to a trained run: load it, adapt it to annotated images, segment others."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ DEVICES = ("auto", "cpu", "cuda")
 def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> Model:
     """Load a run of train.py.
 
-    Nothing in the file is executed. Pre-trained weights that the run started from are not needed.
+    Nothing in the file is executed. The pre-trained weights the run started from are not needed.
 
     Args:
-        path: a run directory, or a checkpoint (best.ckpt, last.ckpt), which may lie anywhere.
-        device: "cpu", "cuda", or "auto": a GPU where there is one.
-        recipe: how to adapt, of those that the run's network has: "default", or "quick", by the decoder alone. None: as
-            the run did.
+        path: a run directory, or a checkpoint (best.ckpt, last.ckpt) anywhere.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        recipe: adaptation recipe of the run's network: "default", or "quick", which adapts the decoder alone. None: as
+            in the run.
 
     Raises:
-        MetasegError: there is no run, it was not finished, its files are damaged, or there is no such device.
+        MetasegError: if there is no run, it is unfinished, its files are damaged, or the device does not exist.
     """
     if device not in DEVICES:
         raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {device!r}.")
@@ -57,10 +57,10 @@ def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> M
             load_weights(learner, checkpoint)
     except MetasegError:
         raise
-    except Exception as error:  # a file of others may hold anything, at any place
+    except Exception as error:  # a foreign file may contain anything
         reason = " ".join(str(error).split())
         raise MetasegError(
-            f"{path} should hold settings and weights of a run of train.py, but they do not fit this version of "
+            f"Expected settings and weights of a run of train.py, but those in {path} do not match this version of "
             f"metaseg ({type(error).__name__}: {reason[:200]}); train again."
         ) from error
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,13 +70,13 @@ def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> M
 
 @dataclass(frozen=True)
 class Model:
-    """A trained learner with its settings, which nothing changes: several threads may adapt it at the same time.
+    """A trained learner with its settings. Immutable: several threads may adapt it at the same time.
 
     Attributes:
         learner: the learner, at its meta-parameters.
-        settings: of its run.
-        size: S, the side in pixels at which the network sees images.
-        augmentation: of the support images while adapting.
+        settings: of the run.
+        size: S, the side of the network's input in pixels.
+        augmentation: of the support images during adaptation.
     """
 
     learner: Learner
@@ -93,25 +93,24 @@ class Model:
         seed: int = 0,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Adapted:
-        """Fit the network to annotated images; the model itself stays as it is.
+        """Adapt the network to annotated images; the model itself is not changed.
 
         Args:
             images: K ≥ 1 arrays (H, W), (H, W, 3) or (H, W, 4): uint8, uint16, or floats in [0, 1]; sizes may differ.
-            masks: as many arrays (H, W), foreground where > 0 if they hold two values at most, else above half of
-                their type's range.
-            steps: adaptation steps; None: as many as the run's.
+            masks: K arrays (H, W); foreground is > 0 if a mask has at most two values, else above half of the largest.
+            steps: adaptation steps; None: the run's.
             lr: step size; None: the run's.
             seed: of the random augmentation.
-            progress: called with (steps taken, of how many).
+            progress: called with (steps taken, total steps).
 
         Raises:
-            MetasegError: on arrays that are no images or masks, or do not belong together.
+            MetasegError: on invalid images or masks, or if their numbers or sizes do not match.
         """
         support_images, support_masks = self.support(images, masks)
         return self.adapt_to(support_images, support_masks, steps, lr, seed, progress)
 
     def support(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Annotated images at the network's size: uint8 (K, S, S, 3) and {0, 1} (K, S, S). Arguments as of `adapt`."""
+        """Annotated images at the network's size: uint8 (K, S, S, 3) and {0, 1} (K, S, S). Arguments as for `adapt`."""
         if not len(images) or len(images) != len(masks):
             raise MetasegError(
                 f"Expected at least one image and a mask for each, found {len(images)} images and {len(masks)} masks."
@@ -132,7 +131,7 @@ class Model:
         seed: int = 0,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Adapted:
-        """As `adapt`, of what `support` returns."""
+        """`adapt` to the arrays returned by `support`."""
         changes = {"steps": steps, "lr": lr}
         learner = self.learner.with_adaptation(**{name: one for name, one in changes.items() if one is not None})
         end = learner.adapt_loop.steps
@@ -143,7 +142,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What segments images of one kind.
+    """A segmenter for one kind of image.
 
     Attributes:
         segmenter: images (B, 3, S, S) in [-1, 1] → foreground probabilities (B, 1, S, S).
@@ -154,14 +153,14 @@ class Adapted:
     size: int
 
     def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
-        """Foreground probabilities, float32 (H, W) in [0, 1], each at the size of its image.
+        """Foreground probabilities, float32 (H, W) in [0, 1], at each image's size.
 
         Args:
-            images: as of `Model.adapt`.
-            batch: images segmented at once.
+            images: as for `Model.adapt`.
+            batch: images segmented at a time.
 
         Raises:
-            MetasegError: on arrays that are no images, or where adapting has diverged.
+            MetasegError: on invalid images, or if adaptation diverged.
         """
         small = [shrunk(rgb(image, f"image {number}"), self.size) for number, image in enumerate(images)]
         found: list[np.ndarray] = []
@@ -169,30 +168,30 @@ class Adapted:
             pieces = self.segmenter(image_tensor(np.stack(small[first : first + batch])))[:, 0].cpu().numpy()
             if not np.isfinite(pieces).all():
                 raise MetasegError(
-                    "Expected probabilities from the network, found NaN: adapting diverged, so choose a smaller lr; or "
-                    "the checkpoint is damaged."
+                    "Expected probabilities from the network, found NaN: adaptation diverged or the checkpoint is "
+                    "damaged; choose a smaller lr."
                 )
             found += [enlarged(piece, image.shape[:2]) for piece, image in zip(pieces, images[first:], strict=False)]
         return found
 
     def segment(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
-        """Masks, bool (H, W): where the probability is above one half. Arguments as of `probabilities`."""
+        """Masks, bool (H, W), of probabilities above 0.5. Arguments as for `probabilities`."""
         return [found > THRESHOLD for found in self.probabilities(images, batch)]
 
 
 def enlarged(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Probabilities (S, S) at another size (H, W): bilinear, so the outline is as smooth as the network's."""
+    """Probabilities (S, S) resized bilinearly to (H, W), which keeps outlines smooth."""
     height, width = size
     picture = Image.fromarray(probabilities.astype(np.float32))
-    # Floats may leave [0, 1] by a rounding error.
+    # Rounding errors may leave [0, 1].
     return np.clip(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
 
 
 def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained:
-    """The settings with the adaptation of a recipe of the run's network.
+    """The settings with an adaptation recipe of the run's network.
 
     Raises:
-        MetasegError: if it has none of that name.
+        MetasegError: if there is no recipe of that name.
     """
     if recipe is None:
         return settings
@@ -200,8 +199,8 @@ def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained
     known = {} if of_model is None else {name: one for name, one in of_model.adapt if one is not None}
     if recipe not in known:
         raise MetasegError(
-            f"Expected recipe to be one of those of the run's network, {', '.join(known) or 'of which it has none'}, "
-            f"found {recipe!r}: leave it out to adapt as the run did."
+            f"Expected a recipe of the run's network ({', '.join(known) or 'it has none'}), found recipe={recipe!r}; "
+            "omit it to adapt as in the run."
         )
     given = {name: value for name, value in known[recipe] if name in known[recipe].model_fields_set}
     adapt = settings.learner.adapt.model_copy(update={**given, "by": "recipe"})
@@ -209,7 +208,7 @@ def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained
 
 
 def _own_classes(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that name other classes than metaseg's: files of others may name any that harms when it is made.
+    """Refuse settings that name classes outside metaseg: instantiating those of a foreign file could do harm.
 
     Raises:
         MetasegError: on such a name.
@@ -222,8 +221,8 @@ def _own_classes(settings: Mapping[str, Any]) -> None:
         kind = get_class(name) if name.startswith("metaseg.") else object
         if not (issubclass(kind, base) and kind.__module__.startswith("metaseg.")):
             raise MetasegError(
-                f"Expected the settings of a run of train.py, whose learner and network are metaseg's own, found "
-                f"{name} in them; it was not run, and the file may be meant to harm."
+                f"Expected settings of a run of train.py with a learner and network of metaseg, found {name}; it was "
+                "not executed, and the file may be malicious."
             )
 
 
@@ -237,7 +236,7 @@ def _directory(path: Path) -> tuple[Mapping[str, Any], Path | None]:
         return settings, best
     if _trains(settings):
         raise MetasegError(
-            f"Expected the checkpoint {best} of a run that has trained, found none; finish the run, or name a file."
+            f"Expected the checkpoint {best} of a trained run, found none; finish the run, or name a file."
         )
     return settings, None
 
@@ -246,7 +245,7 @@ def _settings(config: Path) -> Any:
     try:
         return yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MetasegError(f"{config} should hold the settings of a run, but cannot be read.") from error
+        raise MetasegError(f"Expected the settings of a run, but {config} cannot be read.") from error
 
 
 def _trains(settings: Any) -> bool:
@@ -264,11 +263,11 @@ def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
         raise MetasegError(f"Expected a run directory or a checkpoint, found nothing at {path}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the unpickler raises what a foreign file makes it stumble over
-        # What torch says of a file that is not one of weights alone would have users load it unsafely.
+    except Exception as error:  # the unpickler may raise anything on a foreign file
+        # torch's own message for such files suggests loading them unsafely.
         raise MetasegError(
-            f"{path} should be a checkpoint of metaseg, but holds something else or is damaged; name a run directory "
-            "of train.py, or its best.ckpt."
+            f"Expected a metaseg checkpoint, but {path} is something else or damaged; name a run directory of "
+            "train.py, or its best.ckpt."
         ) from error
     settings = state.get("settings") if isinstance(state, dict) else None
     if isinstance(settings, dict):
@@ -277,6 +276,6 @@ def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
     if config.is_file():
         return _settings(config), path
     raise MetasegError(
-        f"{path} should be a checkpoint that holds its settings, or lie in a run directory, but neither is so; name "
-        "the run directory."
+        f"Expected a checkpoint that contains its settings or is in a run directory, found neither at {path}; name the "
+        "run directory."
     )

@@ -1,4 +1,4 @@
-"""What is written about a segmented image: its line in results.csv, and pictures small enough to look at."""
+"""Results of a segmented image: its line in results.csv, and reduced pictures."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def row(name: str, file: str, page: int | None, probabilities: np.ndarray) -> di
     Args:
         name: of the image.
         file: name of the file it is in.
-        page: of the file, from 0; None where it has one.
+        page: of the file, from 0; None for a single-page file.
         probabilities: (H, W) in [0, 1], at the image's size.
     """
     mask = probabilities > THRESHOLD
@@ -29,17 +29,17 @@ def row(name: str, file: str, page: int | None, probabilities: np.ndarray) -> di
         "height": mask.shape[0],
         "area": int(mask.sum()),
         "foreground": round(float(mask.mean()), 5),
-        # The Dice of the mask with a truth that is as likely as the probabilities say; 0 where nothing was found.
+        # Expected Dice of the mask if the probabilities are calibrated; 0 if nothing was found.
         "confidence": round(float(2 * probabilities[mask].sum() / both), 4) if mask.any() else 0.0,
     }
 
 
 def fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """(height, width) → (width, height), as Pillow has it, with no side longer than `longest` pixels."""
+    """(height, width) → (width, height), Pillow's order, with no side longer than `longest` pixels."""
     share = min(1.0, longest / max(size))
     return max(1, round(size[1] * share)), max(1, round(size[0] * share))
 
 
 def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool (H, W) at another (width, height): the nearest pixel's value."""
+    """bool (H, W) resized to (width, height) by nearest neighbour."""
     return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0

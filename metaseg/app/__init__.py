@@ -1,1 +1,1 @@
-"""The web page: upload images, mark a few, adapt, look, correct, download. session.py has no web library in it."""
+"""The web page: upload images, mark a few, adapt, review, correct, download. session.py is free of web libraries."""

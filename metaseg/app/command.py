@@ -1,4 +1,4 @@
-"""What app.py does: load a run and serve the page on this machine alone."""
+"""The program app.py: load a run and serve the page to this machine only."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from metaseg.errors import MetasegError
 from metaseg.runs import schema
 
 HOST = "127.0.0.1"
-"""There is no password, so no other machine may ask."""
+"""There is no password, so only this machine may connect."""
 _SWEEP = 60  # seconds
-# Bytes. A painting comes back as a file too, and would be refused without a word; sessions judge images anew.
+# Bytes. Paintings also arrive as files and would be refused silently; sessions check images again.
 _PAINTING = 4 * 2**20
 
 
 def run(config: DictConfig) -> None:
-    """Carry out a composed configuration of conf/app.yaml; returns on Ctrl+C or a signal to terminate.
+    """Run a composed configuration of conf/app.yaml; returns on Ctrl+C or SIGTERM.
 
     Raises:
-        MetasegError: gradio is missing, or on settings that cannot be used.
+        MetasegError: if gradio is missing, or on unusable settings.
     """
     if importlib.util.find_spec("gradio") is None:
         raise MetasegError("The web page needs the library gradio: pip install 'metaseg-implicit[app]'.")
@@ -55,22 +55,22 @@ def run(config: DictConfig) -> None:
 
 @contextmanager
 def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str]:
-    """Serve the page; gives its address.
+    """Serve the page; yields its address.
 
     Args:
-        sessions: who is on it.
-        port: 0: any that is free.
-        browser: open it.
+        sessions: the page's sessions.
+        port: 0 for any free port.
+        browser: whether to open the page in a browser.
 
     Raises:
-        MetasegError: the port is taken.
+        MetasegError: if the port is taken.
     """
-    # Read by gradio when it is imported and when the page is built: no calls home, uploads in our folder.
+    # Gradio reads these on import and when the page is built: no telemetry, uploads in our folder.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.folder)
     from metaseg.app.page import CSS, build, theme
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # what gradio asks itself while starting
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio's own requests at startup
     logging.getLogger("uvicorn.error").addFilter(_but_for_removed_files)
     page = build(sessions)
     try:
@@ -99,7 +99,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
 
 
 def _but_for_removed_files(record: logging.LogRecord) -> bool:
-    """Whether a line of the server's log matters: a browser may ask for a picture that was just removed."""
+    """Filters log records of requests for pictures that were just removed."""
     error = record.exc_info[1] if record.exc_info else None
     while error is not None:
         if isinstance(error, FileNotFoundError) or (isinstance(error, RuntimeError) and "does not exist" in str(error)):
@@ -109,7 +109,7 @@ def _but_for_removed_files(record: logging.LogRecord) -> bool:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """A free port."""
     import socket
 
     with socket.socket() as probe:
@@ -119,7 +119,7 @@ def free_port() -> int:
 
 @contextmanager
 def _until_stopped() -> Iterator[threading.Event]:
-    """An event that Ctrl+C and a signal to terminate set, so that the folder is removed either way."""
+    """An event set by Ctrl+C and SIGTERM, so that the folder is removed either way."""
     stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What is downloaded: masks and a table, in one zip file."""
+"""The download: masks and a table in one zip file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,9 @@ from metaseg.errors import MetasegError
 
 
 def table(pictures: Sequence[Picture]) -> pd.DataFrame:
-    """One line an image that has a mask: columns of adapt.py's results.csv, and whose mask it is.
+    """One row per image with a mask: the columns of adapt.py's results.csv, and whose mask it is.
 
-    Area and foreground are those of the mask that is downloaded. Confidence is the network's, empty where the user's
-    mask is downloaded.
+    Area and foreground describe the downloaded mask. Confidence is the network's, empty for a user's mask.
     """
     lines = []
     for picture in pictures:
@@ -28,15 +27,15 @@ def table(pictures: Sequence[Picture]) -> pd.DataFrame:
 
 
 def packed(pictures: Sequence[Picture], path: Path) -> Path:
-    """Write masks/NAME.png of each image that has one, 0 and 255 at the image's size, and results.csv.
+    """Write masks/NAME.png (0 and 255, at the image's size) of each image with a mask, and results.csv.
 
     Raises:
-        MetasegError: no image has a mask.
+        MetasegError: if no image has a mask.
     """
     lines = table(pictures)
     if lines.empty:
         raise MetasegError("There are no masks yet.")
-    with ZipFile(path, "w") as archive:  # PNGs are packed already
+    with ZipFile(path, "w") as archive:  # PNGs are compressed already
         for picture in pictures:
             file = picture.best_file()
             if file is not None:

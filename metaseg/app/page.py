@@ -1,4 +1,4 @@
-"""The page itself: a thin layer of gradio over sessions. Nothing is decided here but words and places."""
+"""The page: a thin gradio layer over sessions, concerned only with text and layout."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ CSS = """
 .step h3 {margin: 4px 0 0 0}
 footer {display: none !important}
 """
-_SHOWN_AT_ONCE = 4  # refused files that are named one by one
-_PROGRESS = gr.Progress()  # as a default, what gradio fills in
+_SHOWN_AT_ONCE = 4  # refused files named individually
+_PROGRESS = gr.Progress()  # a default that gradio fills in
 _PAINT = ("rgb(255, 235, 0)", 0.5)
-_COVERED = 64  # of 255: the opacity from which on paint counts; half of a stroke's, so its soft edge is halved
+_COVERED = 64  # of 255: minimum opacity that counts as paint; half of a stroke's, i.e. the middle of its soft edge
 
 Updates = dict[Any, Any]
-"""Component → its new value."""
+"""Component → new value."""
 
 
 def theme() -> gr.themes.Base:
-    """Colours, and fonts that every system has: nothing is fetched from elsewhere."""
+    """Colours and system fonts, so that nothing is fetched from the network."""
     return gr.themes.Default(
         primary_hue=gr.themes.colors.teal,
         neutral_hue=gr.themes.colors.slate,
@@ -48,19 +48,19 @@ def theme() -> gr.themes.Base:
 
 
 def build(sessions: Sessions) -> gr.Blocks:
-    """The page, each open copy of which has its own session."""
+    """The page; every open copy has its own session."""
     return _Page(sessions).blocks
 
 
 class _Page:
-    """The components, and what gradio calls when they are used: most of it returns all that depends on the session."""
+    """The components and their event handlers; most handlers return everything that depends on the session."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
         with gr.Blocks(title="metaseg", analytics_enabled=False) as self.blocks:
             gr.Markdown(texts.TITLE)
             gr.Markdown(texts.PRIVACY, elem_classes="privacy")
-            self.chosen = gr.State(None)  # name of the image that is looked at
+            self.chosen = gr.State(None)  # name of the selected image
             with gr.Row():
                 with gr.Column(scale=3, min_width=300):
                     self._lay_out_controls()
@@ -69,7 +69,7 @@ class _Page:
             self._wire()
 
     def _lay_out_controls(self) -> None:
-        """The left column: images and masks in, learning, masks out."""
+        """The left column: upload, adaptation, download."""
         kinds = [*PICTURES, *DICOM]
         gr.Markdown("### 1 · Add images", elem_classes="step")
         self.images = gr.File(
@@ -97,8 +97,8 @@ class _Page:
         gr.Markdown(texts.DOWNLOAD)
 
     def _lay_out_canvas(self) -> None:
-        """The right column: all images, and the one that is looked at."""
-        gr.Markdown("### 2 · Mark the lesion in a few · 4 · Look at all, correct some", elem_classes="step")
+        """The right column: the gallery and the selected image."""
+        gr.Markdown("### 2 · Mark the lesion in a few · 4 · Review and correct", elem_classes="step")
         gr.Markdown(texts.GALLERY)
         self.gallery = gr.Gallery(
             show_label=False,
@@ -111,7 +111,7 @@ class _Page:
             elem_id="images",
         )
         self.title = gr.Markdown(texts.NOTHING_CHOSEN, elem_id="title")
-        # Always there: shown later than its first image, gradio 6.31's canvas takes no paint.
+        # Always visible: if gradio 6.31 shows the canvas after its first image, it cannot be painted on.
         with gr.Column():
             with gr.Row():
                 self.save = gr.Button("Save as mask", variant="primary", interactive=False, elem_id="save")
@@ -147,7 +147,7 @@ class _Page:
         ) -> None:
             event(_errors_shown(handler), inputs, outputs, api_visibility="private", **how)
 
-        # One user's adaptation fills the processor. The others wait, and see how many are before them.
+        # One adaptation saturates the processor. Other users queue and see their position.
         alone = {"concurrency_id": "network", "concurrency_limit": 1}
         on(self.blocks.load, self.start, [], everything, show_progress="hidden")
         self.blocks.unload(self.end)
@@ -170,9 +170,9 @@ class _Page:
         return self.sessions.of(_key(request))
 
     def _shown(self, session: Session, canvas: bool = True) -> Updates:
-        """All that depends on the session; the canvas is left alone where a painting may be under way.
+        """Everything that depends on the session; `canvas=False` leaves the canvas alone, as the user may be painting.
 
-        The session knows which image is looked at: it may be another than when what is answered was asked.
+        The session holds the selected image, which may have changed since the request.
         """
         name = session.chosen
         pictures = list(session.pictures.values())
@@ -231,7 +231,7 @@ class _Page:
         return self._shown(session)
 
     def changing(self, change: Callable[[Session, str], None]) -> Callable[[str | None, gr.Request], Updates]:
-        """A handler that changes the image of a name."""
+        """A handler that applies a change to a named image."""
 
         def handler(name: str | None, request: gr.Request) -> Updates:
             session = self._of(request)
@@ -261,7 +261,7 @@ def _key(request: gr.Request) -> str:
 
 
 def _covered(painted: dict[str, Any] | None) -> np.ndarray:
-    """Where there is paint, bool, of the shape of FRAME; nothing if there is no layer."""
+    """The painted area, bool, of the shape of FRAME; empty without a layer."""
     layers = [np.asarray(layer)[..., 3] > _COVERED for layer in (painted or {}).get("layers", [])]
     return np.any(layers, axis=0) if layers else np.zeros(FRAME, bool)
 
@@ -271,12 +271,12 @@ def _warn(sentences: list[str]) -> None:
         gr.Warning(html.escape(sentence), duration=None, title="Please look")
     if len(sentences) > _SHOWN_AT_ONCE:
         gr.Warning(
-            f"{len(sentences) - _SHOWN_AT_ONCE} more files have such problems.", duration=None, title="Please look"
+            f"{len(sentences) - _SHOWN_AT_ONCE} more files have similar problems.", duration=None, title="Please look"
         )
 
 
 def _errors_shown(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """The handler, whose problems end in one sentence on the page. Names of files are users' text: escaped."""
+    """Wrap a handler so that errors appear as one sentence on the page, with user-supplied file names escaped."""
 
     @functools.wraps(handler)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -285,8 +285,8 @@ def _errors_shown(handler: Callable[..., Any]) -> Callable[..., Any]:
         except MetasegError as error:
             raise gr.Error(html.escape(str(error)), duration=None, title="Not done", print_exception=False) from None
         except Exception as error:
-            traceback.print_exc()  # on the terminal, for whoever runs the program
-            sentence = f"This failed unexpectedly ({type(error).__name__}); your images and masks are still there."
+            traceback.print_exc()  # on the terminal
+            sentence = f"Unexpected error ({type(error).__name__}); your images and masks are still there."
             raise gr.Error(sentence, duration=None, title="Not done", print_exception=False) from None
 
     call.__signature__ = inspect.signature(handler, eval_str=True)  # type: ignore[attr-defined]

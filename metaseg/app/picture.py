@@ -1,4 +1,4 @@
-"""One uploaded image, with what is known about it: files in a folder, so that hundreds need little memory."""
+"""One uploaded image with its masks, kept as files in a folder so that hundreds need little memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from metaseg.adapting.results import fitting, resized_mask
 from metaseg.plots.overlays import PREDICTION_COLOUR, overlay
 
 FRAME = (720, 960)
-"""(H, W) of what is painted on, for every image: finer than a hand, and quick in a browser. Of one size, as gradio 6.31
-puts paint beside its place when an image follows one of another size."""
+"""(H, W) of the canvas for every image: finer than hand precision and fast in a browser. One size for all, as gradio
+6.31 misplaces paint when an image follows one of another size."""
 _BESIDE = 32  # of 255: grey around the image
-TILE = 480  # of what the gallery shows
-_OPACITY = 128  # of 255: of paint, so that the lesion is seen below it
+TILE = 480  # pixels of a gallery image
+_OPACITY = 128  # of 255: paint is translucent to show the lesion below
 
 
 @dataclass
@@ -29,12 +29,12 @@ class Picture:
 
     Attributes:
         source: its file.
-        folder: where its own files go.
+        folder: where its files go.
         size: (H, W) of the image.
-        small: uint8 (S, S, 3), what the network sees.
-        annotated: whether a mask was given.
-        changes: how often it was; tells whether a network has seen the last.
-        line: of results.csv, as of the prediction; None where there is none.
+        small: uint8 (S, S, 3), the network's input.
+        annotated: whether the user gave a mask.
+        changes: number of masks given so far; shows whether a network has seen the latest.
+        line: of results.csv, for the prediction; None without one.
     """
 
     source: Source
@@ -49,13 +49,13 @@ class Picture:
 
     @classmethod
     def of(cls, source: Source, pixels: np.ndarray, folder: Path, size: int) -> Picture:
-        """Keep an image.
+        """Store an image.
 
         Args:
-            source: where it is from.
+            source: its file.
             pixels: uint8 (H, W, 3).
-            folder: an empty one.
-            size: S, the side at which the network sees it.
+            folder: an empty folder.
+            size: S, the side of the network's input.
         """
         height, width = pixels.shape[:2]
         kept = cls(source, folder, (height, width), shrunk(pixels, size))
@@ -73,7 +73,7 @@ class Picture:
 
     @property
     def shown(self) -> Path:
-        """The image in its frame, as it is painted on."""
+        """The framed image to paint on."""
         return self.folder / "shown.png"
 
     @property
@@ -94,7 +94,7 @@ class Picture:
 
     @property
     def within(self) -> tuple[slice, slice]:
-        """Where in the frame the image is: its middle."""
+        """The image's position in the frame, centred."""
         (height, width), (rows, columns) = FRAME, self.drawn_size
         top, left = (height - rows) // 2, (width - columns) // 2
         return slice(top, top + rows), slice(left, left + columns)
@@ -104,12 +104,12 @@ class Picture:
         return self.mask_file if self.annotated else self.prediction_file if self.line else None
 
     def mask(self) -> np.ndarray:
-        """The user's mask, else the network's, else nothing: bool (H, W)."""
+        """The user's mask, else the network's, else an empty one: bool (H, W)."""
         path = self.best_file()
         return np.zeros(self.size, bool) if path is None else _read(path)
 
     def drawn_mask(self) -> np.ndarray:
-        """The same in the frame: bool, of the shape of FRAME."""
+        """`mask` in the frame: bool, of the shape of FRAME."""
         frame = np.zeros(FRAME, bool)
         frame[self.within] = resized_mask(self.mask(), self.drawn_size[::-1])
         return frame
@@ -121,33 +121,33 @@ class Picture:
         return np.asarray(image), resized_mask(self.mask(), size)
 
     def annotate(self, mask: np.ndarray) -> None:
-        """Take a mask, bool (H, W)."""
+        """Store the user's mask, bool (H, W)."""
         _write(mask, self.mask_file)
         self.annotated = True
         self.changes += 1
         self._tile = None
 
     def forget_mask(self) -> None:
-        """As if no mask had been given."""
+        """Remove the user's mask."""
         self.mask_file.unlink(missing_ok=True)
         self.annotated = False
         self.changes += 1
         self._tile = None
 
     def predicted(self, mask: np.ndarray, line: dict[str, Any]) -> None:
-        """Take the network's mask, bool (H, W), and its line of results.csv."""
+        """Store the network's mask, bool (H, W), and its line of results.csv."""
         _write(mask, self.prediction_file)
         self.line = line
         self._tile = None
 
     def painted_over(self, painted: np.ndarray, fill: bool) -> np.ndarray:
-        """What a painting means at the image's own size, bool (H, W).
+        """A painting as a mask at the image's original size, bool (H, W).
 
-        Where nothing was changed, the mask that was painted on stays as fine as it was.
+        Unchanged areas keep the full resolution of the mask that was painted on.
 
         Args:
-            painted: bool, of the shape of FRAME, which started as `drawn_mask`; beside the image it does not count.
-            fill: also what a closed outline surrounds, unless it was a hole before.
+            painted: bool, of the shape of FRAME, started from `drawn_mask`; paint outside the image is ignored.
+            fill: whether to fill closed outlines, except holes that existed before.
         """
         before, painted = self.drawn_mask()[self.within], painted[self.within]
         if fill:
@@ -157,7 +157,7 @@ class Picture:
         return np.where(resized_mask(painted != before, size), resized_mask(painted, size), self.mask())
 
     def paint(self) -> Path:
-        """The mask as a layer of paint, RGBA: what a painting starts from."""
+        """The mask as an RGBA paint layer, from which a painting starts."""
         layer = np.zeros((*FRAME, 4), np.uint8)
         layer[self.drawn_mask()] = (*PREDICTION_COLOUR, _OPACITY)
         path = self._fresh("paint", "png")
@@ -165,7 +165,7 @@ class Picture:
         return path
 
     def tile(self) -> Path:
-        """The image with outlines: of the user's mask wide and blue, of the network's thin and yellow."""
+        """The image with outlines: the user's mask wide and blue, the network's thin and yellow."""
         if self._tile is not None:
             return self._tile
         with Image.open(self.shown) as shown:
@@ -180,7 +180,7 @@ class Picture:
         return path
 
     def _fresh(self, stem: str, suffix: str) -> Path:
-        """A name that no browser has in its cache; the one before goes."""
+        """A new file name that no browser has cached; removes the previous file."""
         self._drawn += 1
         for path in self.folder.glob(f"{stem}-*"):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What one user of the page does, without the page: images in, masks for some, a network adapted, masks out."""
+"""One user's session, independent of the page: add images, annotate some, adapt, get masks."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD
 
 OnProgress = Callable[[float, str], None]
-"""Called with how much is done, in [0, 1], and what is being done."""
+"""Called with (fraction done in [0, 1], current activity)."""
 SESSION = "session-"
-"""How the folders of sessions begin."""
-_ESTIMATED = 1024  # pixels of the longer side of an image that is held out
-_BATCH = 16  # images segmented at once
+"""Prefix of session folders."""
+_ESTIMATED = 1024  # longer side of held-out images, in pixels
+_BATCH = 16  # images segmented at a time
 _SILENT: OnProgress = lambda done, what: None  # noqa: E731
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained run that all sessions share, and how it is adapted.
+    """A trained run shared by all sessions, with its adaptation settings.
 
     Attributes:
         model: the run.
@@ -49,15 +49,15 @@ class Network:
 
 
 class Session:
-    """One user's images and masks, in a folder of their own that `close` removes.
+    """One user's images and masks, in a folder that `close` removes.
 
     Attributes:
-        network: what is adapted.
-        limits: what may be uploaded.
-        folder: where everything is kept.
-        pictures: name → image, in the order of arrival.
-        notes: sentences on what is doubtful, of the last adaptation.
-        chosen: name of the image that is looked at; None: none.
+        network: the network to adapt.
+        limits: of uploads.
+        folder: where everything is stored.
+        pictures: name → image, in upload order.
+        notes: warnings of the last adaptation.
+        chosen: name of the selected image, or None.
     """
 
     def __init__(self, network: Network, limits: Limits, parent: Path) -> None:
@@ -77,19 +77,19 @@ class Session:
     # Images and masks
 
     def add_images(self, files: Iterable[str | Path], on_progress: OnProgress = _SILENT) -> list[str]:
-        """Take uploaded images; the files are moved or removed.
+        """Add uploaded images; moves or removes the files.
 
         Returns:
-            a sentence for each file that was refused; the others are there.
+            an error message for each refused file; the others were added.
         """
         paths = [Path(path) for path in files]
         return self._each(paths, self._add_image, on_progress)
 
     def add_masks(self, files: Iterable[str | Path], on_progress: OnProgress = _SILENT) -> list[str]:
-        """Take uploaded masks for images of equal names (a.jpg with a.png or a_mask.png); the files are removed.
+        """Add uploaded masks to the images of the same name (a.png or a_mask.png for a.jpg); removes the files.
 
         Returns:
-            a sentence for each file that was refused, and for each mask that is empty.
+            a message for each refused file and each empty mask.
         """
         return self._each([Path(path) for path in files], self._add_mask, on_progress)
 
@@ -110,7 +110,7 @@ class Session:
     def _add_image(self, path: Path) -> None:
         if len(self.pictures) >= self.limits.max_images:
             raise MetasegError(
-                f"{path.name} was left out: {plural(self.limits.max_images, 'image')} are the most; remove some first."
+                f"{path.name} was not added: the limit is {plural(self.limits.max_images, 'image')}; remove some first."
             )
         self._arrivals += 1
         folder = self.folder / f"{self._arrivals:04d}"
@@ -122,11 +122,12 @@ class Session:
             found = images_of(kept, self.limits)
             taken = [source.name for source, _ in found if source.name in self.pictures]
             if taken:
-                raise MetasegError(f"There is an image called {taken[0]} already; rename {path.name}, or remove that.")
+                raise MetasegError(
+                    f"There is already an image called {taken[0]}; rename {path.name}, or remove that image."
+                )
             if len(self.pictures) + len(found) > self.limits.max_images:
                 raise MetasegError(
-                    f"{path.name} has {len(found)} pages, more than fit in: {self.limits.max_images} images are the "
-                    "most."
+                    f"{path.name} has {len(found)} pages, which exceeds the limit of {self.limits.max_images} images."
                 )
             for number, (source, pixels) in enumerate(found):
                 own = folder / f"{number:04d}"
@@ -140,65 +141,67 @@ class Session:
         name = partner(path.stem, self.pictures)
         if name is None:
             raise MetasegError(
-                f"{path.name} belongs to no image here; name it like its image, such as a.png or a_mask.png for a.jpg."
+                f"{path.name} matches no image; name it after its image, e.g. a.png or a_mask.png for a.jpg."
             )
         mask = mask_of(path, self.limits)
         self.set_mask(name, mask)
-        return None if mask.any() else f"{path.name} is empty: it says that {name} shows no lesion; is that so?"
+        return None if mask.any() else f"{path.name} is empty, which means that {name} shows no lesion; please check."
 
     def set_mask(self, name: str, mask: np.ndarray) -> None:
-        """Annotate an image; an empty mask says that it shows nothing to be found.
+        """Annotate an image; an empty mask means no lesion.
 
         Args:
             name: of the image.
             mask: bool (H, W), of the image's size.
 
         Raises:
-            MetasegError: no such image, or a mask of another size.
+            MetasegError: if there is no such image, or the sizes differ.
         """
         picture = self.picture(name)
-        same_size(np.empty(picture.size), mask, f"The mask of {name}")
+        same_size(np.empty(picture.size), mask, f"the mask of {name}")
         picture.annotate(mask)
 
     def paint(self, name: str, painted: np.ndarray, fill: bool = True) -> None:
-        """Annotate an image by what was painted over its mask or prediction.
+        """Annotate an image from a painting over its mask or prediction.
 
         Args:
             name: of the image.
-            painted: bool, of the shape of FRAME, everything that is covered by paint.
-            fill: also what a closed outline surrounds.
+            painted: bool, of the shape of FRAME: the painted area.
+            fill: whether to fill closed outlines.
 
         Raises:
-            MetasegError: no such image, another size, or no paint at all.
+            MetasegError: if there is no such image, the sizes differ, or nothing is painted.
         """
         picture = self.picture(name)
-        same_size(picture.drawn_mask(), painted, f"The painting of {name}")
+        same_size(picture.drawn_mask(), painted, f"the painting of {name}")
         if not painted[picture.within].any():
-            raise MetasegError(f"Nothing is marked in {name}: paint the lesion first, or say that there is none.")
+            raise MetasegError(
+                f"Nothing is marked in {name}: paint the lesion first, or mark the image as having none."
+            )
         picture.annotate(picture.painted_over(painted, fill))
 
     def mark_empty(self, name: str) -> None:
-        """Say that an image shows nothing to be found.
+        """Annotate an image as showing no lesion.
 
         Raises:
-            MetasegError: no such image.
+            MetasegError: if there is no such image.
         """
         picture = self.picture(name)
         picture.annotate(np.zeros(picture.size, bool))
 
     def remove_mask(self, name: str) -> None:
-        """Take an image's mask away; its prediction stays.
+        """Remove an image's mask; its prediction stays.
 
         Raises:
-            MetasegError: no such image.
+            MetasegError: if there is no such image.
         """
         self.picture(name).forget_mask()
 
     def remove(self, name: str) -> None:
-        """Take an image away.
+        """Remove an image.
 
         Raises:
-            MetasegError: no such image.
+            MetasegError: if there is no such image.
         """
         with self._changing:
             shutil.rmtree(self.picture(name).folder, ignore_errors=True)
@@ -209,18 +212,18 @@ class Session:
         """An image by its name.
 
         Raises:
-            MetasegError: no such image, or the session has ended.
+            MetasegError: if there is no such image, or the session has ended.
         """
         self._open()
         if name is None or name not in self.pictures:
-            raise MetasegError("Choose an image first." if name is None else f"There is no image called {name}.")
+            raise MetasegError("Select an image first." if name is None else f"There is no image called {name}.")
         return self.pictures[name]
 
     # Adapting
 
     @property
     def annotated(self) -> list[Picture]:
-        """Images with a mask of the user's."""
+        """Images with a user's mask."""
         return [picture for picture in list(self.pictures.values()) if picture.annotated]
 
     @property
@@ -237,18 +240,18 @@ class Session:
         return tuple((picture.name, picture.changes) for picture in self.annotated)
 
     def adapt(self, on_progress: OnProgress = _SILENT, steps: int | None = None, lr: float | None = None) -> list[str]:
-        """Adapt the network to the annotated images and segment all.
+        """Adapt the network to the annotated images and segment all images.
 
         Args:
-            on_progress: called with the progress.
+            on_progress: progress callback.
             steps: adaptation steps; None: the network's.
-            lr: their size; None: the network's.
+            lr: step size; None: the network's.
 
         Returns:
-            sentences on what is doubtful, also in `notes`.
+            warnings, also in `notes`.
 
         Raises:
-            MetasegError: nothing is annotated, or no mask has foreground.
+            MetasegError: if nothing is annotated, or no mask has foreground.
         """
         self._open()
         steps, lr = self._chosen(steps, lr)
@@ -272,18 +275,18 @@ class Session:
         return self.notes
 
     def estimate(self, on_progress: OnProgress = _SILENT, steps: int | None = None, lr: float | None = None) -> str:
-        """What Dice to expect, in a sentence: each annotated image is segmented by a network that has not seen it.
+        """Cross-validated Dice as a sentence: each annotated image is segmented by a network that has not seen it.
 
-        Arguments as of `adapt`. Larger images are reduced before, so that all fit into memory.
+        Arguments as for `adapt`. Large images are reduced first, so that all fit into memory.
 
         Raises:
-            MetasegError: fewer than two images are annotated, or no mask has foreground.
+            MetasegError: if fewer than two images are annotated, or no mask has foreground.
         """
         self._open()
         steps, lr = self._chosen(steps, lr)
         support, _, _ = self._support()
         if len(support) < 2:
-            raise MetasegError("An estimate needs two annotated images or more; five give a useful one.")
+            raise MetasegError("An estimate needs at least two annotated images; five make it useful.")
         images, masks = zip(*(picture.reduced(_ESTIMATED) for picture in support), strict=True)
         on_progress(0, "estimating")
         progress = self._share_of(on_progress, "estimating", 0.0, 1.0)
@@ -301,12 +304,12 @@ class Session:
     def _support(self) -> tuple[list[Picture], np.ndarray, np.ndarray]:
         support = self.annotated
         if not self.pictures:
-            raise MetasegError("There are no images yet: upload some first.")
+            raise MetasegError("There are no images yet; upload some first.")
         if not support:
-            raise MetasegError("No image has a mask yet: mark the lesion in one at least; five or more are better.")
+            raise MetasegError("No image has a mask yet: mark the lesion in at least one; five or more are better.")
         masks = np.stack([shrunk_mask(picture.mask(), self.network.model.size) for picture in support])
         if not masks.any():
-            raise MetasegError("No mask shows a lesion: mark the lesion in one image at least.")
+            raise MetasegError("No mask shows a lesion: mark the lesion in at least one image.")
         return support, np.stack([picture.small for picture in support]), masks
 
     def _segment(self, adapted: Adapted, progress: Callable[[int, int], None]) -> None:
@@ -317,18 +320,18 @@ class Session:
                 probabilities = enlarged(found, picture.size)
                 line = row(picture.name, picture.source.path.name, picture.source.page, probabilities)
                 with self._changing:
-                    if self.pictures.get(picture.name) is picture:  # it may have been removed meanwhile
+                    if self.pictures.get(picture.name) is picture:  # may have been removed meanwhile
                         picture.predicted(probabilities > THRESHOLD, line)
             progress(min(first + _BATCH, len(pictures)), len(pictures))
 
     def _share_of(self, on_progress: OnProgress, what: str, low: float, high: float) -> Callable[[int, int], None]:
         def progress(done: int, of: int) -> None:
-            self._open()  # so that a closed page does not keep computing
+            self._open()  # stops the computation of a closed page
             on_progress(low + (high - low) * done / max(1, of), what)
 
         return progress
 
-    # What comes out
+    # Output
 
     def doubtful(self, count: int = 3) -> list[str]:
         """Names of the least confident predictions among images without a mask."""
@@ -336,10 +339,10 @@ class Session:
         return [name for _, name in sorted(found)[:count]]
 
     def download(self) -> Path:
-        """A zip file: masks/NAME.png at each image's own size (the user's mask where there is one), results.csv.
+        """A zip file: masks/NAME.png at each image's original size (the user's mask if there is one), results.csv.
 
         Raises:
-            MetasegError: there is no mask yet.
+            MetasegError: if there is no mask yet.
         """
         self._open()
         with self._changing:
@@ -352,7 +355,7 @@ class Session:
         return path
 
     def close(self) -> None:
-        """Remove everything; a computation that is under way ends at its next report."""
+        """Remove everything; a running computation stops at its next progress report."""
         self.closed = True
         shutil.rmtree(self.folder, ignore_errors=True)
 

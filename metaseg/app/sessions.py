@@ -1,4 +1,4 @@
-"""Who is on the page: a session for each open page, removed when it is closed."""
+"""One session per open page, removed when the page is closed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _UNUSED = 600.0  # seconds
 
 
 class Sessions:
-    """Sessions by the key that the browser's page was given; no page reaches another's.
+    """Sessions by the key of their browser page; no page can reach another's session.
 
     Args:
-        network: what all adapt.
-        limits: of each.
-        folder: where their folders go.
+        network: shared by all.
+        limits: of each session's uploads.
+        folder: parent of their folders.
     """
 
     def __init__(self, network: Network, limits: Limits, folder: Path) -> None:
@@ -37,7 +37,7 @@ class Sessions:
         self._lock = threading.Lock()
 
     def of(self, key: str) -> Session:
-        """The session of a page, a new one if it has none."""
+        """The session of a page, created if missing."""
         with self._lock:
             if key not in self._of:
                 self._of[key] = Session(self.network, self.limits, self.folder)
@@ -52,10 +52,10 @@ class Sessions:
             self.sweep(_UNUSED if self._of else 0)
 
     def sweep(self, older_than: float = _UNUSED) -> None:
-        """Remove what the web library keeps beside the sessions: copies of paintings, uploads that were broken off.
+        """Remove leftovers of the web library: copies of paintings, interrupted uploads.
 
         Args:
-            older_than: seconds; an upload of many files may be under way.
+            older_than: seconds; spares uploads in progress.
         """
         now = time.time()
         for path in list(self.folder.iterdir()):
@@ -73,9 +73,9 @@ class Sessions:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that only this user can read, removed at the end; also removes what a killed program left."""
+    """A folder readable only by this user, removed at the end; also removes leftovers of killed programs."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        # Another page is being served from it, or it is another user's.
+        # In use by another running program, or owned by another user.
         with suppress(Timeout, OSError), FileLock(left / _LOCK, timeout=0):
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))

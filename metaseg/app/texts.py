@@ -1,4 +1,4 @@
-"""What the page says. Names of files are users' text: escaped."""
+"""The page's texts. File names come from users and are escaped."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ if TYPE_CHECKING:
     from metaseg.app.picture import Picture
     from metaseg.app.session import Session
 
-TITLE = "# Segment images from a few that you mark"
+TITLE = "# Segment images from a few marked examples"
 PRIVACY = (
-    "Everything stays on this computer. Images lie in a temporary folder while this page is open, and are removed when "
-    "you close or reload it: download first. For research, not for diagnosis."
+    "Everything stays on this computer. Images are kept in a temporary folder and deleted when you close or reload "
+    "this page: download your results first. For research, not for diagnosis."
 )
 MASKS = (
-    "Upload their files after the images. A mask is white where the lesion is, has the size of its image and its "
-    "name: `a.png` or `a_mask.png` for `a.jpg`."
+    "Upload the masks after the images. A mask is white inside the lesion and has the size and name of its image: "
+    "`a.png` or `a_mask.png` for `a.jpg`."
 )
-GALLERY = "Wide blue outlines (✓) are your masks; thin yellow ones were found, with how sure the network is."
-NOTHING_CHOSEN = "*Click on an image to mark the lesion in it.*"
-NO_CANVAS = "Click on an image above"
-FILL = "Painting an outline is enough: fill what it closes in"
-ESTIMATE = "*Optional: hides each marked image in turn and tries to find its lesion. Takes as many times as long.*"
-STEPS = "How long to learn; empty: as in training"
+GALLERY = (
+    "Wide blue outlines (✓) are your masks; thin yellow ones are predictions, shown with the network's confidence."
+)
+NOTHING_CHOSEN = "*Click an image to mark the lesion in it.*"
+NO_CANVAS = "Click an image above"
+FILL = "Fill closed outlines, so that painting the outline is enough"
+ESTIMATE = (
+    "*Optional: hides each marked image in turn and tries to find its lesion. Takes one learning run per marked image.*"
+)
+STEPS = "Number of steps; empty: as in training"
 LR = "Empty: as in training"
 DOWNLOAD = (
-    "*A PNG for each image at its own size, white where the lesion is, and a table. Your masks go before those found.*"
+    "*A PNG per image at its original size, white inside the lesion, and a table. Your masks replace predictions.*"
 )
 
 
@@ -47,7 +51,7 @@ def learn(marked: int, count: int) -> str:
 
 
 def caption(picture: Picture) -> str:
-    """Below an image of the gallery, which cuts the end of long names off."""
+    """Below an image of the gallery, which truncates long names."""
     if picture.annotated:
         return f"✓ {picture.name}"
     if picture.line:
@@ -56,7 +60,7 @@ def caption(picture: Picture) -> str:
 
 
 def confidence(picture: Picture) -> str:
-    """How sure the network is of what it found."""
+    """The network's confidence in its prediction."""
     if picture.line is None or not picture.line["area"]:
         return "none found"
     return f"{100 * picture.line['confidence']:.0f} %"
@@ -69,43 +73,41 @@ def title(picture: Picture | None) -> str:
     if picture.annotated:
         what = "your mask; paint or erase to change it, then save"
     elif picture.line:
-        sure = "nothing was found" if not picture.line["area"] else f"found, {confidence(picture)} sure"
-        what = f"{sure}; if it is wrong, paint or erase and save, then learn again"
+        sure = "nothing found" if not picture.line["area"] else f"predicted, confidence {confidence(picture)}"
+        what = f"{sure}; to correct it, paint or erase, save, then learn again"
     else:
         what = "paint over the lesion, then save"
     return f"**{escaped(picture.name)}** · {what}"
 
 
 def status(session: Session) -> str:
-    """Where the session stands, and what to do next."""
+    """The session's status and next step."""
     count, marked, found = len(session.pictures), len(session.annotated), len(session.segmented)
     if not count:
         return "No images yet."
     said = f"{plural(count, 'image')}, {marked} with your mask, {found} segmented."
     if not marked:
-        return f"{said} Click on an image and mark the lesion; five to twenty marked images work best."
+        return f"{said} Click an image and mark the lesion; five to twenty marked images work best."
     if session.stale:
         return f"{said} **Images or masks have changed: learn again to see the effect.**"
     if not found:
-        return f"{said} {'More marked images make it better.' if marked < 5 else 'Ready to learn.'}"
+        return f"{said} {'Marking more images improves the result.' if marked < 5 else 'Ready to learn.'}"
     doubtful = session.doubtful()
     if not doubtful:
         return said
-    return f"{said} Look first at the least sure: {', '.join(f'**{escaped(name)}**' for name in doubtful)}."
+    return f"{said} Check the least confident first: {', '.join(f'**{escaped(name)}**' for name in doubtful)}."
 
 
 def notes(session: Session) -> str:
-    """What is doubtful, as a list."""
+    """The warnings as a list."""
     return "\n".join(f"- ⚠ {escaped(sentence)}" for sentence in session.notes)
 
 
 def estimated(sentence: str) -> str:
-    """The estimate, with what it means."""
-    return (
-        f"{escaped(sentence)}\n\n*Dice is the overlap of what is found with what you marked: 100 % is all, 0 % none.*"
-    )
+    """The estimate with an explanation."""
+    return f"{escaped(sentence)}\n\n*Dice is the overlap of prediction and your mask: 100 % is perfect, 0 % is none.*"
 
 
 def escaped(text: str) -> str:
-    """Users' text, so that it is neither HTML nor Markdown."""
+    """Users' text with HTML and Markdown escaped."""
     return re.sub(r"([\\`*_\[\]~#|])", r"\\\1", html.escape(text))

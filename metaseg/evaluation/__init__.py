@@ -1,1 +1,1 @@
-"""Judging what was learnt: adaptation to a target, scores per image, trivial baselines, confidence intervals."""
+"""Evaluation: adaptation to a target, scores per image, trivial baselines, confidence intervals."""

@@ -1,26 +1,25 @@
 """Confidence intervals of a mean Dice over seeds, support draws and images: a crossed, clustered bootstrap.
 
-A score belongs to a trained network (a seed), to one of its support draws, and to an image. All are samples: another
-user trains with another seed, draws other support images, and has other images to segment. Draws are nested in seeds,
-because each seed draws its own support sets; images are crossed with both, and those of one patient, video or lesion
-are alike. So the units that are resampled are
+A score belongs to a trained network (a seed), one of its support draws, and an image. All three are samples: another
+user has another seed, other support images and other images to segment. Draws are nested in seeds, because each seed
+draws its own support sets; images are crossed with both, and images of one patient, video or lesion are correlated. The
+resampled units are therefore
 
-- whole seeds, each with all its draws, where there are two or more; else draws. Draws within a seed are not resampled
-  again: their scatter is already part of how seeds scatter (the ultimate cluster of survey sampling, Kalton 1979);
+- whole seeds with all their draws if there are at least two, else draws. Draws within a seed are not resampled again:
+  their variance is already part of the variance between seeds (ultimate clusters in survey sampling, Kalton 1979);
 - groups of images, independently of the former (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics
-  1:386). Resampling cells as if they were independent would be far too sure of itself.
+  1:386). Resampling cells as if independent would give far too narrow intervals.
 
-Two corrections for few units (our decision; three seeds are the usual number, and plain percentiles cover too little):
+Two corrections for few units (our decision; three seeds are usual, and plain percentile intervals undercover):
 
 - n - 1 of n units are drawn, which makes the variance unbiased (Rao and Wu 1988; Hesterberg 2015, "What teachers should
   know about the bootstrap").
 - The distances of the percentiles from the mean are stretched by t/z, Student's quantile over the normal one, with
-  Satterthwaite's degrees of freedom: about seeds - 1 where the seeds make the difference, groups - 1 where the images
-  do.
+  Satterthwaite's degrees of freedom: about seeds - 1 if the seeds dominate the variance, groups - 1 if the images do.
 
-Coverage in % of 95 % intervals, simulated with normal effects (60 images, of which 20 missing in each draw, 400
-replications; `python -m benchmarks.coverage` prints the table). Head: standard deviations of seeds, draws, images and
-the rest. In brackets the coverage where draws are taken for independent units, whatever their seed:
+Coverage in % of 95 % intervals, simulated with normal effects (60 images, 20 of them missing in each draw, 400
+replications; `python -m benchmarks.coverage` prints the table). Column heads: standard deviations of seeds, draws,
+images and residuals. In brackets: coverage if draws are treated as independent units, ignoring their seed:
 
     seeds  draws  0, 0.03, 0.25, 0.10  0.05, 0.05, 0.25, 0.10  0.05, 0.05, 0.05, 0.05  0.10, 0.02, 0.02, 0.05
         1      5              96 (96)                 84 (84)                 71 (71)                 18 (18)
@@ -28,9 +27,9 @@ the rest. In brackets the coverage where draws are taken for independent units, 
         3      3              95 (95)                 93 (90)                 92 (82)                 92 (63)
         5      3              95 (95)                 94 (93)                 95 (84)                 95 (72)
 
-With one seed an interval says nothing of other seeds, and covers little where these differ.
-Where neither seeds, draws nor images differ but only the rest, coverage is near 100 %: no bootstrap of crossed effects
-is exact for all cases (McCullagh 2000, "Resampling and exchangeable arrays", Bernoulli 6:285).
+With one seed an interval does not account for other seeds, and undercovers if seeds differ.
+If only residuals vary, coverage is near 100 %: no bootstrap of crossed effects is exact in all cases (McCullagh 2000,
+"Resampling and exchangeable arrays", Bernoulli 6:285).
 """
 
 from collections.abc import Sequence
@@ -42,13 +41,13 @@ from scipy import stats
 from metaseg.errors import MetasegError
 
 Labels = Sequence[object] | np.ndarray
-"""What a row or a column belongs to; equal labels, one unit."""
+"""The unit of each row or column; equal labels mean the same unit."""
 
 _CHUNK = 250  # resamples at a time: with 2600 images, arrays of 5 MB
 
 
 class Interval(NamedTuple):
-    """A mean and its confidence interval, all in the unit of the scores."""
+    """A mean and its confidence interval, in the unit of the scores."""
 
     mean: float
     low: float
@@ -67,23 +66,23 @@ def bootstrap_interval(
     """Return the mean of all scores and its interval over seeds, support draws and images.
 
     Args:
-        matrix: float (draws, images), NaN where an image was not scored in a draw, for instance as its support. Draws
-            and images without any score are left out.
+        matrix: float (draws, images), NaN where an image was not scored in a draw, e.g. because it was in the support
+            set. Draws and images without any score are ignored.
         level: confidence, between 0 and 1.
         resamples: number of bootstrap resamples; with 2000 the bounds vary by about 2 % of the interval's width.
         seed: of the resampling; equal calls give equal intervals.
-        seeds: of each draw, the seed its network was trained with. None, or all equal: draws are the units, and the
-            interval says nothing of other seeds.
-        groups: of each image, the patient or video it is from. None: images are the units.
+        seeds: training seed of each draw's network. None, or all equal: draws are the units, and the interval does not
+            account for other seeds.
+        groups: patient or video of each image. None: images are the units.
 
     Returns:
-        mean over all scores that are there, low, high. The interval may reach slightly beyond the range of the scores.
-        One draw: the interval is over images only and says nothing of other support sets. One image, or one group: over
-        draws only, it says nothing of other images. One of both: nothing can be said, low and high are NaN.
+        mean over all scores present, low, high. The interval may slightly exceed the range of the scores. With one draw
+        it is over images only and does not account for other support sets; with one image or group it is over draws
+        only and does not account for other images; with one of each, low and high are NaN.
 
     Raises:
-        MetasegError: where the matrix is not two-dimensional, holds no score or an infinite one, or level or resamples
-            are out of range.
+        MetasegError: if the matrix is not two-dimensional, has no score or an infinite one, or level or resamples are
+            out of range.
     """
     scores, there = _units(*_cleaned(matrix, level, resamples), seeds, groups)
     mean = float(scores.sum() / there.sum())
@@ -103,10 +102,10 @@ def bootstrap_interval(
 
 
 def p_value(matrix: np.ndarray, *, seeds: Labels | None = None, groups: Labels | None = None) -> float:
-    """Return the two-sided p of a mean of 0, by Student's t over the same units as `bootstrap_interval`.
+    """Return the two-sided p value for a mean of 0, by Student's t over the same units as `bootstrap_interval`.
 
-    The standard error is that of the mean as a ratio of sums, linearised; the degrees of freedom are Satterthwaite's.
-    With three seeds that differ these are two, however many images there are.
+    The standard error is that of the mean as a linearised ratio of sums, the degrees of freedom are Satterthwaite's:
+    two for three seeds that differ, however many images there are.
 
     Args:
         matrix: differences, (draws, images), as for `bootstrap_interval`.
@@ -114,7 +113,7 @@ def p_value(matrix: np.ndarray, *, seeds: Labels | None = None, groups: Labels |
         groups: as for `bootstrap_interval`.
 
     Returns:
-        p in [0, 1]; 1 where all differences are 0; NaN where there is a single unit.
+        p in [0, 1]; 1 if all differences are 0; NaN for a single unit.
     """
     scores, there = _units(*_cleaned(matrix, 0.95, 100), seeds, groups)
     mean = float(scores.sum() / there.sum())
@@ -127,7 +126,7 @@ def p_value(matrix: np.ndarray, *, seeds: Labels | None = None, groups: Labels |
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number by Holm's step-down method (1979), in their order; NaN stays NaN."""
+    """Return p values corrected by Holm's step-down method (1979), in the given order; NaN stays NaN."""
     found = np.array(values, np.float64)
     order = np.argsort(found)[: np.count_nonzero(~np.isnan(found))]
     factors = np.arange(len(order), 0, -1)
@@ -147,12 +146,12 @@ def paired_difference(
 ) -> Interval:
     """Return the mean of first - second and its interval, for two learners scored on the same draws and images.
 
-    `first` beats `second` at this level where low > 0. The images' own difficulty cancels, so this interval is much
-    narrower than those of the two means: overlapping intervals of means decide nothing.
+    `first` beats `second` at this level if low > 0. The difficulty of the images cancels, so this interval is much
+    narrower than those of the two means: overlapping intervals of means prove nothing.
 
     Args:
         first: float (draws, images), as for `bootstrap_interval`.
-        second: the same; its cells must be the same draws and images, with NaN in the same places.
+        second: likewise, for the same draws and images, with NaN in the same cells.
         level: as for `bootstrap_interval`.
         resamples: as for `bootstrap_interval`.
         seed: as for `bootstrap_interval`.
@@ -160,7 +159,7 @@ def paired_difference(
         groups: as for `bootstrap_interval`.
 
     Raises:
-        MetasegError: where the two do not cover the same cells, and as `bootstrap_interval` does.
+        MetasegError: if the two do not cover the same cells, and as for `bootstrap_interval`.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.shape != second.shape or not np.array_equal(np.isnan(first), np.isnan(second)):
@@ -174,7 +173,7 @@ def paired_difference(
 
 
 def _cleaned(matrix: np.ndarray, level: float, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores with 0 for NaN, and 1.0 where a score is there."""
+    """Return scores with 0 for NaN, and a mask that is 1.0 where a score is present."""
     values = np.asarray(matrix, np.float64)
     there = ~np.isnan(values)
     if values.ndim != 2 or not there.any() or np.isinf(values).any():
@@ -192,7 +191,7 @@ def _cleaned(matrix: np.ndarray, level: float, resamples: int) -> tuple[np.ndarr
 def _units(
     scores: np.ndarray, there: np.ndarray, seeds: Labels | None, groups: Labels | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return sums and numbers of scores by seed (by draw, where there is one seed) and group, none of them empty."""
+    """Return sums and counts of scores by seed (by draw if there is one seed) and group, without empty ones."""
     kept = there.any(1), there.any(0)
     rows, columns = (
         np.arange(count)[some] if labels is None else _numbered(labels, what, count)[some]
@@ -207,12 +206,12 @@ def _units(
 
 def _numbered(labels: Labels, what: str, count: int) -> np.ndarray:
     if len(labels) != count:
-        raise MetasegError(f"Expected a label of each of {count} {what[:-1]}s, found {len(labels)} in {what}.")
+        raise MetasegError(f"Expected {count} labels in {what}, found {len(labels)}.")
     return np.unique(np.asarray(labels), return_inverse=True)[1]
 
 
 def _weights(generator: np.random.Generator, units: int, number: int) -> np.ndarray:
-    """Return how often each unit is drawn in each resample, (number, units); a single unit is always there."""
+    """Return how often each unit is drawn in each resample, (number, units); a single unit is always drawn once."""
     if units == 1:
         return np.ones((number, 1))
     drawn = generator.integers(0, units, (number, units - 1)) + units * np.arange(number)[:, None]
@@ -222,13 +221,13 @@ def _weights(generator: np.random.Generator, units: int, number: int) -> np.ndar
 def _resampled_means(generator: np.random.Generator, scores: np.ndarray, there: np.ndarray, number: int) -> np.ndarray:
     rows, columns = (_weights(generator, units, number) for units in scores.shape)
     count = ((rows @ there) * columns).sum(1)
-    # A resample whose cells are all missing has no mean; it can only happen with very few images.
+    # A resample with only missing cells has no mean; this happens only with very few images.
     full = count > 0
     return ((rows @ scores) * columns).sum(1)[full] / count[full]
 
 
 def _variance(scores: np.ndarray, there: np.ndarray, mean: float) -> tuple[float, float]:
-    """Return the variance that rows and columns contribute to the mean, and Satterthwaite's degrees of freedom."""
+    """Return the variance of the mean due to rows and columns, and Satterthwaite's degrees of freedom."""
     influence = (scores - mean * there) / there.sum()
     parts, squares = 0.0, 0.0
     for axis in (1, 0):

@@ -1,4 +1,4 @@
-"""The meta-test: adapt to K images of a target, score all its other images, over several draws of the K."""
+"""The meta-test: adapt to K images of a target and score all others, over several support draws."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,34 +23,35 @@ LEVEL = 0.95
 
 
 class Learner(Protocol):
-    """What is tested: whatever meets a dataset by its annotated images."""
+    """Anything that adapts to a target from annotated images."""
 
     @property
     def adapt_loop(self) -> InnerLoop:
-        """How it descends on the support set."""
+        """The fine-tuning loop on the support set."""
 
     def adaptation(
         self, support: SupportSet, steps: Sequence[int], progress: Callable[[int, int], None]
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Adapt, and yield (step, segmenter) at each step number in `at`; progress: (steps taken, of how many)."""
+        """Adapt, and yield (step, segmenter) at each step number in `at`; progress: (steps taken, total steps)."""
 
     def after_inner(self, support: SupportSet) -> Segmenter | None:
-        """Adapt by the inner problem of training alone; None: it has none."""
+        """Adapt by the inner problem of training alone; None: the learner has no inner loop."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to test.
+    """Settings of the meta-test.
 
     Attributes:
         shots: K.
-        seed: the run's seed; fixes the support draws, for every learner alike.
+        seed: the run's seed; fixes the support draws, the same for every learner.
         draws: number of support sets.
-        limit: most images to score per draw (a random subset, the same for every draw and learner); None: all.
-        batch: images segmented at once; without effect on predictions unless ``model.norm=batch``.
-        curve: adaptation steps at which the curve is taken.
-        curve_limit: most images to score for the curve.
-        augmentation: of the support set while adapting.
+        limit: maximum number of images to score per draw (a random subset, the same for every draw and learner); None:
+            all.
+        batch: images segmented at a time; affects predictions only under ``model.norm=batch``.
+        curve: adaptation steps at which the curve is measured.
+        curve_limit: maximum number of images scored for the curve.
+        augmentation: of the support set during adaptation.
     """
 
     shots: int
@@ -68,8 +69,8 @@ class Scores:
     """Per-image scores of one learner on one target.
 
     Arrays have shape (draws, images) over the images of the whole target, NaN where an image was not scored. ``inner``
-    is Dice after the inner problem of training, ``alone`` that of one network at the end of its descent, without the
-    ensemble and the mirror images that ``after`` is the mean of; NaN throughout where there is no such thing.
+    is Dice after the inner problem of training, ``alone`` that of the full-support network after fine-tuning, without
+    the ensemble and mirror images that ``after`` averages; all NaN if not applicable.
     """
 
     before: np.ndarray
@@ -81,12 +82,12 @@ class Scores:
     overlap: np.ndarray
     total: np.ndarray
     seconds: np.ndarray
-    """Of each draw: seconds that adapting took, and seconds of segmenting an image after it; shape (draws, 2)."""
+    """Seconds of adaptation and of segmenting one image, for each draw; shape (draws, 2)."""
     curve: dict[int, np.ndarray] = field(default_factory=dict)
     followed: list[Followed] = field(default_factory=list)
-    """How far each draw followed its descent; empty where all follow it to the end."""
+    """α of each draw; empty if it is 1 for all."""
     pictures: dict[str, dict[int, np.ndarray]] = field(default_factory=lambda: {"before": {}, "after": {}})
-    """Masks (H, W) predicted in draw 0, packed to bits along the last axis: when → image index → mask."""
+    """Masks (H, W) predicted in draw 0, bit-packed along the last axis: when → image index → mask."""
 
     @classmethod
     def empty(cls, draws: int, images: int) -> "Scores":
@@ -111,13 +112,13 @@ def segment(
 
 
 def work(learner: Learner, target: Target, settings: Settings, folds: int) -> Work:
-    """The work of `score_target`; all draws are taken to score as many images as the first.
+    """The work of `score_target`, assuming that all draws score as many images as the first.
 
     Args:
-        learner: as of `score_target`.
-        target: as of `score_target`.
-        settings: as of `score_target`.
-        folds: parts of the support set that are held out in turn, each of which makes an adapted network (0: none).
+        learner: as for `score_target`.
+        target: as for `score_target`.
+        settings: as for `score_target`.
+        folds: number of fold networks (0: none).
     """
     _, scored = drawn(target, settings, 0)
     subset = of_curve(target, settings, scored)
@@ -127,20 +128,20 @@ def work(learner: Learner, target: Target, settings: Settings, folds: int) -> Wo
         step: (len(scored) if step in (0, end) else len(subset), 1 + folds if step else 1)
         for step in sorted(set(steps))
     }
-    # K images, and in each fold K less its share.
+    # K images, and in each fold K without the held-out ones.
     return Work(settings.draws, max(steps), settings.shots * max(1, folds), points)
 
 
 def stops(learner: Learner, settings: Settings) -> tuple[int, list[int]]:
-    """The last step of adaptation, and the steps after which images are scored."""
+    """The last adaptation step, and the steps after which images are scored."""
     end = learner.adapt_loop.steps
-    # A learner that does not adapt has a curve of one point, and a step size that falls to 0 has no steps after that.
+    # A learner without adaptation has a one-point curve, and a schedule that decays to 0 has no further steps.
     further = learner.adapt_loop.schedule == "constant"
     return end, [0, end, *(step for step in settings.curve if further or step <= end)] if end else [0]
 
 
 def of_curve(target: Target, settings: Settings, scored: np.ndarray) -> np.ndarray:
-    """Those of the scored indices that the curve is taken on."""
+    """The scored indices used for the curve."""
     return scored[np.isin(scored, limited(target, settings.curve_limit, settings.seed))]
 
 
@@ -153,10 +154,10 @@ def score_target(
     """Adapt and score over all draws.
 
     Args:
-        learner: a trained learner (or one that trains on the support set alone).
+        learner: a trained learner, or one that trains on the support set alone.
         target: the target.
-        settings: how to test.
-        progress: called with (draw from 0, adaptation steps taken in it, images segmented after that step), in order.
+        settings: of the meta-test.
+        progress: called in order with (draw from 0, adaptation steps taken in it, images segmented after that step).
     """
     scores = Scores.empty(settings.draws, len(target.pool))
     end, steps = stops(learner, settings)
@@ -182,7 +183,7 @@ def score_target(
             values = dice(prediction, masks)
             if draw == 0 and step in (0, end):
                 packed = dict(zip(wanted.tolist(), np.packbits(prediction, axis=-1), strict=True))
-                # Without adaptation steps, before and after are one.
+                # Without adaptation steps, before and after coincide.
                 for when in [name for name, stop in (("before", 0), ("after", end)) if stop == step]:
                     scores.pictures[when] = packed
             if step == 0:
@@ -205,12 +206,12 @@ def score_target(
 
 
 def _tick(progress: Callable[[int, float, int], None], draw: int, last: int, done: int, of: int) -> None:
-    """Pass an adaptation step on; `done` and `of` may count the steps of all networks of an ensemble."""
+    """Report an adaptation step; `done` and `of` may count the steps of all networks of an ensemble."""
     progress(draw, last * done / of, 0)
 
 
 def trivial_baselines(target: Target, settings: Settings) -> dict[str, float]:
-    """Mean Dice of the predictors that learn nothing, on the same draws and images."""
+    """Mean Dice of the trivial baselines on the same draws and images."""
     sums: dict[str, list[float]] = {}
     for draw in range(settings.draws):
         support, scored = drawn(target, settings, draw)
@@ -220,7 +221,7 @@ def trivial_baselines(target: Target, settings: Settings) -> dict[str, float]:
 
 
 def drawn(target: Target, settings: Settings, draw: int) -> tuple[np.ndarray, np.ndarray]:
-    """Support and scored indices of a draw, within the limit."""
+    """Support and scored indices of a draw, with the limit applied."""
     support, scored = target.draw(settings.shots, settings.seed, draw)
     if settings.limit is not None:
         kept = scored[np.isin(scored, limited(target, settings.limit + settings.shots, settings.seed))]
@@ -231,7 +232,7 @@ def drawn(target: Target, settings: Settings, draw: int) -> tuple[np.ndarray, np
 def limited(target: Target, count: int, seed: int) -> np.ndarray:
     """A random subset of the scored images, the same for every draw and every learner.
 
-    The whole target is permuted: where a learner keeps some images unscored, the others keep their order.
+    It permutes the whole target, so images that a learner keeps unscored do not change the order of the others.
     """
     generator = np.random.default_rng([seed, Stream.LIMIT])
     everything = generator.permutation(len(target.pool))
@@ -239,7 +240,7 @@ def limited(target: Target, count: int, seed: int) -> np.ndarray:
 
 
 def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result.Scores:
-    """The numbers of result.json for one target; `trivial`: Dice of the baselines."""
+    """The entries of result.json for one target; `trivial`: Dice of the trivial baselines."""
     matrices = {"dsc_inner": scores.inner, "dsc_alone": scores.alone}
     further: dict[str, Any] = {
         name: interval(matrix, seed) for name, matrix in matrices.items() if not np.isnan(matrix).all()
@@ -267,7 +268,7 @@ def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result
 
 
 def from_scratch(scores: Scores, seed: int) -> result.FromScratch:
-    """The numbers of result.json for training from scratch on one target."""
+    """The entries of result.json for training from scratch on one target."""
     return result.FromScratch(**dict(interval(scores.after, seed)), curve=curve(scores, seed))
 
 
@@ -285,7 +286,7 @@ def curve(scores: Scores, seed: int) -> result.Curve:
 def interval(matrix: np.ndarray, seed: int) -> result.Estimate:
     """Mean and bootstrap interval of a (draws, images) matrix."""
     mean, *bounds = bootstrap_interval(matrix, level=LEVEL, seed=seed)
-    # With two or three draws the interval can be wider than the scale; NaN stays.
+    # With two or three draws the interval can exceed [0, 1]; NaN stays.
     low, high = (min(max(bound, 0.0), 1.0) for bound in bounds)
     return result.Estimate(mean=mean, low=low, high=high, level=LEVEL)
 
@@ -293,7 +294,7 @@ def interval(matrix: np.ndarray, seed: int) -> result.Estimate:
 def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mapping[str, Any]]:
     """The rows of per_image.csv for one target; images of one patient, video or near-duplicate share a group."""
     pool = target.pool
-    groups = np.zeros(len(pool), np.int64) if pool.blocks else pool.groups  # blocks of one video are one video
+    groups = np.zeros(len(pool), np.int64) if pool.blocks else pool.groups  # blocks of one video form one group
     for draw, position in zip(*np.nonzero(~np.isnan(scores.after)), strict=True):
         yield {
             "dataset": name,
@@ -308,5 +309,5 @@ def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mappin
 
 
 def picture(scores: Scores, when: str, index: int, width: int) -> np.ndarray:
-    """The mask (H, W) that draw 0 predicted for an image ``when`` = "before" or "after" adaptation."""
+    """Draw 0's mask (H, W) of an image ``when`` = "before" or "after" adaptation."""
     return np.unpackbits(scores.pictures[when][index], axis=-1, count=width)

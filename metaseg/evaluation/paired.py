@@ -1,4 +1,4 @@
-"""Two learners on the same images: the mean difference, its interval, and how many images speak for each."""
+"""Two learners on the same images: the mean difference, its interval, and the number of images each wins."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ from metaseg.evaluation.intervals import Interval, Labels, p_value, paired_diffe
 
 
 class PairedTest(NamedTuple):
-    """Result of `paired_test`; first - second, so positive values speak for the first.
+    """Result of `paired_test`; first - second, so positive values favour the first.
 
     Attributes:
         difference: mean paired difference over all cells with its interval over seeds, draws and groups of images.
-        p: two-sided p value of a mean difference of 0, over the same units; NaN where there is a single one.
-        images: number of images that both scored in at least one common draw.
-        draws: number of draws in which both scored an image.
-        ahead: number of images on which the first is better, by its mean over draws.
+        p: two-sided p value for a mean difference of 0, over the same units; NaN for a single unit.
+        images: number of images scored by both in at least one common draw.
+        draws: number of draws with an image scored by both.
+        ahead: number of images on which the first has the better mean over draws.
         behind: number of images on which the second is better; the rest are ties.
     """
 
@@ -37,10 +37,10 @@ def paired_test(
     seeds: Labels | None = None,
     groups: Labels | None = None,
 ) -> PairedTest:
-    """Compare two learners on the cells that both scored.
+    """Compare two learners on the cells scored by both.
 
-    No test is made over images alone: with thousands of them the smallest difference between two trained networks would
-    be told apart from 0, and would say nothing of the next two.
+    There is no test over images alone: with thousands of images any two trained networks differ significantly, which
+    does not generalise to the next two.
 
     Args:
         first: float (draws, images), NaN where an image was not scored; Dice in [0, 1].
@@ -51,7 +51,7 @@ def paired_test(
         groups: as for `bootstrap_interval`.
 
     Raises:
-        MetasegError: shapes differ, or no cell was scored by both.
+        MetasegError: if the shapes differ, or no cell was scored by both.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.shape != second.shape or first.ndim != 2:
@@ -62,10 +62,10 @@ def paired_test(
     gaps = first - second
     there = ~np.isnan(gaps)
     if not there.any():
-        raise MetasegError("A paired test needs an image that both scored in the same draw, but there is none.")
+        raise MetasegError("A paired test needs an image scored by both in the same draw, but found none.")
     scored = there.any(0)
     means = np.nansum(gaps[:, scored], 0) / there[:, scored].sum(0)
-    # Dice values are ratios of counts: a difference below rounding is a tie.
+    # Dice is a ratio of counts: a difference below rounding is a tie.
     means[np.abs(means) < 1e-12] = 0.0
     first, second = np.where(there, first, np.nan), np.where(there, second, np.nan)
     return PairedTest(

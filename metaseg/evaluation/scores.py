@@ -1,8 +1,8 @@
 """Dice and intersection over union of binary masks, per image and pooled.
 
-All values are fractions in [0, 1]; a table multiplies by 100 when it prints. What counts as foreground is a probability
-above 0.5 (our decision; the author's code thresholds logits at 0.3). The score of a result is the mean of the per-image
-values; the pooled value, where a large object outweighs a small one, is reported beside it.
+All values are fractions in [0, 1]; tables print percentages. Foreground is a probability above 0.5 (our decision; the
+author's code thresholds logits at 0.3). The headline score is the mean of the per-image values; the pooled value, where
+large objects outweigh small ones, is reported as well.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     Masks = np.ndarray | torch.Tensor
 
 THRESHOLD = 0.5
-"""A pixel is foreground where its probability is larger than this."""
+"""A pixel is foreground if its probability exceeds this."""
 
 
 def foreground(probabilities: Masks) -> np.ndarray:
     """Return the binary masks (same shape, bool) of probabilities in [0, 1]: p > 0.5, so exactly 0.5 is background.
 
     Raises:
-        MetasegError: where a value is NaN or outside [0, 1], which is what logits passed by mistake look like.
+        MetasegError: if a value is NaN or outside [0, 1], e.g. logits passed by mistake.
     """
     values = _array(probabilities)
     if values.size and not (values.min() >= 0 and values.max() <= 1):
@@ -42,36 +42,35 @@ def dice(prediction: Masks, truth: Masks) -> np.ndarray:
 
     Args:
         prediction: (N, H, W) or (N, 1, H, W) binary masks, bool or {0, 1} of any type, numpy or torch.
-        truth: the same, of the same shape.
+        truth: likewise, of the same shape.
 
     Returns:
-        float64 (N,) in [0, 1]. Where prediction and truth are both empty the value is 1: nothing was to be found and
-        nothing was claimed. (torchmetrics leaves such an image out as NaN.)
+        float64 (N,) in [0, 1]; 1 if prediction and truth are both empty (torchmetrics excludes such images as NaN).
 
     Raises:
-        MetasegError: where shapes differ or are not those of masks, or values are not binary.
+        MetasegError: if shapes differ or are not those of masks, or values are not binary.
     """
     both, either_sum = _counts(prediction, truth)
     return _ratio(2 * both, either_sum)
 
 
 def iou(prediction: Masks, truth: Masks) -> np.ndarray:
-    """Return the intersection over union |P∩T| / |P∪T| (Jaccard index) of each image; as `dice` in all else."""
+    """Return the intersection over union |P∩T| / |P∪T| (Jaccard index) of each image; otherwise as `dice`."""
     both, either_sum = _counts(prediction, truth)
     return _ratio(both, either_sum - both)
 
 
 def pooled_dice(prediction: Masks, truth: Masks) -> float:
-    """Return the Dice similarity of all pixels of all images taken together: counts are summed before dividing.
+    """Return the Dice similarity over all pixels of all images: counts are summed before dividing.
 
-    Images of different sizes are pooled by summing `pixel_counts` of each. Arguments and errors as for `dice`.
+    To pool images of different sizes, sum their `pixel_counts`. Arguments and errors as for `dice`.
     """
     both, either_sum = _counts(prediction, truth)
     return float(_ratio(2 * both.sum(), either_sum.sum()))
 
 
 def pixel_counts(prediction: Masks, truth: Masks) -> tuple[np.ndarray, np.ndarray]:
-    """Return |P∩T| and |P|+|T| of each image, int64 (N,) each: sums of them over batches give the pooled Dice."""
+    """Return |P∩T| and |P|+|T| of each image, int64 (N,) each; their sums over batches give the pooled Dice."""
     return _counts(prediction, truth)
 
 

@@ -1,7 +1,6 @@
-"""What predictors without learning score: the floor below every result.
+"""Trivial baselines: predictors without learning, the floor for every result.
 
-Measured on the real data at 128×128 (mean of per-image Dice, %; the support is the whole dataset, and in brackets 20
-random images, five times):
+Measured at 128×128 (mean per-image Dice, %; support: the whole dataset, in brackets 20 random images, five times):
 
                      all_foreground   centred_disc   mean_support_mask   otsu
     PH2                   44.6            63.6          64.5 (63.0)      70.0
@@ -20,24 +19,24 @@ from metaseg.evaluation.scores import dice
 def trivial_scores(
     support_images: np.ndarray, support_masks: np.ndarray, images: np.ndarray, masks: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the per-image Dice of four predictors that learn nothing from gradients.
+    """Return the per-image Dice of the four trivial baselines.
 
     Args:
-        support_images: uint8 (K, H, W, 3) RGB, the labelled images that a learner would get. K ≥ 1.
+        support_images: uint8 (K, H, W, 3) RGB, the support set that a learner would get. K ≥ 1.
         support_masks: {0, 1} (K, H, W).
-        images: uint8 (N, H, W, 3), the images to be scored. N ≥ 1.
+        images: uint8 (N, H, W, 3), the images to score. N ≥ 1.
         masks: {0, 1} (N, H, W).
 
     Returns:
         name → float64 (N,) in [0, 1]:
 
         - all_foreground: every pixel is foreground.
-        - centred_disc: `best_centred_disc`; its radius is chosen on the scored masks themselves.
+        - centred_disc: `best_centred_disc`, with the radius chosen on the scored masks themselves.
         - mean_support_mask: `mean_support_mask`, the same mask for every image.
-        - otsu: `otsu_green`, dark or bright side as the support masks say.
+        - otsu: `otsu_green`, dark or bright side, whichever fits the support masks better.
 
     Raises:
-        MetasegError: where the shapes do not fit together or K or N is 0.
+        MetasegError: if the shapes do not match, or K or N is 0.
     """
     _check(support_images, support_masks, images, masks)
     everything = np.ones(masks.shape, bool)
@@ -53,24 +52,24 @@ def trivial_scores(
 
 
 def best_centred_disc(masks: np.ndarray) -> np.ndarray:
-    """Return the centred disc, bool (H, W), whose Dice with these very masks (N, H, W) has the highest mean.
+    """Return the centred disc, bool (H, W), with the highest mean Dice on these masks (N, H, W).
 
-    An upper bound for discs, not a fair competitor: no predictor could know this radius beforehand. All radii are
-    tried (on images that are not square the disc is an ellipse of the image's proportions).
+    An upper bound for discs, not a fair competitor: no predictor could know this radius in advance. All radii are tried
+    (on non-square images the disc is an ellipse with the image's aspect ratio).
     """
     height, width = masks.shape[1:]
     rows = (np.arange(height) + 0.5) / height - 0.5
     columns = (np.arange(width) + 0.5) / width - 0.5
-    # Rounded, since equal distances must fall on one radius despite their last bit.
+    # Rounded, so that equal distances get one radius despite rounding errors.
     return _best_level_set(-np.round(np.hypot(rows[:, None], columns[None, :]), 9), masks)
 
 
 def mean_support_mask(support_masks: np.ndarray) -> np.ndarray:
-    """Return the mean of the support masks (K, H, W), cut at the level that suits the support best, bool (H, W).
+    """Return the mean of the support masks (K, H, W), thresholded at the level that fits them best, bool (H, W).
 
-    Why not at 0.5: where objects are small and lie anywhere, no pixel is foreground in half of the masks, and an empty
-    mask says nothing (Kvasir-SEG: Dice 1.5 % at 0.5, 39.7 % at the best level, 0.22). The level with the highest
-    mean Dice on the support masks themselves uses nothing but the support, and never gives an empty mask.
+    Why not at 0.5: if objects are small and their position varies, no pixel is foreground in half of the masks, and the
+    mask is empty (Kvasir-SEG: Dice 1.5 % at 0.5, 39.7 % at the best level, 0.22). The level with the highest mean Dice
+    on the support masks uses the support only and never gives an empty mask.
     """
     return _best_level_set(np.asarray(support_masks, np.float64).mean(0), support_masks)
 
@@ -96,8 +95,8 @@ def lesion_is_dark(support_images: np.ndarray, support_masks: np.ndarray) -> boo
 def otsu_green(images: np.ndarray, dark: bool) -> np.ndarray:
     """Return bool (N, H, W): the pixels on the dark (or bright) side of each image's Otsu threshold on green.
 
-    Otsu 1979: the threshold with the largest variance between the two sides of the 256-bin histogram; of several, the
-    middle of the first and the last. Dark means ≤ threshold. An image of one value lies on the dark side as a whole.
+    Otsu 1979: the threshold with the largest variance between the two sides of the 256-bin histogram; ties: the
+    midpoint of the first and the last. Dark means ≤ threshold; a constant image is all dark.
     """
     green = np.asarray(images)[..., 1]
     count = len(green)

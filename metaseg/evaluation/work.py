@@ -1,7 +1,7 @@
-"""How much work a test is: what its progress is counted in.
+"""The amount of work of a test, for its progress display.
 
-The unit is the pass of one image through one network. It is an estimate, from which nothing but the time left is shown:
-the pace at which units are done is measured.
+The unit is one image's pass through one network. It is an estimate, used only to extrapolate the time left from the
+measured pace.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from metaseg.progress import Progress
 
 OF_STEP = 3
-"""Passes that one image costs in an adaptation step: forward, and twice as much backward [D]."""
+"""Passes per image in an adaptation step: forward, and twice as much backward [D]."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Work:
 
     Attributes:
         draws: support sets.
-        steps: adaptation steps, up to the last that is scored.
-        support: support images that an adaptation step takes, over all networks of an ensemble together.
-        points: adaptation step → (images segmented after it, networks that segment them).
+        steps: adaptation steps up to the last scored one.
+        support: support images per adaptation step, summed over all networks of an ensemble.
+        points: adaptation step → (images segmented after it, networks segmenting them).
     """
 
     draws: int
@@ -40,7 +40,7 @@ class Work:
         return self.draws * self.of_draw
 
     def done(self, draw: int, step: float, images: int) -> float:
-        """Passes that are done.
+        """Passes completed.
 
         Args:
             draw: the draw, from 0.
@@ -53,12 +53,12 @@ class Work:
 
 
 def reporter(progress: Progress, parts: Mapping[str, Work], name: str) -> Callable[[int, float, int], None]:
-    """What `score_target` calls while it works on part `name` of a test.
+    """The progress callback for `score_target` in part `name` of a test.
 
     Args:
         progress: of the whole test, with the sum of the parts' work as its total.
         parts: name → work, in their order.
-        name: the part, as it is to be read.
+        name: the part, as displayed.
     """
     names = list(parts)
     before = sum(parts[one].total for one in names[: names.index(name)])

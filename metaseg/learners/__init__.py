@@ -1,1 +1,1 @@
-"""Learners: Lightning modules with two verbs, meta_gradient (learn from a task) and adapt (meet a dataset)."""
+"""Learners: modules with two methods, meta_gradient (learn from a task) and adapt (to a target's support set)."""

@@ -1,4 +1,4 @@
-"""What every learner shares: its network and loops, what an episode teaches, and adaptation to a target.
+"""The base of all learners: network, inner loop, the meta-gradient of an episode, and adaptation to a target.
 
 `metaseg.training.outer` takes the outer steps; nothing here needs a trainer.
 """
@@ -36,41 +36,41 @@ Result = TypeVar("Result")
 
 
 class Learner(nn.Module):
-    """A learner answers two questions: what a task teaches (``meta_gradient``), and how it meets a dataset (``adapt``).
+    """A few-shot learner: learns from a task (``meta_gradient``) and adapts to a target (``adapt``).
 
-    The arguments beside the first three are the keys of conf/learner/*.yaml; `metaseg.learners.build` checks each by
-    its type here.
+    All arguments but the first three are keys of conf/learner/*.yaml; `metaseg.learners.build` checks them against
+    their types here.
 
     Args:
         network: the network whose parameters are the meta-parameters θ.
         loss: the segmentation loss.
-        norm: statistics that predictions are normalised with (``model.norm``, see ``Norms``).
-        adapt: the descent on the support set of a target. ``lam`` = None: the learned strengths, and 0 where none are
-            learned; ``folds``: parts of the support set by which the end of the descent is weighed against θ, see
-            ``FineTuning``. With ``by`` = "inner" all of these are passed over: a target is adapted to by the inner
-            problem of training, without augmentation or ensemble.
-        optimizer: the outer Adam; weight_decay · θ is added to the gradient. None: of learners that do not train.
-        inner: the inner loop of training and validation episodes. With a ``bound`` the step size is at most
-            ``share``/σ, with σ the largest curvature of the inner problem at θ, measured every so many (``every``)
-            outer steps (0: never; adam is not bounded). None: no steps.
+        norm: normalisation statistics used for predictions (``model.norm``, see ``Norms``).
+        adapt: fine-tuning on a target's support set. ``lam`` = None: the learned strengths, or 0 if none are learned;
+            ``folds``: folds of the support set for the ensemble and the interpolation between θ and φ, see
+            ``FineTuning``. ``by`` = "inner" ignores all of these and adapts by the inner problem of training, without
+            augmentation or ensemble.
+        optimizer: the outer Adam; weight_decay · θ is added to the gradient. None: for learners that do not train.
+        inner: the inner loop of training and validation episodes. ``bound`` limits the step size to ``share``/σ, with σ
+            the largest curvature of the inner problem at θ, measured every ``every`` outer steps (0: never; adam is not
+            bounded). None: no steps.
         lam: λ ≥ 0, the strength of the proximal term where ``inner.proximal`` is true.
-        channels_last: whether images and activations lie in memory with the channels of a pixel side by side.
-        products: how curvature products are computed, by learners that need them: "replay", "autograd", or "auto" for
-            the first of these that the network allows.
+        channels_last: whether to use PyTorch's channels-last memory format.
+        products: how learners that need curvature products compute them: "replay", "autograd", or "auto" for replay if
+            the network supports it, else autograd.
 
-    Each ``rates`` maps parts of the network (encoder, decoder, head) to multipliers of the step size, see ``Rates``; 0
-    freezes a part. What the inner loop freezes still moves in the outer step, unless it is frozen there too.
+    Each ``rates`` maps parts of the network (encoder, decoder, head) to step-size multipliers, see ``Rates``; 0 freezes
+    a part. Parts frozen in the inner loop still move in the outer step, unless frozen there too.
 
     Raises:
-        MetasegError: on settings that do not go together.
+        MetasegError: on incompatible settings.
     """
 
     trains = True
     network: nn.Module
     outer_step = 0
-    """Outer steps taken so far; whoever takes them counts here."""
+    """Outer steps taken so far, updated by the training loop."""
     inner_curvature = 0.0
-    """The largest curvature of the inner problem at θ, as last measured; 0: it was not."""
+    """The largest curvature of the inner problem at θ, as last measured; 0: never measured."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Learner(nn.Module):
             self._inner_evaluation = InnerEvaluation(network, loss, inner.precision, inner.compile)
         self.bound_every, self._bound_share = (0, 1.0) if bound is None else (bound.every, bound.share)
         self.adapts_by_inner = adapt.by == "inner"
-        """Whether a target is adapted to by the inner problem of training."""
+        """Whether adaptation to a target uses the inner problem of training."""
         if self.adapts_by_inner and not self._inner.steps:
             raise MetasegError("learner.adapt.by=inner needs an inner loop with steps, found none: set it to recipe.")
         recipe = InnerLoop(adapt.optimizer, adapt.lr, adapt.steps, adapt.lam or 0.0, adapt.schedule)
@@ -120,12 +120,12 @@ class Learner(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The network's device."""
         return next(self.network.parameters()).device
 
     @property
     def weights(self) -> WeightsRecord | None:
-        """The pre-trained weights that the network began from; None: random ones."""
+        """The pre-trained weights the network started from; None: random initialisation."""
         return getattr(self.network, "weights", None)
 
     @property
@@ -135,11 +135,11 @@ class Learner(nn.Module):
 
     @property
     def adapt_loop(self) -> InnerLoop:
-        """The descent on the support set of a target, without its rates."""
+        """The fine-tuning loop on a target's support set, without its rates."""
         return self._adapt
 
     def with_adaptation(self, **changes: Any) -> "Learner":
-        """A copy with other values of ``adapt``: lr, steps, lam. It shares nothing: both may adapt at the same time.
+        """An independent copy with other values of ``adapt`` (lr, steps, lam); both may adapt at the same time.
 
         Raises:
             MetasegError: on a value out of range.
@@ -147,17 +147,17 @@ class Learner(nn.Module):
         try:
             loop = replace(self._adapt, **changes)
         except ValueError as error:
-            raise MetasegError(f"Adaptation cannot take {changes}: {error}.") from error
+            raise MetasegError(f"Cannot adapt with {changes}: {error}.") from error
         other = copy.deepcopy(self)
         other._adapt = loop
         return other
 
     @abstractmethod
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
-        """The gradient that one task asks θ to follow, with diagnostics."""
+        """The meta-gradient of one task, with diagnostics."""
 
     def adapt(self, support: SupportSet) -> Segmenter:
-        """Adapt to a target by ``adapt.steps`` steps on its support set."""
+        """Adapt to a target with ``adapt.steps`` steps on its support set."""
         for _, segmenter in self.adaptation(support, [self.adapt_loop.steps]):
             adapted = segmenter
         return adapted
@@ -173,7 +173,7 @@ class Learner(nn.Module):
         Args:
             support: the target's annotated images.
             steps: step numbers.
-            progress: called after each step with (steps taken, of how many).
+            progress: called after each step with (steps taken, total steps).
         """
         require_gradients()
         tuning = self.fine_tuning()
@@ -182,7 +182,7 @@ class Learner(nn.Module):
         yield from tuning.run(self.theta(), support, steps, progress)
 
     def after_inner(self, support: SupportSet) -> Segmenter | None:
-        """Adapt to a target by the inner problem of training alone; None: this learner has none."""
+        """Adapt to a target by the inner problem of training alone; None: the learner has no inner loop."""
         if not self._inner.steps:
             return None
         require_gradients()
@@ -191,7 +191,7 @@ class Learner(nn.Module):
         return segmenter
 
     def _inner_tuning(self, loop: InnerLoop, support: SupportSet) -> tuple[FineTuning, SupportSet]:
-        """The inner problem of a support set as a descent at a target: θ's only rival is φ, and images stay as are."""
+        """The inner problem of training as fine-tuning on a target: no augmentation, no ensemble, α = 1."""
         images, masks = (one.to(self.device) for one in support.clean())
         curvature = 0.0
         if self.bound_every:
@@ -206,7 +206,7 @@ class Learner(nn.Module):
         return tuning, support.plain()
 
     def fine_tuning(self) -> FineTuning:
-        """How this learner is fine-tuned on a support set."""
+        """This learner's fine-tuning procedure."""
         return FineTuning(
             self.network,
             self.loss,
@@ -221,7 +221,7 @@ class Learner(nn.Module):
         )
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
-        """The gradient at θ of the loss of all the episode's images, which normalise one another as in any batch."""
+        """The gradient at θ of the loss over all the episode's images, normalised as one batch."""
         episode = self.laid_out(episode)
         leaves = {name: value.detach().requires_grad_(self.learns(name)) for name, value in theta.items()}
         moving = [value for value in leaves.values() if value.requires_grad]
@@ -236,18 +236,18 @@ class Learner(nn.Module):
         return MetaGradient(gradient, detach(leaves), diagnostics, detached(found), of_query)
 
     def theta(self) -> Parameters:
-        """The meta-parameters, cut from any graph; the values are shared with the network."""
+        """The meta-parameters, detached; they share memory with the network."""
         return detach(dict(self.network.named_parameters()))
 
     def on_task(
         self, theta: Parameters, episode: Episode, estimate: Callable[[Task, Parameters, InnerLoop], MetaGradient]
     ) -> MetaGradient:
-        """What a function of `metaseg.meta.gradients` makes of an episode, as a meta-gradient in all of θ.
+        """Apply a function of `metaseg.meta.gradients` to an episode; returns the meta-gradient in all of θ.
 
         Args:
             theta: the meta-parameters.
             episode: the task's images.
-            estimate: (task, θ of what moves, inner loop) → meta-gradient.
+            estimate: (task, θ without frozen stages, inner loop) → meta-gradient.
         """
         task = self.episode_task(theta, episode, self.learns)
         result = task.whole(estimate(task.task, task.theta, self._inner_loop(task.theta)))
@@ -258,7 +258,7 @@ class Learner(nn.Module):
     def episode_task(
         self, theta: Parameters, episode: Episode, chained: Callable[[str], bool] = lambda name: False
     ) -> EpisodeTask:
-        """The episode as callables of the parameters that the inner loop can move; `chained` as of `EpisodeTask`."""
+        """The episode as functions of the parameters that the inner loop can move; `chained` as in `EpisodeTask`."""
         return EpisodeTask(
             self.network,
             self.loss,
@@ -276,11 +276,11 @@ class Learner(nn.Module):
         return replace(bounded, rates=self._inner_rates.vector(theta), strengths=strengths)
 
     def _bounded(self, loop: InnerLoop, curvature: float) -> InnerLoop:
-        """The inner loop with a step size that this largest curvature allows; 0: it is not known."""
+        """The inner loop with its step size limited for this largest curvature; 0: unknown, no limit."""
         return replace(loop, lr=min(loop.lr, self._bound_share / curvature)) if curvature > 0 else loop
 
     def curvature_of(self, episode: Episode) -> float:
-        """The largest curvature of the inner problem of an episode at θ."""
+        """The largest curvature of an episode's inner problem at θ."""
         task = self.episode_task(self.theta(), episode)
         loop = self._inner_loop(task.theta)
         return self.with_products(lambda products: largest_curvature(task.task, task.theta, loop, products=products))
@@ -290,7 +290,7 @@ class Learner(nn.Module):
         return bool(self.outer_rates.by_name[name])
 
     def laid_out(self, episode: Episode) -> Episode:
-        """The episode with its images in the memory layout of choice."""
+        """The episode with its images in the configured memory format."""
         support, query = (
             images.contiguous(memory_format=self.memory_format)
             for images in (episode.support_images, episode.query_images)
@@ -298,7 +298,7 @@ class Learner(nn.Module):
         return episode._replace(support_images=support, query_images=query)
 
     def with_products(self, compute: Callable[[str], Result]) -> Result:
-        """Call `compute` with the curvature products that the network allows.
+        """Call `compute` with the configured curvature products; for "auto", the fastest that the network supports.
 
         Raises:
             MetasegError: if ``products`` is "replay" and the network uses an operation that cannot be replayed.
@@ -308,26 +308,28 @@ class Learner(nn.Module):
                 return compute(self.products)
             except Unsupported as error:
                 raise MetasegError(
-                    f"learner.products=replay needs networks of known operations, found {error}; "
-                    "set learner.products=autograd, or auto."
+                    f"learner.products=replay does not support every operation, found {error}; "
+                    "set learner.products=autograd or auto."
                 ) from error
         try:
             return compute("replay")
         except Unsupported as error:
-            warnings.warn(f"The network uses {error}, so curvature products go the slower way: autograd.", stacklevel=2)
+            warnings.warn(
+                f"The network uses {error}, so curvature products fall back to autograd, which is slower.", stacklevel=2
+            )
             self.products = "autograd"
             return compute("autograd")
 
     def inner_state(self) -> dict[str, Any]:
-        """What the outer steps have found out about the inner problem, for a checkpoint."""
+        """State of the inner problem measured or learned during training, for a checkpoint."""
         learned = {} if self.strengths is None else {"lambda": self.strengths.state()}
         return {"curvature": self.inner_curvature, **learned}
 
     def take_over(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on from `inner_state` of a checkpoint; what it does not hold begins anew.
+        """Restore `inner_state` from a checkpoint; missing entries start fresh.
 
         Raises:
-            MetasegError: if its learned strengths are of other parts or layers.
+            MetasegError: if its learned strengths belong to other parts or layers.
         """
         found = checkpoint.get("inner_problem", {})
         if self.bound_every:
@@ -347,7 +349,7 @@ def _rates(network: nn.Module, key: str, chosen: schema.Optimizer | schema.Inner
 
 
 def require_gradients() -> None:
-    """Raise a readable error where gradients cannot be had.
+    """Raise a readable error if gradients are disabled.
 
     Raises:
         MetasegError: in inference mode.

@@ -1,4 +1,4 @@
-"""From settings to the learner that they describe."""
+"""Build a learner and its network from settings."""
 
 import inspect
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from metaseg.runs.schema import Run, Trained
 def build_learner(
     settings: Run | Trained, learner: schema.Learner | None = None, initial_weights: bool = True
 ) -> Learner:
-    """The learner that settings describe, with its network at the initial weights.
+    """Build a learner with its network at the initial weights.
 
     Args:
         settings: of the run.
-        learner: another learner than the run's, that is compared with it.
-        initial_weights: False leaves pre-trained initial weights out, for when others take their place anyway.
+        learner: a learner to build instead of the run's, for comparison.
+        initial_weights: False skips loading pre-trained weights, if they will be replaced anyway.
 
     Raises:
-        MetasegError: on an unknown network, or an argument that the learner does not take.
+        MetasegError: on an unknown network, or an argument the learner does not take.
     """
     learner = settings.learner if learner is None else learner
     network = build_network(settings, learner, initial_weights)
@@ -40,12 +40,12 @@ def build_learner(
 
 
 def build_network(settings: Run | Trained, learner: schema.Learner, initial_weights: bool = True) -> nn.Module:
-    """The network of the group ``model``, or the learner's own where its configuration has one under ``network``.
+    """The network of the group ``model``, or the learner's own if its configuration has ``network``.
 
     Args:
         settings: of the run.
         learner: the learner.
-        initial_weights: as of `build_learner`.
+        initial_weights: as in `build_learner`.
 
     Raises:
         MetasegError: on an unknown network or value.
@@ -64,15 +64,15 @@ def build_network(settings: Run | Trained, learner: schema.Learner, initial_weig
 
 
 def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The values as arguments of a constructor, checked and converted by the types in its signature.
+    """Constructor arguments, checked and converted by the types in its signature.
 
     Args:
-        kind: a class; what it does not name itself, its base classes do.
+        kind: a class; arguments of its base classes' constructors are accepted too.
         values: key → value.
-        group: what stands before a key in an error.
+        group: prefix of the keys in error messages.
 
     Raises:
-        MetasegError: a key that no constructor takes, or a value of another type.
+        MetasegError: on a key no constructor takes, or a value of the wrong type.
     """
     known: dict[str, Any] = {}
     for one in reversed(kind.__mro__):
@@ -82,6 +82,6 @@ def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]
     for key in values.keys() - known.keys():
         near = schema.nearest(f"{group}.{key}", (f"{group}.{name}" for name in known))
         raise MetasegError(
-            f"{group}.{key} is no setting of {kind.__name__}, found {values[key]!r}: {near or 'leave it out.'}"
+            f"{kind.__name__} has no setting {group}.{key}, found {values[key]!r}: {near or 'leave it out.'}"
         )
     return {key: schema.fitted(known[key], f"{group}.{key}", value) for key, value in values.items()}

@@ -1,23 +1,22 @@
 """Feyjie et al. 2020, "Semi-supervised few-shot learning for medical image segmentation" (arXiv 2003.08462).
 
-One encoder serves two branches: one segments queries by what the support says, the other (the surrogate task) removes
-noise from images that need no masks, among them one of the target dataset. The network is described in
-metaseg/networks/feyjie.py.
+One encoder serves two branches: one segments queries given the support set, the other (the surrogate task) denoises
+images that need no masks, one of them from the target dataset. metaseg/networks/feyjie.py describes the network.
 
 Established from the authors' public code: pixel-wise binary cross-entropy for both branches; the surrogate's batch is
 the episode's support images and one unlabelled image of the target's domain; its noise s · N(0, 1), s ~ U(0.1, 0.6),
-is drawn once a batch, and its goal the clean image at the features' resolution; Adam at 1e-4.
+is drawn once per batch, and its target is the clean image at the features' resolution; Adam at 1e-4.
 
-Assumed: s is in units of images in [0, 1]; the goal is brought to the features' size by area.
+Assumed: s is in units of images in [0, 1]; the target is downsampled to the features' size by area averaging.
 
 Different [our decision]:
 
-- Theirs are two Adams that take turns, one step each an episode. Here one Adam follows the sum of both gradients in
-  each outer step. What belongs to one branch alone moves as under its own Adam; the encoder takes one step
-  along the sum, where theirs takes two, each of its own scale.
-- They meta-train on FSS-1000, here on the pair's pools like every learner; one outer step is the mean over its tasks.
-- The unlabelled images are a share of the target that is never scored (``learner.unlabelled``).
-- They choose weights on the test set; here the validation loss of the pair decides. It is the run's loss.
+- They alternate two Adams, one step each per episode. Here one Adam follows the sum of both gradients in each outer
+  step. Parameters of a single branch move as under their own Adam; the encoder takes one step along the sum, where
+  theirs takes two of different scale.
+- They meta-train on FSS-1000; here it is the pair's pools, as for every learner. One outer step averages its tasks.
+- The unlabelled images are a fraction of the target that is never scored (``learner.unlabelled``).
+- They select weights on the test set; here the pair's validation loss decides, which is the run's loss.
 """
 
 import zlib
@@ -38,14 +37,14 @@ from metaseg.networks.functional import Statistics
 from metaseg.runs.schema import Natural, NotNegative
 
 NOISE = (0.1, 0.6)
-"""Least and greatest standard deviation of the noise, for images in [0, 1] [its authors' code]."""
+"""Smallest and largest standard deviation of the noise, for images in [0, 1] [the authors' code]."""
 
 
 class Feyjie(MetricLearner):
     """Segmentation with a denoising surrogate task.
 
     Args:
-        surrogate: weight ≥ 0 of the surrogate's gradient; 1: as large a say as its own Adam would have.
+        surrogate: weight ≥ 0 of the surrogate's gradient; 1 weighs it as an Adam of its own would.
         pixel_bce: train by binary cross-entropy, as published; False: by the run's loss.
         seed: of the noise.
         settings: see ``MetricLearner``.
@@ -88,21 +87,21 @@ class Feyjie(MetricLearner):
         """
         if episode.unlabelled is None:
             raise MetasegError(
-                "The surrogate task needs an unlabelled image of the target, found none in the episode; set "
+                "The surrogate task needs an unlabelled target image, found none in the episode; set "
                 "learner.unlabelled above 0, or learner.surrogate=0."
             )
         clean = torch.cat([episode.support_images, episode.unlabelled])
-        # In images of [-1, 1] noise is twice as large as in those of [0, 1].
+        # Noise for [0, 1] doubles for images in [-1, 1].
         noisy = clean + 2 * self.noise(episode).to(clean)
         logits, found = self.call(parameters, lambda network: network.denoise(noisy), None)
         goal = F.adaptive_avg_pool2d((clean + 1) / 2, logits.shape[-2:])
         return F.binary_cross_entropy_with_logits(logits, goal), found
 
     def noise(self, episode: Episode) -> Tensor:
-        """The noise (K + 1, 3, H, W) of a task, for images in [0, 1]: on any device and any number of ranks the same.
+        """The noise (K + 1, 3, H, W) of a task, for images in [0, 1]; the same on any device and number of ranks.
 
-        A function of the seed, the outer step and the task, which its support masks stand for; so it needs no state
-        that a resumed run would have to find again.
+        A function of the seed, the outer step and the task (identified by its support masks), so a resumed run needs no
+        state.
         """
         task = zlib.crc32(episode.support_masks.to("cpu", torch.uint8).numpy().tobytes())
         generator = np.random.default_rng([self.seed, self.outer_step, task])

@@ -1,14 +1,14 @@
-"""Fine-tuning on the support set of a target: how far to follow it, and who has a say at its end.
+"""Fine-tuning on a target's support set: the interpolation between θ and φ, and the fold ensemble.
 
-The descent leads from the meta-parameters θ to φ, which after many steps knows a few images by heart. The target is
-segmented at θ + α (φ - θ) [Wortsman et al. 2022, there between a pre-trained and a fine-tuned classifier]. Which α
-serves best differs between targets: 1 where all images are alike, less where they vary. The support set says it: each
-part of it is segmented by the same descent on the other parts, and the smallest α that is not told from the best
-counts. These descents are not thrown away: each ends somewhere else, and the mean of what they and the descent on all
-images say is better than what each says alone [Breiman 1996, bagging; that it is done here is our decision].
+Fine-tuning leads from the meta-parameters θ to φ, which after many steps overfits the few images. The target is
+therefore segmented at θ + α (φ - θ) [Wortsman et al. 2022, there between a pre-trained and a fine-tuned classifier].
+The best α depends on the target: 1 if all images are alike, less if they vary. It is chosen by cross-validation on the
+support set: each fold is segmented after fine-tuning on the other folds, and the smallest α within one standard error
+of the best wins. The fold networks are kept: averaging the predictions of the full-support network and the fold
+networks is better than any one of them [Breiman 1996, bagging; its use here is our decision].
 
-All descents go side by side, on several threads where there are any: images are augmented once a step for all of them.
-Where leading stages of the network are held at θ with frozen norm layers, these run once a step for all of them too.
+All networks are fine-tuned in parallel, on several threads if available; images are augmented once per step for all of
+them. Leading stages held at θ with frozen norm layers also run once per step for all.
 """
 
 import copy
@@ -36,15 +36,15 @@ from metaseg.networks.rates import HeldStages, Rates
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
 
 SHARES = (0.5, 0.75, 1.0)
-"""The values of α to choose from. None is below one half: parts of the support set are few images, and ask for less."""
+"""Candidates for α, none below one half: fold networks see few images, which biases the choice towards smaller α."""
 
 OF_ONE_IMAGE = 0.5
-"""α with a single support image, which cannot be held out [Wortsman et al. 2022: where nothing is known]."""
+"""α for a single support image, which cannot be held out [Wortsman et al. 2022, for lack of validation data]."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A point of the descent.
+    """A point of the fine-tuning path.
 
     Attributes:
         phi: the parameters.
@@ -57,20 +57,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """The descent on a support set, and what segments the target after it.
+    """Fine-tuning on a support set, and the segmenter it results in.
 
     Attributes:
         network: the architecture; its own parameters are not used.
         loss: the segmentation loss.
-        norms: statistics that predictions are normalised with.
-        loop: the descent; its ``rates`` are not looked at.
-        rates: multipliers of its step size by part.
-        folds: parts of the support set, each held out once, which makes as many further members of an ensemble and
-            chooses their α; 0: φ alone, with α = 1.
-        flips: whether predictions are averaged over an image and its mirror images.
+        norms: normalisation statistics used for predictions.
+        loop: the optimisation loop; its ``rates`` are ignored.
+        rates: step-size multipliers by part.
+        folds: number of folds of the support set, each held out once; each adds a network to the ensemble, and together
+            they choose α; 0: φ alone, with α = 1.
+        flips: whether to average predictions over an image and its mirror images.
         device: where to compute.
         memory_format: of images and activations.
-        strengths: learned proximal strengths, in place of ``loop.lam``; None: that.
+        strengths: learned proximal strengths; None: ``loop.lam``.
     """
 
     network: nn.Module
@@ -91,13 +91,13 @@ class FineTuning:
         steps: Sequence[int],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Descend from θ, and yield (step, segmenter) at each step number in ``steps`` (0: the network at θ, alone).
+        """Fine-tune from θ, and yield (step, segmenter) at each step number in ``steps`` (0: the network at θ alone).
 
         Args:
-            theta: θ, all of it.
+            theta: all meta-parameters θ.
             support: the target's annotated images.
             steps: step numbers; beyond ``loop.steps`` only with a constant step size.
-            progress: called after each step with (steps taken, of how many).
+            progress: called after each step with (steps taken, total steps).
         """
         last = max(steps, default=0)
         parts = held_out(len(support.images), self.folds) if last else []
@@ -107,7 +107,7 @@ class FineTuning:
         if 0 in steps:
             yield 0, self._adapted(theta, Stage(theta, running_statistics(self.network)), 0.0, clean[0])
         with _Batches(self, theta, support) as batches, SideBySide(len(members), self.device) as side_by_side:
-            # A network lends itself to one call at a time.
+            # A network supports one call at a time.
             networks = [self.network, *(copy.deepcopy(self.network) for _ in parts)]
             descents = [
                 self._descent(network, theta, batches, rows, last)
@@ -125,9 +125,9 @@ class FineTuning:
     def _descent(
         self, network: nn.Module, theta: Parameters, batches: "_Batches", rows: np.ndarray, last: int
     ) -> Iterator[Stage]:
-        """The points of the descent of one member, which sees the images in ``rows``, after each step.
+        """The stage after each step of one member, which is fine-tuned on the images in ``rows``.
 
-        A descent that stops early, at its tolerance, stays where it is.
+        After an early stop at the tolerance, the last stage repeats.
         """
         moving = {name: value for name, value in theta.items() if batches.moves(name)}
         steps = last if self.loop.schedule == "constant" else self.loop.steps
@@ -155,13 +155,13 @@ class FineTuning:
         parts: Sequence[np.ndarray],
         clean: tuple[Tensor, Tensor],
     ) -> Followed:
-        """The α that held-out images ask for, see `chosen_share`.
+        """The α chosen on held-out images, see `chosen_share`.
 
         Args:
             theta: θ.
-            stages: of the members that hold a part out.
-            members: the images that they see.
-            parts: those that they do not.
+            stages: of the fold networks.
+            members: the images each is fine-tuned on.
+            parts: the images each holds out.
             clean: images and masks of the support set.
         """
         if not self.folds:
@@ -180,7 +180,7 @@ class FineTuning:
         return Followed(chosen_share(np.stack(scores)), means)
 
     def _segmenter(self, theta: Parameters, stages: Sequence[Stage], followed: Followed, images: Tensor) -> Segmenter:
-        """The mean of what all members say; one that held images out is still normalised with all of them."""
+        """The mean prediction of all members, each normalised with all support images, held out or not."""
         networks = tuple(self._adapted(theta, stage, followed.share, images) for stage in stages)
         if len(networks) == 1 and not self.flips:
             return networks[0]
@@ -200,7 +200,7 @@ class FineTuning:
 
 
 class _Batches:
-    """The support set augmented for each step, while the step before it is taken; and what held stages make of it."""
+    """The support set, augmented for each step during the previous one, and the outputs of the held stages."""
 
     def __init__(self, tuning: FineTuning, theta: Parameters, support: SupportSet) -> None:
         self._tuning, self._support = tuning, support
@@ -218,32 +218,32 @@ class _Batches:
         self._thread.shutdown(cancel_futures=True)
 
     def moves(self, name: str) -> bool:
-        """Whether a parameter belongs to a stage that steps run through."""
+        """Whether a parameter belongs to a stage that each step runs."""
         return name not in self._parameters
 
     def draw(self, step: int) -> None:
-        """Go on to step number ``step``, from 0."""
+        """Move on to step number ``step``, from 0."""
         if step and self._support.augmentation == "none":
-            return  # the images, and what held stages make of them, are those of the first step
+            return  # images and outputs of the held stages are those of the first step
         self._images, self._masks = self._tuning._there(self._augmented(step))
         self._outputs = self._run(self._tuning.network, self._images)
 
     def of(self, network: nn.Module, rows: np.ndarray) -> tuple[Any, Tensor, Statistics]:
-        """What the first stage that moves is given, the masks, and norm statistics of the stages before it.
+        """The input of the first moving stage, the masks, and the norm statistics of the stages before it.
 
         Args:
-            network: the member's, which no other thread calls.
+            network: the member's, not used by any other thread.
             rows: the member's images.
         """
         outputs, found = self._outputs
-        if found:  # the images of a batch normalise one another, so each member has outputs of its own
+        if found:  # normalised by the batch, so outputs differ between members
             outputs, found = self._run(network, self._images[rows])
         else:
             outputs = pytree.tree_map(lambda one: one[rows], outputs)
         return outputs, self._masks[rows], found
 
     def _run(self, network: nn.Module, images: Tensor) -> tuple[Any, Statistics]:
-        """The held stages; images as they are where there are none."""
+        """The outputs of the held stages; the images themselves if there are none."""
         if self._held is None:
             return images, {}
         with torch.no_grad():
@@ -259,9 +259,9 @@ class _Batches:
 
 
 def chosen_share(scores: np.ndarray) -> float:
-    """The smallest of `SHARES` that is not told from the best: one standard error towards θ [Breiman et al. 1984].
+    """The smallest of `SHARES` within one standard error of the best [Breiman et al. 1984].
 
-    Five images tell the shares apart by tenths of a point, and the highest mean alone would be a toss of a coin.
+    On five images the candidates differ by tenths of a point, so the highest mean alone would be arbitrary.
 
     Args:
         scores: Dice (shares, images) of the same held-out images at each share.
@@ -273,15 +273,15 @@ def chosen_share(scores: np.ndarray) -> float:
 
 
 def held_out(count: int, folds: int) -> list[np.ndarray]:
-    """Numbers of the images in each of ``folds`` parts of ``count`` images, or of as many parts as there are images.
+    """Image indices of each of ``folds`` folds of ``count`` images; at most one fold per image.
 
-    The parts are runs of images in their order: what lies side by side may be frames of one film, and stays together.
+    Folds are contiguous, so that consecutive images, which may be frames of one video, stay together.
     """
     return np.array_split(np.arange(count), min(folds, count)) if folds and count > 1 else []
 
 
 def _moved(running: Statistics, found: Statistics, momentum: float = 0.1) -> Statistics:
-    # Encoders of libraries have layers that no feature passes through.
+    # Encoders from libraries contain layers that are never run.
     return running | {
         layer: (mean.lerp(found[layer][0].detach(), momentum), variance.lerp(found[layer][1].detach(), momentum))
         for layer, (mean, variance) in running.items()

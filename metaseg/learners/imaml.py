@@ -2,9 +2,9 @@
 
     φ(θ, Λ) = argmin_φ  L(φ; S) + ½ (φ - θ)ᵀ Λ (φ - θ)
 
-in which Λ is λ times the identity, as in the paper, or one learned λ for each part or layer of the network: what
-generalises stays at θ, what has to be fitted to a few images is let go. The same solve that gives the gradient in θ
-gives that in each λ (`metaseg.meta.gradients.implicit_gradient`); λ follows it by its logarithm.
+where Λ is λ times the identity, as in the paper, or has one learned λ per part or layer of the network, so that parts
+that generalise stay near θ and parts that must fit the few images can move. One solve gives the gradient by θ and by
+each λ (`metaseg.meta.gradients.implicit_gradient`); the outer step updates log λ.
 """
 
 from functools import partial
@@ -21,31 +21,33 @@ from metaseg.runs.schema import Count, Curvature, Group, NotNegative, Positive, 
 
 
 class Solver(Group):
-    """Of the linear system."""
+    """The solver of the linear system."""
 
-    steps: Count = setting("most curvature products in a solve")
+    steps: Count = setting("maximum number of curvature products per solve")
     tolerance: NotNegative = setting("relative residual at which a solve stops")
 
 
 class LearnedStrengths(Group):
     """Which λ are learned."""
 
-    by: Literal["none", "part", "layer"] = setting("one for each part (encoder, decoder, head) or layer; none: none")
-    lr: Positive = setting("of the outer Adam on log lambda; it follows the schedule of the others")
+    by: Literal["none", "part", "layer"] = setting(
+        "one lambda per part (encoder, decoder, head), one per layer, or none"
+    )
+    lr: Positive = setting("learning rate of the outer Adam on log lambda, with the schedule of the other parameters")
 
 
 class ImplicitMAML(Learner):
     """Implicit MAML [paper eq. 1 and 2].
 
     Args:
-        lam: λ > 0 of the proximal term; where strengths are learned, what each begins with.
+        lam: λ > 0 of the proximal term; the initial value of every learned strength.
         cg: the solver.
         curvature: "hessian" or "gauss_newton".
         strengths: which λ are learned; None: none.
         settings: see ``Learner``.
 
     Raises:
-        MetasegError: on settings that do not go together.
+        MetasegError: on incompatible settings.
     """
 
     def __init__(
@@ -60,14 +62,14 @@ class ImplicitMAML(Learner):
         super().__init__(lam=lam, **settings)
         if curvature == "gauss_newton" and self.loss.curvature is None:
             raise MetasegError(
-                f"learner.curvature=gauss_newton needs a loss with a convex part, but that of loss={self.loss.name} "
-                "is zero; use curvature=hessian or a loss with bce or log_cosh in its name."
+                f"learner.curvature=gauss_newton needs a loss with a convex part, but loss={self.loss.name} has none; "
+                "set learner.curvature=hessian or a loss with bce or log_cosh in its name."
             )
         if strengths is not None and strengths.by != "none":
             if not settings["inner"].proximal:
                 raise MetasegError(
-                    f"learner.strengths.by={strengths.by} needs a proximal term to learn the strengths of, found "
-                    "learner.inner.proximal=false; set it to true."
+                    f"learner.strengths.by={strengths.by} needs a proximal term, found learner.inner.proximal=false; "
+                    "set it to true."
                 )
             self.strengths = Strengths(self.network, strengths.by, self._inner_rates, lam, strengths.lr)
         self.lam, self.curvature, self.cg = lam, curvature, cg

@@ -1,4 +1,4 @@
-"""How the inner loop evaluates the support loss: in which precision, and whether compiled."""
+"""Evaluation of the support loss in the inner loop: precision and compilation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ from metaseg.networks.functional import Statistics, forward
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _SCALE = {"float16": 2.0**12}
-"""What the loss is multiplied by, so that gradients of float16 do not vanish [our decision: a power of two]."""
+"""Loss scale that keeps float16 gradients from vanishing [our decision: a power of two]."""
 
 
 class InnerEvaluation:
-    """Makes the function by which the inner loop evaluates the support loss of an episode.
+    """Builds the function with which the inner loop evaluates an episode's support loss.
 
     Only inner steps run in the precision given here; curvature products, the solver and the query gradient do not
     (half precision would make the Hessian-vector products useless; a scaled loss would scale the solve).
@@ -28,14 +28,14 @@ class InnerEvaluation:
         network: the network.
         loss: the segmentation loss; computed in float32.
         precision: "float32", "tf32", "bfloat16" or "float16".
-        compiled: whether by torch.compile.
+        compiled: whether to use torch.compile.
     """
 
     def __init__(self, network: nn.Module, loss: Loss, precision: str = "float32", compiled: bool = False) -> None:
         self.precision = precision
 
-        # The call alone, so that parameters are inputs of what is compiled: compiled around them, it would be compiled
-        # anew for each step's parameters.
+        # Compile the call alone, with parameters as its inputs; otherwise each step's parameters would trigger a
+        # recompile.
         def call(network: nn.Module, parameters: Parameters, images: tuple[Any], stages: dict[str, str]) -> Tensor:
             logits: Tensor = functional_call(network, parameters, images, stages)
             return logits
@@ -53,12 +53,12 @@ class InnerEvaluation:
         self._plain = precision == "float32" and not compiled
 
     def of(self, images: Any, masks: Tensor, first: str | None = None) -> Evaluate | None:
-        """Evaluates the loss of these images (B, 3, H, W) and masks (B, 1, H, W); None: as the task itself does.
+        """Evaluates the loss on images (B, 3, H, W) and masks (B, 1, H, W); None: the task's own evaluation applies.
 
         Args:
-            images: with ``first``, what the stages before it made of them.
+            images: the images, or with ``first`` the output of the stages before it.
             masks: in {0, 1}.
-            first: the stage to begin with; None: the encoder.
+            first: the stage to start at; None: the encoder.
         """
         if self._plain:
             return None
@@ -83,7 +83,7 @@ def _precision(precision: str, device: str) -> Iterator[None]:
 
 @contextmanager
 def _tf32(precision: str) -> Iterator[None]:
-    """TF32 is a flag of the process: set for as long as this lasts, on devices that have it."""
+    """Enable TF32, a process-wide flag, inside the context."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     if precision == "tf32":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True

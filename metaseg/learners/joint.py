@@ -1,4 +1,4 @@
-"""Joint training: plain supervision on the images of both pools; adapted to the target it is the baseline to beat."""
+"""Joint training: plain supervision on both pools; with adaptation to the target, the baseline to beat."""
 
 from metaseg.data.batches import Episode
 from metaseg.learners.base import Learner
@@ -7,11 +7,11 @@ from metaseg.meta.vectors import Parameters
 
 
 class Joint(Learner):
-    """Ordinary gradient descent on the images of the same episodes, support and query alike; arguments as ``Learner``.
+    """Plain gradient descent on the same episodes, support and query alike; arguments as ``Learner``.
 
     Without adaptation to the target it is the paper's naive baseline.
     """
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
-        """The gradient of the loss of all the episode's images."""
+        """The gradient of the loss over all the episode's images."""
         return self.plain_gradient(theta, episode)

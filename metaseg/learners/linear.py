@@ -1,8 +1,8 @@
-"""Logistic regression of pixels on the features of a frozen encoder: what the features alone can say.
+"""Logistic regression of pixels on the features of a frozen encoder: what the features alone achieve.
 
-Users of ilastik and Convpaint know it: nothing is learnt by gradient descent through a network, and a fit takes a
-second. The features of every level are enlarged to one resolution and weighed; as enlarging and weighing are both
-linear, a prediction weighs first, at each level's own resolution, and enlarges a single channel.
+As in ilastik and Convpaint: no gradient descent through a network, and a fit takes a second. The features of every
+level are upsampled to one resolution and combined linearly. As both operations are linear, prediction combines first,
+at each level's resolution, and upsamples a single channel.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,21 +24,21 @@ from metaseg.networks.stages import StagedNetwork
 from metaseg.runs.schema import Count, Natural, Positive
 
 ITERATIONS = 100
-"""Most iterations of L-BFGS; it stops at its tolerances, mostly after 30 to 60."""
+"""Maximum iterations of L-BFGS; its tolerances usually stop it after 30 to 60."""
 
 
 class Linear(Learner):
     """Logistic regression on encoder features, fitted to the target's support images alone.
 
     Args:
-        network: a `StagedNetwork` whose encoder returns feature maps; with random weights its features are random.
-        penalty: strength > 0 of the squared norm of the weights, which belong to standardised features.
-        pixels: most pixels ≥ 1 to fit to; a random sample where the images have more.
-        copies: augmented copies ≥ 0 of the support images to fit to, beside the images themselves.
+        network: a `StagedNetwork` whose encoder returns feature maps; random weights give random features.
+        penalty: > 0, weight of the squared norm of the coefficients of the standardised features.
+        pixels: maximum number of pixels ≥ 1 to fit to; sampled at random if the images have more.
+        copies: augmented copies ≥ 0 of the support images to fit to, besides the images themselves.
         settings: see ``Learner``; ``adapt.steps`` must be 0.
 
     Raises:
-        MetasegError: on adaptation steps, or a network without an encoder of its own.
+        MetasegError: on adaptation steps, or a network without a separate encoder.
     """
 
     trains = False
@@ -49,16 +49,16 @@ class Linear(Learner):
     ) -> None:
         if not (isinstance(network, StagedNetwork) and network.staged):
             raise MetasegError(
-                f"Expected a network whose encoder can be run alone for learner=linear, found "
-                f"{type(network).__name__}: choose model=pretrained, attention_unet or smp."
+                f"learner=linear needs a network whose encoder runs separately, found {type(network).__name__}; "
+                "set model=pretrained, attention_unet or smp."
             )
         super().__init__(network=network, **settings)
         if self.adapt_loop.steps:
-            raise MetasegError(f"learner=linear needs learner.adapt.steps=0, found {self.adapt_loop.steps}: set it so.")
+            raise MetasegError(f"learner=linear needs learner.adapt.steps=0, found {self.adapt_loop.steps}.")
         self.penalty, self.pixels, self.copies = penalty, pixels, copies
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
-        """Never asked for.
+        """Not supported: this learner does not train on episodes.
 
         Raises:
             RuntimeError: always.
@@ -71,13 +71,13 @@ class Linear(Learner):
         steps: Sequence[int],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Fit to the support set; yields (0, segmenter) whatever ``steps`` says, as there are no steps."""
+        """Fit to the support set; yields (0, segmenter) once and ignores ``steps``."""
         batches = [support.clean(), *(support.augmented(number) for number in range(self.copies))]
         clean = batches[0][0].to(self.device, memory_format=self.memory_format)
         statistics = self._statistics(clean)
         with torch.no_grad():
             samples, targets = zip(*(self._sample(*batch, len(batches), statistics) for batch in batches), strict=True)
-        # A copy of the weights: training may go on while the segmenter lives.
+        # Copy the weights, as training may continue while the segmenter is in use.
         theta = {name: value.clone() for name, value in self.theta().items()}
         weight, bias = fit(torch.cat(samples), torch.cat(targets), self.penalty)
         yield 0, WeighedFeatures(self.network, theta, statistics, weight, bias)
@@ -107,7 +107,7 @@ def half(images: Tensor) -> tuple[int, int]:
 
 
 def enlarged(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Features (B, C, h, w) at another size, bilinear."""
+    """Features (B, C, h, w) resized bilinearly."""
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
 
@@ -115,12 +115,12 @@ def fit(features: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tens
     """Weights and bias of a logistic regression, by L-BFGS.
 
     Args:
-        features: (n, C), of any scale; they are standardised within.
+        features: (n, C), of any scale; standardised internally.
         targets: (n,), probabilities in [0, 1].
-        penalty: of the squared norm of the weights of the standardised features, halved.
+        penalty: times half the squared norm of the weights of the standardised features.
 
     Returns:
-        Weights (C,) of the features as they came, and the bias ().
+        Weights (C,) of the original features, and the bias ().
     """
     mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     standardised = (features - mean) / deviation
@@ -143,13 +143,13 @@ def fit(features: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tens
 
 @dataclass(frozen=True)
 class WeighedFeatures:
-    """A weighed sum of encoder features; a `Segmenter`.
+    """A weighted sum of encoder features; a `Segmenter`.
 
     Attributes:
-        network: whose encoder it is.
+        network: provides the encoder.
         parameters: of the network.
         statistics: norm statistics to predict with.
-        weight: of all features, finest level first, (C,).
+        weight: (C,), of all features, finest level first.
         bias: ().
     """
 
@@ -167,7 +167,7 @@ class WeighedFeatures:
             )
             parts = self.weight.split([level.shape[1] for level in features])
             finest = half(images)
-            # Weighing and bilinear enlarging commute, so one channel is enlarged in place of hundreds.
+            # Weighting and bilinear upsampling commute, so upsample one channel instead of hundreds.
             weighed = [
                 enlarged(torch.einsum("bchw,c->bhw", level, part).unsqueeze(1), finest)
                 for level, part in zip(features, parts, strict=True)

@@ -13,7 +13,7 @@ class MAML(Learner):
     """Second-order MAML.
 
     Args:
-        checkpoint: whether inner steps are evaluated a second time on the way back instead of being kept.
+        checkpoint: whether to recompute inner steps in the backward pass instead of keeping them.
         settings: see ``Learner``.
     """
 

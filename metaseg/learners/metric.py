@@ -1,4 +1,4 @@
-"""Learners that segment a query by comparing it with the support: nothing is fitted at the target."""
+"""Learners that segment a query by comparing it with the support set, without fitting to the target."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 class Met(NamedTuple):
-    """A support set as the network sees it.
+    """An encoded support set.
 
     Attributes:
         features: of its images.
-        summary: what queries are compared with.
-        found: the norm statistics of a pass in which its images are the queries themselves.
+        summary: the summary that queries are compared with.
+        found: norm statistics of a pass in which its images are also the queries.
     """
 
     features: Any
@@ -38,19 +38,19 @@ class Met(NamedTuple):
 class MetricLearner(Learner):
     """A learner whose network compares queries with the support (`ComparingNetwork`).
 
-    A prediction depends on the parameters, the support set and the query image alone: under ``model.norm=support`` the
-    norm statistics are those of a pass in which the support images are compared with themselves, so other query images
-    have no part in them. Under ``batch`` the queries of a call normalise one another, as the support images do; under
-    ``running`` both are normalised by running statistics, which follow that same pass in training.
+    With ``model.norm=support`` a prediction depends only on the parameters, the support set and the query image: the
+    norm statistics come from a pass that compares the support images with themselves. With ``batch`` the queries of a
+    call are normalised as a batch, and so are the support images; with ``running`` both use running statistics, updated
+    from that same pass in training.
 
     Args:
         network: a `ComparingNetwork`.
-        reversal: weight ≥ 0 of the loss with the roles reversed: the predicted masks of the queries, cut at p > 0.5,
-            are the annotation by which the support images are segmented [PANet's alignment, Wang et al. 2019].
+        reversal: weight ≥ 0 of the loss with the roles reversed: the queries with their predicted masks, cut at p >
+            0.5, serve as support for segmenting the support images [PANet's alignment, Wang et al. 2019].
         settings: see ``Learner``; ``adapt.steps`` must be 0.
 
     Raises:
-        MetasegError: on adaptation steps, or a network that does not compare.
+        MetasegError: on adaptation steps, or a network that is not a `ComparingNetwork`.
     """
 
     network: ComparingNetwork
@@ -64,13 +64,13 @@ class MetricLearner(Learner):
         super().__init__(network=network, **settings)
         if self.adapt_loop.steps:
             raise MetasegError(
-                "learner.adapt.steps must be 0 for a learner that compares with the support instead of adapting, found "
-                f"{self.adapt_loop.steps}."
+                f"{type(self).__name__} compares with the support set instead of fitting to it and needs "
+                f"learner.adapt.steps=0, found {self.adapt_loop.steps}."
             )
         self.reversal = reversal
 
     def meet(self, parameters: Parameters, images: Tensor, masks: Tensor) -> Met:
-        """Take in a support set: images (K, 3, H, W) in [-1, 1], masks (K, 1, H, W) in {0, 1}."""
+        """Encode a support set: images (K, 3, H, W) in [-1, 1], masks (K, 1, H, W) in {0, 1}."""
 
         def steps(network: ComparingNetwork) -> tuple[Any, Any, Tensor]:
             features = network.encode(images)
@@ -101,7 +101,7 @@ class MetricLearner(Learner):
         return self.compare(parameters, met, query_images)[0]
 
     def compare(self, parameters: Parameters, met: Met, query_images: Tensor) -> tuple[Tensor, Any]:
-        """Logits (B, 1, H, W) and features of query images (B, 3, H, W), given a support set that was met."""
+        """Logits (B, 1, H, W) and features of query images (B, 3, H, W), given an encoded support set."""
 
         def steps(network: ComparingNetwork) -> tuple[Tensor, Any]:
             features = network.encode(query_images)
@@ -112,11 +112,11 @@ class MetricLearner(Learner):
     def call(
         self, parameters: Parameters, steps: Callable[[Any], T], statistics: Statistics | None
     ) -> tuple[T, Statistics]:
-        """``steps(network)`` with these parameters and norm statistics; also returns the statistics that were used."""
+        """``steps(network)`` with these parameters and norm statistics; also returns the statistics used."""
         return forward(self.network, parameters, steps, statistics)
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
-        """The gradient at θ of the query loss, and of the loss with the roles reversed where that has a weight."""
+        """The gradient at θ of the query loss plus the weighted loss with the roles reversed."""
         episode = self.laid_out(episode)
         leaves = detach(theta, requires_grad=True)
         with torch.enable_grad():
@@ -129,11 +129,11 @@ class MetricLearner(Learner):
     def objective(
         self, parameters: Parameters, episode: Episode
     ) -> tuple[Tensor, dict[str, Tensor], Statistics, Tensor]:
-        """What training minimises on one task.
+        """The training objective of one task.
 
         Returns:
-            The scalar, the losses it is made of by name (``query_loss_after`` among them), the norm statistics that
-            were found on the way, and the query logits.
+            The scalar, its component losses by name (including ``query_loss_after``), the norm statistics, and the
+            query logits.
         """
         met = self.meet(parameters, episode.support_images, episode.support_masks)
         logits, features = self.compare(parameters, met, episode.query_images)
@@ -146,11 +146,11 @@ class MetricLearner(Learner):
         return total, losses, met.found, logits
 
     def training_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """The loss that training minimises; here the run's."""
+        """The loss minimised in training; here the run's."""
         return self.loss(logits, masks)
 
     def reversed_roles(self, parameters: Parameters, met: Met, features: Any, logits: Tensor) -> Tensor:
-        """Logits (K, 1, H, W) of the support images, the queries being annotated with their predicted masks."""
+        """Logits (K, 1, H, W) of the support images, with the queries and their predicted masks as support."""
         predicted = (logits.detach() > 0).to(logits)
 
         def steps(network: ComparingNetwork) -> Tensor:
@@ -159,7 +159,7 @@ class MetricLearner(Learner):
         return self.call(parameters, steps, self._statistics_of(met))[0]
 
     def trial(self, episode: Episode) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Query loss and logits (B, 1, H, W), twice the same: there is no inner loop."""
+        """Query loss and logits (B, 1, H, W), the same twice, as there is no inner loop."""
         episode = self.laid_out(episode)
         with torch.no_grad():
             logits = self.segment(self.theta(), episode.support_images, episode.support_masks, episode.query_images)
@@ -172,12 +172,12 @@ class MetricLearner(Learner):
         steps: Sequence[int],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Meet the support set, once; yields (0, segmenter) whatever ``steps`` says, as there are no steps."""
+        """Encode the support set; yields (0, segmenter) once and ignores ``steps``."""
         theta = self.theta()
         images, masks = (part.to(self.device, memory_format=self.memory_format) for part in support.clean())
         with torch.no_grad():
             met = self.meet(theta, images, masks)
-        # Copies: training may go on while the segmenter lives.
+        # Copy the weights, as training may continue while the segmenter is in use.
         yield 0, ComparingSegmenter(self, {name: value.clone() for name, value in theta.items()}, met)
 
     def _statistics_of(self, met: Met) -> Statistics:
@@ -189,7 +189,7 @@ class MetricLearner(Learner):
 
 @dataclass(frozen=True)
 class ComparingSegmenter:
-    """A support set that was met, with the parameters it was met with; a `Segmenter`."""
+    """An encoded support set with the parameters that encoded it; a `Segmenter`."""
 
     learner: MetricLearner
     parameters: Parameters

@@ -1,13 +1,13 @@
-"""Prototypes: a pixel is foreground where its features look more like the support's foreground than its background.
+"""Prototypes: a pixel is foreground if its features are closer to the support's foreground than to its background.
 
-After PANet [Wang et al. 2019, arXiv 1908.06391]. From it: masked average prototypes of both classes, per image and
-then averaged over the shots; cosine similarity times 20; the alignment loss, of weight 1, in which queries and support
-change roles; no gradient at test. Different from it [our decision]: the features are those of the group ``model``, at
-full resolution and not VGG16's at an eighth of it, so that the learner has the same network and initial weights
-(``model.init``) as those it is compared with; masks are therefore not resized, and logits not upsampled; the loss is
-the run's. Only the last layer is another: as many linear outputs as it has inputs, in place of one logit. The inputs
-themselves would not do: after a ReLU many pixels are zero in all channels, where the cosine has no derivative (PANet,
-too, leaves out its last ReLU).
+After PANet [Wang et al. 2019, arXiv 1908.06391]. As there: masked average prototypes of both classes, per image and
+then averaged over the shots; cosine similarity times 20; the alignment loss, of weight 1, which swaps queries and
+support; no gradient at test time. Different [our decision]: the features come from the group ``model`` at full
+resolution, not from VGG16 at an eighth of it, so that the learner has the same network and initial weights
+(``model.init``) as the learners it is compared with; masks are therefore not resized, and logits not upsampled; the
+loss is the run's. Only the last layer differs: as many linear outputs as inputs instead of one logit. Its inputs cannot
+serve as features: after a ReLU many pixels are zero in all channels, where the cosine has no derivative (PANet also
+omits its last ReLU).
 """
 
 from typing import Any
@@ -26,16 +26,16 @@ from metaseg.runs.schema import Natural, Positive
 
 
 class Prototypes(MetricLearner):
-    """Segments by the nearer prototype.
+    """Segments by the nearest prototype.
 
     Args:
-        network: of the group ``model``; its last layer is replaced, in place.
-        scale: > 0, what cosine similarities are multiplied by.
+        network: of the group ``model``; its last layer is replaced in place.
+        scale: > 0, multiplier of the cosine similarities.
         seed: of the new last layer's random weights.
         settings: see ``MetricLearner``; ``reversal`` weighs the alignment loss.
 
     Raises:
-        MetasegError: on a network whose last layer is not known.
+        MetasegError: on a network with an unknown last layer.
     """
 
     def __init__(self, *, network: nn.Module, scale: Positive, seed: Natural, **settings: Any) -> None:
@@ -43,7 +43,7 @@ class Prototypes(MetricLearner):
 
 
 class PrototypeNetwork(ComparingNetwork):
-    """A segmentation network that gives features for logits, and their comparison, which has no parameters."""
+    """A segmentation network with features in place of logits, and their parameter-free comparison."""
 
     def __init__(self, network: nn.Module, scale: float, seed: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PrototypeNetwork(ComparingNetwork):
         return prototype(features, share), prototype(features, 1 - share)
 
     def compare(self, summary: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
-        """The logit (B, 1, H, W) of a softmax over both similarities: scale · (to foreground - to background)."""
+        """The logits (B, 1, H, W) of a softmax over both similarities: scale · (to foreground - to background)."""
         foreground, background = (F.cosine_similarity(features, one[None, :, None, None], eps=1e-6) for one in summary)
         return self.scale * (foreground - background).unsqueeze(1)
 
@@ -74,16 +74,16 @@ class PrototypeNetwork(ComparingNetwork):
 def prototype(features: Tensor, masks: Tensor) -> Tensor:
     """Mean of features (K, C, h, w) under masks (K, 1, h, w), per image, then over the images: (C,).
 
-    An image whose mask is empty adds nothing; where all are, the prototype is zero and similar to nothing.
+    An image with an empty mask contributes zero; if all masks are empty, the prototype is zero and similar to nothing.
     """
     return ((features * masks).sum((2, 3)) / masks.sum((2, 3)).clamp_min(1e-6)).mean(0)
 
 
 def embedding(network: nn.Module, seed: int) -> StagedNetwork:
-    """The network with features in place of logits: its last convolution gets as many outputs as inputs; in place.
+    """Replace, in place, the last convolution by one with as many outputs as inputs: features instead of logits.
 
     Raises:
-        MetasegError: if the last layer is not known.
+        MetasegError: if the last layer is unknown.
     """
     # The 1x1 convolution of UNet and EncoderUNet, or the first part of smp's head.
     inner = getattr(network, "network", None)
@@ -94,12 +94,12 @@ def embedding(network: nn.Module, seed: int) -> StagedNetwork:
     last = getattr(holder, name, None)
     if not isinstance(network, StagedNetwork) or holder is None or not isinstance(last, nn.Conv2d):
         raise MetasegError(
-            "learner=prototypes knows the last layer of attention_unet, unet, pretrained and smp, found "
-            f"{type(network).__name__}; choose one of these as model."
+            "learner=prototypes supports the networks of model=attention_unet, unet, pretrained and smp, found "
+            f"{type(network).__name__}; choose one of these."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        kernel = last.kernel_size[0]  # square, and padded to keep the size, in all of these networks
+        kernel = last.kernel_size[0]  # in all of these networks square, and padded to keep the size
         new = nn.Conv2d(last.in_channels, last.in_channels, kernel, padding=kernel // 2)
     setattr(holder, name, new)
     return network

@@ -1,4 +1,4 @@
-"""Reptile [Nichol et al. 2018]: follow the inner loop's own way."""
+"""Reptile [Nichol et al. 2018]: follow the displacement of the inner loop."""
 
 import torch
 
@@ -11,8 +11,8 @@ from metaseg.meta.vectors import Parameters
 class Reptile(Learner):
     """Reptile; arguments as ``Learner``.
 
-    It knows no split of a task: its inner loop takes support and query images together, each time all of them [our
-    decision: the paper's minibatches would see the same images].
+    It does not split a task: every inner step uses all support and query images [our decision: the paper's minibatches
+    would see the same images].
     """
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:

@@ -1,4 +1,4 @@
-"""Training on the target's support images alone, from the initial weights: what a learner has to beat."""
+"""Training on the target's support images alone, from the initial weights: the baseline a learner must beat."""
 
 from metaseg.data.batches import Episode
 from metaseg.learners.base import Learner
@@ -12,7 +12,7 @@ class Scratch(Learner):
     trains = False
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
-        """Never asked for.
+        """Not supported: this learner does not train on episodes.
 
         Raises:
             RuntimeError: always.

@@ -1,4 +1,4 @@
-"""Several independent computations at a time, each on a share of the CPU's threads."""
+"""Independent computations in parallel, each on a share of the CPU's threads."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +10,15 @@ Result = TypeVar("Result")
 
 
 class SideBySide:
-    """Calls functions at once, where there are several threads to call them on.
+    """Calls functions in parallel if there are several threads.
 
-    Convolutions of a few small images gain little from a second thread. Two networks, each on a thread of its own, take
-    0.7 of the time that they take one after the other on both (five images of 128x128, two cores; the row "members side
-    by side" of ``python -m benchmarks adaptation``).
+    Convolutions of a few small images gain little from a second thread. Two networks on one thread each take 0.7 of the
+    time they take in turn on both threads (five images of 128x128, two cores; the row "members side by side" of
+    ``python -m benchmarks adaptation``).
 
     Args:
-        count: how many functions there will be at a time.
-        device: where they compute; off the CPU they are called one after the other.
+        count: number of functions per call.
+        device: where they compute; on any device but the CPU they run sequentially.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -35,10 +35,10 @@ class SideBySide:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown()
-            torch.set_num_threads(self._threads)  # what a worker sets is also where threads begin that come later
+            torch.set_num_threads(self._threads)  # a worker's setting is also the default of later threads
 
     def __call__(self, functions: Sequence[Callable[[], Result]]) -> list[Result]:
-        """What the functions return, in their order; the first exception among them is raised."""
+        """The functions' results in order; raises the first exception among them."""
         if self._pool is None:
             return [function() for function in functions]
         return list(self._pool.map(lambda function: function(), functions))

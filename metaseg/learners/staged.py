@@ -1,4 +1,4 @@
-"""An episode as a task: stages that the inner loop leaves alone run once, and the chain rule goes on through them."""
+"""An episode as a task: stages frozen in the inner loop run once, and the chain rule continues through them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ from metaseg.networks.rates import HeldStages, Rates
 
 @dataclass(frozen=True)
 class Held:
-    """The leading stages of a network that do not move, run once.
+    """The frozen leading stages of a network, run once.
 
     Attributes:
-        parameters: of these stages; leaves, which require gradients where the outer step moves them.
-        found: their norm statistics on the support set, in the graph.
-        outputs: what they make of the support images and of the query images, in the graph.
+        parameters: of these stages; leaves, which require gradients if the outer step moves them.
+        found: their norm statistics on the support set, attached to the graph.
+        outputs: their outputs for the support and the query images, attached to the graph.
     """
 
     parameters: Parameters
@@ -34,25 +34,25 @@ class Held:
     outputs: tuple[Any, Any]
 
     def tensors(self) -> list[Tensor]:
-        """All output tensors that are in a graph, those of the support set first."""
+        """All output tensors attached to a graph, support set first."""
         return [one for one in pytree.tree_leaves(self.outputs) if one.requires_grad]
 
 
 class EpisodeTask:
-    """One episode for one network: the task in the parameters that the inner loop can move.
+    """One episode as a task in the parameters that the inner loop can move.
 
     Args:
         network: the network; its own parameters are not used.
         loss: the segmentation loss.
-        norms: what predictions are normalised with.
+        norms: normalisation statistics used for predictions.
         rates: of the inner loop.
-        theta: the meta-parameters θ, all of them.
-        episode: in the memory layout that the network is to work in.
+        theta: all meta-parameters θ.
+        episode: in the memory format the network should use.
         evaluation: how the inner loop evaluates the support loss.
-        chained: names of parameters whose gradient is wanted though the inner loop leaves them alone.
+        chained: name → whether the gradient of a frozen parameter is needed.
 
     Attributes:
-        theta: those of θ that are not held.
+        theta: the part of θ outside the held stages.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class EpisodeTask:
         support, query = episode.support_images, episode.query_images
         inputs: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = ((), ())
         if self._held is not None:
-            # Leaves in place of the outputs: the task's own graph ends here.
+            # Leaves in place of the outputs, so that the task's graph ends here.
             support, query = (
                 pytree.tree_map(lambda one: one.detach().requires_grad_(one.requires_grad), side)
                 for side in self._held.outputs
@@ -126,7 +126,7 @@ class EpisodeTask:
         )
 
     def whole(self, result: MetaGradient) -> MetaGradient:
-        """A meta-gradient of this task as one in all of θ: the chain rule through the stages that were held."""
+        """Extend a meta-gradient of this task to all of θ, by the chain rule through the held stages."""
         if self._held is None:
             return result
         of_held = self._through_held(result.by_inputs)

@@ -1,4 +1,4 @@
-"""Learned proximal strengths: how fast each part, or each layer, of a network is held to θ in the inner problem."""
+"""Learned proximal strengths: how strongly the inner problem holds each part or layer to θ."""
 
 import math
 from collections.abc import Mapping
@@ -12,22 +12,22 @@ from metaseg.networks.rates import Rates
 from metaseg.networks.stages import part_of
 
 RANGE = (1e-3, 1e4)
-"""What a learned λ stays in: below, float32 cannot tell the proximal term from rounding; above, nothing moves [D]."""
+"""Range of a learned λ: below, float32 rounding hides the proximal term; above, nothing moves [D]."""
 
 
 class Strengths:
-    """One λ for each group of parameters, kept as log λ.
+    """One λ per group of parameters, stored as log λ.
 
     Args:
         network: the network.
-        by: "part" (encoder, decoder, head) or "layer" (the module that a parameter belongs to).
-        rates: of the inner loop. What it freezes is in no group: the inner problem says nothing of its λ.
-        lam: what every λ begins with, and what parameters in no group have, > 0.
+        by: "part" (encoder, decoder, head) or "layer" (a parameter's module).
+        rates: of the inner loop. Frozen parameters are in no group, as the inner problem does not depend on their λ.
+        lam: initial value of every λ, and the λ of parameters in no group, > 0.
         lr: of the outer Adam on log λ, > 0.
 
     Attributes:
         names: of the groups, in the order of the network's parameters.
-        logarithms: log λ of each, shape (groups,); on the CPU, wherever the network lies.
+        logarithms: log λ of each, shape (groups,); on the CPU, whatever the network's device.
     """
 
     def __init__(self, network: nn.Module, by: str, rates: Rates, lam: float, lr: float) -> None:
@@ -42,7 +42,7 @@ class Strengths:
         return dict(zip(self.names, self.logarithms.detach().exp().tolist(), strict=True))
 
     def vector(self, like: Parameters) -> Tensor:
-        """The λ of each of these parameters, shape (N,), cut from any graph."""
+        """The λ of each of these parameters, shape (N,), detached."""
         values = [*self.logarithms.detach().exp().tolist(), self.lam]
         places = self._places(like)
         return torch.cat(
@@ -53,7 +53,7 @@ class Strengths:
         )
 
     def by_logarithm(self, like: Parameters, by_strengths: Tensor) -> Tensor:
-        """From the derivative by the λ of each of these parameters, shape (N,), that by log λ, shape (groups,)."""
+        """The derivative by log λ, shape (groups,), from the derivative by each parameter's λ, shape (N,)."""
         of_each = torch.stack([piece.sum() for piece in by_strengths.split([value.numel() for value in like.values()])])
         sums = of_each.new_zeros(len(self.names) + 1)
         sums = sums.index_add(0, torch.tensor(self._places(like), device=sums.device), of_each)
@@ -61,7 +61,7 @@ class Strengths:
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Put every λ back into `RANGE`."""
+        """Clamp every λ to `RANGE`."""
         self.logarithms.clamp_(*(math.log(bound) for bound in RANGE))
 
     def state(self) -> dict[str, float]:
@@ -70,18 +70,18 @@ class Strengths:
 
     @torch.no_grad()
     def take_over(self, state: Mapping[str, float]) -> None:
-        """Go on from a `state`.
+        """Restore a `state`.
 
         Raises:
-            MetasegError: if it is of other groups.
+            MetasegError: if it has other groups.
         """
         if tuple(state) != self.names:
             raise MetasegError(
-                f"The checkpoint should hold a lambda for each of {', '.join(self.names)}, but holds those of "
-                f"{', '.join(state)}; set learner.strengths.by and learner.inner.rates as in the run that wrote it."
+                f"Expected a checkpoint with a lambda for each of {', '.join(self.names)}, found {', '.join(state)}; "
+                "set learner.strengths.by and learner.inner.rates as in the run that wrote it."
             )
         self.logarithms.copy_(torch.tensor(list(state.values())))
 
     def _places(self, like: Mapping[str, Tensor]) -> list[int]:
-        """The group of each parameter by its place among the names; one past the last for those in none."""
+        """The index of each parameter's group; one past the last for parameters in no group."""
         return [self.names.index(self._group[name]) if name in self._group else len(self.names) for name in like]

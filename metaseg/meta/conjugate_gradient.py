@@ -1,17 +1,17 @@
-"""Conjugate gradient for operators I + C, with a curvature guard and a report of how it went.
+"""Conjugate gradient for operators I + C, with a curvature guard and diagnostics.
 
 Differences from the textbook:
 
-- It starts from zero, not from b. The first iterate is then the best multiple of b, for the price of the one product
-  that a start from b spends on its first residual; after n products the iterate is optimal over the whole Krylov space
-  of dimension n, of which a start from b searches a subspace. (The reference code of iMAML starts from b.)
+- It starts from zero, not from b. The first product then yields the best multiple of b, where a start from b spends it
+  on the initial residual; after n products the iterate is optimal over the whole Krylov space of dimension n, of which
+  a start from b searches only a subspace. (The iMAML reference code starts from b.)
 - It stops at the first direction p with p·Ap ≤ 0, before stepping along it.
-- It returns the candidate with the smallest residual, not merely the last iterate: residuals of CG are not monotone.
-- Beside the iterates it keeps their combination of smallest residual [minimal residual smoothing: Zhou and Walker 1994,
-  SIAM J. Sci. Comput. 15:297], for a few vector operations and no product, and stops as soon as that reaches the
-  tolerance: the earliest product at which any Krylov method could. Only then it is returned, as for a given number of
-  products the error of CG's own iterate is the smaller one [Fong and Saunders 2012, SQU J. Sci. 17:44].
-- A residual that is not finite ends the solve with the best finite iterate.
+- It returns the candidate with the smallest residual, not the last iterate: CG's residuals are not monotone.
+- It also tracks the combination of iterates with the smallest residual [minimal residual smoothing: Zhou and Walker
+  1994, SIAM J. Sci. Comput. 15:297], at the cost of a few vector operations, and stops as soon as that residual reaches
+  the tolerance: no Krylov method could stop earlier. The smoothed iterate is returned only in that case; otherwise CG's
+  own iterate has the smaller error [Fong and Saunders 2012, SQU J. Sci. 17:44].
+- A non-finite residual ends the solve with the best finite iterate.
 """
 
 import math
@@ -24,30 +24,28 @@ from torch import Tensor
 
 
 class Outcome(Enum):
-    """How a solve ended; the value is a sentence for people."""
+    """How a solve ended; the value is a sentence for the user."""
 
     CONVERGED = "The relative residual fell below the tolerance."
-    STEPS_SPENT = (
-        "All steps were spent before the residual reached the tolerance; allow more steps or a looser tolerance."
-    )
+    STEPS_SPENT = "The solver ran out of steps before reaching the tolerance; allow more steps or a looser tolerance."
     NEGATIVE_CURVATURE = (
-        "A direction of non-positive curvature was met: the operator is not positive definite, so the iterate "
-        "before that direction is returned; raise lambda or use the Gauss-Newton curvature."
+        "The solver met a direction of non-positive curvature, so the operator is not positive definite; it returned "
+        "the iterate before that direction. Raise lambda or use the Gauss-Newton curvature."
     )
     NOT_FINITE = (
-        "A product was not finite; the last finite iterate is returned. Lower the learning rate of the inner loop."
+        "A product was not finite; the solver returned the last finite iterate. Lower the inner loop's learning rate."
     )
     ZERO_RIGHT_HAND_SIDE = "The right-hand side is zero, and so is the solution."
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solve of A x = b returned.
+    """The result of solving A x = b.
 
     Attributes:
         value: x, shape (N,).
-        residual: ‖b - A x‖ / ‖b‖ of that x, by CG's recurrence; inf if not even the first product was finite.
-        iterations: number of products A p computed.
+        residual: ‖b - A x‖ / ‖b‖ by CG's recurrence; inf if the first product was already not finite.
+        iterations: products A p computed.
         smallest_curvature: smallest p·Ap / p·p over the directions tried; inf if none was.
         outcome: how the solve ended.
     """
@@ -65,13 +63,13 @@ def conjugate_gradient(operator: Callable[[Tensor], Tensor], b: Tensor, *, steps
     Args:
         operator: v → A v on vectors of shape (N,).
         b: right-hand side, shape (N,).
-        steps: most products to compute, ≥ 1.
+        steps: maximum number of products, ≥ 1.
         tolerance: relative residual at which to stop; 0 forces all steps.
 
     Returns:
-        The candidate with the smallest residual: the iterates, and b itself, which is the solution for C = 0 (for an
-        implicit gradient: the first-order gradient) and whose residual the first product tells; or the smoothed iterate
-        where only that has reached the tolerance.
+        The candidate with the smallest residual. Candidates are the iterates and b itself, which solves the system for
+        C = 0 (the first-order gradient) and whose residual comes with the first product; if only the smoothed iterate
+        reached the tolerance, it is returned.
 
     Raises:
         ValueError: if ``steps`` < 1 or ``tolerance`` < 0.
@@ -82,7 +80,7 @@ def conjugate_gradient(operator: Callable[[Tensor], Tensor], b: Tensor, *, steps
     if norm == 0:
         return Solution(b.clone(), 0.0, 0, float("inf"), Outcome.ZERO_RIGHT_HAND_SIDE)
 
-    # No vector is written to, so that these can share memory: at small sizes the vectors weigh as much as the images.
+    # No vector is modified in place, so these can share memory: for small images, vectors take as much as images do.
     x, r, p = b.new_zeros(()), b, b
     rr = r.dot(r)
     smooth, s = x, b

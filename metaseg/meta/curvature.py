@@ -1,9 +1,8 @@
-"""Curvature-vector products at one point, set up once and applied many times.
+"""Curvature-vector products at one point: set up once, applied many times.
 
-Two classes with one interface: ``DoubleBackward`` here, which asks nothing of the network, and ``replay.Replay``, which
-is faster. C is the Hessian ∇²L(φ), or the Gauss-Newton matrix Jᵀ B J with J the Jacobian of the logits and B the
-curvature of the loss in logit space: positive semi-definite whenever B is, also where the Hessian is indefinite
-[Schraudolph 2002].
+Two classes share one interface: ``DoubleBackward`` works for any network, ``replay.Replay`` is faster. C is the Hessian
+∇²L(φ), or the Gauss-Newton matrix Jᵀ B J with J the Jacobian of the logits and B the curvature of the loss in logit
+space: positive semi-definite whenever B is, even where the Hessian is indefinite [Schraudolph 2002].
 """
 
 from collections.abc import Callable, Sequence
@@ -15,19 +14,19 @@ from torch import Tensor
 from metaseg.meta.vectors import Parameters, flatten, unflatten
 
 Forward = Callable[[Parameters], tuple[Tensor, Any]]
-"""Parameters → (logits, whatever else the forward pass found)."""
+"""Parameters → (logits, other results of the forward pass)."""
 
 LogitCurvature = Callable[[Tensor, Tensor], Tensor]
 """(logits, u) → B u, shaped as the logits."""
 
 
 class Linearisation(Protocol):
-    """A loss at φ with its gradient, from which curvature products are had.
+    """A loss at φ with its gradient and curvature products.
 
     Attributes:
         loss: L(φ), detached.
         gradient: ∇L(φ), shape (N,), detached.
-        before: what the callable of this name returned.
+        before: the return value of the ``before`` callable.
     """
 
     loss: Tensor
@@ -54,10 +53,10 @@ class DoubleBackward:
     Args:
         logits_of: parameters → (logits, found).
         loss_of: logits → scalar loss.
-        phi: where; leaves that require gradients.
-        before: called with what ``logits_of`` returned.
-        exact: whether ``hessian`` is wanted; without it the gradient's graph is not kept.
-        inputs: leaves that require gradients and that ``logits_of`` reads beside the parameters.
+        phi: φ, the point of linearisation; leaves that require gradients.
+        before: called with the return values of ``logits_of``.
+        exact: whether ``hessian`` is needed; if not, the gradient's graph is not kept.
+        inputs: further leaves that ``logits_of`` reads and that require gradients.
     """
 
     def __init__(

@@ -1,24 +1,24 @@
-"""Meta-gradients of one task: implicit, unrolled, first-order and Reptile, functions with one signature.
+"""Meta-gradients of one task: implicit, unrolled, first-order and Reptile, as functions with one signature.
 
     θ → φ: the inner loop on the support loss;  then  d L_query(φ(θ)) / dθ  by
 
     implicit     Λ (C + Λ)⁻¹ ∇L_query(φ), C the curvature of the support loss at φ, by conjugate gradient [iMAML eq. 6]
     unrolled     back-propagation through the inner steps                                                  [MAML]
     first_order  ∇L_query(φ), as if dφ/dθ were the identity                                                [MAML 5.2]
-    reptile      θ - φ, the way that the inner loop went                                                    [Reptile]
+    reptile      θ - φ, the displacement of the inner loop                                                  [Reptile]
 
-The implicit gradient is that of the exact minimiser of L + ½ (φ - θ)ᵀ Λ (φ - θ), with Λ diagonal: λ I in the paper,
-or a strength for each parameter. There ∇L(φ) + Λ(φ - θ) = 0, which differentiated is (C + Λ) dφ = Λ dθ - (φ - θ)∘dλ, so
-that one solve gives both
+The implicit gradient assumes that φ is the exact minimiser of L + ½ (φ - θ)ᵀ Λ (φ - θ), with Λ diagonal: λ I in the
+paper, or one strength per parameter. There ∇L(φ) + Λ(φ - θ) = 0; differentiating gives (C + Λ) dφ = Λ dθ - (φ - θ)∘dλ,
+so one solve yields both gradients:
 
     x = (C + Λ)⁻¹ ∇L_query(φ),    d L_query/dθ = Λ x,    d L_query/dλ_i = -(φ - θ)_i x_i
 
-How far φ is from the minimiser is reported as ``stationarity`` (the other gradients report it at the last gradient they
-took, one step before φ), how well the linear system was solved as ``cg_residual``.
+``stationarity`` reports how far φ is from the minimiser (the other estimators report it at their last gradient, one
+step before φ), ``cg_residual`` how well the linear system was solved.
 
-A network can have stages that the inner loop leaves alone. What they make of the images are then inputs c of the task,
-computed once, and θ are the parameters of the rest. How the query loss depends on c is returned with the gradient, also
-by way of φ, so that the chain rule can go on through those stages:
+Leading stages that the inner loop freezes run once; their outputs are inputs c of the task, and θ holds the remaining
+parameters. The gradient by c, including the path through φ, is returned as well, so that the chain rule can continue
+through the frozen stages:
 
     d L_query(φ(θ, c), c) / dc  =  ∂L_query/∂c - (∂²L/∂c∂φ) x      (implicit)
 """
@@ -52,23 +52,23 @@ from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
 CURVATURES = ("hessian", "gauss_newton")
 
 PRODUCTS: dict[str, Callable[..., Linearisation]] = {"replay": Replay, "autograd": DoubleBackward}
-"""How curvature products are computed: fast, for networks of known operations, or by autograd, for all."""
+"""How curvature products are computed: fast, for networks of supported operations, or by autograd, for any network."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task, as callables of a parameter dictionary.
+    """One task as functions of a parameter dictionary.
 
     Attributes:
-        support: parameters → (logits of the support set, found), where ``found`` goes to ``query`` (e.g. normalisation
-            statistics).
-        support_loss: these logits → scalar loss.
-        query: (parameters, found) → (query loss, whatever else is worth keeping, e.g. detached logits).
-        logit_curvature: (logits, u) → B u of the support loss in logit space; only the Gauss-Newton product needs it.
+        support: parameters → (logits of the support set, found), where ``found`` is passed on to ``query`` (e.g.
+            normalisation statistics).
+        support_loss: support logits → scalar loss.
+        query: (parameters, found) → (query loss, other results, e.g. detached logits).
+        logit_curvature: (logits, u) → B u of the support loss in logit space; needed by the Gauss-Newton product only.
         query_reads_support: whether the query loss depends on ``found``.
         evaluate: evaluates the support loss in the inner loop; None: autograd of ``objective``.
-        support_inputs: leaves beside the parameters that ``support`` reads and whose gradient is wanted.
-        query_inputs: the same of ``query``.
+        support_inputs: further leaves that ``support`` reads and whose gradient is needed.
+        query_inputs: likewise for ``query``.
     """
 
     support: Forward
@@ -81,7 +81,7 @@ class Task:
     query_inputs: tuple[Tensor, ...] = ()
 
     def objective(self, parameters: Parameters) -> tuple[Tensor, Any]:
-        """The support loss and what was found on the way."""
+        """The support loss and ``found``."""
         logits, found = self.support(parameters)
         return self.support_loss(logits), found
 
@@ -92,23 +92,22 @@ class Task:
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """A meta-gradient and how it came about.
+    """A meta-gradient with its diagnostics.
 
     Attributes:
         gradient: d L_query / dθ as a vector of shape (N,).
         adapted: φ, detached.
         diagnostics: name → number: support_loss_before, support_loss_after, query_loss_after, gradient_norm (of the
-            meta-gradient), stationarity (‖∇L + Λ(φ - θ)‖ at φ over the same at θ), inner_steps (that were taken), moved
-            (‖φ - θ‖ / ‖θ‖ over the parameters that adapt). With the implicit gradient also unsolved (1 if the
-            stationarity is above the tolerance of the inner loop; left out where that is 0), cg_residual,
-            cg_iterations, smallest_curvature (of I + Λ^-½ C Λ^-½) and cg_negative_curvature (1 if that ended the
-            solve).
-        found: what the support pass at φ found.
-        query_after: what the query pass at φ found.
+            meta-gradient), stationarity (‖∇L + Λ(φ - θ)‖ at φ over the same at θ), inner_steps (taken), moved (‖φ - θ‖
+            / ‖θ‖ over the parameters that adapt). The implicit gradient adds unsolved (1 if the stationarity exceeds
+            the inner loop's tolerance; omitted where that is 0), cg_residual, cg_iterations, smallest_curvature (of I +
+            Λ^-½ C Λ^-½) and cg_negative_curvature (1 if negative curvature ended the solve).
+        found: ``found`` of the support pass at φ.
+        query_after: the other results of the query pass at φ.
         solution: the solve's full report (implicit only).
-        by_inputs: d L_query / dc for each of ``Task.support_inputs`` and then ``query_inputs``, shaped as these.
-        by_strengths: d L_query / dλ, shape (N,) as λ were of each parameter; summed over those that share one, it is
-            the derivative by that one (implicit only).
+        by_inputs: d L_query / dc for each of ``Task.support_inputs``, then ``query_inputs``, with their shapes.
+        by_strengths: d L_query / dλ_i per parameter, shape (N,); for a shared λ, sum over the parameters that share it
+            (implicit only).
     """
 
     gradient: Tensor
@@ -135,22 +134,22 @@ def implicit_gradient(
     """iMAML: d L_query / dθ = Λ x and d L_query / dλ_i = -(φ - θ)_i x_i, with (C + Λ) x = ∇L_query(φ) = g.
 
     With Λ = λ I the first is (I + C/λ)⁻¹ g [paper eq. 2; iMAML eq. 6]. The system is solved as
-    (I + Λ^-½ C Λ^-½) y = Λ^-½ g, x = Λ^-½ y: its eigenvalues stay near 1 where strengths differ by orders of magnitude.
-    Memory does not grow with the number of inner steps: only the derivative at φ is kept.
+    (I + Λ^-½ C Λ^-½) y = Λ^-½ g, x = Λ^-½ y, whose eigenvalues stay near 1 even if strengths differ by orders of
+    magnitude. Memory does not grow with the number of inner steps: only the derivative at φ is kept.
 
-    Where a mask M lets only some parameters adapt, φ solves the problem in these, with the others at θ. The system is
-    then solved in the subspace, (M C M + Λ) x = M g, and the share of the others is (I - M)(g - C x): what they do to
-    the query loss themselves, and by way of the minimiser. Their strengths have no effect.
+    If only some parameters adapt (mask M), φ minimises over those with the others fixed at θ. The system is solved in
+    that subspace, (M C M + Λ) x = M g, and the gradient of the others is (I - M)(g - C x): their direct effect on the
+    query loss and their effect through the minimiser. Their strengths have no effect.
 
     Args:
         task: the task.
         theta: meta-parameters θ.
-        inner: the inner loop; its own proximal term should be the same, or φ is no stationary point of the problem
-            whose gradient this is (the stationarity then tells).
+        inner: the inner loop; it should have the same proximal term, otherwise φ is not a stationary point of the
+            problem differentiated here (``stationarity`` shows it).
         lam: λ > 0 of the proximal term, or the diagonal of Λ, shape (N,), > 0.
-        cg_steps: most curvature products.
+        cg_steps: maximum number of curvature products.
         cg_tolerance: relative residual at which the solve stops.
-        curvature: "hessian", or "gauss_newton" where λ is so small that I + H/λ would be indefinite.
+        curvature: "hessian", or "gauss_newton" where λ is too small for I + H/λ to be positive definite.
         products: a key of ``PRODUCTS``.
 
     Raises:
@@ -224,7 +223,7 @@ def _require_solvable(task: Task, lam: float | Tensor, curvature: str) -> None:
 
 
 def first_order_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
-    """First-order MAML: d L_query / dθ ≈ ∇L_query(φ), the limit of the implicit gradient for λ → ∞."""
+    """First-order MAML: d L_query / dθ ≈ ∇L_query(φ), the limit of the implicit gradient as λ → ∞."""
     return _with_query(task, theta, inner, _run(task, theta, inner))
 
 
@@ -238,17 +237,17 @@ def unrolled_gradient(
 ) -> MetaGradient:
     """MAML: exact d L_query(φ_K(θ)) / dθ through all K inner steps.
 
-    The steps are gone through backwards: a step's gradient ∇L(φ_k) passes a cotangent v on as ∇²L(φ_k) v, and the
-    arithmetic of its optimiser as autograd says.
+    Back-propagates step by step: a cotangent v passes through ∇L(φ_k) as ∇²L(φ_k) v, and through the optimiser's
+    arithmetic by autograd.
 
     Args:
         task: the task.
         theta: meta-parameters θ.
         inner: the inner loop.
         products: a key of ``PRODUCTS``.
-        checkpoint: keep of every step only φ and the optimiser's moments, and evaluate each a second time on the way
-            back: the memory of one step for any number of steps, plus a few N per step. Only then is
-            ``task.evaluate`` read: the derivative is otherwise recorded on the way.
+        checkpoint: keep only φ and the optimiser's moments of each step and evaluate it again on the way back: the
+            memory of one step plus a few N per step. ``task.evaluate`` is used only with this; otherwise the derivative
+            is recorded in the forward direction.
 
     Raises:
         ValueError: if ``products`` is unknown.
@@ -300,11 +299,9 @@ def unrolled_gradient(
 
 
 def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
-    """Reptile: (θ - φ) / (lr · K), for SGD the mean of the K gradients on the way [Nichol et al. 2018, section 3].
+    """Reptile: (θ - φ) / (lr · K), for SGD the mean of the K gradients taken [Nichol et al. 2018, section 3].
 
-    K is the number of steps that were taken.
-
-    No query enters; the query loss is measured all the same, for curves.
+    K is the number of steps taken. The query set does not enter; the query loss is computed for the curves only.
 
     Raises:
         ValueError: if there are no inner steps.
@@ -318,13 +315,13 @@ def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGra
         support_loss, found = task.objective(phi)
         query_loss, query_after = task.query(phi, found)
     diagnostics = _diagnostics(theta, inner, descent, support_loss, query_loss, way)
-    # What the inner loop leaves alone has gone no way.
+    # Frozen parameters have not moved.
     by_inputs = tuple(torch.zeros_like(c) for c in (*task.support_inputs, *task.query_inputs))
     return MetaGradient(way, detach(phi), diagnostics, detached(found), query_after, by_inputs=by_inputs)
 
 
 def trial(task: Task, theta: Parameters, inner: InnerLoop) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
-    """What ``task.query`` returns at θ and at φ: (before, after), without a meta-gradient; used for validation."""
+    """``task.query`` at θ and at φ: (before, after), without a meta-gradient; used for validation."""
     phi = _run(task, theta, inner).phi
     with torch.no_grad():
         before, after = (task.query(detach(p), task.support(detach(p))[1]) for p in (theta, phi))
@@ -350,7 +347,7 @@ def _run(task: Task, theta: Parameters, inner: InnerLoop) -> _Descent:
 
 
 def _with_query(task: Task, theta: Parameters, inner: InnerLoop, descent: _Descent) -> MetaGradient:
-    """∇L_query(φ), and the diagnostics of a descent that ended in φ."""
+    """∇L_query(φ), and the diagnostics of a descent that ended at φ."""
     leaves = detach(descent.phi, requires_grad=True)
     with torch.set_grad_enabled(task.query_reads_support):
         support_loss, found = task.objective(leaves)
@@ -371,7 +368,7 @@ def _slopes(
 
 
 def _plus(by_inputs: tuple[Tensor, ...], mixed: tuple[Tensor, ...], factor: float) -> tuple[Tensor, ...]:
-    """The mixed products, which are there for the support's inputs alone, added times a factor."""
+    """Add factor · mixed products, which exist for the support inputs only."""
     count = len(mixed)
     return (*(c + factor * m for c, m in zip(by_inputs, mixed, strict=False)), *by_inputs[count:])
 

@@ -1,4 +1,4 @@
-"""The inner loop: gradient descent on the support loss, with a proximal term that ties it to the meta-parameters."""
+"""The inner loop: gradient descent on the support loss, with a proximal term that pulls towards the meta-parameters."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,15 +14,15 @@ from torch.optim.adam import adam
 from metaseg.meta.vectors import Parameters, flatten, unflatten
 
 OPTIMIZERS = {"sgd": 0, "momentum": 1, "adam": 2}
-"""The inner optimisers, and how many vectors of moments each carries from step to step."""
+"""The inner optimisers, and the number of moment vectors each keeps."""
 
 SCHEDULES = ("constant", "cosine")
 
 WARMUP = 10
-"""Steps over which the cosine schedule's learning rate rises, as long as Adam's moments are those of few gradients."""
+"""Warm-up steps of the cosine schedule, while Adam's moments average only a few gradients."""
 
 PIECE = 1 << 17
-"""How many parameters a CPU updates at a time: 131072, whose vectors stay in its cache from operation to operation."""
+"""Parameters a CPU updates at a time: 131072, so that their vectors stay in cache between operations."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class InnerLoop:
     Attributes:
         optimizer: "sgd", "momentum" (heavy ball, 0.9) or "adam" (0.9, 0.999).
         lr: learning rate, > 0.
-        steps: most steps, ≥ 0.
+        steps: maximum number of steps, ≥ 0.
         lam: strength λ of the proximal term, ≥ 0; 0 leaves it out.
-        tolerance: `descend` stops where the gradient of the objective is at most this share of its norm at θ, ≥ 0; 0
-            takes all steps.
+        tolerance: `descend` stops once the norm of the objective's gradient is at most this fraction of its norm at θ,
+            in [0, 1); 0 takes all steps.
         schedule: "constant", or "cosine": lr rises over the first `WARMUP` steps and falls to 0 over all of them.
-        rates: shape (N,), ≥ 0: multiplier of each parameter's steps; those with 0 stay at θ. None: 1 for all.
+        rates: shape (N,), ≥ 0: step-size multiplier of each parameter; 0 freezes it at θ. None: 1 for all.
         strengths: shape (N,), ≥ 0: the diagonal of Λ. None: λ for all.
 
     Raises:
@@ -78,12 +78,12 @@ class InnerLoop:
 
     @cached_property
     def _changes(self) -> list[int]:
-        """Positions at which the rate changes."""
+        """Positions where the rate changes."""
         assert self.rates is not None
         return (torch.nonzero(self.rates[1:] != self.rates[:-1]).flatten() + 1).tolist()
 
     def runs(self, count: int) -> list[tuple[int, int, float]]:
-        """(first, last + 1, rate) of the longest stretches of equal rates in vectors of ``count`` parameters."""
+        """(start, stop, rate) of each maximal run of equal rates in a vector of ``count`` parameters."""
         if self.rates is None:
             return [(0, count, 1.0)]
         ends = [0, *self._changes, count]
@@ -91,7 +91,7 @@ class InnerLoop:
 
 
 Moments = tuple[Tensor, ...]
-"""Moments that the optimiser carries from step to step, each of shape (N,)."""
+"""The optimiser's moments, each of shape (N,)."""
 
 
 def initial_moments(loop: InnerLoop, theta: Tensor) -> Moments:
@@ -100,7 +100,7 @@ def initial_moments(loop: InnerLoop, theta: Tensor) -> Moments:
 
 
 def slope(loop: InnerLoop, theta: Tensor, phi: Tensor, gradient: Tensor) -> Tensor:
-    """∇L(φ) + Λ (φ - θ) in the parameters that adapt, shape (N,).
+    """∇L(φ) + Λ (φ - θ), zero for frozen parameters, shape (N,).
 
     Args:
         loop: the settings.
@@ -134,7 +134,7 @@ def update(
 def _move(
     loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, moments: Moments, rates: Tensor | None
 ) -> tuple[Tensor, Moments]:
-    """`update` by a gradient that is the `slope` already, of those parameters that ``rates`` are of."""
+    """`update` with the `slope` given, restricted to the parameters of ``rates``."""
     lr = loop.lr_at(count) if rates is None else loop.lr_at(count) * rates
     if loop.optimizer == "sgd":
         return phi - lr * gradient, moments
@@ -143,24 +143,24 @@ def _move(
         return phi - lr * heavy, (heavy,)
     first = 0.9 * moments[0] + 0.1 * gradient
     second = 0.999 * moments[1] + 0.001 * gradient * gradient
-    # ε stands inside the root, unlike in torch.optim.Adam: the root's derivative at a zero gradient is then finite,
-    # which MAML's second derivatives need.
+    # Unlike in torch.optim.Adam, ε is inside the root: MAML's second derivatives need a finite derivative of the root
+    # at a zero gradient.
     direction = first / (1 - 0.9**count) / (second / (1 - 0.999**count) + 1e-16).sqrt()
     return phi - lr * direction, (first, second)
 
 
 def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, moments: Moments) -> Tensor:
-    """φ after step ``count``, the same numbers as by `update`, without a graph; the moments are overwritten.
+    """φ after step ``count``, equal to `update` but without a graph; overwrites the moments.
 
-    On a CPU the vectors are gone through piece by piece. With millions of parameters every operation on all of them
-    fetches them from memory anew, and a step of Adam is fourteen operations.
+    On a CPU the vectors are processed in chunks: a step of Adam is fourteen operations, and with millions of parameters
+    each of them would fetch every vector from memory again.
 
     Args:
         loop: the settings.
         count: the step's number, from 1.
-        phi: φ before the step, shape (N,); left as it is.
+        phi: φ before the step, shape (N,); not modified.
         downhill: `slope` there, shape (N,).
-        moments: the moments before the step; after it, those after the step.
+        moments: the moments before the step; updated in place.
     """
     if loop.optimizer == "adam":
         return _adam_in_place(loop, count, phi, downhill, moments)
@@ -176,9 +176,9 @@ def update_in_place(loop: InnerLoop, count: int, phi: Tensor, downhill: Tensor, 
 
 
 def _adam_in_place(loop: InnerLoop, count: int, phi: Tensor, gradient: Tensor, moments: Moments) -> Tensor:
-    """Adam by PyTorch's fused kernel: one pass over the vectors in place of fourteen.
+    """Adam by PyTorch's fused kernel: one pass over the vectors instead of fourteen.
 
-    ε stands outside of the root there. The difference is below float32's resolution but for gradients near 1e-8.
+    Its ε is outside the root; the difference is below float32's resolution except for gradients near 1e-8.
     """
     after = phi.clone()
     for first, last, rate in loop.runs(len(phi)):
@@ -208,7 +208,7 @@ class Evaluation:
     Attributes:
         loss: L(φ), detached.
         gradient: ∇L(φ), shape (N,), detached.
-        found: whatever else the forward pass found (e.g. normalisation statistics), cut from its graph.
+        found: other results of the forward pass (e.g. normalisation statistics), detached.
     """
 
     loss: Tensor
@@ -221,7 +221,7 @@ Evaluate = Callable[[Parameters], Evaluation]
 
 
 def by_autograd(objective: Callable[[Parameters], tuple[Tensor, Any]]) -> Evaluate:
-    """The gradient of a function of parameters that returns (scalar loss, whatever else it finds)."""
+    """Evaluate by autograd a function of parameters that returns (scalar loss, other results)."""
 
     def evaluate(phi: Parameters) -> Evaluation:
         with torch.enable_grad():
@@ -250,7 +250,7 @@ class Step:
 def descend(evaluate: Evaluate, theta: Parameters, loop: InnerLoop) -> Iterator[Step]:
     """Yield every step of the inner loop; ``evaluate`` is called once per step.
 
-    With a tolerance, the last evaluation is the one that finds φ good enough: no step follows it.
+    With a tolerance, the evaluation that meets it is the last: no step follows.
     """
     bound = None
     with torch.no_grad():
@@ -269,12 +269,12 @@ def descend(evaluate: Evaluate, theta: Parameters, loop: InnerLoop) -> Iterator[
 
 
 def as_leaves(vector: Tensor, like: Parameters) -> Parameters:
-    """A point as parameters that require gradients, in the memory of `vector`."""
+    """The vector as parameters that require gradients, sharing its memory."""
     return {name: piece.detach().requires_grad_() for name, piece in unflatten(vector, like).items()}
 
 
 def detached(found: Any) -> Any:
-    """The same containers with every tensor cut from its graph."""
+    """The same containers with every tensor detached."""
     if isinstance(found, Tensor):
         return found.detach()
     if isinstance(found, dict):

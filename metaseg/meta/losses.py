@@ -1,4 +1,4 @@
-"""Segmentation losses of binary masks, with the Gauss-Newton curvature of each in logit space.
+"""Binary segmentation losses, each with its Gauss-Newton curvature in logit space.
 
 Logits and targets have shape (B, 1, H, W); targets lie in {0, 1}. Every loss is a scalar: the mean over the batch.
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMOOTHING = 1.0
-"""Added to numerator and denominator of the Dice coefficient [paper eq. 4]; an empty mask then has a finite loss."""
+"""Added to the numerator and denominator of Dice [paper eq. 4], so that an empty mask has a finite loss."""
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def _flat(tensor: Tensor) -> Tensor:
 def dice_per_image(logits: Tensor, target: Tensor) -> Tensor:
     """Dice loss 1 - (2 Σpt + 1) / (Σp + Σt + 1) of each image, with p = sigmoid(logits); shape (B,), range [0, 1).
 
-    The sums run over one image, as in the reported Dice, not over the batch [our decision: the paper is silent].
+    The sums run over one image, as in the reported Dice, not over the batch [our decision: the paper does not say].
     """
     probability, target = _flat(torch.sigmoid(logits)), _flat(target)
     overlap = (probability * target).sum(1)
@@ -101,16 +101,16 @@ def _sum(*products: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Ten
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and the positive semi-definite curvature that stands for its Hessian in logit space.
+    """A loss and the positive semi-definite curvature that replaces its Hessian in logit space.
 
     Attributes:
-        name: the name users give.
+        name: as in ``loss=``.
         value: (logits, target) → scalar.
         curvature: (logits, target, v) → B v, shaped as the logits, or None where the Gauss-Newton matrix would be zero.
-            Each term is written as convex function ∘ smooth map; B keeps the curvature of the convex functions
-            (cross-entropy of the logits; log cosh of the Dice loss) and drops that of the maps, so B is positive
-            semi-definite [Schraudolph 2002]. The plain Dice loss and the piecewise linear hinge have no convex outer
-            function with curvature: B of ``dice`` and ``lovasz`` is zero.
+            Each term is a convex function ∘ smooth map; B keeps the curvature of the convex functions (cross-entropy of
+            the logits; log cosh of the Dice loss) and drops that of the maps, so B is positive semi-definite
+            [Schraudolph 2002]. The plain Dice loss and the piecewise linear hinge have no convex outer function with
+            curvature: B of ``dice`` and ``lovasz`` is zero.
     """
 
     name: str
@@ -132,4 +132,4 @@ LOSSES = {
         Loss("lovasz", lovasz, None),
     )
 }
-"""Every loss that ``loss=`` may name."""
+"""Name, as in ``loss=`` → loss."""

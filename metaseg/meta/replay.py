@@ -1,14 +1,14 @@
-"""Curvature products by replaying a recorded gradient: the forward and backward pass run once, their derivative often.
+"""Curvature products by replaying a recorded gradient: forward and backward run once, their derivative many times.
 
-A network's gradient at φ is computed once, by PyTorch's autograd, while every operation of it is written down. The
-derivative of the record along a direction v (see ``tangents``) is then
+PyTorch's autograd computes the gradient at φ once, while every operation is recorded. The derivative of the record
+along a direction v (see ``tangents``) is then
 
     forward part    v → J v, with J the Jacobian of the logits
     backward part   with tangents of all values:          the rest of ∇²L(φ) v             [Pearlmutter 1994]
                     with that of the logits' gradient u:  Jᵀ u, as the pass is linear in it
 
-so that a Hessian product costs two convolutions for each of the gradient's, a Gauss-Newton product four for each three,
-and no graph of the gradient is ever built. What the derivative does not read is not kept.
+A Hessian product costs two convolutions for each one of the gradient, a Gauss-Newton product four for every three, and
+no graph of the gradient is ever built. Values that the derivative does not read are not kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,9 +28,9 @@ _NO_RULE = Rule(lambda *_: None)
 _CLONE = torch.ops.aten.clone.default
 _DETACH = torch.ops.aten.detach.default
 _CONSTANT = 0
-"""The number of all values that do not depend on what is tracked."""
+"""Number of every value that depends on no tracked value."""
 _OVERWRITTEN = -1
-"""The number of all values that an operation on another view of their memory has changed."""
+"""Number of every value overwritten through another view of its memory."""
 
 
 class Unsupported(RuntimeError):
@@ -39,7 +39,7 @@ class Unsupported(RuntimeError):
 
 @dataclass
 class _Operation:
-    """One recorded operation; ``inputs`` and ``outputs`` number the values that it read and made."""
+    """One recorded operation; ``inputs`` and ``outputs`` are the numbers of the values read and produced."""
 
     function: Any
     rule: Rule
@@ -51,12 +51,12 @@ class _Operation:
 
 
 class Record(TorchDispatchMode):
-    """Writes down the operations that run within it and depend on a tracked value; may be entered several times.
+    """Records the operations run inside it that depend on a tracked value; can be entered several times.
 
     Attributes:
-        operations: in the order in which they ran.
-        versions: the tensors that are kept, and the version in which they were read.
-        dropped: numbers of values that are not kept, nor is what is computed from them.
+        operations: in execution order.
+        versions: the tensors kept, with the version that was read.
+        dropped: numbers of values that are not kept, and neither is anything computed from them.
     """
 
     def __init__(self) -> None:
@@ -66,12 +66,12 @@ class Record(TorchDispatchMode):
         self.dropped: set[int] = set()
         self._numbers: dict[Any, int] = {}
         self._views: dict[int, list[Any]] = {}
-        """Address of a storage → the values that lie in it."""
+        """Storage address → the values in it."""
         self._again: dict[int, _Operation] = {}
         self._count = _CONSTANT
 
     def track(self, tensor: Any) -> int:
-        """Give a tensor a number, by which the operations that read it know it."""
+        """Number a tensor, so that operations reading it are recorded."""
         if not isinstance(tensor, Tensor):
             return _CONSTANT
         self._count += 1
@@ -84,10 +84,10 @@ class Record(TorchDispatchMode):
         """The number of a tensor."""
         return self._numbers.get(_identity(value), _CONSTANT) if isinstance(value, Tensor) else _CONSTANT
 
-    # This runs some hundreds of times a pass, while the device waits: it is written for speed.
+    # Called hundreds of times per pass while the device waits, so written for speed.
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DETACH:
-            # The same memory in the same shape: it keeps its number.
+            # Same memory and shape: keeps its number.
             return func(*args)
         tracked = False
         inputs: list[int | list[int]] = []
@@ -105,7 +105,7 @@ class Record(TorchDispatchMode):
         single = isinstance(out, Tensor)
         results = [out] if single else list(out) if isinstance(out, (tuple, list)) else []
         if not tracked:
-            # A new constant may lie where a tracked value was before it was freed.
+            # A new constant may reuse the memory of a freed tracked value.
             for result in results:
                 if isinstance(result, Tensor):
                     self._numbers.pop(_identity(result), None)
@@ -114,7 +114,7 @@ class Record(TorchDispatchMode):
         if (kwargs and func is not _CLONE) or _OVERWRITTEN in _each(inputs):
             rule = _NO_RULE
         if func._schema.is_mutable:
-            # Whatever else is a view of this memory has changed in a way that no rule describes.
+            # Other views of this memory have changed in a way no rule describes.
             for view in self._views.pop(args[0].untyped_storage().data_ptr(), ()):
                 self._numbers[view] = _OVERWRITTEN
         arguments = self._kept(args, rule.arguments, inputs)
@@ -131,7 +131,7 @@ class Record(TorchDispatchMode):
         return out
 
     def _kept(self, values: Sequence[Any], positions: tuple[int, ...], numbers: Sequence[Any]) -> list[Any]:
-        """The values at these positions, cut from the graph; in place of the other tensors their shapes."""
+        """The values at these positions, detached; the shape in place of every other tensor."""
         kept = []
         for position, value in enumerate(values):
             if isinstance(value, Tensor):
@@ -140,7 +140,7 @@ class Record(TorchDispatchMode):
                     if again is not None:
                         kept.append(_Again(again))
                         continue
-                    # The record must not keep autograd's own memory alive.
+                    # The record must not keep autograd's saved memory alive.
                     value = value.detach()
                     self.versions.append((value, value._version))
                 else:
@@ -153,7 +153,7 @@ class Record(TorchDispatchMode):
 
 @dataclass
 class _Again:
-    """A value that is not kept, but computed again from those that its operation keeps."""
+    """A value recomputed from what its operation keeps instead of being kept itself."""
 
     operation: _Operation
 
@@ -164,8 +164,8 @@ class _Again:
 
 
 def _identity(tensor: Tensor) -> Any:
-    # Autograd hands out what it saved as new objects over the same memory. Memory that was freed and is used again is
-    # no trouble, as whatever is written there is numbered anew.
+    # Autograd returns saved tensors as new objects over the same memory. Reused memory is safe, as every value written
+    # there gets a new number.
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
@@ -178,7 +178,7 @@ def _each(items: Iterable[int | list[int]]) -> Iterator[int]:
 
 
 class _Program:
-    """The operations that lead to the wanted values, in order, with the moment of the last use of each tangent.
+    """The operations that lead to the wanted values, in order, with the last use of each tangent.
 
     Raises:
         Unsupported: if one of them has no rule.
@@ -200,7 +200,7 @@ class _Program:
         self.steps.reverse()
 
     def run(self, tangents: dict[int, Tensor]) -> None:
-        """Extend `tangents` by those of all values that depend on them; drop what is not needed any more."""
+        """Extend `tangents` to all values that depend on them; drop those no longer needed."""
         for operation, dead in self.steps:
             given = [
                 [tangents.get(item) for item in number] if isinstance(number, list) else tangents.get(number)
@@ -211,7 +211,7 @@ class _Program:
                 made = operation.rule.tangent(arguments, operation.results, given)
                 pairs = zip(operation.outputs, (made,) if operation.single else made, strict=True)
                 tangents.update((number, tangent) for number, tangent in pairs if tangent is not None)
-                # The last one on the list is to be freed now, not after the next operation.
+                # Free the last one now, not after the next operation.
                 del made, pairs, arguments
             given.clear()
             for number in dead:
@@ -222,17 +222,17 @@ class Replay:
     """A gradient on record.
 
     Args:
-        logits_of: parameters → (logits, whatever else it finds); run once.
-        loss_of: logits → scalar loss; its own curvature is taken by autograd.
-        phi: where; leaves that require gradients.
-        before: called with what ``logits_of`` returned, before the graph of the forward pass is freed.
-        exact: whether ``hessian`` is wanted; without it less is kept.
-        inputs: leaves that require gradients and that ``logits_of`` reads beside the parameters.
+        logits_of: parameters → (logits, other results); run once.
+        loss_of: logits → scalar loss, whose curvature is computed by autograd.
+        phi: φ, the point of linearisation; leaves that require gradients.
+        before: called with the return values of ``logits_of``, before the forward graph is freed.
+        exact: whether ``hessian`` is needed; if not, less is kept.
+        inputs: further leaves that ``logits_of`` reads and that require gradients.
 
     Attributes:
         loss: the loss at φ, detached.
         gradient: ∇L(φ), shape (N,).
-        before: what ``before`` returned.
+        before: the return value of the ``before`` callable.
 
     Raises:
         Unsupported: if an operation of the network has no rule.
@@ -264,7 +264,7 @@ class Replay:
             seed = self._slope.detach().clone(memory_format=torch.contiguous_format)
             self._seed = record.track(seed)
             if not exact:
-                # The backward pass is linear in the gradients it handles: only the Hessian reads their values.
+                # The backward pass is linear in its gradients, so only the Hessian needs their values.
                 record.dropped = {self._seed}
             recorded = len(record.operations)
             with record:
@@ -287,12 +287,12 @@ class Replay:
 
     @cached_property
     def _forward_for_backward(self) -> _Program:
-        """Up to the logits, with the tangents of all values that the backward part reads."""
+        """Up to the logits, keeping the tangents that the backward part reads."""
         return self._forward_for(self._backward)
 
     @cached_property
     def _backward_to_inputs(self) -> _Program:
-        """As ``_backward``, with the rows of the inputs."""
+        """As ``_backward``, with the gradients of the inputs."""
         return _Program(self._backward_operations, self._rows + self._of_inputs)
 
     @cached_property

@@ -1,7 +1,7 @@
-"""The step size that the curvature of the inner problem allows.
+"""The largest step size that is stable for the curvature of the inner problem.
 
 On a quadratic with largest eigenvalue σ, descent is stable for step sizes below 2/σ, and heavy ball with β = 0.9 below
-2 (1 + β)/σ [Polyak 1964]. Above that it circles the minimiser, or leaves it.
+2 (1 + β)/σ [Polyak 1964]. Above that it oscillates or diverges.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,15 @@ from metaseg.meta.vectors import Parameters, detach
 
 
 def largest_eigenvalue(operator: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> float:
-    """An estimate from below of the largest eigenvalue of a symmetric operator, by Lanczos' method.
+    """A lower bound on the largest eigenvalue of a symmetric operator, by the Lanczos method.
 
-    It is the largest Rayleigh quotient over the space that power iteration from ``start`` passes through, so no smaller
-    than what power iteration finds with as many products, and it is not misled by eigenvalues that are negative and
-    large.
+    It is the largest Rayleigh quotient over the Krylov space of ``start``: at least as large as the estimate of power
+    iteration with as many products, and not misled by large negative eigenvalues.
 
     Args:
         operator: v → A v on vectors of shape (N,).
-        start: where to begin, shape (N,); a gradient has its large parts along large curvature. Zero gives 0, and what
-            leads to products that are not finite gives nan.
+        start: initial vector, shape (N,); a gradient is large along directions of large curvature. A zero vector gives
+            0, non-finite products give nan.
         steps: products to compute, ≥ 1.
 
     Raises:
@@ -42,7 +41,7 @@ def largest_eigenvalue(operator: Callable[[Tensor], Tensor], start: Tensor, step
         diagonal.append(here.dot(product))
         rest = product - diagonal[-1] * here - beside * before
         beside = rest.norm()
-        if beside <= torch.finfo(start.dtype).eps * diagonal[-1].abs():  # the space is complete
+        if beside <= torch.finfo(start.dtype).eps * diagonal[-1].abs():  # the Krylov space is exhausted
             break
         off_diagonal.append(beside)
         before, here = here, rest / beside
@@ -56,10 +55,10 @@ def largest_eigenvalue(operator: Callable[[Tensor], Tensor], start: Tensor, step
 def largest_curvature(
     task: Task, theta: Parameters, inner: InnerLoop, *, products: str = "autograd", steps: int = 8
 ) -> float:
-    """The largest eigenvalue of R^½ (H + Λ) R^½ at θ: what a step of size 1 multiplies the error by, less 1.
+    """The largest eigenvalue of R^½ (H + Λ) R^½ at θ.
 
     H is the Hessian of the support loss, Λ that of the proximal term and R the diagonal of ``inner.rates``: gradient
-    descent with step size η is stable on the inner problem for η times this < 2.
+    descent on the inner problem with step size η is stable while η times this is below 2.
 
     Args:
         task: the task.

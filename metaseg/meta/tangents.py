@@ -1,11 +1,11 @@
-"""Directional derivatives of the operations that a network's forward and backward passes are made of.
+"""Directional derivatives of the operations in a network's forward and backward passes.
 
-For y = op(a, b, …) a rule returns ẏ, given the arguments, what is known of the result, and the tangents ȧ, ḃ, … (None:
-zero). Operations of a backward pass have rules like any other, so that one run over a recorded gradient yields its
-derivative along a direction: a Hessian-vector product (see ``replay``).
+For y = op(a, b, …) a rule returns ẏ from the arguments, the kept results, and the tangents ȧ, ḃ, … (None: zero).
+Backward operations have rules too, so one pass over a recorded gradient yields its directional derivative: a
+Hessian-vector product (see ``replay``).
 
-The rule of batch norm's backward pass is the reason that this is fast: PyTorch's own second derivative takes some sixty
-elementwise operations for it, and that of a convolution correlates whole images with one another.
+This is fast mainly because of the rule for batch norm's backward pass: PyTorch's second derivative takes some sixty
+elementwise operations there, and that of a convolution correlates whole images with one another.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 aten = torch.ops.aten
 
 Tangents = Sequence[Any]
-"""One entry per argument: a tensor, None, or for a list of tensors a list of these."""
+"""One entry per argument: a tensor, None, or a list of these for a list of tensors."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Rule:
 
     Attributes:
         tangent: (arguments, results, tangents of the arguments) → tangents of the results: a tensor, or a tuple where
-            the operation returns one. In place of those that are not kept stands their shape.
+            the operation returns one. Values that are not kept are replaced by their shape.
         arguments: positions of the arguments whose values the rule reads.
-        results: positions of the results whose values it reads.
-        again: (arguments, results) → the first result, for rules that keep enough to compute it cheaply: whoever reads
-            it then need not keep it.
+        results: positions of the results whose values the rule reads.
+        again: (arguments, results) → the first result, for rules that keep enough to recompute it cheaply, so that
+            operations reading it need not keep it.
     """
 
     tangent: Callable[[Sequence[Any], Sequence[Any], Tangents], Any]
@@ -50,7 +50,7 @@ def _linear(operation: Any, position: int = 0, arguments: tuple[int, ...] = ()) 
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
-    """The sum of one or two fresh tensors, in the memory of the first."""
+    """The sum of one or two temporary tensors, in the memory of the first."""
     return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
 
 
@@ -110,7 +110,7 @@ def _convolution_backward(args: Sequence[Any], _: Sequence[Any], tangents: Tange
         sums = list(aten.convolution_backward(grad_tangent, images, weight, *settings, wanted))
     through = [wanted[0] and weight_tangent is not None, wanted[1] and images_tangent is not None, False]
     if any(through):
-        # Of what is not differentiated along only the shape is read.
+        # Without a tangent, only the shape is read.
         more = aten.convolution_backward(
             grad,
             images if images_tangent is None else images_tangent,
@@ -132,7 +132,7 @@ def _channelwise(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
             total = torch.addcmul(constant[:, None, None], tensor, by) if total is None else total.addcmul_(tensor, by)
         assert total is not None
         return total
-    # Channels last: whole rows at a time, as loops over a handful of channels cost more than their arithmetic.
+    # Channels last: whole rows at a time, as a loop over a few channels costs more than its arithmetic.
     by_row = torch.stack([constant, *(coefficient for _, coefficient in terms)])
     by_row = by_row[:, None].expand(-1, width, -1).reshape(len(by_row), -1)
     total = by_row[0]
@@ -143,7 +143,7 @@ def _channelwise(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _sums(of: Tensor, along: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Per channel: Σ of · (along - mean) · scale and Σ of, by one pass of the fused kernel; two of (C,)."""
+    """Per channel: Σ of · (along - mean) · scale and Σ of, in one pass of the fused kernel; each (C,)."""
     _, product, total = aten.native_batch_norm_backward(
         of, along, None, None, None, mean, scale, True, 0.0, [False, True, True]
     )
@@ -151,12 +151,12 @@ def _sums(of: Tensor, along: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tenso
 
 
 def _by_own_batch(args: Sequence[Any], position: int) -> bool:
-    """Whether a batch norm was normalised by its own batch (`training`), not by statistics that it was given."""
+    """Whether a batch norm used the statistics of its own batch (`training`), not given ones."""
     return bool(args[position])
 
 
 def _fixed(args: Sequence[Any], mean: int, epsilon: int) -> tuple[Tensor, Tensor]:
-    """Mean and inverse deviation (C,) that a batch norm was given."""
+    """The mean and inverse deviation (C,) given to a batch norm."""
     return args[mean], torch.rsqrt(args[mean + 1] + args[epsilon])
 
 
@@ -193,7 +193,7 @@ def _fixed_norm_backward(args: Sequence[Any], tangents: Tangents) -> tuple[Tenso
 
 def _batch_norm(args: Sequence[Any], results: Sequence[Any], tangents: Tangents) -> tuple[Tensor | None, ...]:
     # y = γ x̂ + β with x̂ = r (x - μ), μ' = mean ẋ, r' = -r² mean(x̂ ẋ), x̂' = r (ẋ - μ') + r'/r x̂.
-    # Small operations cost as much as large ones where images are small, so there are few of them.
+    # On small images small operations cost as much as large ones, so use few.
     x, weight = args[:2]
     x_tangent, weight_tangent, bias_tangent = tangents[:3]
     if not _by_own_batch(args, 5):
@@ -219,7 +219,7 @@ def _batch_norm_backward(args: Sequence[Any], results: Sequence[Any], tangents: 
     # dx = γ P(h) with P(h) = r (h - mean h - q x̂), q = mean(h x̂); dγ = n q, dβ = Σ h; h the gradient of y. Then
     #   P(h)' = P(h') + r'/r P(h) - r q x̂' - r t x̂  with  t = mean(h x̂') = r mean(h (ẋ - μ')) + q r'/r,
     #   dγ' = Σ h' x̂ + n t,   dβ' = Σ h',
-    # in which all is a multiple of h', ẋ, h, x and 1 per channel, and is summed up as such.
+    # all per-channel combinations of h', ẋ, h, x and 1, summed as such.
     if not _by_own_batch(args, 7):
         return _fixed_norm_backward(args, tangents)
     h, x, weight, _, _, mean, r = args[:7]
@@ -276,7 +276,7 @@ def _batch_norm_backward_again(args: Sequence[Any], results: Sequence[Any]) -> T
 
 
 def _slope_rule(operation: Any, slope: Callable[[Tensor], Tensor]) -> Rule:
-    """The rule of an activation's backward operation, grad · f(a), where `slope` is f' and a what it keeps (x or y)."""
+    """The rule of an activation's backward operation, grad · f(a), where `slope` is f' and a is the kept x or y."""
 
     def tangent(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Tensor:
         grad, kept = args
@@ -297,7 +297,7 @@ def _silu_slope(x: Tensor) -> Tensor:
 
 
 def _from_result(operation: Any) -> Rule:
-    """The rule of an activation whose derivative its backward operation computes from the result."""
+    """The rule of an activation whose backward operation reads its result."""
     return Rule(lambda args, results, tangents: operation(tangents[0], results[0], *args[1:]), results=(0,))
 
 
@@ -366,4 +366,4 @@ RULES: dict[Any, Rule] = {
         _batch_norm_backward, arguments=(0, 1, 2, 3, 4, 5, 6), results=(1, 2), again=_batch_norm_backward_again
     ),
 }
-"""Operation → rule. An operation that is not here cannot be replayed (see ``replay.Unsupported``)."""
+"""Operation → rule. Other operations cannot be replayed (see ``replay.Unsupported``)."""

@@ -1,1 +1,1 @@
-"""What a person reads of a run: curves, overlays and the summary; all from a run directory's values."""
+"""Reports: figures, tables and pages from run directories."""

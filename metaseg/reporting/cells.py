@@ -1,4 +1,4 @@
-"""The numbers in a table's cells: ours with its interval, the paper's, their difference, and what stands beside."""
+"""The numbers in a table's cells: our result with its interval, the paper's, their difference, and the baselines."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ TRIVIAL = {
     "mean_support_mask": "mean mask",
     "otsu": "Otsu",
 }
-"""Trivial baselines in the order of tables, key in result.json → heading."""
+"""Trivial baselines in table order: key in result.json → heading."""
 
 _OPPONENTS = ("maml", "joint", "scratch")
 
 
 @dataclass(frozen=True)
 class Ours:
-    """What our runs of a cell say: Dice as a fraction in [0, 1] with its 95 % interval.
+    """The result of our runs of a cell: Dice as a fraction in [0, 1] with its 95 % interval.
 
-    `draws` are support sets over all seeds; `steps` adaptation steps, 0 where the system does not adapt; `by_seed` the
-    mean of each seed's run.
+    `draws` counts support sets over all seeds; `steps` is 0 if the system does not adapt; `by_seed` holds each seed's
+    mean.
     """
 
     dice: Interval
@@ -43,11 +43,11 @@ class Ours:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: a system at a number of shots, on one target. Dice as fractions, `paper` too.
+    """One line of a table: a system at a number of shots, on one target. Dice values, including `paper`, are fractions.
 
-    `shots` has several values where a system was run at none of them and the paper has no figure either. `scratch` is
-    the mean of training from scratch at the same shots. `best`: the highest mean of ours at these shots, of systems
-    that were not trained on the target.
+    `shots` has several values if there are neither runs nor published figures at any of them. `scratch` is the mean of
+    training from scratch at the same shots. `best` marks our highest mean at these shots among systems not trained on
+    the target.
     """
 
     row: Row
@@ -60,15 +60,15 @@ class Line:
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's."""
+        """Ours minus the paper's."""
         return None if self.paper is None or self.ours is None else self.ours.dice.mean - self.paper
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired test at a number of shots; None where the two were not scored on a common image in a common draw.
+    """A paired test at a number of shots; None if the two share no scored image in a common draw.
 
-    `p`: that of the test, corrected for all comparisons of the table by Holm's method.
+    `p` is corrected for all comparisons of the table by Holm's method.
     """
 
     first: str
@@ -90,12 +90,12 @@ class Block:
 
     @property
     def runs(self) -> list[Run]:
-        """Every run in it, once."""
+        """Its runs, without duplicates."""
         return list({run.name: run for cell in self.cells for run in cell.runs}.values())
 
     @property
     def begun(self) -> bool:
-        """Whether it holds a run of its own: training from scratch alone serves every table and begins none."""
+        """Whether it has runs besides training from scratch, which every table shares."""
         return any(cell.runs and not row_is_free(cell.row) for cell in self.cells)
 
 
@@ -111,18 +111,18 @@ def blocks(table: Table, runs: Sequence[Run]) -> list[Block]:
 
 
 def matrix(cell: TableCell) -> pd.DataFrame:
-    """Scores of a cell's runs: a row for each (seed, draw), a column an image, NaN where an image was not scored."""
+    """Scores of a cell's runs: a row per (seed, draw), a column per image, NaN where an image was not scored."""
     return pd.concat([run.matrix(cell.target) for run in cell.runs])
 
 
 def ours(cell: TableCell) -> Ours | None:
-    """The numbers of a cell's runs, with an interval over seeds and groups of images; None where there is no run."""
+    """The result of a cell's runs, with an interval over seeds and groups of images; None without runs."""
     if not cell.runs:
         return None
     scores = matrix(cell)
     mean, low, high = bootstrap_interval(scores.to_numpy(np.float64), **_labels(scores, cell))
     return Ours(
-        # With few draws the interval can be wider than the scale; np.maximum keeps the NaN of a single score.
+        # With few draws the interval can exceed [0, 1]; np.maximum keeps the NaN of a single score.
         dice=Interval(mean, float(np.maximum(low, 0.0)), float(np.minimum(high, 1.0))),
         seeds=len(cell.runs),
         draws=len(scores),
@@ -133,7 +133,7 @@ def ours(cell: TableCell) -> Ours | None:
 
 
 def trivial(runs: Sequence[Run], target: str) -> dict[str, float]:
-    """Dice of each trivial baseline, mean over the runs that have it."""
+    """Mean Dice of each trivial baseline over the runs that have it."""
     found: dict[str, list[float]] = {}
     for run in runs:
         scores = run.result.targets.get(target)
@@ -144,14 +144,14 @@ def trivial(runs: Sequence[Run], target: str) -> dict[str, float]:
 
 
 def scratch_beside(runs: Sequence[Run], target: str) -> float | None:
-    """Training from scratch as the runs themselves did it on the same support sets, mean over runs; None: none did."""
+    """Mean Dice of training from scratch within the runs, on the same support sets; None if no run has it."""
     beside = [run.result.scratch[target].mean for run in runs if target in run.result.scratch]
     known = [mean for mean in beside if mean is not None]
     return float(np.mean(known)) if known else None
 
 
 def compare(first: TableCell, second: TableCell) -> PairedTest | None:
-    """First - second on the (seed, draw) and the images that both have; None where there are none."""
+    """First - second on common (seed, draw) rows and images; None if there are none."""
     one, other = matrix(first), matrix(second)
     rows, images = one.index.intersection(other.index), one.columns.intersection(other.columns)
     one, other = one.loc[rows, images], other.loc[rows, images]
@@ -166,7 +166,7 @@ class _Labels(TypedDict):
 
 
 def _labels(scores: pd.DataFrame, cell: TableCell) -> _Labels:
-    """The seed of each row, and the group of each column."""
+    """The seed of each row and the group of each column."""
     groups = {image: group for run in cell.runs for image, group in run.groups(cell.target).items()}
     return {
         "seeds": scores.index.get_level_values("seed").tolist(),
@@ -178,7 +178,7 @@ def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
     found = {id(cell): ours(cell) for cell in cells}
     general = [run for cell in cells if cell.row.learner != "naive" for run in cell.runs]
     from_scratch = {cell.shots: found[id(cell)] for cell in cells if cell.row.learner == "scratch"}
-    # Without a run at these shots: the baselines that do not look at the support set, from runs at other shots.
+    # Without runs at these shots, take the baselines that ignore the support set from runs at other shots.
     anywhere = {name: value for name, value in trivial(general, target).items() if name != "mean_support_mask"}
     lines = []
     for group in _grouped(cells):
@@ -200,7 +200,7 @@ def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
 
 
 def _grouped(cells: Sequence[TableCell]) -> list[list[TableCell]]:
-    """Cells line by line; those of a system that neither was run nor has a published figure share one line."""
+    """Cells grouped into lines; cells of a system with neither runs nor published figures share one."""
     found: list[list[TableCell]] = []
     for row in {id(cell.row): cell.row for cell in cells}.values():
         own = [cell for cell in cells if cell.row is row]
@@ -221,12 +221,12 @@ def _with_best(lines: list[Line]) -> list[Line]:
 
 
 def _may_win(line: Line) -> bool:
-    """Trained on most of the target, a system is no rival of those that saw a few of its images."""
+    """Systems trained on most of the target do not compete with those that saw a few of its images."""
     return line.ours is not None and "learner.train_on=target" not in line.row.overrides
 
 
 def _comparisons(cells: Sequence[TableCell]) -> list[Comparison]:
-    """iMAML against the others; where all rows are of one learner, each against the first."""
+    """iMAML against the others; if all rows have the same learner, each against the first."""
     rows = list({id(cell.row): cell.row for cell in cells}.values())
     if len({row.learner for row in rows}) == 1:
         pairs = [(row, rows[0]) for row in rows[1:]]

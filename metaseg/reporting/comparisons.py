@@ -1,4 +1,4 @@
-"""Figures that put the runs of a table beside each other, and pictures small enough to stand in a page."""
+"""Figures that compare the runs of a table, and reduced pictures for the page."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ _PANELS = (
 
 
 def mean_curve(runs: Sequence[Run], target: str) -> Curve | None:
-    """Dice over adaptation steps, mean over runs at the steps that all of them have; with its interval for one run.
+    """Mean Dice over runs at their common adaptation steps; with an interval for a single run.
 
-    None where there is no such step. Points without a value are left out.
-    """
+    None without common steps. Omits points without a value."""
     curves = [run.result.targets[target].curve for run in runs]
     dice = pd.concat([pd.Series(curve.dsc, curve.steps, dtype=float) for curve in curves], axis=1).dropna()
     mean = dice.mean(axis=1).sort_index()
@@ -48,16 +47,16 @@ def mean_curve(runs: Sequence[Run], target: str) -> Curve | None:
 def epoch_curves(
     groups: Sequence[tuple[str, int, Sequence[Run]]], path: Path, places: Mapping[str, int]
 ) -> Path | None:
-    """Draw loss and Dice after the inner loop over epochs, in training and validation: the paper's figure 2.
+    """Draw training and validation loss and Dice after the inner loop over epochs, as the paper's figure 2.
 
     Args:
-        groups: (learner's label, shots, runs); seeds are averaged epoch by epoch. A colour a learner, a line style a
-            number of shots.
+        groups: (learner's label, shots, runs); seeds are averaged per epoch. Colour shows the learner, line style the
+            shots.
         path: where the PNG goes.
         places: label → place among the looks of systems, for its colour.
 
     Returns:
-        `path`, or None where nothing was logged.
+        `path`, or None if nothing was logged.
     """
     shot_counts = sorted({shots for _, shots, _ in groups})
     figure = Figure(figsize=(6.8, 5.8), layout="constrained")
@@ -99,12 +98,12 @@ def epoch_curves(
 
 
 def violins(series: Mapping[str, np.ndarray], path: Path, title: str, places: Mapping[str, int]) -> Path:
-    """Draw how the images' Dice is distributed: a violin a system, quartiles as a bar, median as a white dot.
+    """Draw the distribution of Dice over images: one violin per system, quartiles as a bar, median as a white dot.
 
     Args:
-        series: label → Dice of each image (its mean over seeds and draws), fractions in [0, 1]; at least one value.
+        series: label → Dice per image (mean over seeds and draws), fractions in [0, 1]; at least one value.
         path: where the PNG goes.
-        title: stands above the figure.
+        title: of the figure.
         places: label → place among the looks of systems, for its colour.
     """
     figure = Figure(figsize=(6.4, 1.0 + 0.36 * len(series)), layout="constrained")
@@ -113,7 +112,7 @@ def violins(series: Mapping[str, np.ndarray], path: Path, title: str, places: Ma
     for height, label in enumerate(labels):
         percents = 100 * series[label]
         colour = look_of(places[label])["color"]
-        if percents.min() < percents.max():  # a violin of equal values has no width and is refused
+        if percents.min() < percents.max():  # matplotlib refuses a violin of equal values
             parts: Any = axes.violinplot([percents], [height], orientation="horizontal", widths=0.8, showextrema=False)
             (body,) = parts["bodies"]
             body.set(facecolor=colour, alpha=0.45, edgecolor="none")
@@ -129,7 +128,7 @@ def violins(series: Mapping[str, np.ndarray], path: Path, title: str, places: Ma
 
 
 def embedded(path: Path, width: int, photograph: bool = False) -> str:
-    """A picture as a data URI, at most `width` pixels wide: JPEG for photographs, a PNG of 64 colours for curves."""
+    """A picture as a data URI, at most `width` pixels wide: JPEG for photographs, 64-colour PNG for curves."""
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if picture.width > width:
@@ -144,7 +143,7 @@ def embedded(path: Path, width: int, photograph: bool = False) -> str:
 
 
 def _over_epochs(runs: Sequence[Run], column: str) -> pd.Series | None:
-    """Mean of a column over an epoch's steps, then over runs; None where no run logged it."""
+    """Mean of a column over an epoch's steps, then over runs; None if no run logged it."""
     means = []
     for run in runs:
         table = run.metrics

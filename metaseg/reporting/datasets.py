@@ -1,4 +1,4 @@
-"""Table 1: the datasets, as `experiment=table1` found them, beside the numbers that the paper states."""
+"""Table 1: the datasets as found by `experiment=table1`, and the numbers in the paper."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _HEADINGS = ("Dataset", "Paper", "Published", "Found", "In", "Image size", "Imag
 
 
 def read_datasets(folder: Path) -> list[dict[str, str]]:
-    """Rows of table 1 as texts; what was found is – where `experiment=table1` has not been run.
+    """Rows of table 1 as texts; found values are – if `experiment=table1` has not been run.
 
     Raises:
-        MetasegError: table1.json is there and is no JSON object.
+        MetasegError: if table1.json is not a JSON object.
     """
     path = folder / DATASETS
     try:
         found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
-        raise MetasegError(f"{path} should hold what experiment=table1 found, but cannot be read: {error}.") from error
+        raise MetasegError(f"Expected the output of experiment=table1, but {path} cannot be read: {error}.") from error
     rows = []
     for name in catalogue.published():
         dataset, row = catalogue.get(name), found.get(name, {})

@@ -1,5 +1,7 @@
-"""The settings behind the results: what all runs share, what a learner's runs share, and what one run has of its own;
-and runs that differ in their initial weights alone."""
+"""The settings behind the results: common to all runs, common to a learner's runs, or specific to one run.
+
+Also groups runs that differ only in their initial weights.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from metaseg.reporting.runs import Run
 from metaseg.runs.settings import leaves, within
 from metaseg.runs.tables import identity
 
-# Shown in columns of their own, or no setting that a reader compares.
+# Shown in separate columns, or not of interest to readers.
 _ELSEWHERE = (
     *("seed", "shots", "learner.name", "learner._target_", "logger", "ckpt_path", "data.root", "trainer.progress"),
     *("protocol", "pair.pools", "pair.target"),
@@ -25,7 +27,7 @@ _INITIAL = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Path → value as text: of all runs, of each learner's runs, of single runs by name; each path once for a run."""
+    """Path → value as text: common to all runs, per learner, and per run by name; each path applies once to a run."""
 
     common: dict[str, str]
     by_learner: dict[str, dict[str, str]]
@@ -34,12 +36,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Initial:
-    """Runs of one learner, whatever its name, at some shots that differ in their initial weights alone.
+    """Runs of one learner, under any name, at one number of shots, that differ in their initial weights alone.
 
     Attributes:
-        learner: its name, or its names, in the order of the alphabet, as "pretrained, scratch".
+        learner: its names in alphabetical order, e.g. "pretrained, scratch".
         shots: K.
-        variants: description of network and weights → runs, of the same seeds each.
+        variants: description of network and weights → runs, with the same seeds for each.
     """
 
     learner: str
@@ -48,7 +50,7 @@ class Initial:
 
 
 def settings_of(runs: Sequence[Run]) -> Settings:
-    """Sort every setting into what is common to all, to a learner, or to a run."""
+    """Sort the settings into those common to all runs, to a learner's runs, or specific to a run."""
     known = {run.name: _shown(run.settings) for run in runs}
     common = _shared(list(known.values()))
     by_learner = {}
@@ -67,10 +69,10 @@ def settings_of(runs: Sequence[Run]) -> Settings:
 
 
 def initial_weights(runs: Sequence[Run]) -> list[Initial]:
-    """Groups of runs whose settings are equal but for their initial weights or network, of the seeds that all have."""
+    """Groups of runs with equal settings except initial weights or network, restricted to common seeds."""
     groups: dict[Any, dict[str, list[Run]]] = {}
     for run in runs:
-        # Another network or start may come with another name of the learner, but not with another learner.
+        # A different network or start may come with a different learner name, but not with a different learner.
         skipped = _INITIAL if run.outer_steps else (*_INITIAL, "pair", "tasks")
         key = tuple(sorted((path, repr(value)) for path, value in identity(run.settings, skipped).items()))
         groups.setdefault(key, {}).setdefault(described(run.settings), []).append(run)

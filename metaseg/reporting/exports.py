@@ -50,30 +50,30 @@ _LATEX = {
 
 
 def signed(value: float | None) -> str:
-    """A difference of fractions in points with its sign; – where it is missing or NaN."""
+    """A difference of fractions in points, signed; – if missing or NaN."""
     return "–" if value is None or math.isnan(value) else with_sign(100 * value, 1)
 
 
 def with_sign(value: float, digits: int) -> str:
-    """A number with its sign; one that rounds to nothing has none."""
+    """A signed number; one that rounds to zero has no sign."""
     text = f"{value:+.{digits}f}"
     return (text if float(text) else text[1:]).replace("-", "−")
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Bounds in per cent; – where they are not known."""
+    """Bounds in per cent; – if unknown."""
     return "–" if "–" in (percent(low), percent(high)) else f"{percent(low)} to {percent(high)}"
 
 
 def paper(line: Line) -> str:
-    """The published figure with its two digits, and whether it is quoted."""
+    """The published figure with two digits, marked if quoted."""
     if line.paper is None:
         return ""
     return percent(line.paper, 2) + (" (quoted)" if line.row.quoted else "")
 
 
 def texts(line: Line) -> dict[str, str]:
-    """A line of a table as text, heading → text; the same in every format."""
+    """A line of a table: heading → text, the same in every format."""
     shots = ", ".join(map(str, line.shots))
     beside = {"Scratch": percent(line.scratch)} | {key: percent(line.trivial.get(key)) for key in TRIVIAL}
     if len(line.shots) > 1:
@@ -94,7 +94,7 @@ def texts(line: Line) -> dict[str, str]:
 
 
 def markdown(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
-    """The table as Markdown, a part for each target; the best of ours at each number of shots is bold."""
+    """The table as Markdown, one part per target; our best result at each number of shots is bold."""
     table = blocks[0].table
     lines = [f"# Table {table.number}: {table.title}", "", "Dice in %; the interval is over support draws and images."]
     for block in blocks:
@@ -110,7 +110,8 @@ def markdown(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
 
 
 def latex(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
-    r"""The table for LaTeX with \usepackage{booktabs}, one tabular a target; the best of ours at each shots is bold."""
+    r"""The table for LaTeX with \usepackage{booktabs}, one tabular per target; our best result at each shots is
+    bold."""
     table = blocks[0].table
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -140,7 +141,7 @@ def latex(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
 
 
 def rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
-    """The table as rows of `CSV_COLUMNS`: numbers in % with four digits, None where there is none."""
+    """The table as rows of `CSV_COLUMNS`: numbers in % with four digits, None if missing."""
     return [_row(block, line, shots) for block in blocks for line in block.lines for shots in line.shots]
 
 
@@ -150,7 +151,7 @@ def _row(block: Block, line: Line, shots: int) -> dict[str, Any]:
 
     mine = line.ours
     mean, low, high = mine.dice if mine else (None, None, None)
-    alone = len(line.shots) == 1  # what stands beside a line of several shots belongs to the first of them
+    alone = len(line.shots) == 1  # the baselines of a line with several shots belong to the first of them
     return {
         "table": block.table.number,
         "target": block.target,
@@ -176,10 +177,10 @@ def _row(block: Block, line: Line, shots: int) -> dict[str, Any]:
 
 
 def export(blocks: Sequence[Block], titles: Mapping[str, str], folder: Path) -> list[Path]:
-    """Write tableN.md, tableN.tex and tableN.csv; `titles` names targets for readers.
+    """Write tableN.md, tableN.tex and tableN.csv; `titles`: display names of targets.
 
     Raises:
-        MetasegError: a file cannot be written.
+        MetasegError: if a file cannot be written.
     """
     stem = f"table{blocks[0].table.number}"
     paths = [folder / f"{stem}.{suffix}" for suffix in ("md", "tex", "csv")]
@@ -191,5 +192,5 @@ def export(blocks: Sequence[Block], titles: Mapping[str, str], folder: Path) -> 
 
 
 def escaped(text: str) -> str:
-    """Text for LaTeX."""
+    """Text escaped for LaTeX."""
     return "".join(_LATEX.get(letter, letter) for letter in text)

@@ -1,4 +1,4 @@
-"""The page: what the template shows, worked out from runs and tables. The template holds all markup, this file none."""
+"""The page: prepares runs and tables for the template, which holds all markup."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ CAPSULE = "kvasir_capsule"
 
 
 class TableFigure(NamedTuple):
-    """A figure of a table: kind (adaptation, images, epochs, overlays; reference and missing are words alone), data
-    URI, caption, and the runs it shows."""
+    """A figure of a table: kind (adaptation, images, epochs, overlays; reference and missing are text only), data URI,
+    caption, and the runs it shows."""
 
     kind: str
     uri: str
@@ -32,7 +32,7 @@ class TableFigure(NamedTuple):
 
 
 class FilledTable(NamedTuple):
-    """A table with its blocks and figures; a table without runs has no figures."""
+    """A table with its blocks and figures; without runs there are no figures."""
 
     table: Table
     blocks: list[Block]
@@ -49,10 +49,10 @@ def render(
     """The whole page.
 
     Args:
-        found: the runs, and the directories that could not be used.
+        found: the runs, and the directories that were unusable.
         parts: the tables.
-        titles: targets' names for readers.
-        starts: groups of runs that differ in their initial weights alone, with their figures.
+        titles: display names of targets.
+        starts: groups of runs that differ only in their initial weights, with their figures.
         datasets: rows of table 1.
     """
     environment = Environment(
@@ -81,7 +81,7 @@ def render(
 
 
 def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """How large the runs are: (what, values over all runs)."""
+    """The size of the runs: (quantity, values over all runs)."""
     trained = [run for run in runs if run.outer_steps]
     facts: list[tuple[str, Iterable[Any]]] = [
         ("image side, pixels", (_at(run, "data", "size") for run in runs)),
@@ -97,7 +97,7 @@ def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def capsule_facts(parts: Sequence[FilledTable]) -> dict[str, Any]:
-    """The all-foreground score of our runs on KvasirCapsule-SEG (None: no such run), and the paper's best figure."""
+    """Our runs' all-foreground score on KvasirCapsule-SEG (None without runs), and the paper's best figure."""
     blocks = [block for part in parts for block in part.blocks if block.target == CAPSULE]
     ours = [
         line.trivial["all_foreground"] for block in blocks for line in block.lines if "all_foreground" in line.trivial
@@ -107,7 +107,7 @@ def capsule_facts(parts: Sequence[FilledTable]) -> dict[str, Any]:
 
 
 def weights_of(runs: Sequence[Run], parts: Sequence[FilledTable]) -> list[dict[str, str]]:
-    """Which systems began from which pre-trained weights; a run outside the tables goes by its learner's name."""
+    """Pre-trained weights by system; a run outside the tables is listed under its learner's name."""
     rows: dict[str, list[str]] = {}
     for cell in (cell for part in parts for block in part.blocks for cell in block.cells):
         for run in cell.runs:
@@ -121,7 +121,7 @@ def weights_of(runs: Sequence[Run], parts: Sequence[FilledTable]) -> list[dict[s
 
 
 def strengths_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The learned proximal strengths of each run that has any, the strongest first: (layer or part, λ)."""
+    """The learned proximal strengths of each run that has them, largest first: (layer or part, λ)."""
     return [
         {"run": run.name, "rows": [(group, f"{lam:.3g}") for group, lam in run.result.strongest]}
         for run in runs
@@ -179,7 +179,7 @@ def _comparison(one: Comparison) -> dict[str, str]:
 
 
 def probability(p: float) -> str:
-    """A p value as a reader wants it: two digits, and no digits of what is beyond measure."""
+    """A p value with two digits, or a bound if it is very small."""
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
 
 
@@ -202,7 +202,7 @@ def _initial(group: Initial, titles: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _others(runs: Sequence[Run], parts: Sequence[FilledTable], titles: Mapping[str, str]) -> list[dict[str, str]]:
-    """Runs that fill no cell, with their own numbers."""
+    """Runs outside the tables, with their results."""
     used = {run.name for part in parts for block in part.blocks for run in block.runs}
     return [
         {
@@ -222,7 +222,7 @@ def _others(runs: Sequence[Run], parts: Sequence[FilledTable], titles: Mapping[s
 
 
 def _ledger(run: Run) -> dict[str, str]:
-    """One line of the list of runs."""
+    """A line of the list of runs."""
     result = run.result
     hardware, commit, seconds = result.hardware, result.commit, result.wall_seconds
     peaks = [value for value in result.peak_memory_mib.values() if value is not None]
@@ -258,7 +258,7 @@ def _mean(scores: Iterable[Estimate | None]) -> float | None:
 
 
 def _norm(norm: Any) -> str | None:
-    """The kind of batch-norm statistics in words: one, or one of the encoder and one of the decoder."""
+    """The batch-norm statistics as text: one kind, or one each for encoder and decoder."""
     if not isinstance(norm, Mapping):
         return None if norm is None else str(norm)
     kinds = list(dict.fromkeys(norm.values()))

@@ -1,4 +1,4 @@
-"""The report: all finished runs below a folder beside the paper's tables, as a page and as tables for documents."""
+"""The report: compares all finished runs in a folder with the paper's tables, as a page and as exported tables."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from metaseg.runs.tables import NUMBERS, TableCell, load_table
 
 CURVE_WIDTH, PHOTOGRAPH_WIDTH = 900, 620  # pixels in the page; the files in report/figures are larger
 FIRST_LOOKS = ("imaml", "maml", "joint", "fomaml", "anil", "reptile", "scratch")
-"""Learners with the colours that differ most, in every table alike; scratch is black."""
+"""Learners with the most distinct colours, the same in every table; scratch is black."""
 
 
 def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, Found]:
-    """Write folder/report: index.html, and tableN.md, .tex, .csv and the figures of each table.
+    """Write folder/report: index.html, and for each table tableN.md, .tex, .csv and its figures.
 
     Args:
         folder: run directories at any depth.
         numbers: tables to fill.
 
     Returns:
-        The page, and what was found below the folder.
+        The page, and the runs found in the folder.
 
     Raises:
-        MetasegError: the folder holds no finished run that can be read, or the report cannot be written.
+        MetasegError: if the folder has no readable finished run, or the report cannot be written.
     """
     found = read_runs(folder)
     if not found.runs:
         broken = "".join(f"; {name} is unreadable: {reason}" for name, reason in found.unreadable)
         raise MetasegError(
             f"expected at least one finished run (a directory with result.json) below {folder}, found none{broken}: "
-            "run `python train.py`, or give the folder that holds your runs"
+            "run `metaseg train`, or give the folder that contains your runs"
         )
     out = folder / REPORT
     figures = out / "figures"
-    for old in figures.glob("*.png"):  # of an earlier report, perhaps of runs that are gone
+    for old in figures.glob("*.png"):  # of an earlier report, perhaps of deleted runs
         old.unlink()
     titles = {name: catalogue.get(name).title for name in catalogue.names()}
     parts = []
@@ -68,7 +68,7 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
 
 
 def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> list[TableFigure]:
-    """Curves over adaptation steps, distributions, learning curves and overlays of a table."""
+    """A table's adaptation curves, distributions, learning curves and overlays."""
     table = filled[0].table
     order = {learner: place for place, learner in enumerate(FIRST_LOOKS)}
     ranked = sorted(table.rows, key=lambda row: order.get(row.learner, len(order)))
@@ -105,15 +105,15 @@ def _adaptation(cells: Sequence[TableCell], path: Path, where: str, places: dict
             places.setdefault("Training from scratch", len(places))
     if not known:
         return []
-    # Bands of more than a few series hide each other.
+    # With more than a few series, bands hide each other.
     if len(known) > 3:
         known = {label: Curve(steps=curve.steps, dsc=curve.dsc) for label, curve in known.items()}
     floors = trivial([run for cell in cells if cell.row.learner != "naive" for run in cell.runs], target)
     names = {TRIVIAL_NAMES.get(key, key.replace("_", " ")): value for key, value in floors.items()}
     adaptation_curve(known, path, names, where, places)
     caption = (
-        f"Dice over adaptation steps, {where}. Coloured dashes: a system that does not adapt; grey lines: trivial "
-        "baselines. Mean over seeds; taken on a subset of the images (evaluation.curve_limit)."
+        f"Dice over adaptation steps, {where}. Coloured dashes: systems that do not adapt; grey lines: trivial "
+        "baselines. Mean over seeds, measured on a subset of the images (evaluation.curve_limit)."
     )
     return [TableFigure("adaptation", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
 
@@ -150,7 +150,7 @@ def _learning_curves(block: Block, folder: Path, places: dict[str, int]) -> list
 
 
 def _overlays(block: Block, titles: dict[str, str]) -> list[TableFigure]:
-    """Best, median and worst image of iMAML at its most shots, of the first run that drew them."""
+    """iMAML's best, median and worst image at the largest number of shots, from the first run that drew them."""
     cells = sorted((cell for cell in block.cells if cell.row.learner == "imaml"), key=lambda cell: -cell.shots)
     for cell in cells:
         for run in cell.runs:
@@ -175,7 +175,7 @@ def _names(cells: Iterable[TableCell]) -> tuple[str, ...]:
 
 
 def _refer_back(parts: list[FilledTable]) -> None:
-    """Tables that share their training runs show the learning curves once."""
+    """Show learning curves once for tables that share their training runs."""
     shown: dict[tuple[str, ...], int] = {}
     for part in parts:
         for place, picture in enumerate(part.pictures):

@@ -1,4 +1,4 @@
-"""Run directories, read: what a report knows of a finished run."""
+"""Reads finished runs from run directories."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import Result
 
 REPORT = "report"
-"""Folder of a report, below the folder of runs."""
+"""Report folder, inside the folder of runs."""
 
 _COLUMNS = ("dataset", "image", "draw", "dsc_after")
 
@@ -30,7 +30,7 @@ class Run:
         directory: the directory.
         result: result.json.
         scores: per_image.csv; Dice as fractions in [0, 1].
-        metrics: metrics.csv, None where nothing was trained.
+        metrics: metrics.csv, None without training.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def adapt_steps(self) -> int:
-        """Adaptation steps at the target; 0: it does not adapt by gradient."""
+        """Adaptation steps at the target; 0: no adaptation by gradient."""
         return int((self.settings["learner"].get("adapt") or {}).get("steps") or 0)
 
     @cached_property
@@ -64,7 +64,7 @@ class Run:
         return {}
 
     def matrix(self, target: str, column: str = "dsc_after") -> pd.DataFrame:
-        """Scores of a target: a row for each (seed, draw), a column an image; NaN where an image was not scored."""
+        """Scores on a target: a row per (seed, draw), a column per image; NaN where an image was not scored."""
         if (target, column) not in self._matrices:
             rows = self.scores[self.scores["dataset"] == target]
             table = rows.pivot(index="draw", columns="image", values=column)
@@ -73,19 +73,19 @@ class Run:
         return self._matrices[target, column]
 
     def groups(self, target: str) -> Mapping[str, str]:
-        """Image → the patient or video it is from; its own name where the run did not record one."""
+        """Image → its patient or video, or its own name if the run did not record one."""
         rows = self.scores[self.scores["dataset"] == target]
         own = rows["image"] if "group" not in rows else rows["group"].astype(str)
         return dict(zip(rows["image"], own, strict=True))
 
     @property
     def epochs(self) -> int:
-        """Epochs that were trained, 0 where none were."""
+        """Epochs trained, 0 without training."""
         return self._count("epoch")
 
     @property
     def outer_steps(self) -> int:
-        """Outer steps that were trained, 0 where none were."""
+        """Outer steps trained, 0 without training."""
         return self._count("step")
 
     def _count(self, column: str) -> int:
@@ -96,8 +96,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a folder: finished runs in the order of their names; (name, reason) of those that are broken; and
-    the names of directories with a config.yaml but no result.json, which were interrupted or are still running."""
+    """Runs in a folder: finished ones by name; (name, reason) of unreadable ones; and names of directories with a
+    config.yaml but no result.json, which were interrupted or are still running."""
 
     runs: list[Run]
     unreadable: list[tuple[str, str]]
@@ -105,13 +105,15 @@ class Found:
 
 
 def read_runs(folder: Path) -> Found:
-    """Read all runs below `folder`, its report left out.
+    """Read all runs below `folder`, except its report.
 
     Raises:
-        MetasegError: `folder` is no folder.
+        MetasegError: if `folder` is not a folder.
     """
     if not folder.is_dir():
-        raise MetasegError(f"expected a folder of run directories, found no folder at {folder}: give that of your runs")
+        raise MetasegError(
+            f"expected a folder of run directories, found no folder at {folder}; give the folder of your runs"
+        )
     runs, unreadable = [], []
     for path in _directories(folder, "result.json"):
         name = path.relative_to(folder).as_posix()
@@ -128,7 +130,7 @@ def read_run(path: Path, name: str) -> Run:
     """Read one finished run.
 
     Raises:
-        MetasegError: its result or its scores are missing or are not what a run writes.
+        MetasegError: if its result or scores are missing or invalid.
     """
     directory = RunDirectory(path)
     result = directory.read_result()
@@ -136,21 +138,21 @@ def read_run(path: Path, name: str) -> Run:
     lacking = [target for target in result.targets if target not in set(scores["dataset"])]
     if lacking:
         raise MetasegError(
-            f"{directory.result} names the target {', '.join(lacking)}, but the scores beside it hold no image of it: "
-            "run the evaluation again"
+            f"{directory.result} names the target {', '.join(lacking)}, but its scores file has no image of it; run "
+            "the evaluation again"
         )
     metrics = None
     if directory.metrics.is_file():
         try:
             metrics = pd.read_csv(directory.metrics)
         except (OSError, ValueError) as error:
-            raise MetasegError(f"{directory.metrics} should be a table but cannot be read ({error})") from error
+            raise MetasegError(f"expected a table, but {directory.metrics} cannot be read ({error})") from error
     return Run(name, directory, result, scores, metrics)
 
 
 def _directories(folder: Path, file: str) -> Iterable[Path]:
     found = sorted(path.parent for path in folder.rglob(file))
-    # Hydra keeps a config.yaml of its own in .hydra.
+    # Hydra keeps its own config.yaml in .hydra.
     return [
         path
         for path in found
@@ -162,20 +164,22 @@ def _directories(folder: Path, file: str) -> Iterable[Path]:
 def _read_scores(directory: RunDirectory) -> pd.DataFrame:
     path = directory.per_image
     if not path.is_file():
-        raise MetasegError(f"expected the scores {path} (or .csv.gz), found none: run the evaluation again")
+        raise MetasegError(f"expected the scores {path} (or .csv.gz), found none; run the evaluation again")
     try:
         table = pd.read_csv(path, dtype={"image": str, "dataset": str})
     except (OSError, ValueError, EOFError) as error:  # gzip's BadGzipFile is an OSError
-        raise MetasegError(f"{path} should be a table of scores but cannot be read ({error})") from error
+        raise MetasegError(f"expected a table of scores, but {path} cannot be read ({error})") from error
     lacking = [column for column in _COLUMNS if column not in table]
     if lacking:
-        raise MetasegError(f"{path} should have the columns {', '.join(_COLUMNS)}, but {', '.join(lacking)} is missing")
+        raise MetasegError(f"expected the columns {', '.join(_COLUMNS)} in {path}, but {', '.join(lacking)} is missing")
     values = pd.to_numeric(table["dsc_after"], errors="coerce").to_numpy(np.float64)
     known = values[~np.isnan(values)]
     if not len(known) or known.min() < 0 or known.max() > 1:
-        raise MetasegError(f"{path} should hold Dice values from 0 to 1 under dsc_after, but does not: score again")
+        raise MetasegError(
+            f"expected Dice values from 0 to 1 in dsc_after of {path}, found others; run the evaluation again"
+        )
     table["dsc_after"] = values
     table = table[~np.isnan(values)]
     if table.duplicated(["dataset", "image", "draw"]).any():
-        raise MetasegError(f"{path} should hold each image once per draw, but some are there twice: score again")
+        raise MetasegError(f"expected each image once per draw in {path}, found duplicates; run the evaluation again")
     return table

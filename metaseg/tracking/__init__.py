@@ -1,7 +1,6 @@
-"""Loggers of a run: metrics.csv always, Weights & Biases where it is asked for.
+"""Loggers of a run: metrics.csv always, Weights & Biases if configured.
 
-Both write on rank zero only and touch the disk at the first value they get, so building them changes nothing.
-"""
+Both write on rank zero only, and not before the first logged value."""
 
 from metaseg.tracking.csv_logger import CsvLogger
 from metaseg.tracking.labels import Labels, labels_of

@@ -1,4 +1,4 @@
-"""metrics.csv, row by row."""
+"""Writes metrics.csv row by row."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from metaseg.runs.directory import replacing
 class CsvLogger(Logger):
     """Appends each logged step to one CSV file: columns `step`, `epoch` (by Lightning) and the metrics' names.
 
-    Lightning's CSVLogger deletes the file when a run is resumed, and reads it back whole at every new column. Here a
-    row is appended and flushed at once; the file is copied only when a column is new, which happens a few times in
-    the first epoch. A resumed run drops what the interrupted one logged beyond the checkpoint: the first row that
-    shares a metric with the first new row and has the same or a later step, and everything after it.
+    Lightning's CSVLogger deletes the file when a run is resumed, and rereads all of it at every new column. Here each
+    row is appended and flushed immediately; the file is rewritten only for a new column, a few times in the first
+    epoch. A resumed run drops rows logged after the checkpoint: the first row that shares a metric with the first new
+    row and has the same or a later step, and everything after it.
 
     Raises (when logging):
-        MetasegError: the file cannot be written.
+        MetasegError: if the file cannot be written.
     """
 
     def __init__(self, path: Path, resume: bool = False) -> None:
@@ -35,12 +35,12 @@ class CsvLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Empty, so that Lightning builds no folders of its own below the run directory."""
+        """Empty, so that Lightning creates no subfolders in the run directory."""
         return ""
 
     @property
     def version(self) -> str:
-        """Empty, as `name`."""
+        """Empty, like `name`."""
         return ""
 
     @property
@@ -50,11 +50,11 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: config.yaml holds the settings."""
+        """Does nothing: config.yaml holds the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append one row; tensors must hold one element."""
+        """Append one row; tensors must have one element."""
         row = {"step": step} | {name: _number(value) for name, value in metrics.items()}
         if self._file is None:
             self._start(row)
@@ -65,11 +65,11 @@ class CsvLogger(Logger):
             csv.DictWriter(self._file, self._columns).writerow(row)  # type: ignore[arg-type]
             self._file.flush()  # type: ignore[union-attr]
         except OSError as error:
-            raise MetasegError(f"{self.path} could not be written ({error.strerror}): free space and resume") from error
+            raise MetasegError(f"cannot write {self.path} ({error.strerror}); free space and resume") from error
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the file; a later row opens it again and goes on."""
+        """Close the file; a later row reopens it."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -89,7 +89,7 @@ class CsvLogger(Logger):
             return next(csv.reader(file), [])
 
     def _read(self) -> Iterator[dict[str, str]]:
-        """The rows that are whole: a process that was killed may have left half a line."""
+        """The complete rows: a killed process may have left half a line."""
         with self.path.open(newline="", encoding="utf-8") as file:
             next(file, None)
             for line in file:

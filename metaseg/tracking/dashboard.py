@@ -1,7 +1,6 @@
-"""A saved report at Weights & Biases that lays out what runs log: `metaseg dashboard ENTITY/PROJECT`.
+"""A saved Weights & Biases report for the logged values of runs: `metaseg dashboard ENTITY/PROJECT`.
 
-The panels stand in `sections` as data, so they can be read, and checked against what a run logs, without W&B.
-"""
+`sections` defines the panels as data, so they can be checked against what a run logs without W&B."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
 
 TARGETS = ("isic", "kvasir", "kvasir_capsule")
-"""The paper's target datasets."""
+"""The paper's targets."""
 POOLS = ("ph2", "kvasir", "cvc", "isic")
-"""Its source datasets."""
-_WIDTH = 24  # of a W&B report, in its own units
+"""The paper's source datasets."""
+_WIDTH = 24  # of a W&B report, in grid units
 _HEIGHT = {"lines": 8, "bars": 8, "pictures": 14, "table": 16}
 
 
@@ -29,8 +28,8 @@ class Panel:
 
     Attributes:
         kind: "lines", "bars", "pictures" or "table".
-        title: stands above it.
-        keys: names of what runs log; those that no run has are left empty by W&B.
+        title: shown above it.
+        keys: names of logged values; W&B leaves those that no run has empty.
         x: axis of lines.
     """
 
@@ -42,14 +41,15 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """Panels under a heading, `columns` beside each other.
+    """Panels under a heading, `columns` per row.
 
     Attributes:
         title: the heading.
         says: a sentence below it.
-        panels: from left to right, row by row.
+        panels: in row-major order.
         columns: panels in a row.
-        by_cell: whether runs that differ in their seed alone are one line: their mean, and a band from least to most.
+        by_cell: whether to show runs that differ only in their seed as one line: their mean, with a band from minimum
+            to maximum.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Section:
 
 
 def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> tuple[Section, ...]:
-    """The dashboard, from what is looked at first."""
+    """The dashboard's sections, most important first."""
 
     def lines(title: str, *keys: str, x: str = "trainer/global_step") -> Panel:
         return Panel("lines", title, keys, x)
@@ -90,7 +90,7 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
         ),
         Section(
             "Learning curves",
-            "Training and validation; the gap between before and after is what the inner loop gains.",
+            "Training and validation; the gap between before and after is the gain of the inner loop.",
             (
                 lines("Validation loss", "validation/query_loss_before", "validation/query_loss_after", x="epoch"),
                 lines("Validation Dice", "validation/dice_before", "validation/dice_after", x="epoch"),
@@ -100,9 +100,9 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
         ),
         Section(
             "Inner and outer loop",
-            "Whether meta-gradients can be trusted. The residual says how well the linear system was solved, "
-            "stationarity how far the inner loop was from its minimum (1: it did not move); at a curvature of I + C/λ "
-            "below zero the solve ends early. iMAML has all of them.",
+            "Quality of the meta-gradients. The residual shows how well the linear system was solved, stationarity how "
+            "far the inner loop was from its minimum (1: it did not move); a solve ends early at a negative curvature "
+            "of I + C/λ. Only iMAML logs all of them.",
             (
                 lines("Relative residual of conjugate gradient", "train/cg_residual"),
                 lines("Stationarity of the inner loop", "train/stationarity"),
@@ -110,7 +110,7 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
                 lines("Share of inner problems not solved, or not moved", "train/unsolved", "train/still"),
                 lines("Norm of the meta-gradient", "train/gradient_norm"),
                 lines("Smallest curvature met", "train/smallest_curvature"),
-                lines("Curvature products a solve", "train/cg_iterations"),
+                lines("Curvature products per solve", "train/cg_iterations"),
                 lines("Share of solves ended by negative curvature", "train/cg_negative_curvature"),
                 lines("Support loss in the inner loop", "train/support_loss_before", "train/support_loss_after"),
             ),
@@ -118,7 +118,7 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
         Section(
             "The same images over epochs",
             "Held-out images of the pair, before and after the inner loop: truth cyan, prediction yellow. The slider "
-            "chooses the epoch.",
+            "selects the epoch.",
             tuple(Panel("pictures", name, (f"progress/{name}",)) for name in pools),
             by_cell=False,
         ),
@@ -136,12 +136,12 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
 
 
 def build(entity: str, project: str, tables: Sequence[int] = (), title: str = "metaseg") -> Report:
-    """The report, not saved yet; needs no network.
+    """Build the report without saving it; needs no network.
 
     Args:
-        entity: the team or user that it belongs to.
-        project: its project, whose runs it shows.
-        tables: of the paper; runs of others are left out. Empty: all runs.
+        entity: the W&B team or user.
+        project: the project whose runs it shows.
+        tables: show only runs of these tables of the paper. Empty: all runs.
         title: of the report.
 
     Raises:
@@ -151,13 +151,13 @@ def build(entity: str, project: str, tables: Sequence[int] = (), title: str = "m
         import wandb_workspaces.reports.v2 as wr
     except ImportError as error:
         raise MetasegError(
-            f"A report needs the package wandb-workspaces ({error}): pip install 'metaseg-implicit[dashboard]', or lay "
-            "the panels out by hand as docs/wandb.md lists them."
+            f"A report needs the package wandb-workspaces ({error}): pip install 'metaseg-implicit[dashboard]', or "
+            "create the panels by hand as described in docs/wandb.md."
         ) from error
     tags = ", ".join(f"'table {number}'" for number in tables)
     blocks: list[Any] = [wr.TableOfContents()]
     for section in sections():
-        # Without entity and project, a set of runs is that of the report's own project.
+        # Without entity and project, a run set uses the report's project.
         runs = wr.Runset(
             name="by cell" if section.by_cell else "runs",
             groupby=["config.cell"] if section.by_cell else [],
@@ -189,22 +189,22 @@ def save(report: Report) -> None:
     """Send a report to W&B.
 
     Raises:
-        MetasegError: without an account or network, or where W&B refuses it.
+        MetasegError: without an account or network, or if W&B refuses it.
     """
     from metaseg.tracking import has_api_key
 
-    if not has_api_key():  # W&B would stop and ask for one
+    if not has_api_key():  # otherwise W&B would prompt for one
         raise MetasegError("Saving a report needs a W&B API key, found none: run `wandb login`, or set WANDB_API_KEY.")
     try:
         report.save()
-    except Exception as error:  # the package raises whatever its transport does
+    except Exception as error:  # the package raises any error of its transport
         raise MetasegError(
-            f"W&B did not take the report ({' '.join(str(error).split())}): check entity, project, key and network."
+            f"W&B refused the report ({' '.join(str(error).split())}); check entity, project, key and network."
         ) from error
 
 
 def listing() -> str:
-    """The sections and panels as text, with the names of what each shows."""
+    """The sections and panels as text, with the names of their logged values."""
     lines = []
     for section in sections():
         lines += [section.title, *(f"  {one.kind:9}{one.title}: {', '.join(one.keys)}" for one in section.panels)]

@@ -1,4 +1,4 @@
-"""How a run is labelled on the dashboard, by the paper's tables and among runs that differ in their seed alone."""
+"""Labels of a run on the dashboard: the paper's tables, and the cell shared by runs that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from metaseg.runs.schema import Run
 from metaseg.runs.tables import identity, numbers_of
 
 _LONGEST_TAG = 64
-"""Characters of a tag that W&B takes."""
+"""W&B's maximum tag length in characters."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """How a run is labelled on the dashboard.
+    """A run's labels on the dashboard.
 
     Attributes:
         group: tables and pair; runs without a table: pair and mixing.
-        cell: SCALE-PROTOCOL/…, equal for runs that differ in their seed alone.
-        tags: learner, pair, loss, protocol, scale, shots, each table, and the cell where its name is short enough.
+        cell: SCALE-PROTOCOL/…, equal for runs that differ only in their seed.
+        tags: learner, pair, loss, protocol, scale, shots, each table, and the cell if its name is short enough.
         model: name of its checkpoint: learner, pair with mixing, shots, seed.
     """
 
@@ -32,21 +32,21 @@ class Labels:
 def labels_of(settings: Run) -> Labels:
     """The labels of a run.
 
-    Tables are found by the settings, as reports find them, so a run that serves two tables has the tags of both,
-    whichever sweep it came from.
+    Tables are matched by settings, as in reports, so a run that serves two tables has the tags of both, whichever sweep
+    it came from.
 
     Args:
-        settings: of the run. `logger.cell` names the cell; a sweep sets it.
+        settings: of the run. `logger.cell`, set by sweeps, names the cell.
     """
     learner, mixing, shots = settings.learner.name, settings.tasks.mixing, settings.shots
     pair = "alone" if settings.pair.name == "none" else settings.pair.name
     tables = numbers_of(settings)
     listed = f"table{'s' if len(tables) > 1 else ''} {'+'.join(map(str, tables))}"
-    # Hydra's overrides decide what is one cell; a single run has none to go by, so all that changes a score does.
+    # Hydra's overrides identify a cell; for a single run, use all settings that affect scores.
     known = hashlib.sha256(repr(sorted(identity(settings.plain).items())).encode()).hexdigest()[:8]
     own = settings.logger.cell or f"{pair}_{mixing}/{learner}_{shots}shot-{known}"
     scale, protocol = settings.scale.name, settings.protocol.name
-    cell = f"{scale}-{protocol}/{own}"  # as the folders of results are named: no sweep's cells say these two
+    cell = f"{scale}-{protocol}/{own}"  # as in the folders of results; cell names of sweeps omit these two
     names = (learner, pair, settings.loss, protocol, scale, f"{shots} shots")
     return Labels(
         group=f"{listed} {pair}" if tables else f"{pair} {mixing}",

@@ -1,4 +1,4 @@
-"""The loggers that a configuration describes."""
+"""Builds the loggers of a configuration."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def build_loggers(
     job_type: str = "train",
     resume: bool = False,
 ) -> list[Logger]:
-    """Build the loggers that conf/logger describes.
+    """Build the loggers described by conf/logger.
 
     Args:
         logger_config: the group ``logger`` of the settings.
-        run_dir: the run's directory; every file of the loggers lies in it.
+        run_dir: the run's directory, which receives all log files.
         config: the run's resolved settings as plain containers, stored with the W&B run.
-        group: W&B group, used where `logger_config` has none.
-        tags: W&B tags, joined with those of `logger_config`.
+        group: W&B group, if `logger_config` has none.
+        tags: W&B tags, added to those of `logger_config`.
         name: W&B display name; default: the run directory's name.
         job_type: W&B job type.
-        resume: continue metrics.csv and the W&B run that lie in `run_dir`; otherwise metrics.csv starts anew.
+        resume: continue the metrics.csv and W&B run in `run_dir`; otherwise start a new metrics.csv.
 
     Raises:
-        MetasegError: an unknown mode, or mode `online` without an API key.
+        MetasegError: on an unknown mode, or mode `online` without an API key.
     """
     run = run_dir if isinstance(run_dir, RunDirectory) else RunDirectory(run_dir)
     loggers: list[Logger] = [CsvLogger(run.metrics, resume=resume)]

@@ -1,4 +1,4 @@
-"""What a run shows beside its curves: pictures, tables, final numbers, its checkpoint. Without W&B nothing is done."""
+"""Sends pictures, tables, final numbers and the checkpoint to W&B; does nothing without W&B."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _wandb_loggers(loggers: Iterable[Logger]) -> list[WandbRunLogger]:
 
 
 def draws(loggers: Iterable[Logger]) -> bool:
-    """Whether any of the loggers takes pictures: whether it is worth drawing some."""
+    """Whether any logger accepts pictures."""
     return bool(_wandb_loggers(loggers))
 
 
@@ -32,17 +32,17 @@ def log_images(
     beside: Mapping[str, float] | None = None,
     file_type: str = "png",
 ) -> None:
-    """Send pictures to W&B. Outlines must be drawn into them.
+    """Send pictures to W&B, with outlines already drawn into them.
 
     W&B's own mask overlays can be lost when an offline run is synced, so they are not used.
 
     Args:
         loggers: those of the run.
-        key: the pictures' name; what stands before its slash is the dashboard's section.
+        key: the pictures' name; the part before the slash is the dashboard's section.
         images: uint8 arrays (H, W, 3) or paths of PNG files.
-        captions: one each.
-        beside: numbers logged with them, among them what the pictures are ordered by.
-        file_type: of arrays: "png", or "jpg" where there will be many.
+        captions: one per picture.
+        beside: numbers logged with them, including the one that orders the pictures.
+        file_type: of arrays: "png", or "jpg" for many pictures.
     """
     for logger in _wandb_loggers(loggers):
         import wandb
@@ -56,7 +56,7 @@ def log_images(
 
 @rank_zero_only
 def log_rows(loggers: Iterable[Logger], rows: Iterable[Mapping[str, float]]) -> None:
-    """Send the points of curves that are not drawn over outer steps: name → number, the axis among them, a point."""
+    """Send points of curves not drawn over outer steps; each point maps names, including the axis, to numbers."""
     for logger in _wandb_loggers(loggers):
         for row in rows:
             logger.experiment.log(dict(row))
@@ -64,11 +64,11 @@ def log_rows(loggers: Iterable[Logger], rows: Iterable[Mapping[str, float]]) -> 
 
 @rank_zero_only
 def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Send a table to W&B, for example the per-image scores; each row holds one value a column; NaN becomes empty."""
+    """Send a table to W&B, e.g. the per-image scores; one value per column in each row; NaN becomes empty."""
     for logger in _wandb_loggers(loggers):
         import wandb
 
-        # W&B would write NaN as it is, which is no JSON.
+        # W&B would write NaN literally, which is not valid JSON.
         data = [[None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row] for row in rows]
         table = wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)
         logger.log_media({key: table})
@@ -76,7 +76,7 @@ def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows:
 
 @rank_zero_only
 def log_summary(loggers: Iterable[Logger], values: Mapping[str, Any]) -> None:
-    """Set final values of the W&B run, those that its table of runs shows."""
+    """Set the summary values of the W&B run, shown in its table of runs."""
     for logger in _wandb_loggers(loggers):
         logger.experiment.summary.update(dict(values))
 
@@ -94,7 +94,7 @@ def log_checkpoint(loggers: Iterable[Logger], name: str, directory: RunDirectory
 
 @rank_zero_only
 def finish(loggers: Iterable[Logger], exit_code: int = 0) -> None:
-    """End all loggers; call it after each job, in `finally`, or the jobs of a sweep merge and crashes look finished."""
+    """End all loggers. Call in `finally` after each job; otherwise jobs of a sweep merge and crashes look finished."""
     for logger in loggers:
         if isinstance(logger, WandbRunLogger):
             logger.finish(exit_code)

@@ -1,4 +1,4 @@
-"""What the dashboard shows of a result: pure functions of it. Values that are missing are left out."""
+"""The dashboard's values of a result, as pure functions. Missing values are omitted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from metaseg.runs.schema import Run
 
 
 def summary_of(result: Result) -> dict[str, float]:
-    """The columns of the table of runs: test/TARGET/… → fraction in [0, 1]; of trivial baselines the best."""
+    """The columns of the table of runs: test/TARGET/… → fraction in [0, 1]; only the best trivial baseline."""
     values: dict[str, float | None] = {}
     for name, scores in result.targets.items():
         dsc, before, scratch = scores.dsc, scores.dsc_before, result.scratch.get(name)
@@ -23,7 +23,7 @@ def summary_of(result: Result) -> dict[str, float]:
 
 
 def adaptation_points(result: Result) -> list[dict[str, float]]:
-    """Dice over adaptation steps, a point each: adaptation/step, adaptation/TARGET/dsc and …/dsc_scratch."""
+    """Dice over adaptation steps, one point per step: adaptation/step, adaptation/TARGET/dsc and …/dsc_scratch."""
     points: dict[int, dict[str, float]] = {}
     for label, of_targets in (("dsc", result.targets), ("dsc_scratch", result.scratch)):
         for name, scores in of_targets.items():
@@ -34,7 +34,7 @@ def adaptation_points(result: Result) -> list[dict[str, float]]:
 
 
 def about_model(settings: Run, result: Result, cell: str) -> dict[str, Any]:
-    """What the page of a checkpoint shows; all settings are in the files beside it."""
+    """The metadata of a checkpoint artifact; its files hold all settings."""
     known = {key: getattr(settings, key) for key in ("shots", "seed", "loss")}
     known |= {key: getattr(settings, key).name for key in ("learner", "pair", "protocol", "scale")}
     known |= {"cell": cell, "commit": result.commit}

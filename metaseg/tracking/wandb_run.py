@@ -1,4 +1,4 @@
-"""One run at Weights & Biases: how it starts, with which axes and summaries, and how it ends."""
+"""A Weights & Biases run: start, axes, summaries, end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AXES = {
     "progress/*": "epoch",
     "adaptation/*": "adaptation/step",
 }
-"""What metrics are drawn over; the patterns do not overlap, since W&B does not say which of two would count."""
+"""The x axis of metrics; patterns must not overlap, as W&B does not document which one wins."""
 _SUMMARIES = {
     "validation/query_loss_after": "min,last",
     "validation/dice_after": "max,last",
@@ -38,18 +38,18 @@ _SUMMARIES = {
     "train/cg_negative_curvature": "mean,last",
     "train/smallest_curvature": "min,last",
 }
-"""What the table of runs shows of a curve; of all others its last value."""
+"""Summary statistics of curves in the table of runs; other curves show their last value."""
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
 
 class WandbRunLogger(WandbLogger):
-    """Lightning's WandbLogger, except that a run never prompts, never joins another one and writes no noise.
+    """Lightning's WandbLogger, except that a run never prompts, never joins another one and prints no noise.
 
-    Lightning's re-uses whatever run is open, so the jobs of a sweep merge, and sets WANDB_MODE for the whole process.
-    `settings` are the arguments of wandb.init, `mode` among them ("online" or "offline").
+    Lightning's reuses any open run, so jobs of a sweep merge, and sets WANDB_MODE for the whole process. `settings` are
+    the arguments of wandb.init, including `mode` ("online" or "offline").
 
     Raises (at the first logged value):
-        MetasegError: W&B refuses the key or cannot be reached.
+        MetasegError: if W&B refuses the key or cannot be reached.
     """
 
     def __init__(self, run: RunDirectory, resume: bool = False, **settings: Any) -> None:
@@ -74,12 +74,12 @@ class WandbRunLogger(WandbLogger):
         offline = self._wandb_init["mode"] == "offline"
         settings = self._wandb_init | {
             "id": earlier,
-            # W&B ignores `resume` offline; two parts with one id are joined when they are synced.
+            # W&B ignores `resume` offline; parts with the same id are joined on syncing.
             "resume": "allow" if earlier and not offline else None,
             "reinit": "finish_previous",
             "settings": wandb.Settings(silent=True, console="off"),
         }
-        self._run_directory.path.mkdir(parents=True, exist_ok=True)  # W&B would use the temporary folder instead
+        self._run_directory.path.mkdir(parents=True, exist_ok=True)  # otherwise W&B would use the temporary folder
         try:
             run = wandb.init(**settings)
         except (wandb.errors.Error, TimeoutError) as error:
@@ -112,22 +112,22 @@ class WandbRunLogger(WandbLogger):
 
         Args:
             name: letters, digits, dots, dashes and underscores.
-            weights: a large file; it is not copied, so it must stay as it is until it has been uploaded or synced.
-            others: small files, which are copied beside those of `log_media`.
-            metadata: what the artifact's page shows.
+            weights: a large file; not copied, so it must not change until uploaded or synced.
+            others: small files, copied next to those of `log_media`.
+            metadata: shown on the artifact's page.
         """
         import wandb
 
         artifact = wandb.Artifact(name, type="model", metadata=dict(metadata))
         with _staged_in(self._run_directory.path / "wandb" / "data"):
-            # W&B would otherwise keep one copy for the upload and another in its cache.
+            # Otherwise W&B would keep one copy for the upload and another in its cache.
             artifact.add_file(str(weights), policy="immutable", skip_cache=True)
             for path in others:
                 artifact.add_file(str(path), skip_cache=True)
             self.experiment.log_artifact(artifact, aliases=["best", "latest"])
 
     def finish(self, exit_code: int = 0) -> None:
-        """End the W&B run; any exit code but 0 shows it as failed. Without a run there is nothing to end."""
+        """End the W&B run, if there is one; a non-zero exit code marks it as failed."""
         if self._experiment is not None:
             self._experiment.finish(exit_code=exit_code)
             self._experiment = None
@@ -135,8 +135,8 @@ class WandbRunLogger(WandbLogger):
 
 @contextmanager
 def _staged_in(folder: Path) -> Iterator[None]:
-    # W&B knows no setting for this, only the variable, and its default lies in the home directory, where a copy of
-    # the run directory would leave the tables behind.
+    # W&B offers only an environment variable for this. Its default is in the home directory, so copies of the run
+    # directory would lack the tables.
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return
@@ -151,11 +151,11 @@ def wandb_mode(requested: str | None) -> str:
     """`online`, `offline` or `disabled`: the configured mode, else WANDB_MODE, else online if there is an API key.
 
     Raises:
-        MetasegError: an unknown mode, or `online` without a key (W&B would stop and ask for one).
+        MetasegError: on an unknown mode, or `online` without a key (W&B would prompt for one).
     """
     wanted = requested or os.environ.get("WANDB_MODE")
     if wanted and wanted not in _MODES:
-        raise MetasegError(f"logger.mode or WANDB_MODE should be online, offline or disabled, found {wanted!r}")
+        raise MetasegError(f"logger.mode or WANDB_MODE must be online, offline or disabled, found {wanted!r}")
     if not wanted:
         return "online" if has_api_key() else "offline"
     if _MODES[wanted] == "online" and not has_api_key():
@@ -167,13 +167,13 @@ def wandb_mode(requested: str | None) -> str:
 
 
 def has_api_key() -> bool:
-    """Whether W&B can log in without asking: by WANDB_API_KEY, WANDB_IDENTITY_TOKEN_FILE or `wandb login`'s netrc."""
+    """Whether W&B can log in without a prompt: by WANDB_API_KEY, WANDB_IDENTITY_TOKEN_FILE or `wandb login`'s netrc."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     import wandb
 
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).netloc
-    # W&B's own service has had several addresses, and a key stored under the first one serves them all.
+    # W&B's service has had several addresses; a key stored under the first one works for all.
     hosted = host.endswith((".wandb.ai", ".coreweave.com"))
     named = os.environ.get("NETRC")
     paths = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]

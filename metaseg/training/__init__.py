@@ -1,1 +1,1 @@
-"""The run itself: training, pre-training, and what accompanies them."""
+"""Runs: training, pre-training and their callbacks."""

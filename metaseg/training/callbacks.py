@@ -1,4 +1,4 @@
-"""What watches a training run: checkpoints of the best and the last state, the paper's stopping rule, progress."""
+"""Training callbacks: best and last checkpoints, the paper's stopping rule, progress."""
 
 import math
 import sys
@@ -41,10 +41,10 @@ def callbacks(trainer: schema.Trainer, directory: RunDirectory) -> list[Callback
 
 
 class Unchanging(Callback):
-    """Stops training once its loss does not change any more [P, section 4, as published].
+    """Stops training once its loss no longer changes [P, section 4, as published].
 
-    The loss of an epoch is the mean over its outer steps of the query loss after the inner loop. It does not change if
-    those of ``patience`` epochs in a row lie within ``min_delta`` of the one before them.
+    The loss of an epoch is the mean over its outer steps of the query loss after the inner loop. It counts as unchanged
+    if ``patience`` consecutive epochs lie within ``min_delta`` of the epoch before them.
     """
 
     def __init__(self, min_delta: float, patience: int) -> None:
@@ -53,11 +53,11 @@ class Unchanging(Callback):
         self._epochs: list[float] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note the loss of an outer step."""
+        """Record the loss of an outer step."""
         self._steps.append(float(trainer.callback_metrics["train/query_loss_after"]))
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Stop, or go on."""
+        """Stop or continue."""
         self._epochs.append(fmean(self._steps))
         self._steps.clear()
         if len(self._epochs) > self.patience:
@@ -65,18 +65,18 @@ class Unchanging(Callback):
             trainer.should_stop |= all(abs(loss - first) < self.min_delta for loss in later)
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints, so that a run that continues stops where it would have."""
+        """State for checkpoints, so that a resumed run stops where the uninterrupted one would."""
         return {"steps": self._steps, "epochs": self._epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore from a checkpoint."""
         self._steps, self._epochs = list(state_dict["steps"]), list(state_dict["epochs"])
 
 
 class LastCheckpoint(Callback):
-    """Writes the whole training state every so many outer steps and at the end of each epoch.
+    """Writes the full training state every ``every`` outer steps and at the end of each epoch.
 
-    The file is replaced in one move, so a process that is killed while writing leaves the previous one.
+    The file is replaced atomically, so a process killed while writing leaves the previous one.
 
     Args:
         path: the checkpoint.
@@ -88,12 +88,12 @@ class LastCheckpoint(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save within an epoch."""
-        # After the last batch of an epoch its validation is still to come, and would be skipped on resuming from here.
+        # Not after an epoch's last batch: resuming from there would skip the epoch's validation.
         if trainer.global_step % self.every == 0 and not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save after validation, when early stopping and the best checkpoint know of it."""
+        """Save after validation, once early stopping and the best checkpoint have been updated."""
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
@@ -104,13 +104,13 @@ class LastCheckpoint(Callback):
 
 
 class TrainingProgress(Callback):
-    """Shows the outer steps of the whole run, the loss of the latest and the Dice of the latest validation.
+    """Shows progress in outer steps, the latest loss and the latest validation Dice.
 
-    Of a run that continues, the count starts where training stands. Validation is named while it lasts. The module logs
-    "loss" and "dice" (a fraction) with ``prog_bar=True``. On ranks other than zero nothing is shown.
+    A resumed run counts from the step it resumes at. The display says when validation runs. The module logs "loss" and
+    "dice" (a fraction) with ``prog_bar=True``. Only rank zero shows anything.
 
     Args:
-        shown: False: nothing at all.
+        shown: False shows nothing.
     """
 
     def __init__(self, shown: bool = True) -> None:
@@ -119,9 +119,9 @@ class TrainingProgress(Callback):
         self._validated = 0
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Begin, at the step where training stands."""
+        """Start at the current step."""
         if self.shown and trainer.is_global_zero:
-            # Infinite where the run has no last epoch.
+            # Infinite if the run has no last epoch.
             steps = trainer.estimated_stepping_batches
             total = steps if math.isfinite(steps) else None
             self._progress = Progress("training", total, "steps", done=trainer.global_step)
@@ -133,12 +133,12 @@ class TrainingProgress(Callback):
             self._progress.update(trainer.global_step, values=_logged(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Say that validation has begun."""
+        """Show that validation has begun."""
         self._validated = 0
         self._note_validation(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Count an episode, or a volume."""
+        """Count an episode or a volume."""
         self._validated += 1
         self._note_validation(trainer)
 
@@ -149,12 +149,12 @@ class TrainingProgress(Callback):
             self._progress.update(trainer.global_step, values=_logged(trainer))
 
     def on_train_end(self, *_: Any) -> None:
-        """End, early or not."""
+        """Close the display."""
         if self._progress is not None:
             self._progress.stop()
 
     def on_exception(self, *_: Any) -> None:
-        """End where training broke off."""
+        """Close the display where training was interrupted."""
         if self._progress is not None:
             self._progress.stop(failed=True)
 

@@ -1,8 +1,8 @@
-"""What training costs, in passes of images: the same unit for every learner, on every machine.
+"""The cost of training in image passes, a unit independent of learner and machine.
 
-One pass is the floating-point operations of one image's forward and backward pass through the whole network. What an
-outer step takes, inner loop, curvature products and all, is counted by PyTorch's own counter of operations; elementwise
-ones are not in it. Steps differ, because solvers stop at a tolerance, so every `EVERY`-th is counted.
+One pass is the FLOPs of one image's forward and backward pass through the whole network. PyTorch's FLOP counter, which
+ignores elementwise operations, counts an outer step including its inner loop and curvature products. Steps differ,
+because solvers stop at a tolerance, so every `EVERY`-th is counted.
 """
 
 import time
@@ -21,20 +21,20 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import Cost
 
 EVERY = 25
-"""Outer steps from one that is counted to the next."""
+"""Outer steps between counted ones."""
 
 
 class Compute(Callback):
-    """Counts the passes of training, and its seconds without validation; goes on where a run is continued.
+    """Counts the passes of training and its seconds without validation; resumes with the run.
 
     Args:
-        learner: what trains.
+        learner: the learner being trained.
         size: of its images, in pixels.
         directory: `RunDirectory.write_compute` is called at the end of training.
-        most: passes after which training ends; None: any.
+        most: passes after which training ends; None: no limit.
 
     Raises:
-        MetasegError: ``most`` is given for a network that has no pass of one image.
+        MetasegError: if ``most`` is given for a network that cannot process a single image.
     """
 
     def __init__(self, learner: Learner, size: int, directory: RunDirectory, most: float | None = None) -> None:
@@ -43,7 +43,7 @@ class Compute(Callback):
         if most is not None and self._of_one is None:
             raise MetasegError(
                 "trainer.max_passes counts passes of one image, but this learner's network compares images and has "
-                "none: set trainer.max_epochs instead."
+                "none; set trainer.max_epochs instead."
             )
         self._counter: FlopCounterMode | None = None
         self._began = 0.0
@@ -51,19 +51,19 @@ class Compute(Callback):
 
     @property
     def spent(self) -> float:
-        """The share of ``most`` that is spent."""
+        """The fraction of ``most`` spent."""
         return float(self._state["spent"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted so far."""
+        """The counts so far, for checkpoints."""
         return self._state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore from a checkpoint."""
         self._state = self._state | state_dict
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        """Begin to count."""
+        """Start counting."""
         if self._state["steps"] % EVERY == 0:
             self._counter = counter()
             self._counter.__enter__()
@@ -78,7 +78,7 @@ class Compute(Callback):
         self._state["seconds"] += time.perf_counter() - self._began
         self._state["steps"] += 1
         if self._most is not None and self._of_one is not None:
-            # Ranks count different tasks; the first speaks for all, so that their step sizes stay equal.
+            # Ranks count different tasks; use rank zero's value, so that their step sizes stay equal.
             self._state["spent"] = trainer.strategy.broadcast(self._operations(trainer) / self._of_one / self._most)
             trainer.should_stop |= self.spent >= 1
 
@@ -87,7 +87,7 @@ class Compute(Callback):
         return sum(counted) / len(counted) * self._state["steps"] * trainer.world_size
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Write down outer steps, operations and passes of images on all ranks, and seconds."""
+        """Write outer steps, operations and image passes over all ranks, and seconds."""
         if not (trainer.is_global_zero and self._state["counted"]):
             return
         operations = self._operations(trainer)
@@ -102,9 +102,9 @@ class Compute(Callback):
 
 
 class _NoModules:
-    """Stands for the counter's record of which module is at work.
+    """Replaces the FLOP counter's module tracker.
 
-    Its hooks refuse a gradient in the inputs of a module that are leaves, which outputs of held stages are.
+    The tracker's hooks fail on module inputs that are leaves requiring gradients, such as outputs of held stages.
     """
 
     parents = ("Global",)
@@ -115,21 +115,21 @@ class _NoModules:
 
 
 def counter() -> FlopCounterMode:
-    """Counts the floating-point operations of what is called within it."""
+    """Counts the FLOPs of everything called inside it."""
     found = FlopCounterMode(display=False)
     found.mod_tracker = _NoModules()  # type: ignore[assignment]
     return found
 
 
 def of_one_image(learner: Learner, size: int) -> int | None:
-    """Floating-point operations of one image (1, 3, size, size), forward and backward through the whole network.
+    """FLOPs of one image (1, 3, size, size), forward and backward through the whole network.
 
-    None for a network that compares images with annotated ones: it has no pass of one image.
+    None for a network that compares queries with a support set, which cannot process a single image.
     """
     if isinstance(learner.network, ComparingNetwork):
         return None
     theta = {name: value.detach().requires_grad_() for name, value in learner.network.named_parameters()}
-    # Two images, for norm layers that need more than one value a channel at the lowest resolution.
+    # Two images, as norm layers need more than one value per channel at the lowest resolution.
     images = torch.zeros(2, 3, size, size, device=next(iter(theta.values())).device)
     with counter() as counted, torch.enable_grad():
         forward(learner.network, theta, images)[0].sum().backward()

@@ -27,13 +27,15 @@ def fit(
     directory: RunDirectory,
     checkpoint: Path | None,
 ) -> int:
-    """Train, and leave the learner with the weights of the best validation loss; returns this process' rank."""
+    """Train, and load the weights with the best validation loss; returns this process's rank."""
     if not (settings.train and learner.trains):
         return 0
     chosen, shown = settings.trainer, settings.logger
     end = json.dumps([chosen.max_epochs, chosen.max_passes, chosen.patience, chosen.min_delta])
     if settings.ckpt_path == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
-        load_weights(learner, directory.checkpoints / "best.ckpt")  # stopped by the same rule, and killed while testing
+        load_weights(
+            learner, directory.checkpoints / "best.ckpt"
+        )  # already stopped by the same rule, then killed while testing
         return 0
     compute = Compute(learner, settings.data.size, directory, chosen.max_passes)
     called = [*callbacks(chosen, directory), compute]
@@ -47,7 +49,7 @@ def fit(
         max_epochs=chosen.max_epochs,
         logger=loggers,
         callbacks=called,
-        enable_progress_bar=False,  # one of the callbacks shows it
+        enable_progress_bar=False,  # a callback shows it
         enable_model_summary=False,
         log_every_n_steps=1,
         num_sanity_val_steps=0,

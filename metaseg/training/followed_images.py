@@ -1,4 +1,4 @@
-"""Pictures of the same few validation images over epochs, before and after the inner loop, for the dashboard."""
+"""Pictures of a few fixed validation images over epochs, before and after the inner loop, for the dashboard."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _GAP = 8  # pixels between before and after
 
 @dataclass(frozen=True)
 class FollowedEpisode:
-    """Query images of one validation episode: where they stand in it, and their ids, by pool."""
+    """Query images of one validation episode: their positions in it and their ids, by pool."""
 
     episode: RawEpisode
     places: dict[str, list[tuple[int, str]]]
@@ -33,11 +33,11 @@ class FollowedEpisode:
 def followed(data: EpisodicData, images: int) -> list[FollowedEpisode]:
     """The first query images of each pool, in the validation plan's first episode of that pool.
 
-    They are a function of the data, shots and seed: the same for every learner and epoch.
+    They depend on data, shots and seed only: the same for every learner and epoch.
 
     Args:
         data: with source pools.
-        images: of each pool at most.
+        images: maximum number per pool.
     """
     plan = data.validation_plan
     episodes = EpisodeDataset(data.pools, plan, "none")
@@ -56,16 +56,16 @@ def followed(data: EpisodicData, images: int) -> list[FollowedEpisode]:
 
 
 class FollowedImages(Callback):
-    """Sends pictures of fixed validation images to W&B after validation: truth and prediction outlined.
+    """Sends pictures of fixed validation images to W&B after validation, with truth and prediction outlined.
 
-    Left: before the inner loop, right: after it; a learner without inner loop has one half. On rank zero alone, at the
-    cost of one validation episode of each pool. Training is not touched: random states are put back.
+    Left: before the inner loop, right: after it; learners without an inner loop have one half. Runs on rank zero only
+    and costs one validation episode per pool. Training is unaffected: random states are restored.
 
     Args:
-        data: whose validation episodes are followed.
+        data: source of the validation episodes.
         loggers: those of the run.
         every: epochs between pictures, from the first epoch on; ≥ 1.
-        images: of each pool; ≥ 1.
+        images: per pool; ≥ 1.
     """
 
     def __init__(self, data: EpisodicData, loggers: Sequence[Logger], every: int, images: int) -> None:
@@ -73,7 +73,7 @@ class FollowedImages(Callback):
         self._followed: list[FollowedEpisode] | None = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw, where it is this epoch's turn."""
+        """Draw in every ``every``-th epoch."""
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.current_epoch % self.every:
             return
         if self._followed is None:
@@ -84,7 +84,7 @@ class FollowedImages(Callback):
             with isolate_rng(), trainer.precision_plugin.val_step_context():
                 drawn = list(_pictures(pl_module.learner, one))
             for pool, pictures, captions in drawn:
-                # PNGs would be ten times the size, and offline runs keep all of them.
+                # PNGs would be ten times the size, and offline runs keep them all.
                 tracking.log_images(self.loggers, f"progress/{pool}", pictures, captions, beside, file_type="jpg")
 
 

@@ -1,4 +1,4 @@
-"""A Lightning module whose checkpoints know of which network they are."""
+"""A Lightning module whose checkpoints record their network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,22 +10,22 @@ from metaseg.learners.checkpoints import origin, take_over_origin
 
 
 class NetworkModule(L.LightningModule):
-    """Writes architecture and settings into its checkpoints; refuses those of another architecture in words."""
+    """Writes architecture and settings into its checkpoints; refuses checkpoints of another architecture."""
 
     network: nn.Module
     settings: Mapping[str, Any] | None = None
-    """The resolved configuration; it goes into checkpoints, so that a file alone can be used."""
+    """The resolved configuration, saved in checkpoints so that they are self-contained."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down the architecture, the pre-trained weights that the network began from, and the settings."""
+        """Save the architecture, the record of pre-trained weights, and the settings."""
         checkpoint.update(origin(self.network))
         if self.settings is not None:
             checkpoint["settings"] = dict(self.settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture; take over which weights its network began from.
+        """Refuse a checkpoint of another architecture; restore the record of the network's pre-trained weights.
 
         Raises:
-            MetasegError: if the checkpoint's network is not this one, or its record of weights is none.
+            MetasegError: if the checkpoint belongs to another network, or its record of weights is invalid.
         """
         take_over_origin(self.network, checkpoint)

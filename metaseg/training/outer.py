@@ -1,4 +1,4 @@
-"""Meta-training: the outer step, and validation by episodes, as Lightning drives them."""
+"""Meta-training as a Lightning module: the outer step, and validation on episodes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,17 +20,17 @@ from metaseg.training.network_module import NetworkModule
 from metaseg.training.tally import Tally, still
 
 VALIDATION = ("query_loss_before", "query_loss_after", "dice_before", "dice_after")
-"""What validation logs, as means over episodes: before and after the inner loop."""
+"""Validation metrics, as means over episodes: before and after the inner loop."""
 
 
 class Contribution(NamedTuple):
-    """What one task adds to an outer step: vectors, of which tasks and ranks are summed.
+    """One task's contribution to an outer step: vectors, summed over tasks and ranks.
 
     Attributes:
         tasks: 1, shape (1,).
         diagnostics: shape (D,).
         statistics: the norm statistics of all layers, shape (S,).
-        by_strengths: d L_query / dλ, shape (N,); (0,) where λ is not learned.
+        by_strengths: d L_query / dλ, shape (N,); (0,) if λ is not learned.
         gradient: d L_query / dθ, shape (N,).
     """
 
@@ -42,12 +42,12 @@ class Contribution(NamedTuple):
 
 
 class MetaTraining(NetworkModule):
-    """Trains a learner's network on episodes; its checkpoints hold the network and the settings.
+    """Trains a learner's network on episodes; checkpoints hold the network and the settings.
 
     Args:
-        learner: what is trained.
+        learner: the learner to train.
         settings: the resolved configuration, for the checkpoints.
-        spent: the share of training that is over, which the schedule follows; None: that of the outer steps.
+        spent: the fraction of training completed, which the schedule follows; None: by outer steps.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MetaTraining(NetworkModule):
         self.automatic_optimization = False
         self.network = learner.network
         self.settings = settings
-        self._learner = (learner,)  # in a tuple: as a module of its own it would double the names in checkpoints
+        self._learner = (learner,)  # in a tuple, as a submodule would duplicate the parameters in checkpoints
         means: Any = nn.ModuleDict({name: MeanMetric() for name in VALIDATION})
         self._validation: Mapping[str, MeanMetric] = means
         self._tally = Tally()
@@ -68,7 +68,7 @@ class MetaTraining(NetworkModule):
 
     @property
     def learner(self) -> Learner:
-        """What is trained."""
+        """The learner being trained."""
         return self._learner[0]
 
     def training_step(self, batch: list[Episode], batch_idx: int) -> None:
@@ -91,7 +91,7 @@ class MetaTraining(NetworkModule):
                 by_strengths=nothing if result.by_strengths is None else result.by_strengths,
                 gradient=result.gradient,
             )
-            total = torch.cat(task) + total  # summed as they come, so that no task's graph outlives it
+            total = torch.cat(task) + total  # summed immediately, so that no task's graph outlives it
         total = self._reduce(total)
         tasks = float(total[0])
         mean = Contribution(*(total / total[0]).split([len(vector) for vector in task]))
@@ -112,7 +112,7 @@ class MetaTraining(NetworkModule):
         self.log("loss", logged["query_loss_after"], prog_bar=True, logger=False, batch_size=1)
 
     def _measure_curvature(self, batch: list[Episode]) -> None:
-        """Every so many outer steps: the largest curvature that the inner problems of this step have at θ."""
+        """Measure every ``bound_every`` steps the largest curvature of this step's inner problems at θ."""
         learner = self.learner
         if not learner.bound_every or (learner.inner_curvature and self.global_step % learner.bound_every):
             return
@@ -122,17 +122,17 @@ class MetaTraining(NetworkModule):
         learner.inner_curvature = float(largest)
 
     def on_train_end(self) -> None:
-        """Warn, once, where inner problems were not solved or moved nothing."""
+        """Warn once if inner problems were not solved or did not move φ."""
         for sentence in self._tally.warnings(self.learner.inner):
             rank_zero_warn(sentence)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As `NetworkModule`, and what is known of the inner problem."""
+        """Save as `NetworkModule` does, plus the state of the inner problem."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["inner_problem"] = self.learner.inner_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As `NetworkModule`, and what is known of the inner problem.
+        """Restore as `NetworkModule` does, plus the state of the inner problem.
 
         Raises:
             MetasegError: as there, or if the checkpoint has other learned strengths.
@@ -154,7 +154,7 @@ class MetaTraining(NetworkModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         for group in optimizer.param_groups:
-            # Optimiser states of before there were rates know none.
+            # Older optimiser states have no rates.
             group["lr"] = self.learner.outer.lr * group.get("rate", 1.0) * self._schedule()
         optimizer.step()
         optimizer.zero_grad()
@@ -162,13 +162,13 @@ class MetaTraining(NetworkModule):
             strengths.clamp()
 
     def _schedule(self) -> float:
-        """The share of the outer learning rate that is due: a function of the step alone, so there is no state."""
+        """Schedule factor of the outer learning rate; a function of the step alone, so it needs no state."""
         if self.learner.outer.schedule == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * self._done()))
 
     def _done(self) -> float:
-        """The share of training that is over, were it not to stop early."""
+        """The fraction of training completed, ignoring early stopping."""
         if self._spent is not None:
             return min(1.0, self._spent())
         return self.global_step / self.trainer.estimated_stepping_batches
@@ -179,7 +179,7 @@ class MetaTraining(NetworkModule):
         return vector
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
-        """Adapt to the support set by the inner loop; score the query set before and after."""
+        """Run the inner loop on the support set; score the query set before and after."""
         require_gradients()
         with torch.enable_grad():
             before, after = self.learner.trial(episode)
@@ -198,9 +198,9 @@ class MetaTraining(NetworkModule):
         self.log("dice", means["dice_after"], prog_bar=True, logger=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over θ [paper, section 4], without what is frozen; one group of parameters for each rate.
+        """Adam over θ [paper, section 4], without frozen parameters; one parameter group per rate.
 
-        Learned strengths are the last group, at a rate of their own and without weight decay.
+        Learned strengths are the last group, with their own learning rate and without weight decay.
         """
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.network.named_parameters():

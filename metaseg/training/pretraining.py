@@ -1,8 +1,8 @@
-"""Pre-training: the U-Net without gates on brain MRI, saved in torch hub's layout for model.init=brain_mri.
+"""Pre-training: the U-Net without attention gates on brain MRI, saved in torch hub's layout for model.init=brain_mri.
 
-Settings and procedure are those of Buda et al. 2019 (arXiv 1906.03720) and their public code [B]; [D] marks decisions
-of ours. The network learns from MRI whose intensities are z-scored over a volume, and is later given photographs in
-[-1, 1]; so it was in the paper, whose networks start from the authors' file.
+Settings and procedure are those of Buda et al. 2019 (arXiv 1906.03720) and their public code [B]; [D] marks our
+decisions. The network is trained on MRI with intensities z-scored per volume and later receives photographs in [-1, 1],
+as in the paper, whose networks start from the authors' file.
 """
 
 import re
@@ -44,13 +44,13 @@ MONITOR = "validation/dice"
 
 
 def run(config: DictConfig) -> PretrainingResult:
-    """Carry out a composed configuration of conf/pretrain.yaml.
+    """Run a composed configuration of conf/pretrain.yaml.
 
     Returns:
-        What was written to result.json.
+        The content of result.json.
 
     Raises:
-        MetasegError: on settings, data or checkpoints that do not fit.
+        MetasegError: on invalid settings, data or checkpoints.
     """
     started = time.monotonic()
     settings = schema.read(schema.Pretraining, config)
@@ -61,7 +61,7 @@ def run(config: DictConfig) -> PretrainingResult:
     if checkpoint is not None:
         load_weights(module, checkpoint)
     data = BrainMRI(settings.data, settings.seed)
-    # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
+    # All checks have passed; nothing has been written yet, so a refused run leaves earlier results intact.
     with directory.held():
         return carry_out(settings, module, data, directory, checkpoint, started)
 
@@ -74,7 +74,7 @@ def carry_out(
     checkpoint: Path | None,
     started: float,
 ) -> PretrainingResult:
-    """Train, test and write down; as `run`, once all is built. `started`: time.monotonic() at the start."""
+    """Train, test and write results, like `run` after setup. `started`: time.monotonic() at the start."""
     begin(directory, settings, checkpoint is not None)
     name = f"unet{settings.model.features}-seed{settings.seed}"
     loggers = tracking.build_loggers(
@@ -107,12 +107,12 @@ def carry_out(
 class Pretraining(NetworkModule):
     """Supervised training of a U-Net on brain-MRI slices; validation by volume.
 
-    Training normalises by the batch and moves the running statistics, which validation uses [B], and which the saved
-    file holds: it serves `nn.BatchNorm2d` in evaluation mode as well as this project's layers.
+    Training normalises by the batch and updates the running statistics, which validation uses [B] and the saved file
+    contains: it loads into `nn.BatchNorm2d` in evaluation mode as well as into this project's layers.
 
     Args:
         network: the U-Net.
-        lr: learning rate of Adam.
+        lr: Adam's learning rate.
     """
 
     network: UNet
@@ -141,7 +141,7 @@ class Pretraining(NetworkModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Segment one volume (N, 3, S, S), and score it."""
+        """Segment and score one volume (N, 3, S, S)."""
         images, masks = batch
         logits = self.segment(images)
         self._scores.append(
@@ -158,15 +158,15 @@ class Pretraining(NetworkModule):
 
     @torch.no_grad()
     def segment(self, images: Tensor, at_once: int = 16) -> Tensor:
-        """Logits (N, 1, S, S) of slices (N, 3, S, S), by the running statistics, so many slices at a time."""
+        """Logits (N, 1, S, S) of slices (N, 3, S, S) with the running statistics, ``at_once`` slices at a time."""
         statistics = running_statistics(self.network)
         return torch.cat([forward(self.network, {}, part, statistics)[0] for part in images.split(at_once)])
 
 
 def batch_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice loss with smoothing 1 over all pixels of a batch together [B].
+    """Dice loss with smoothing 1 over all pixels of a batch [B].
 
-    Per slice, as the losses of train.py are, the two slices of three that are without tumour would outweigh the others.
+    Per slice, as in the losses of train.py, the two thirds of slices without tumour would outweigh the others.
     """
     return dice(logits.reshape(1, -1), masks.reshape(1, -1))
 
@@ -175,9 +175,9 @@ def score_volume(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Dice of one volume, bool (N, 1, S, S) each: fractions in [0, 1].
 
     Returns:
-        dice: of all voxels, of the prediction's largest connected component alone, in three dimensions [B];
-        dice_unfiltered: the same of the whole prediction; dice_slices: mean over slices with tumour, each by itself
-        and unfiltered, NaN where there is none. Both empty: 1.
+        dice: over all voxels, of the prediction's largest 3-D connected component only [B]; dice_unfiltered: likewise
+            for the whole prediction; dice_slices: mean Dice per slice over slices with tumour, unfiltered, NaN if there
+            are none. 1 if both are empty.
     """
     prediction, truth = prediction[:, 0], truth[:, 0]
     shown = truth.any(axis=(1, 2))
@@ -189,7 +189,7 @@ def score_volume(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def largest_component(voxels: np.ndarray) -> np.ndarray:
-    """The largest of the sets of voxels (N, S, S) that are connected by faces; all False where there is none."""
+    """The largest face-connected component of voxels (N, S, S); all False if there is none."""
     labels, count = ndimage.label(voxels)
     if count < 2:
         return voxels
@@ -197,7 +197,7 @@ def largest_component(voxels: np.ndarray) -> np.ndarray:
 
 
 def mean_scores(of_volumes: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each score over volumes, without those that are NaN."""
+    """The mean of each score over volumes, ignoring NaN."""
     columns = {name: np.array([one[name] for one in of_volumes]) for name in of_volumes[0]}
     return {
         name: float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
@@ -206,11 +206,11 @@ def mean_scores(of_volumes: list[dict[str, float]]) -> dict[str, float]:
 
 
 def evaluate(module: Pretraining, volumes: list[Volume], shown: bool = False) -> dict[str, Any]:
-    """Scores of the network as it stands: their means over the volumes, and Dice of each patient.
+    """Scores of the current network: means over the volumes, and Dice per patient.
 
     Args:
-        module: with the network.
-        volumes: one or more.
+        module: holds the network.
+        volumes: at least one.
         shown: whether to show progress.
     """
     items = WholeVolumes(volumes)
@@ -232,10 +232,10 @@ def fit(
     directory: RunDirectory,
     checkpoint: Path | None,
 ) -> int:
-    """Train, leave the module with the weights of the best validation Dice, and return their epoch, from 0.
+    """Train, load the weights with the best validation Dice, and return their epoch, from 0.
 
     Raises:
-        KeyboardInterrupt: if the user interrupts; then no weights are to be written.
+        KeyboardInterrupt: if the user interrupts; no weights should be written then.
     """
     chosen = settings.trainer
     best = ModelCheckpoint(
@@ -249,7 +249,7 @@ def fit(
     callbacks: list[Callback] = [best]
     if chosen.patience is not None:
         callbacks.append(EarlyStopping(MONITOR, chosen.min_delta, chosen.patience, mode="max"))
-    # After those whose state it saves.
+    # After the callbacks whose state it saves.
     callbacks.append(LastCheckpoint(directory.checkpoints / "last.ckpt", chosen.save_every))
     callbacks.append(TrainingProgress(chosen.progress))
     trainer = L.Trainer(
@@ -259,7 +259,7 @@ def fit(
         max_epochs=chosen.max_epochs,
         logger=loggers,
         callbacks=callbacks,
-        enable_progress_bar=False,  # one of the callbacks shows it
+        enable_progress_bar=False,  # a callback shows it
         enable_model_summary=False,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
@@ -284,8 +284,8 @@ def print_summary(found: VolumeScores, path: Path, features: int, directory: Run
 
 
 def next_command(path: Path, features: int) -> str:
-    """The command that trains from the weights, fit to be pasted into a shell."""
-    # Hydra wants quotes around values that hold =, commas or blanks, as folders of sweeps do; the shell eats them.
+    """The command that trains from the weights, ready to paste into a shell."""
+    # Hydra needs quotes around values with =, commas or blanks, as in sweep folders; the shell strips one layer.
     plain = re.fullmatch(r"[\w./-]+", str(path))
     argument = f"model.init_path={path}" if plain else shlex.quote(f"model.init_path='{path}'")
     return f"python train.py model.init=brain_mri {argument} model.features={features}"

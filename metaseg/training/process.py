@@ -1,4 +1,4 @@
-"""Settings of the whole process: how memory is handed back, whether arithmetic is rounded, which devices compute."""
+"""Process-wide settings: memory allocation, TF32, devices."""
 
 import ctypes
 import sys
@@ -15,31 +15,31 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 
 def prepare_process(tf32: bool) -> None:
-    """Set what a training process wants.
+    """Set up the process for training.
 
-    Freed memory is kept: by default glibc returns it to the system, which hands it out anew page by page and fills it
-    with zeros; every step of training then pays for its activations again (see docs/meta_gradients.md). Elsewhere than
-    on glibc nothing is changed.
+    Freed memory stays with the process: by default glibc returns it to the system, which zero-fills every page when it
+    is allocated again, so each training step would pay for its activations again (see docs/meta_gradients.md). No
+    effect without glibc.
 
     Args:
-        tf32: whether convolutions and matrix products on a GPU may round their inputs to TF32's 10 bits. PyTorch lets
-            convolutions do so by default.
+        tf32: whether convolutions and matrix products on a GPU may round their inputs to TF32's 10 bits. PyTorch allows
+            it for convolutions by default.
     """
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             library = ctypes.CDLL(None)
-            # 32 MiB is the most that glibc allows; larger blocks are few.
+            # 32 MiB is glibc's maximum; larger blocks are rare.
             for parameter, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**25), (_TOP_PAD, 2**26)):
                 library.mallopt(parameter, value)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let an interruption by the user (Ctrl+C) out of Lightning's Trainer as KeyboardInterrupt.
+    """Re-raise the user's Ctrl+C from Lightning's Trainer as KeyboardInterrupt.
 
-    The Trainer itself turns it into SystemExit with status 1, without a word; entry points say how to continue.
+    The Trainer turns it into a silent SystemExit with status 1; the entry points say how to resume.
     """
     try:
         yield
@@ -50,26 +50,26 @@ def interruptible() -> Iterator[None]:
 
 
 def require_devices(chosen: schema.Trainer) -> None:
-    """Refuse GPUs that are not there.
+    """Refuse GPUs that do not exist.
 
     Raises:
-        MetasegError: with how many there are.
+        MetasegError: with the number of available GPUs.
     """
     kind, wanted = chosen.accelerator, chosen.devices
     nvidia, apple = torch.cuda.device_count(), int(torch.backends.mps.is_available())
     there = {"cpu": 0, "cuda": nvidia, "mps": apple}.get(kind, nvidia or apple)
     named = isinstance(wanted, list)
     needed = max(wanted) + 1 if isinstance(wanted, list) else 1 if wanted == "auto" else wanted
-    # Without GPUs, auto is the CPU: as many processes as there are to be devices.
+    # Without GPUs, auto means the CPU, with one process per device.
     if there < needed and (named or kind not in ("auto", "cpu") or (kind == "auto" and there)):
         raise MetasegError(
             f"trainer.accelerator={kind} with trainer.devices={wanted} needs {needed} GPUs that torch can use, found "
-            f"{there}: choose trainer=cpu or trainer=auto, or other devices."
+            f"{there}; set trainer=cpu, trainer=auto or other devices."
         )
 
 
 def device_of_tests(chosen: schema.Trainer) -> str:
-    """Where the meta-test computes: on the first GPU of training, or the CPU."""
+    """The device of the meta-test: the first GPU of training, or the CPU."""
     if chosen.accelerator in ("cpu", "mps") or not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{chosen.devices[0]}" if isinstance(chosen.devices, list) else "cuda"

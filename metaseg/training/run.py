@@ -1,4 +1,4 @@
-"""One run: train a learner on the episodes of a pair, meta-test it on each target, leave a directory of results."""
+"""One run: train a learner on the episodes of a pair, meta-test it on each target, write the run directory."""
 
 import time
 from collections.abc import Mapping
@@ -34,17 +34,17 @@ from metaseg.training.process import device_of_tests, prepare_process, require_d
 from metaseg.training.start import go_to, starting_point
 
 FROM_SCRATCH = " from scratch"
-"""What is added to a target's name where the learner that trains on the support set alone is meant."""
+"""Suffix of a target's name for the learner trained on the support set alone."""
 
 
 def run(config: DictConfig) -> Result | None:
-    """Carry out a composed configuration.
+    """Run a composed configuration.
 
     Returns:
-        What was written to result.json; None on ranks other than zero.
+        The content of result.json; None on ranks other than zero.
 
     Raises:
-        MetasegError: on settings, data or checkpoints that do not fit.
+        MetasegError: on invalid settings, data or checkpoints.
     """
     started = time.monotonic()
     settings = schema.read(schema.Run, config)
@@ -54,14 +54,14 @@ def run(config: DictConfig) -> Result | None:
     data.setup()
     learner = build_learner(settings)
     if settings.evaluation.scratch.compare and learner.trains:
-        # What testing needs is refused before training.
+        # Check the requirements of testing before training.
         build_learner(settings, scratch_settings(settings), initial_weights=False)
     if settings.train and learner.trains:
         data.require_training_data()
     if checkpoint is not None:
         load_weights(learner, checkpoint)
     begin_at = None if checkpoint is not None else starting_point(settings, learner)
-    # Whatever could be refused has been by now: nothing was written, nothing of an earlier run is lost.
+    # All checks have passed; nothing has been written yet, so a refused run leaves earlier results intact.
     with directory.held() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
         return carry_out(settings, learner, data, directory, checkpoint, begin_at, started)
 
@@ -75,15 +75,15 @@ def carry_out(
     begin_at: str | None,
     started: float,
 ) -> Result | None:
-    """Train, test and write down; as `run`, once all is built.
+    """Train, test and write results, like `run` after setup.
 
     Args:
         settings: the resolved configuration.
-        learner: with the weights of the checkpoint, or those of its model.
-        data: what it trains on and is tested on.
-        directory: where everything goes.
-        checkpoint: that training goes on from.
-        begin_at: what `starting_point` said; None with a checkpoint.
+        learner: with the weights of the checkpoint or of its model.
+        data: training and test data.
+        directory: the run directory.
+        checkpoint: to resume training from.
+        begin_at: the result of `starting_point`; None with a checkpoint.
         started: time.monotonic() at the start.
     """
     resumed = settings.train and checkpoint is not None
@@ -135,13 +135,13 @@ def carry_out(
 
 
 def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Path | None]:
-    """Set up the process for a run of train.py or pretrain.py; nothing is written.
+    """Set up the process for a run of train.py or pretrain.py, without writing anything.
 
     Returns:
-        The run's directory, and the checkpoint it starts from.
+        The run directory, and the checkpoint to start from.
 
     Raises:
-        MetasegError: on too few GPUs, one that this torch has no kernels for, or a checkpoint that is not there.
+        MetasegError: on too few GPUs, a GPU this torch has no kernels for, or a missing checkpoint.
     """
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     if settings.trainer.accelerator not in ("cpu", "mps"):
@@ -154,7 +154,7 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
 
 
 def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | None:
-    """The checkpoint that ``ckpt_path`` names: "last" is that of the run directory.
+    """The checkpoint named by ``ckpt_path``; "last" is the run directory's.
 
     Raises:
         MetasegError: if there is none.
@@ -163,8 +163,8 @@ def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | No
         return None
     path = directory.checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
-        remedy = "; set hydra.run.dir to the directory of the run to continue" if ckpt_path == "last" else ""
-        raise MetasegError(f"ckpt_path={ckpt_path} should lead to a checkpoint, but {path} does not exist{remedy}.")
+        remedy = "; set hydra.run.dir to the directory of the run to resume" if ckpt_path == "last" else ""
+        raise MetasegError(f"ckpt_path={ckpt_path} must name a checkpoint, but {path} does not exist{remedy}.")
     return path
 
 
@@ -175,7 +175,7 @@ def test(
     directory: RunDirectory,
     loggers: list[Logger],
 ) -> tuple[dict[str, Scores], dict[str, FromScratch]]:
-    """Meta-test on every target, beside training from scratch and the trivial baselines; writes scores and figures."""
+    """Meta-test on every target, with training from scratch and the trivial baselines; writes scores and figures."""
     how = how_to_test(settings)
     learners, folds = {"": learner}, {"": settings.learner.adapt.folds}
     if settings.evaluation.scratch.compare and learner.trains:
@@ -213,7 +213,7 @@ def test(
 
 
 def how_to_test(settings: schema.Run) -> metatest.Settings:
-    """What a configuration says of testing."""
+    """The test settings of a configuration."""
     chosen = settings.evaluation
     return metatest.Settings(
         shots=settings.shots,
@@ -228,7 +228,7 @@ def how_to_test(settings: schema.Run) -> metatest.Settings:
 
 
 def scratch_settings(settings: schema.Run) -> schema.Learner:
-    """The learner of conf/learner/scratch.yaml, as the protocol has it."""
+    """The learner of conf/learner/scratch.yaml under the run's protocol."""
     protocol = settings.protocol
     return schema.Learner(
         _target_="metaseg.learners.scratch.Scratch",
@@ -248,7 +248,7 @@ def draw_figures(
     directory: RunDirectory,
     loggers: list[Logger],
 ) -> None:
-    """Overlays of the best, median and worst image, and the adaptation curve of one target."""
+    """Draw one target's best, median and worst image as overlays, and its adaptation curve."""
     pool = data.targets[name].pool
     sheet, pictures = [], []
     scored = np.flatnonzero(~np.isnan(scores.after[0]))
@@ -270,7 +270,7 @@ def draw_figures(
 
 @rank_zero_only
 def begin(directory: RunDirectory, settings: schema.Run | schema.Pretraining, resumed: bool) -> None:
-    """Make the directory and write config.yaml; on resuming, print which settings changed. The new ones are used."""
+    """Create the directory and write config.yaml; on resuming, print changed settings. The new values apply."""
     directory.create()
     if resumed and directory.config.is_file():
         old, new = leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), leaves(settings.plain)

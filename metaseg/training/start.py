@@ -1,8 +1,8 @@
-"""What learners begin from: the initial weights of their model, a checkpoint, or one training run that all share.
+"""Starting points of learners: the model's initial weights, a checkpoint, or a shared training run.
 
-A comparison of learners that begin from different weights compares the weights as well. So ``start=joint`` gives all of
-them the same: joint training on the pair, a run of its own that is made once for a pair, a model and a seed, by whoever
-needs it first. Each learner then takes its own steps with its own whole schedule. Joint training goes on for as long.
+Comparing learners that start from different weights also compares the weights. ``start=joint`` therefore starts all of
+them from joint training on the pair: a separate run, made once per pair, model and seed by the first run that needs it.
+Each learner then trains with its own full schedule; the learner joint trains for just as long.
 """
 
 import hashlib
@@ -29,33 +29,33 @@ _NO_PART = (
     *("target", "pair.name", "pair.target", "evaluation", "adapt", "learner.adapt", "model.recipe", "protocol"),
     *("scale", "starts", "experiment", "table"),
 )
-"""Settings that a shared start does not depend on."""
+"""Settings a shared start does not depend on."""
 
 log = logging.getLogger(__name__)
 
 
 def starting_point(settings: Run, learner: Learner) -> str:
-    """What ``start`` means for a learner: "model", "joint", or a checkpoint's path.
+    """Resolve ``start`` for a learner: "model", "joint", or a checkpoint's path.
 
-    ``start=auto`` is the protocol's for learners that train the model's network on the pair. Those that train on the
-    support set alone or on the target, or that bring a network of their own, begin from their model.
+    ``start=auto`` follows the protocol for learners that train the model's network on the pair. Learners that train on
+    the support set alone or on the target, or have their own network, start from their model.
 
     Args:
         settings: the resolved configuration.
         learner: the learner it describes.
 
     Raises:
-        MetasegError: if there is no such checkpoint, or the learner's network is another one than the shared start's.
+        MetasegError: if the checkpoint does not exist, or the learner's network differs from the shared start's.
     """
     start, chosen = settings.start, settings.learner
     own, of_target = chosen.network is not None, chosen.train_on == "target"
     if start == "auto":
         return settings.protocol.start if learner.trains and not (own or of_target) else "model"
     if start == "joint" and (own or of_target):
-        reason = "has a network of its own" if own else "trains on the target"
+        reason = "has its own network" if own else "trains on the target"
         raise MetasegError(
-            f"start=joint gives a learner the model's weights after joint training on the pair, found learner="
-            f"{chosen.name}, which {reason}: set start=model."
+            f"start=joint loads the model's weights after joint training on the pair, found learner={chosen.name}, "
+            f"which {reason}; set start=model."
         )
     if start in ("model", "joint"):
         return start
@@ -63,17 +63,16 @@ def starting_point(settings: Run, learner: Learner) -> str:
     path = RunDirectory(path).checkpoints / "best.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise MetasegError(
-            "start must be auto, model, joint, or lead to a run's directory or a checkpoint that is there, "
-            f"found {start!r}."
+            f"start must be auto, model, joint, or an existing run directory or checkpoint, found {start!r}."
         )
     return str(path)
 
 
 def go_to(start: str, settings: Run, learner: Learner) -> None:
-    """Give a learner the weights that `starting_point` named; joint training is done first where nobody has yet.
+    """Load the weights named by `starting_point` into a learner; runs joint training first if needed.
 
     Raises:
-        MetasegError: if the checkpoint is of another network.
+        MetasegError: if the checkpoint belongs to another network.
     """
     if start == "model":
         return
@@ -81,7 +80,7 @@ def go_to(start: str, settings: Run, learner: Learner) -> None:
 
 
 def joint_settings(settings: Run) -> Run:
-    """The settings of the joint training that learners with these settings share."""
+    """The settings of the joint training shared by learners with these settings."""
     plain = settings.plain
     shared, learner = plain["starts"], plain["learner"]
     joint = {
@@ -103,14 +102,14 @@ def joint_settings(settings: Run) -> Run:
 
 
 def directory_of(settings: Run) -> Path:
-    """Where the joint training of `joint_settings` lies: its name tells the settings that could change it."""
+    """The directory of the joint training of `joint_settings`; its name encodes the settings it depends on."""
     known = {path: value for path, value in leaves(settings.plain).items() if not within(path, _NO_PART)}
     key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:10]
     return Path(settings.starts.dir) / f"{settings.pair.name}-seed{settings.seed}-{key}"
 
 
 def _joint(settings: Run) -> Path:
-    """The best checkpoint of the shared joint training, which is done, or gone on with, if need be."""
+    """The best checkpoint of the shared joint training, which is started or resumed if needed."""
     settings = joint_settings(settings)
     directory = RunDirectory(directory_of(settings))
     best = directory.checkpoints / "best.ckpt"
@@ -118,12 +117,12 @@ def _joint(settings: Run) -> Path:
     first = getattr(rank_zero_only, "rank", 0) == 0
     lock = FileLock(directory.path / ".start.lock")
     if first:
-        lock.acquire()  # another cell of the sweep may be at it
+        lock.acquire()  # another run of the sweep may be training it
     try:
         if directory.trained.is_file():
-            log.info("All learners of this comparison begin from %s, which is there.", best)
+            log.info("All learners of this comparison start from %s, which exists already.", best)
             return best
-        log.info("All learners of this comparison begin from joint training: %s.", directory.path)
+        log.info("All learners of this comparison start from joint training: %s.", directory.path)
         last = directory.checkpoints / "last.ckpt"
         resumed = last if last.is_file() else None
         if first:

@@ -1,15 +1,15 @@
-"""How the inner problems of a training run went, in a sentence at its end where they did not go well."""
+"""Warnings at the end of training about inner problems that were not solved or did not move φ."""
 
 from collections.abc import Iterator, Mapping
 
 from metaseg.meta.inner_loop import InnerLoop
 
 STILL = 0.01
-"""A task whose support loss falls by a smaller share than this in the inner loop has left φ at θ [D]."""
+"""A task whose support loss falls by a smaller fraction than this in the inner loop has left φ at θ [D]."""
 
 
 def still(diagnostics: Mapping[str, float]) -> dict[str, float]:
-    """ "still": 1 if the inner loop left φ at θ, else 0; nothing for gradients without an inner loop."""
+    """ "still": 1 if the inner loop left φ at θ, else 0; empty for gradients without an inner loop."""
     if "moved" not in diagnostics:
         return {}
     fall = 1 - diagnostics["support_loss_after"] / diagnostics["support_loss_before"]
@@ -17,33 +17,33 @@ def still(diagnostics: Mapping[str, float]) -> dict[str, float]:
 
 
 class Tally:
-    """Counts tasks whose inner problem was not solved, and tasks whose inner loop moved nothing.
+    """Counts tasks whose inner problem was not solved, and tasks whose inner loop did not move φ.
 
-    Stationarity alone does not tell the second: where λ is so large that φ stays at θ, it is small.
+    Stationarity does not reveal the latter: it is small if λ is so large that φ stays at θ.
     """
 
     def __init__(self) -> None:
         self.tasks, self.unsolved, self.still = 0.0, 0.0, 0.0
 
     def add(self, tasks: float, means: Mapping[str, float]) -> None:
-        """Count tasks by the means of their diagnostics; those of an outer step without an inner loop are left out."""
+        """Count tasks by the means of their diagnostics; ignores outer steps without an inner loop."""
         if "still" in means:
             self.tasks += tasks
             self.still += tasks * means["still"]
             self.unsolved += tasks * means.get("unsolved", 0.0)
 
     def warnings(self, loop: InnerLoop) -> Iterator[str]:
-        """What is to be said when training ends."""
+        """The warnings to issue when training ends."""
         if self.unsolved:
             yield (
                 f"The inner problem was not solved in {self.unsolved:.0f} of {self.tasks:.0f} tasks "
-                f"({100 * self.unsolved / self.tasks:.0f} %): after {loop.steps} steps its gradient was longer than "
-                f"learner.inner.tolerance={loop.tolerance:g} allows. Raise learner.inner.steps, learner.lam or the "
+                f"({100 * self.unsolved / self.tasks:.0f} %): after {loop.steps} steps its gradient still exceeded "
+                f"learner.inner.tolerance={loop.tolerance:g}. Raise learner.inner.steps, learner.lam or the "
                 "tolerance."
             )
         if 2 * self.still > self.tasks:
             yield (
                 f"The inner loop lowered the support loss by less than {100 * STILL:.0f} % in {self.still:.0f} of "
-                f"{self.tasks:.0f} tasks ({100 * self.still / self.tasks:.0f} %): it leaves phi at theta, so this was "
+                f"{self.tasks:.0f} tasks ({100 * self.still / self.tasks:.0f} %): phi stayed at theta, so this was "
                 "close to joint training. Lower learner.lam, or raise learner.inner.lr or learner.inner.steps."
             )

@@ -56,17 +56,17 @@ def test_images_are_segmented_and_scored(adapt, folders, trained):
         else:
             assert row.dsc == pytest.approx(dice(mask[None], truth[None])[0])
     assert "Dice to expect: " in done.stdout
-    assert "4 annotated images, leaving one out" in done.stdout
+    assert "4 annotated images, leave-one-out" in done.stdout
     # In a pipe progress is lines, at least the last of each part of the work.
     for work, count in (("estimating", "4/4"), ("adapting", "2/2"), ("segmenting", "3/3")):
         assert any(line.startswith(work) and count in line for line in done.stderr.splitlines())
     assert f"Dice        {100 * table['dsc'].mean():.1f} %" in done.stdout
 
 
-def test_without_images_it_says_what_to_expect(adapt, folders):
+def test_prints_the_estimate_without_images(adapt, folders):
     done = adapt("folds=2")
     assert done.returncode == 0, done.stderr
-    assert "in 2 parts, each left out once" in done.stdout
+    assert "2-fold cross-validation" in done.stdout
     assert list((folders / "out").iterdir()) == []
 
 
@@ -76,7 +76,7 @@ def test_the_adapted_segmenter_is_exported(adapt, folders):
     assert [path.name for path in (folders / "out").iterdir()] == ["segmenter.pt2"]
 
 
-def test_one_annotated_image_is_enough_but_tells_nothing_of_the_dice(adapt, folders):
+def test_one_annotated_image_works_without_an_estimate(adapt, folders):
     for number in (1, 2, 3):
         (folders / "support" / "images" / f"case {number}.png").unlink()
         (folders / "support" / "masks" / f"case {number}.png").unlink()
@@ -85,7 +85,7 @@ def test_one_annotated_image_is_enough_but_tells_nothing_of_the_dice(adapt, fold
     assert "Dice to expect: unknown" in done.stdout
 
 
-def test_doubtful_support_and_unlike_images_are_told(adapt, folders):
+def test_warns_about_inconsistent_support(adapt, folders):
     Image.new("L", (64, 48)).save(folders / "support" / "masks" / "case 0.png")
     Image.new("RGB", (64, 48), "green").save(folders / "new" / "green.png")
     done = adapt("estimate=false", images=folders / "new")
@@ -99,12 +99,12 @@ def test_an_unreadable_image_does_not_keep_the_others(adapt, folders):
     done = adapt("estimate=false", images=folders / "new")
     assert done.returncode == 1
     assert "warning: cannot read" in done.stderr
-    assert "error: 1 of 3 images could not be read" in done.stderr
+    assert "error: 1 of 3 images" in done.stderr
     assert sorted(path.name for path in (folders / "out" / "masks").iterdir()) == ["case 4.png", "case 6.png"]
     assert pd.read_csv(folders / "out" / "results.csv")["image"].tolist() == ["case 4", "case 6"]
 
 
-def test_earlier_results_are_not_overwritten_unasked(adapt, folders):
+def test_earlier_results_are_overwritten_only_on_request(adapt, folders):
     assert adapt("estimate=false", images=folders / "new").returncode == 0
     (folders / "new" / "case 4.png").unlink()
     (folders / "out" / "notes.txt").write_text("mine")
@@ -127,19 +127,19 @@ def test_earlier_results_are_not_overwritten_unasked(adapt, folders):
         ([], {"support": "gone"}, ["folder of annotated images", "gone"]),
         ([], {"checkpoint": "gone"}, ["found nothing at gone"]),
         ([], {"images": "gone"}, ["folder of images", "gone"]),
-        (["folds=9"], {}, ["from 2 to as many parts", "9 parts"]),
+        (["folds=9"], {}, ["folds", "found 4 images and 9"]),
         (["step=3"], {}, ["step"]),
         ([], {"truth": "x"}, ["truth=DIR needs images=DIR"]),
     ],
 )
-def test_wrong_input_ends_in_one_sentence(adapt, folders, overrides, named, words):
+def test_invalid_input_gives_a_one_sentence_error(adapt, folders, overrides, named, words):
     assert_fails_in_words(adapt(*overrides, **named), *words)
     assert not (folders / "out" / "masks").exists()
 
 
 def test_a_mask_of_another_size_is_refused(adapt, folders):
     Image.new("L", (6, 4), 255).save(folders / "support" / "masks" / "case 0.png")
-    assert_fails_in_words(adapt(), "case 0.png has 6×4 pixels, its image 64×48")
+    assert_fails_in_words(adapt(), "case 0.png", "64×48 pixels, found 6×4")
 
 
 def test_help_names_every_setting(program, tmp_path):
@@ -159,7 +159,7 @@ def test_paths_are_composed_as_they_stand(name):
     assert OmegaConf.to_container(config, resolve=True)["images"] == name
 
 
-def test_paths_are_taken_as_they_stand(adapt, folders):
+def test_paths_are_used_verbatim(adapt, folders):
     name = AWKWARD[0]
     shutil.copytree(folders / "new", folders / name)  # in the working directory
     done = adapt("estimate=false", "overlays=false", f"images={name}", f"out={name}/out")
@@ -172,8 +172,8 @@ def test_a_true_mask_that_cannot_be_used_costs_its_score_alone(adapt, folders):
     Image.new("L", (6, 4)).save(folders / "truth" / "case 6.png")
     done = adapt("estimate=false", images=folders / "new", truth=folders / "truth")
     assert done.returncode == 1
-    assert "case 6.png has 6×4 pixels, its image 64×48" in done.stderr
-    assert "error: 2 true masks could not be read or used" in done.stderr
+    assert "64×48 pixels, found 6×4" in done.stderr
+    assert "error: 2 true masks" in done.stderr
     assert "1 image)" in done.stdout  # scored
     assert len(list((folders / "out" / "masks").iterdir())) == 3
     assert pd.read_csv(folders / "out" / "results.csv")["dsc"].isna().tolist() == [True, False, True]
@@ -184,9 +184,9 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("overwrite", ["true", "false"])
-def test_what_adapt_did_not_write_is_never_replaced(adapt, folders, overwrite):
+def test_never_replaces_files_of_others(adapt, folders, overwrite):
     before = contents(folders)
-    for out, words in (("support", "support is read from it"), ("own", "they may be your own")):
+    for out, words in (("support", "support reads from it"), ("own", "may be your own")):
         if out == "own":
             shutil.copytree(folders / "truth", folders / "own" / "masks")
             before = contents(folders)
@@ -195,7 +195,7 @@ def test_what_adapt_did_not_write_is_never_replaced(adapt, folders, overwrite):
         assert contents(folders) == before
 
 
-def test_overwriting_removes_what_the_earlier_call_named_and_no_more(adapt, folders):
+def test_overwriting_removes_only_earlier_results(adapt, folders):
     assert adapt("estimate=false", images=folders / "new").returncode == 0
     mine = folders / "out" / "masks" / "mine.png"
     mine.write_bytes(b"mine")
@@ -219,7 +219,7 @@ def test_a_results_file_cannot_lead_out_of_the_folder(adapt, folders):
     assert contents(folders) == before
 
 
-def test_where_nothing_can_be_written_is_told(adapt, folders):
+def test_reports_an_unwritable_output_folder(adapt, folders):
     (folders / "file").touch()
     done = adapt("estimate=false", images=folders / "new", out=folders / "file" / "out")
-    assert_fails_in_words(done, "could not be written to", "choose another folder")
+    assert_fails_in_words(done, "out", "choose another folder")

@@ -1,4 +1,4 @@
-"""Warnings: said where there is reason, and only there."""
+"""Warnings appear when justified, and only then."""
 
 import os
 from pathlib import Path

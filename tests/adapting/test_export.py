@@ -67,7 +67,7 @@ def test_networks_with_an_encoder_are_exported_like_ours(run_of, lesions, tmp_pa
         (["learner=joint", "model.norm=batch"], "model.norm=batch"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(run_of, lesions, tmp_path, overrides, words):
+def test_refuses_unexportable_segmenters(run_of, lesions, tmp_path, overrides, words):
     with pytest.raises(MetasegError, match=words):
         export(metaseg.load(run_of(*overrides)).adapt(*lesions), tmp_path, ["torch"])
 

@@ -1,4 +1,4 @@
-"""The Dice to expect: who is held out, and what is said of it."""
+"""The cross-validated Dice estimate: folds, values, sentence."""
 
 import numpy as np
 import pytest
@@ -37,10 +37,10 @@ def test_parts_are_held_out_together(trained, lesions, monkeypatch):
     assert not np.isnan(found.dsc).any()
 
 
-def test_the_sentence_says_mean_and_spread():
+def test_sentence_contains_mean_and_spread():
     said = HeldOut(np.array([0.5, 0.7, 0.9]), np.array([0.2, 0.3, 0.4]), 3).sentence()
     assert said == (
-        "Dice to expect: 70.0 % (standard deviation 20.0, from 50.0 to 90.0; 3 annotated images, leaving one out; "
+        "Dice to expect: 70.0 % (standard deviation 20.0, from 50.0 to 90.0; 3 annotated images, leave-one-out; "
         "their mean mask alone: 30.0 %)"
     )
 

@@ -1,4 +1,4 @@
-"""app.py from its command line: what is missing or wrong is told in one sentence."""
+"""app.py on the command line: missing packages and invalid settings give one-sentence errors."""
 
 import logging
 import sys
@@ -15,7 +15,7 @@ def app(program, tmp_path):
     return lambda *overrides: program("app.py", *overrides, directory=tmp_path)
 
 
-def test_without_gradio_it_says_what_to_install(app, run, monkeypatch):
+def test_missing_gradio_error_names_the_package(app, run, monkeypatch):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     ended = app(f"checkpoint={run}")
     assert ended.returncode == 1
@@ -30,7 +30,7 @@ def test_without_gradio_it_says_what_to_install(app, run, monkeypatch):
         ("checkpoint=nowhere", "nowhere"),
     ],
 )
-def test_wrong_settings_are_told(app, run, monkeypatch, override, expected):
+def test_refuses_invalid_settings(app, run, monkeypatch, override, expected):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: True)
     ended = app(f"checkpoint={run}", override)
     assert ended.returncode == 1

@@ -167,7 +167,7 @@ def test_from_upload_to_download(page, served, upload, painted):
     assert corrected["case2"][32, 48] == 255
     assert changed.mean() < 0.2, "a correction starts from what was found"
     page.locator("#adapt", has_text="Learn from 3 marked images").click()
-    page.locator("#status", has_text="Look first at").wait_for()
+    page.locator("#status", has_text="Check the least confident first").wait_for()
     second, table = downloaded(page)
     assert table.count("yours") == 3
     assert (second["case2"] == corrected["case2"]).all()
@@ -182,7 +182,7 @@ def test_from_upload_to_download(page, served, upload, painted):
 
 
 @pytest.mark.slow
-def test_mistakes_are_told_in_a_sentence(page, upload, tmp_path):
+def test_mistakes_show_a_one_sentence_error(page, upload, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
     page.set_input_files("#upload input[type=file]", [*upload("image", *range(7)), tmp_path / "broken.png"])
     page.locator("#status", has_text="7 images").wait_for()
@@ -193,10 +193,10 @@ def test_mistakes_are_told_in_a_sentence(page, upload, tmp_path):
     page.locator("#remove").click()
     page.locator("#status", has_text="6 images").wait_for()
     page.set_input_files("#upload input[type=file]", [tmp_path / "broken.png"])
-    page.get_by_text("broken.png is not an image that can be read").wait_for()
+    page.get_by_text("broken.png cannot be read as an image").wait_for()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)).save(tmp_path / "heavy.png")
     page.set_input_files("#upload input[type=file]", [tmp_path / "heavy.png"])
-    page.get_by_text("heavy.png has 0.5 MB; 0.2 MB are the most").wait_for()
+    page.get_by_text("heavy.png has 0.5 MB; the limit is 0.2 MB").wait_for()
     page.locator("#have-masks button").first.click()
     Image.new("L", (50, 50), 255).save(tmp_path / "case1.png")
     page.set_input_files("#masks input[type=file]", [tmp_path / "case1.png"])

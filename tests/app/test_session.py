@@ -57,7 +57,7 @@ def test_from_upload_to_download(session, upload, painted):
 
 
 @pytest.mark.long
-def test_masks_are_those_of_the_python_interface(session, network, upload, painted):
+def test_masks_equal_those_of_the_python_interface(session, network, upload, painted):
     images, masks = painted
     session.add_images(upload("image", 0, 1, 2))
     session.add_masks(upload("mask", 0, 1))
@@ -87,7 +87,7 @@ def test_a_correction_becomes_a_mask_and_changes_what_is_learnt(session, upload)
     assert not session.pictures["case1"].annotated
 
 
-def test_painting_an_outline_fills_it_but_keeps_holes_that_were_there(session, upload):
+def test_painting_an_outline_fills_it_but_keeps_existing_holes(session, upload):
     session.add_images(upload("image", 0))
     ring = np.zeros((64, 96), bool)
     ring[10:30, 10:30] = True
@@ -103,7 +103,7 @@ def test_painting_an_outline_fills_it_but_keeps_holes_that_were_there(session, u
 
 
 @pytest.mark.long
-def test_a_large_image_is_painted_small_and_stays_fine_where_nothing_changed(network, tmp_path):
+def test_unpainted_areas_of_a_large_image_keep_full_resolution(network, tmp_path):
     session = Session(network, Limits(max_megapixels=20), tmp_path)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (1500, 3000, 3), np.uint8)).save(tmp_path / "large.png")
@@ -139,7 +139,7 @@ def test_paint_lands_where_it_is_in_the_image(network, tmp_path, size):
         session.paint("a", beside)
 
 
-def test_what_is_saved_is_what_is_painted_from(session, upload, painted):
+def test_painting_starts_from_the_saved_mask(session, upload, painted):
     session.add_images(upload("image", 0))
     session.add_masks(upload("mask", 0))
     layer = np.asarray(Image.open(session.picture("case0").paint()))
@@ -162,13 +162,13 @@ def test_an_empty_mask_must_be_meant(session, upload, tmp_path):
     assert any("no foreground" in note and "case1" in note for note in session.notes)
 
 
-def test_wrong_order_is_told(session, upload):
+def test_reports_steps_in_the_wrong_order(session, upload):
     for verb in (session.adapt, session.estimate):
         with pytest.raises(MetasegError, match="no images yet"):
             verb()
     with pytest.raises(MetasegError, match="no masks yet"):
         session.download()
-    with pytest.raises(MetasegError, match="Choose an image"):
+    with pytest.raises(MetasegError, match="Select an image"):
         session.picture(None)
     session.add_images(upload("image", 0, 1))
     for verb in (session.adapt, session.estimate):
@@ -183,7 +183,7 @@ def test_wrong_order_is_told(session, upload):
         session.adapt(lr=-1.0)
 
 
-def test_the_estimate_says_what_to_expect(session, upload):
+def test_estimate_is_a_sentence_about_dice(session, upload):
     session.add_images(upload("image", 0, 1, 2))
     session.add_masks(upload("mask", 0, 1))
     assert session.estimate().startswith("Dice to expect")
@@ -199,7 +199,7 @@ def refused(session, path, what):
     assert not session.pictures
 
 
-def test_what_is_no_image_is_refused(session, tmp_path):
+def test_refuses_invalid_images(session, tmp_path):
     for name, content in (
         ("a.png", b"not an image"),
         ("a.txt", b"text"),
@@ -212,7 +212,7 @@ def test_what_is_no_image_is_refused(session, tmp_path):
         refused(session, path, name)
     path = tmp_path / "script.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n")
-    refused(session, path, "not an image that can be read")
+    refused(session, path, "script.png cannot be read")
     path = tmp_path / "cut.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:2000])
@@ -221,17 +221,17 @@ def test_what_is_no_image_is_refused(session, tmp_path):
 
 
 @pytest.mark.long
-def test_what_is_too_large_is_refused_by_its_header(session, tmp_path):
+def test_refuses_large_files_by_their_header(session, tmp_path):
     path = tmp_path / "heavy.png"
     path.write_bytes(b"0" * 1_100_000)
-    refused(session, path, "1 MB are the most")
+    refused(session, path, "limit is 1 MB")
     bomb = tmp_path / "bomb.png"
     Image.new("1", (30_000, 30_000)).save(bomb)
     assert bomb.stat().st_size < 1e6
     refused(session, bomb, "bomb.png")
     wide = tmp_path / "wide.png"
     Image.new("L", (2000, 1000)).save(wide)
-    refused(session, wide, "2000×1000 pixels; 1 million are the most")
+    refused(session, wide, "2000×1000 pixels; the limit is 1 million")
     for size in ((400, 20), (15, 15)):
         Image.new("L", size).save(tmp_path / "thin.png")
         refused(session, tmp_path / "thin.png", "along the shorter side")
@@ -244,25 +244,25 @@ def test_what_is_too_large_is_refused_by_its_header(session, tmp_path):
 def test_too_many_images_are_refused_and_the_others_stay(session, upload):
     said = session.add_images(upload("image", *range(8)))
     assert len(said) == 2
-    assert all("6 images are the most" in sentence for sentence in said)
+    assert all("limit is 6 images" in sentence for sentence in said)
     assert list(session.pictures) == [f"case{number}" for number in range(6)]
     (said,) = session.add_images(upload("image", 0))
     session.chosen = "case5"
     session.remove("case5")
     assert session.chosen is None
     (said,) = session.add_images(upload("image", 0))
-    assert "image called case0 already" in said
+    assert "already an image called case0" in said
     assert session.add_images(upload("image", 7)) == []
 
 
-def test_masks_that_do_not_fit_are_refused(session, upload, tmp_path):
+def test_refuses_masks_that_do_not_match(session, upload, tmp_path):
     session.add_images(upload("image", 0))
     Image.new("L", (96, 65), 255).save(tmp_path / "case0.png")
     (said,) = session.add_masks([tmp_path / "case0.png"])
     assert "96×65" in said
     assert "96×64" in said
     (said,) = session.add_masks(upload("mask", 1))
-    assert "belongs to no image" in said
+    assert "matches no image" in said
     (tmp_path / "case0.png").write_bytes(b"no")
     (said,) = session.add_masks([tmp_path / "case0.png"])
     assert "case0.png" in said
@@ -323,7 +323,7 @@ def test_closing_removes_everything_and_stops_the_work(network, limits, tmp_path
     assert not folder.exists()
 
 
-def test_what_a_killed_program_left_is_removed_at_the_next_start(tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_program_are_removed_at_the_next_start(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = tmp_path / "metaseg-app-killed"
     left.mkdir()

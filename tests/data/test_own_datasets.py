@@ -137,7 +137,7 @@ def test_all_that_is_wrong_with_a_csv_file_is_told_at_once(tmp_path):
         ("ambiguous", ("s2/photo.jpg",)),
         ("ambiguous", ("s2/photo.jpg",)),
     ]
-    with pytest.raises(MetasegError, match=r"2 files that share an id .* 2 named by the CSV file that are not there"):
+    with pytest.raises(MetasegError, match=r"2 files that share an id .* 2 listed in the CSV file but missing"):
         layouts.find(dataset, tmp_path)
 
 

@@ -50,7 +50,7 @@ def test_taking_draws_of_a_seed_for_independent_would_cover_too_little():
 
 
 @pytest.mark.parametrize("what", ["seeds", "groups"])
-def test_units_that_are_alike_count_once(what):
+def test_equal_units_count_once(what):
     """Cells written down twice under one label say no more than once; as units of their own they would."""
     scores = crossed(np.random.default_rng(7), 4, 30, (0.1, 0.2, 0.05))
     rows = what == "seeds"
@@ -67,7 +67,7 @@ def test_one_seed_leaves_draws_as_units():
     assert bootstrap_interval(scores, seeds=[3] * 5) == bootstrap_interval(scores)
 
 
-def test_one_group_leaves_seeds_alone_to_say_something():
+def test_a_single_group_leaves_an_interval_over_seeds():
     scores = crossed(np.random.default_rng(9), 3, 30, (0.1, 0.2, 0.05))
     means = scores.mean(1)
     _, low, high = bootstrap_interval(scores, groups=["film"] * 30, resamples=10000)
@@ -76,8 +76,8 @@ def test_one_group_leaves_seeds_alone_to_say_something():
     assert np.isnan(bootstrap_interval(scores[:1], groups=["film"] * 30).low)
 
 
-def test_labels_of_another_number_are_told():
-    with pytest.raises(MetasegError, match="3 seeds, found 2"):
+def test_refuses_a_wrong_number_of_labels():
+    with pytest.raises(MetasegError, match="3 labels in seeds, found 2"):
         bootstrap_interval(np.ones((3, 4)), seeds=[0, 1])
 
 
@@ -95,7 +95,7 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_mean_is_over_the_cells_that_are_there():
+def test_mean_ignores_missing_cells():
     matrix = np.array([[0.2, 0.4, np.nan, 0.9], [0.1, np.nan, 0.7, np.nan]])
     mean, low, high = bootstrap_interval(matrix)
     assert mean == pytest.approx((0.2 + 0.4 + 0.9 + 0.1 + 0.7) / 5)
@@ -111,7 +111,7 @@ def test_one_draw_or_one_image_is_students_interval(axis):
     np.testing.assert_allclose((low, high), expected, atol=0.05 * (expected[1] - expected[0]))
 
 
-def test_draws_without_differences_add_nothing():
+def test_equal_draws_add_no_variance():
     """The same scores in every draw: the interval over images remains, however many draws."""
     values = np.random.default_rng(3).normal(0.6, 0.2, 50)
     one = bootstrap_interval(values[None], resamples=10000)
@@ -192,6 +192,6 @@ def test_pairing_refuses_other_cells():
         ({"matrix": np.ones((2, 2)), "resamples": 10}, "at least 100 resamples.*10"),
     ],
 )
-def test_bad_input_is_told_in_a_sentence(arguments, sentence):
+def test_refuses_bad_input(arguments, sentence):
     with pytest.raises(MetasegError, match=sentence):
         bootstrap_interval(**arguments)

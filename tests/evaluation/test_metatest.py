@@ -56,7 +56,7 @@ def test_learners_without_an_inner_problem_have_no_score_of_it(target):
     assert "dsc_inner" not in plain(summarise(score_target(Adapting(inner=False), target, HOW), 0, {}))
 
 
-def test_one_network_at_the_end_of_its_descent_is_scored_beside_the_recipe(target):
+def test_the_single_network_is_scored_besides_the_recipe(target):
     learner = Adapting(inner=False)
     recipe = Ensemble((saying(0.0),), flips=False, alone=saying(1.0), followed=Followed(0.5, {0.5: 0.8, 1.0: 0.7}))
     learner.adaptation = lambda support, at, progress: iter([(0, saying(0.0)), (2, recipe)])

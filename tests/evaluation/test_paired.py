@@ -57,8 +57,8 @@ def test_rounding_is_no_difference():
     assert (result.ahead, result.behind) == (1, 0)
 
 
-def test_nothing_in_common_is_told():
-    with pytest.raises(MetasegError, match="both scored in the same draw, but there is none"):
+def test_refuses_scores_without_common_cells():
+    with pytest.raises(MetasegError, match="in the same draw"):
         paired_test(np.array([[0.5, NAN]]), np.array([[NAN, 0.5]]))
     with pytest.raises(MetasegError, match=r"\(1, 2\) and \(1, 3\)"):
         paired_test(np.zeros((1, 2)), np.zeros((1, 3)))

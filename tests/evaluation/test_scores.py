@@ -88,6 +88,6 @@ def test_foreground_refuses_logits_and_nan(values):
         (PREDICTION, np.where(TRUTH, np.nan, 0), "found nan"),
     ],
 )
-def test_bad_input_is_told_in_a_sentence(prediction, truth, sentence):
+def test_refuses_bad_input(prediction, truth, sentence):
     with pytest.raises(MetasegError, match=sentence):
         dice(prediction, truth)

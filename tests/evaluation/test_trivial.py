@@ -82,14 +82,14 @@ def test_otsu_agrees_with_opencv():
         np.testing.assert_array_equal(found, expected == 1)
 
 
-def test_otsu_looks_at_green_alone():
+def test_otsu_uses_green_only():
     image = np.zeros((1, 16, 16, 3), np.uint8)
     image[0, ..., 0] = np.where(disc(16, 0.9), 255, 0)
     image[0, ..., 1] = np.where(disc(16, 0.4), 50, 200)
     np.testing.assert_array_equal(otsu_green(image, dark=True)[0], disc(16, 0.4))
 
 
-def test_an_image_of_one_value_is_dark_as_a_whole():
+def test_a_constant_image_is_all_dark():
     flat = np.full((1, 8, 8, 3), 77, np.uint8)
     assert otsu_green(flat, dark=True).all()
     assert not otsu_green(flat, dark=False).any()
@@ -105,7 +105,7 @@ def test_polarity_comes_from_the_support(inside, outside):
     np.testing.assert_array_equal(wrong, 0)
 
 
-def test_only_the_disc_looks_at_the_scored_masks():
+def test_only_the_disc_uses_the_scored_masks():
     images = GENERATOR.integers(0, 255, (3, 16, 16, 3), np.uint8)
     support = disc(16, 0.3, (0.5, 0.5))[None]
     masks = np.stack([disc(16, r) for r in (0.4, 0.5, 0.6)])
@@ -128,7 +128,7 @@ def test_only_the_disc_looks_at_the_scored_masks():
         ),
     ],
 )
-def test_bad_input_is_told_in_a_sentence(change, sentence):
+def test_refuses_bad_input(change, sentence):
     images, masks = np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 16, 16), bool)
     sets = {"support_images": images, "support_masks": masks, "images": images, "masks": masks}
     with pytest.raises(MetasegError, match=sentence):

@@ -115,7 +115,7 @@ def test_the_share_is_chosen_by_dice_of_held_out_images():
     torch.testing.assert_close(found[20].alone.parameters, whole[20].parameters)
 
 
-def test_a_share_that_is_not_told_from_the_best_gives_way_to_a_smaller_one():
+def test_smallest_share_within_one_standard_error_is_chosen():
     best = np.array([0.5, 0.6, 0.7, 0.8, 0.9])
     assert chosen_share(np.stack([best - 0.1, best - 0.05, best])) == SHARES[2]
     assert chosen_share(np.stack([best - 0.1, best, best])) == SHARES[1]
@@ -125,7 +125,7 @@ def test_a_share_that_is_not_told_from_the_best_gives_way_to_a_smaller_one():
 
 
 @pytest.mark.long
-def test_those_who_held_images_out_have_a_say():
+def test_predictions_average_the_fold_networks():
     of, support = tuning(folds=3), contradicting()
     start = flatten(theta(of).values())
     ((_, ensemble),) = of.run(theta(of), support, [20])
@@ -153,7 +153,7 @@ def test_a_part_may_be_a_single_image(folds):
     assert ensemble(image_tensor(discs(2, 9).images)).shape == (2, 1, 32, 32)
 
 
-def test_before_the_first_step_and_without_parts_there_is_one_network():
+def test_no_ensemble_before_the_first_step_or_without_folds():
     of, support = tuning(steps=2), discs(4, 3)
     found = dict(of.run(theta(of), support, [0, 2]))
     assert isinstance(found[0], AdaptedNetwork)
@@ -162,7 +162,7 @@ def test_before_the_first_step_and_without_parts_there_is_one_network():
 
 
 @pytest.mark.long
-def test_the_descent_does_not_mind_what_is_chosen_on_its_way():
+def test_yielding_steps_does_not_change_the_descent():
     of, support = tuning(), contradicting()
     alone = dict(of.run(theta(of), support, [20]))
     among = dict(of.run(theta(of), support, [0, 1, 5, 20]))
@@ -179,7 +179,7 @@ def test_every_kind_of_statistics_can_be_weighed(norm):
     assert torch.isfinite(found(image_tensor(discs(2, 9).images))).all()
 
 
-def test_a_single_image_is_followed_half_the_way():
+def test_a_single_support_image_uses_half_interpolation():
     assert adapted_share(discs(1, 3), at=5) == pytest.approx(OF_ONE_IMAGE, abs=1e-3)
 
 
@@ -193,7 +193,7 @@ def test_every_image_is_held_out_once(count, folds, sizes):
 
 @pytest.mark.long
 @pytest.mark.parametrize("norm", ["support", "batch", "running", {"encoder": "frozen", "decoder": "support"}], ids=str)
-def test_held_stages_that_run_once_a_step_change_nothing(norm, monkeypatch):
+def test_running_held_stages_once_does_not_change_results(norm, monkeypatch):
     frozen = {"encoder": 0, "decoder": 1, "head": 0.5}
     support = SupportSet(discs(5, 3).images, discs(5, 3).masks, "flips", seed=0)
     fast = tuning(norm=norm, steps=4, rates=frozen)
@@ -227,7 +227,7 @@ def test_progress_counts_the_steps():
 
 
 @pytest.mark.long
-def test_with_flips_what_is_said_of_a_mirror_image_is_mirrored():
+def test_flips_average_mirrored_predictions():
     of = tuning(folds=2)
     images = image_tensor(discs(2, 9).images)
     ((_, plain),) = of.run(theta(of), discs(4, 3), [2])

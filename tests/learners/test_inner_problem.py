@@ -225,7 +225,7 @@ def test_training_ends_with_a_warning_where_inner_problems_were_not_solved():
         trained(learner, 2)
 
 
-def test_training_ends_with_a_warning_where_lambda_holds_phi_at_theta():
+def test_warns_if_lambda_holds_phi_at_theta():
     inner = {"optimizer": "sgd", "lr": 1e-3, "steps": 50, "proximal": True, "tolerance": 0.5}
     learner = make("imaml", inner=inner, lam=1e3)
     with pytest.warns(UserWarning, match=r"less than 1 % in 2 of 2 tasks.*Lower learner.lam"):
@@ -290,7 +290,7 @@ def test_learned_strengths_hold_the_recipe_too_where_it_names_no_lambda():
     assert way(adapt, BY_LAYER) == pytest.approx(way(adapt | {"lam": 300.0}, BY_LAYER), rel=1e-4)
 
 
-def test_learners_without_an_inner_loop_have_nothing_after_it():
+def test_learners_without_an_inner_loop_have_no_inner_adaptation():
     assert make("joint").after_inner(support_set()) is None
     assert make("fomaml").after_inner(support_set()) is not None
 
@@ -304,6 +304,6 @@ def test_learners_without_an_inner_loop_have_nothing_after_it():
         ("joint", {"adapt": ADAPT | {"by": "inner"}}, "learner.adapt.by=inner needs an inner loop"),
     ],
 )
-def test_settings_of_the_inner_problem_out_of_range_are_refused_in_words(name, changes, words):
+def test_refuses_invalid_inner_problem_settings(name, changes, words):
     with pytest.raises(MetasegError, match=words):
         make(name, **changes)

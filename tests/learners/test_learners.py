@@ -198,7 +198,7 @@ def test_running_statistics_follow_training():
     assert not torch.equal(before, learner.network.encoder1.enc1norm1.running_mean)
 
 
-def test_adaptation_without_gradients_is_refused_in_words():
+def test_refuses_adaptation_in_inference_mode():
     with torch.inference_mode(), pytest.raises(MetasegError, match="inference_mode=False"):
         make("maml").adapt(support_set())
 
@@ -231,7 +231,7 @@ def test_no_task_leaves_tensors_behind():
         ("maml", {"adapt": ADAPT | {"rates": dict.fromkeys(("encoder", "decoder", "head"), 0)}}, "learner.adapt.rates"),
     ],
 )
-def test_settings_out_of_range_are_refused_in_words(name, changes, words):
+def test_refuses_invalid_settings(name, changes, words):
     with pytest.raises(MetasegError, match=words):
         make(name, **changes)
 
@@ -266,7 +266,7 @@ class Erf(torch.nn.Module):
         return torch.erf(images)
 
 
-def test_a_network_that_cannot_be_replayed_is_differentiated_by_autograd_and_says_so():
+def test_warns_and_falls_back_to_autograd_without_replay():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), Erf(), torch.nn.Conv2d(4, 1, 1))
     learner = make("imaml", network=network, curvature="hessian", lam=100.0)
     with pytest.warns(UserWarning, match=r"aten\.(erf|exp)"):
@@ -354,7 +354,7 @@ def test_held_stages_leave_other_meta_gradients_as_they_are(name, norm, monkeypa
     torch.testing.assert_close(fast.gradient, gradient().gradient, rtol=1e-8, atol=1e-11)
 
 
-def test_what_the_outer_step_freezes_stays_and_the_rest_moves_at_its_rate():
+def test_outer_step_respects_rates_and_freezing():
     rates = {"encoder": 0, "decoder": 0.5}
     learner = make("imaml", optimizer={**OPTIMIZER, "rates": rates}, inner=EPISODIC["imaml"][1]["inner"] | STAGED)
     before = {name: value.clone() for name, value in learner.theta().items()}

@@ -60,7 +60,7 @@ def segmented(learner, images, support=None):
 @pytest.mark.parametrize(
     ("name", "norm"), [*((name, "support") for name in KINDS), ("pmg", "batch"), ("feyjie", "running")]
 )
-def test_the_outer_steps_lower_the_query_loss_and_validation_knows_it(name, norm):
+def test_outer_steps_lower_query_and_validation_loss(name, norm):
     learner = make(name, norm)
     before = learner.trial(episode(40))
     assert torch.equal(before[0][0], before[1][0])
@@ -305,28 +305,28 @@ def test_the_prior_mask_is_one_where_a_query_repeats_the_supports_foreground():
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("prototypes", {"adapt": {"optimizer": "adam", "lr": 0.1, "steps": 2, "lam": 0.0}}, "adapt.steps must be 0"),
+        ("prototypes", {"adapt": {"optimizer": "adam", "lr": 0.1, "steps": 2, "lam": 0.0}}, "learner.adapt.steps=0"),
         ("prototypes", {"scale": 0}, "learner.scale must be a number above 0"),
         ("prototypes", {"reversal": -1}, "learner.reversal must be a number from 0"),
-        ("prototypes", {"network": torch.nn.Conv2d(3, 1, 1)}, "knows the last layer of attention_unet"),
+        ("prototypes", {"network": torch.nn.Conv2d(3, 1, 1)}, "model=attention_unet"),
         ("feyjie", {"surrogate": -1}, "learner.surrogate must be a number from 0"),
         ("feyjie", {"network": PMGNetwork(1)}, "needs metaseg.networks.feyjie.FeyjieNetwork, found PMGNetwork"),
         ("pmg", {"network": FeyjieNetwork(1)}, "needs metaseg.networks.pmg.PMGNetwork, found FeyjieNetwork"),
         ("pmg", {"network": torch.nn.Conv2d(3, 1, 1)}, "found Conv2d; set learner.network._target_"),
     ],
 )
-def test_settings_out_of_range_are_refused_in_words(name, changes, words):
+def test_refuses_invalid_settings(name, changes, words):
     with pytest.raises(MetasegError, match=words):
         make(name, **changes)
 
 
-def test_an_episode_without_an_unlabelled_image_is_refused_in_words():
+def test_refuses_an_episode_without_an_unlabelled_image():
     learner = make("feyjie")
     with pytest.raises(MetasegError, match=r"learner\.unlabelled above 0"):
         learner.meta_gradient(learner.theta(), labelled_episode())
 
 
-def test_masks_reach_the_segmenter_as_they_are():
+def test_masks_reach_the_segmenter_unchanged():
     shown, masks = pictures(3, 7)
     learner = make("prototypes", "batch")
     query = image_tensor(pictures(2, 60)[0])

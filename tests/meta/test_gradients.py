@@ -187,7 +187,7 @@ def test_no_inner_step_gives_the_query_gradient_at_theta():
     assert result.diagnostics["support_loss_before"] == result.diagnostics["support_loss_after"]
 
 
-def test_the_inner_loop_lowers_the_support_loss_and_says_so():
+def test_inner_loop_lowers_the_support_loss_in_its_diagnostics():
     task, theta = network_task()
     for method in (first_order_gradient, unrolled_gradient):
         diagnostics = method(task, theta, InnerLoop("sgd", 0.05, 10)).diagnostics

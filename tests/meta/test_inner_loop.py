@@ -36,7 +36,7 @@ def test_update_in_place_is_update(
     assert torch.equal(phi[:frozen], theta[:frozen])
 
 
-def test_the_cosine_schedule_rises_and_then_falls_to_nothing():
+def test_cosine_schedule_warms_up_and_decays_to_zero():
     loop = InnerLoop("sgd", lr=2.0, steps=100, schedule="cosine")
     rates = [loop.lr_at(count) for count in range(1, 101)]
     assert rates[0] == pytest.approx(0.2)

@@ -101,6 +101,6 @@ def test_curvature_is_symmetric_positive_semidefinite_and_part_of_the_hessian(na
     torch.testing.assert_close(matrix + dropped, hessian)
 
 
-def test_losses_without_convex_part_say_so():
+def test_losses_without_convex_part_have_no_curvature():
     assert LOSSES["dice"].curvature is None
     assert LOSSES["lovasz"].curvature is None

@@ -26,7 +26,7 @@ def test_the_largest_eigenvalue_is_found_though_others_are_negative_and_larger(e
     assert found[7] == pytest.approx(eigenvalues[-1], rel=1e-9)
 
 
-def test_nothing_to_start_from_and_no_product_to_compute():
+def test_zero_start_and_invalid_steps():
     assert largest_eigenvalue(lambda v: v, torch.zeros(3), 4) == 0
     assert math.isnan(largest_eigenvalue(lambda v: v * float("nan"), torch.ones(3), 4))
     with pytest.raises(ValueError, match="steps >= 1"):

@@ -218,7 +218,7 @@ def test_every_rule_has_a_case():
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("weight", [None, draw(4, seed=6)])
-def test_what_is_computed_again_equals_what_was_computed(weight, memory_format):
+def test_recomputed_values_equal_the_originals(weight, memory_format):
     arguments, results = gradient_of_batch_norm(*layout([image(5), image(3), weight], memory_format))
     (rule,) = (rule for rule in RULES.values() if rule.again)
     torch.testing.assert_close(rule.again(*masked(rule, arguments, results)), results[0])

@@ -129,7 +129,7 @@ def test_file_of_another_network_is_refused(tmp_path):
 
 def test_incomplete_file_is_refused(unet, tmp_path):
     tensors = {name: value for name, value in unet.state_dict().items() if not name.startswith("decoder2")}
-    with pytest.raises(MetasegError, match=r"10 missing, among them decoder2\.dec2conv1\.weight"):
+    with pytest.raises(MetasegError, match=r"10 missing, including decoder2\.dec2conv1\.weight"):
         load_brain_mri(UNet(2), named_by_hash(tensors, tmp_path))
 
 

@@ -58,7 +58,7 @@ def test_learning_curves_of_learners_and_shots_in_one_figure(tmp_path, drawn):
     assert list(lines["imaml, 5 shots"].get_xdata()) == [1, 2, 3, 4]
 
 
-def test_nothing_logged_draws_nothing(tmp_path):
+def test_no_figure_without_logged_values(tmp_path):
     write_run(tmp_path / "a")
     runs = read_runs(tmp_path).runs
     assert comparisons.epoch_curves([("iMAML", 5, runs)], tmp_path / "a.png", {"iMAML": 0}) is None

@@ -122,7 +122,7 @@ def test_the_page_holds_everything_itself(runs):
     # Tables 2, 3 and 5 have runs; the rest is a sentence.
     links = {address for address in page.addresses if address.startswith("#table")}
     assert links == {"#table1", "#table2", "#table3", "#table5"}
-    assert "No run yet for" in text
+    assert "No runs yet for" in text
     assert "the same training runs as in table 3" in text
     (line,) = [row for row in page.rows if row[:2] == ["iMAML", "5"] and "77.39" in row]
     assert line[6:10] == ["50", "2", "4", "12"]
@@ -169,7 +169,7 @@ def test_a_cell_is_the_bootstrap_of_seeds_with_all_their_draws(runs):
     assert line.ours.by_seed == pytest.approx([np.nanmean(scores[:2]), np.nanmean(scores[2:])])
 
 
-def test_scratch_beside_a_run_stands_in_for_runs_of_scratch(tmp_path):
+def test_scratch_scores_of_runs_replace_missing_scratch_runs(tmp_path):
     write_run(tmp_path / "a", "imaml", scratch=0.42)
     (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
     assert {line.scratch for line in block.lines if line.shots == (5,)} == {0.42}
@@ -260,7 +260,7 @@ def test_a_run_without_curve_metrics_and_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("difference", "said"), [(0.012, "+1.2"), (-0.012, "−1.2"), (0.0004, "0.0"), (-0.0004, "0.0"), (None, "–")]
 )
-def test_a_difference_that_rounds_to_nothing_has_no_sign(difference, said):
+def test_a_difference_that_rounds_to_zero_has_no_sign(difference, said):
     assert signed(difference) == said
 
 
@@ -318,7 +318,7 @@ def test_initial_weights_are_set_against_each_other(runs):
 
 
 @pytest.mark.long
-def test_learned_strengths_are_listed_from_what_holds_still_to_what_moves(runs):
+def test_learned_strengths_are_listed_from_largest_to_smallest(runs):
     assert strengths_of(read_runs(runs).runs) == []
     assert main([str(runs)]) == 0
     assert "Learned proximal strengths" not in (runs / "report" / "index.html").read_text()
@@ -353,7 +353,7 @@ def test_pre_trained_weights_are_named_with_their_systems(runs):
 
 
 @pytest.mark.long
-def test_table_one_shows_what_was_found(runs):
+def test_table_one_shows_the_found_values(runs):
     assert main([str(runs)]) == 0
     (line,) = [row for row in page_of(runs).rows if row[:1] == ["ISIC-2018"] and "dermoscopy" in row]
     assert line[1:5] == ["2596", "2594", "–", "–"]

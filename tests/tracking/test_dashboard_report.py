@@ -25,7 +25,7 @@ def test_a_dry_run_lists_the_panels(capsys, monkeypatch):
     assert "progress/kvasir" in said
 
 
-def test_a_missing_package_is_told_in_a_sentence(capsys, monkeypatch):
+def test_missing_package_gives_a_one_sentence_error(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     assert main(["team/metaseg"]) == 1
     assert "[dashboard]" in capsys.readouterr().err
@@ -69,7 +69,7 @@ def test_without_an_account_the_report_is_not_sent():
         dashboard.save(dashboard.build("team", "metaseg"))
 
 
-def test_a_refusal_is_told_in_a_sentence(monkeypatch):
+def test_a_refusal_gives_a_one_sentence_error(monkeypatch):
     class Refused:
         def save(self):
             raise ValueError("no such\nproject")

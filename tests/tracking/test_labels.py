@@ -32,7 +32,7 @@ def test_a_run_has_the_tags_of_all_tables_that_it_serves(overrides, group, table
 
 
 @pytest.mark.long
-def test_a_cell_is_what_differs_in_its_seed_alone():
+def test_runs_of_a_cell_differ_only_in_their_seed():
     one = labels_of(settings_of("seed=0"))
     other = labels_of(settings_of("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))
     assert one.cell == other.cell

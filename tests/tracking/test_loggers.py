@@ -70,7 +70,7 @@ def test_a_long_run_appends(tmp_path, monkeypatch):
     assert pd.read_csv(tmp_path / "metrics.csv")["a"].sum() == sum(range(2000)) / 8
 
 
-def test_resumed_run_drops_what_lies_beyond_the_checkpoint(tmp_path):
+def test_resumed_run_drops_rows_after_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text(
         "step,epoch,a,validation\n0,0,1.0,\n1,0,2.0,\n1,0,,9.0\n2,1,3.0,\n3,1,4.0,\n3,1,,8.0\n4,2,5."  # killed here
@@ -87,7 +87,7 @@ def test_resumed_run_drops_what_lies_beyond_the_checkpoint(tmp_path):
     ]
 
 
-def test_run_that_does_not_resume_starts_the_file_anew(tmp_path):
+def test_run_that_does_not_resume_starts_a_new_file(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,old\n0,1\n")
     logger = CsvLogger(path)
@@ -197,7 +197,7 @@ def test_mode_follows_setting_then_environment_then_key(monkeypatch, tmp_path):
 
 
 @pytest.mark.long
-def test_offline_run_holds_everything_and_says_one_line(tmp_path, capfd):
+def test_offline_run_is_complete_and_prints_one_line(tmp_path, capfd):
     config = logger_config("both").model_copy(update={"tags": ["mine", "imaml"]})
     settings = {"learner": {"name": "imaml", "lam": 100.0}, "shots": 20}
     loggers = build_loggers(config, tmp_path / "first", settings, "ph2_kvasir", ["imaml", "20 shots"])
@@ -278,7 +278,7 @@ def test_only_rank_zero_writes(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_refused_key_is_told_in_a_sentence(tmp_path, monkeypatch):
+def test_refused_key_gives_a_one_sentence_error(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "too short")
     _, logger = build_loggers(logger_config("both"), tmp_path, {})
     with pytest.raises(MetasegError, match="W&B did not start a run"):

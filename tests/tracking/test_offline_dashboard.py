@@ -89,7 +89,7 @@ def test_curves_have_their_axes_and_summaries(records):
     assert summaries["train/smallest_curvature"] == {"min", "last"}
 
 
-def test_the_diagnostics_of_imaml_are_there_in_every_step(history):
+def test_imaml_logs_its_diagnostics_in_every_step(history):
     steps = [row["trainer/global_step"] for row in history if "train/cg_residual" in row]
     everywhere = [row["trainer/global_step"] for row in history if "train/gradient_norm" in row]
     assert everywhere == list(range(2 * EPOCHS))
@@ -114,7 +114,7 @@ def test_the_checkpoint_is_an_artifact_with_its_settings(run, records):
     assert (about["learner"], about["shots"], about["seed"]) == ("imaml", 3, 1)
 
 
-def test_in_a_pipe_progress_is_lines_and_the_dashboard_is_told_once(finished):
+def test_in_a_pipe_progress_is_lines_and_the_sync_command_appears_once(finished):
     assert "\x1b" not in finished.stderr
     lines = finished.stderr.splitlines()
     said = [line for line in lines if line.startswith("training") and f"{2 * EPOCHS}/{2 * EPOCHS} steps" in line]
@@ -159,7 +159,7 @@ def test_every_panel_shows_something_that_is_logged(records, history):
             assert not panel.x or panel.x in logged
 
 
-def test_what_is_switched_off_is_not_there(train, tmp_path):
+def test_disabled_parts_are_not_logged(train, tmp_path):
     finished = train("learner=fomaml", "logger=both", "logger.artifacts=false", "logger.overlay_every=0")
     assert finished.returncode == 0, finished.stderr
     (records,) = offline_records(tmp_path / "run")

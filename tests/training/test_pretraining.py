@@ -162,7 +162,7 @@ def test_wrong_settings_are_refused_in_one_sentence(pretrain, tmp_path, override
     assert not (tmp_path / "pretrained" / "config.yaml").exists()
 
 
-def test_missing_data_are_told_with_the_remedy(pretrain, tmp_path):
+def test_missing_data_error_names_the_remedy(pretrain, tmp_path):
     assert_fails_in_words(
         pretrain("data=real", "data.size=32", f"data.root={tmp_path / 'nowhere'}"), "kaggle_3m", "data=synthetic"
     )

@@ -44,7 +44,7 @@ def test_other_exits_and_errors_pass():
         ("mps", 1, 0, False),
     ],
 )
-def test_devices_that_are_not_there_are_refused(monkeypatch, accelerator, devices, there, fits):
+def test_refuses_missing_devices(monkeypatch, accelerator, devices, there, fits):
     monkeypatch.setattr("torch.cuda.device_count", lambda: there)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     chosen = settings_of(*TINY).trainer.model_copy(update={"accelerator": accelerator, "devices": devices})

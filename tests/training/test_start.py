@@ -1,4 +1,4 @@
-"""What learners begin from, and what their training is said to cost."""
+"""Starting points of learners, and the reported cost of their training."""
 
 import json
 from types import SimpleNamespace

@@ -90,14 +90,14 @@ def test_bombs_are_refused(offered, monkeypatch, pack):
             info.size = len(zeros)
             file.addfile(info, io.BytesIO(zeros))
         packed = stream.getvalue()
-    with pytest.raises(MetasegError, match=r"is refused: its \d members would take 8 MiB, expected at most"):
+    with pytest.raises(MetasegError, match=r"was refused: its \d members would take 8 MiB, expected at most"):
         offered(("x.zip", Misbehaving(packed)))
     assert hidden_and_archives(offered.root)[0] == []
 
 
 def test_too_many_members_are_refused(offered, published, monkeypatch):
     monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
-    with pytest.raises(MetasegError, match="is refused: its 9 members"):
+    with pytest.raises(MetasegError, match="was refused: its 9 members"):
         offered(("x.zip", Misbehaving(zipped(published))))
 
 
@@ -105,7 +105,7 @@ def test_too_little_space_to_unpack(offered, published, monkeypatch):
     (offered.root / "downloads").mkdir(parents=True)
     (offered.root / "downloads/x.zip").write_bytes(zipped(published))
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(MetasegError, match=r"MiB unpacked, but .* has 0 MiB left: free some space and repeat"):
+    with pytest.raises(MetasegError, match=r"MiB unpacked, but .* has only 0 MiB left: free some space and repeat"):
         offered(("x.zip", Misbehaving(b"")))
     assert hidden_and_archives(offered.root) == ([], ["x.zip"])
 

@@ -51,7 +51,7 @@ def test_a_second_call_does_nothing(offered, published, capsys):
     capsys.readouterr()
     assert len(offered(("x.zip", again)).pairs) == 3
     assert again.asked == []
-    assert "3 pairs are in" in capsys.readouterr().out
+    assert "3 pairs are already in" in capsys.readouterr().out
 
 
 def test_a_dataset_in_two_archives_goes_on_with_the_second(offered, published):
@@ -60,7 +60,7 @@ def test_a_dataset_in_two_archives_goes_on_with_the_second(offered, published):
     with pytest.raises(MetasegError, match="404"):
         offered(("images.zip", images), ("masks.zip", masks))
     # Both archives have one top folder, so the second has to find it taken.
-    with pytest.raises(MetasegError, match=r"mine/Mine is in the way .* will not download"):
+    with pytest.raises(MetasegError, match=r"mine/Mine already exists, .* will not be downloaded"):
         offered(("images.zip", images), ("masks.zip", Misbehaving(packed)))
     assert len(images.asked) == 1
     assert hidden_and_archives(offered.root) == ([], ["masks.zip"])

@@ -12,7 +12,7 @@ from metaseg.data.synthetic.twins import TWIN_SEED, twin
 def test_painted_images_are_those_of_the_twin(tmp_path, capsys):
     out = tmp_path / "mine"
     assert main(["paint", "isic", "--count", "3", "--first", "2", "--size", "32", "--out", str(out)]) == 0
-    assert "3 painted images" in capsys.readouterr().out
+    assert "3 synthetic images" in capsys.readouterr().out
     images, masks, ids, _ = twin("isic", 5, 32, TWIN_SEED)
     found = annotated_in(out)
     assert [one.image.name for one in found] == list(ids[2:])

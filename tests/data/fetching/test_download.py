@@ -69,9 +69,7 @@ def test_a_connection_that_breaks_is_continued_from_there(fetched, validators):
 
 def test_a_second_call_continues_what_the_first_gave_up(fetched, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
-    with pytest.raises(
-        MetasegError, match=r"ended after 1048576 bytes .* kept in .*x\.zip\.part"
-    ) as caught:
+    with pytest.raises(MetasegError, match=r"ended after 1048576 bytes .* kept in .*x\.zip\.part") as caught:
         fetched(Misbehaving(CONTENT, breaks=[2**20, 0]))
     assert f"of {SIZE}" in str(caught.value)
     assert left(tmp_path) == ["x.zip.part", "x.zip.part.json"]

@@ -1,4 +1,4 @@
-"""A web page for segmenting images from a few annotated ones: python app.py checkpoint=RUN"""
+"""A local web app to segment images from a few annotated ones: python app.py checkpoint=RUN"""
 
 from metaseg.cli.commands import app
 

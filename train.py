@@ -1,4 +1,4 @@
-"""Train a learner on a pair of datasets, test it on others: python train.py learner=imaml shots=20 pair=ph2_kvasir"""
+"""Train a learner on some datasets and test it on others: python train.py learner=imaml shots=20 pair=ph2_kvasir"""
 
 from metaseg.cli.commands import train
 

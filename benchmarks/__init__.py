@@ -1,1 +1,1 @@
-"""What an outer step costs, beside other libraries, in one run: `python -m benchmarks outer_step`."""
+"""Benchmarks of the outer step and other costs, compared with other libraries: `python -m benchmarks outer_step`."""

@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks COMMAND`, in the repository's root; COMMANDS are listed below."""
+"""Run benchmarks: `python -m benchmarks COMMAND`, in the repository's root."""
 
 import argparse
 import os
@@ -24,17 +24,17 @@ from metaseg.errors import MetasegError
 from metaseg.runs.provenance import check_gpu
 
 COMMANDS = {
-    "outer_step": "time, memory and error of every way to a meta-gradient, beside other libraries",
-    "products": "cost of one curvature product in forward+backward units",
-    "memory": "peak memory over the number of inner steps",
-    "tasks": "many tasks in a row: memory and time of the first ten and the last ten",
+    "outer_step": "time, memory and error of every method for meta-gradients, compared with other libraries",
+    "products": "cost of one curvature product in units of a forward and backward pass",
+    "memory": "peak memory against the number of inner steps",
+    "tasks": "many tasks in a row: memory and time of the first and last ten",
     "variants": "iMAML's outer step in other precisions, channels last and compiled; hours for the paper's tables",
-    "adaptation": "Dice over seconds of adapting to a new dataset, by recipe; time over that of the plain passes",
+    "adaptation": "Dice against seconds of adapting to a new dataset, by recipe; time relative to the plain passes",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one benchmark, print its table, write it."""
+    """Run one benchmark; print and save its table."""
     quieten()
     options = _options(arguments)
     try:
@@ -94,32 +94,32 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             default=5 if name == "adaptation" else default.shots,
             help="support images, and as many query images",
         )
-        add("--seed", type=int, default=default.seed, help="of weights and images")
-        add("--threads", type=int, default=_cores(), help="threads of torch")
-        add("--device", choices=("cpu", "cuda"), default=default.device, help="where to compute")
+        add("--seed", type=int, default=default.seed, help="seed of weights and images")
+        add("--threads", type=int, default=_cores(), help="torch threads")
+        add("--device", choices=("cpu", "cuda"), default=default.device, help="device to run on")
         add("--out", type=Path, default=Path("benchmarks/results"), help="folder for the Markdown and JSON files")
         if name != "adaptation":
             add("--features", type=int, default=default.features, help="width of the attention U-Net")
-            add("--inner-steps", type=int, default=default.inner_steps, help="K")
-            add("--cg-steps", type=int, default=default.cg_steps, help="steps of conjugate gradient")
+            add("--inner-steps", type=int, default=default.inner_steps, help="number of inner steps K")
+            add("--cg-steps", type=int, default=default.cg_steps, help="conjugate gradient steps")
             add("--lam", type=float, default=default.lam, help="lambda of the proximal term")
             add("--lr", type=float, default=default.lr, help="learning rate of the inner steps")
-            add("--tf32", action="store_true", help="let a GPU round to TF32")
+            add("--tf32", action="store_true", help="allow TF32 on a GPU")
         if name == "tasks":
             add("--count", type=int, default=50, help="tasks in a row")
         else:
             add("--repeats", type=int, default=1 if name == "adaptation" else 10, help="rounds of timing")
         if name == "adaptation":
             add("--dataset", default="kvasir", choices=catalogue.names(), help="dataset to adapt to")
-            add("--root", type=Path, help="folder that holds it; without it: its synthetic twin")
-            add("--images", type=int, default=100, help="other images to score, at most")
+            add("--root", type=Path, help="folder of the dataset; default: its synthetic twin")
+            add("--images", type=int, default=100, help="maximum number of other images to score")
         if name == "outer_step":
-            add("--only", nargs="+", metavar="NAME", help=f"methods out of {', '.join(METHODS)}; None: all")
-            add("--no-errors", action="store_true", help="leave out the double-precision reference")
-            add("--no-memory", action="store_true", help="leave out the peaks, each of which takes a fresh process")
+            add("--only", nargs="+", metavar="NAME", help=f"methods among {', '.join(METHODS)}; None: all")
+            add("--no-errors", action="store_true", help="skip the double-precision reference")
+            add("--no-memory", action="store_true", help="skip peak memory, which needs a fresh process per method")
         if name == "variants":
-            add("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes on a CPU")
-            add("--paper", action="store_true", help="32 features, 256x256, 5 and then 20 shots, whatever is given")
+            add("--no-compile", action="store_true", help="skip torch.compile, which takes minutes on a CPU")
+            add("--paper", action="store_true", help="32 features, 256x256, 5 and 20 shots, overriding other options")
     return parser.parse_args(arguments)
 
 

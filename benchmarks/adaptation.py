@@ -1,4 +1,4 @@
-"""Adaptation to K images of a new dataset: Dice over seconds, and seconds over those of the passes that it needs."""
+"""Adaptation to K images of a new dataset: Dice against seconds, and time relative to the passes that it needs."""
 
 import time
 from collections.abc import Callable
@@ -35,15 +35,15 @@ RECIPES = {
     "pre-trained, quick": ("model=pretrained", "adapt.recipe=quick"),
     "8 features, random weights": ("model=attention_unet", "model.features=8"),
 }
-"""Row → settings of train.py."""
+"""Row → overrides of train.py."""
 
 COLUMNS = ("recipe", "networks × steps", "seconds", "× plain passes", "s for 200 images", "Dice, %, over seconds")
 
 SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
-"""Points at which Dice is taken, as shares of a recipe's steps."""
+"""Points at which Dice is measured, as shares of a recipe's steps."""
 
 BATCH = 16
-"""Images segmented at once."""
+"""Batch size for prediction."""
 
 TWINS = 100
 """Images of the synthetic twin."""
@@ -54,9 +54,9 @@ class Points:
     """Dice along one adaptation.
 
     Attributes:
-        seconds: that the steps up to each point took, with choosing the shares of the ensemble there.
+        seconds: time of the steps up to each point, including the choice of the ensemble's α there.
         dice: mean over the scored images, as fractions.
-        per_image: seconds of segmenting an image after the last point.
+        per_image: seconds to segment an image after the last point.
     """
 
     seconds: list[float]
@@ -68,16 +68,16 @@ def adaptation(setting: Setting, dataset: str, root: Path | None, images: int, r
     """Run the benchmark.
 
     Args:
-        setting: its ``size``, ``shots``, ``device``, ``threads`` and ``seed`` count.
+        setting: only ``size``, ``shots``, ``device``, ``threads`` and ``seed`` are used.
         dataset: name of the dataset to adapt to.
-        root: folder that holds it; None: its synthetic twin.
-        images: how many others to score at most.
+        root: folder of the dataset; None: its synthetic twin.
+        images: maximum number of other images to score.
         rounds: rounds of timing.
     """
     report = Report("adaptation", f"Adapting to {setting.shots} images", setting, COLUMNS)
     report.subject = (
-        f"{dataset}, {'real images' if root else 'synthetic twin'} of {setting.size}×{setting.size}; no pair, nothing "
-        f"trained before; one support set; on {setting.device}"
+        f"{dataset}, {'real images' if root else 'synthetic twin'} of {setting.size}×{setting.size}; no pair, no "
+        f"meta-training; one support set; on {setting.device}"
     )
     if root is None:
         pictures, masks, ids, groups = twin(dataset, TWINS, setting.size, TWIN_SEED)
@@ -118,17 +118,17 @@ def adaptation(setting: Setting, dataset: str, root: Path | None, images: int, r
             }
             progress.update(done + 1)
     report.notes = [
-        "Seconds: of all steps of all networks, the augmentation, and choosing how far to follow each network. Median "
+        "Seconds: all steps of all networks, augmentation, and the choice of α for each network. Median "
         f"of {rounds} rounds.",
-        "Plain passes: forward and backward through the parts that move (forward alone through those that do not), as "
-        "often, over as many images, one network after the other; nothing else. Below 1: networks go side by side.",
+        "Plain passes: the same number of forward and backward passes over as many images through the parts that are "
+        "trained (only forward through frozen ones), one network after the other. Below 1: networks run in parallel.",
         f"Dice: mean over {len(scored)} other images.",
     ]
     return report
 
 
 def learner_of(overrides: tuple[str, ...], setting: Setting) -> Learner:
-    """The learner that trains on the support set alone, by a recipe of its model."""
+    """A learner that trains on the support set alone with a recipe of its model."""
     given = [*overrides, f"data.size={setting.size}", f"shots={setting.shots}", f"seed={setting.seed}"]
     with initialize_config_dir(str(configuration.FOLDER), version_base="1.3"):
         config = compose("config", ["learner=scratch", "logger.wandb=false", *given])
@@ -136,7 +136,7 @@ def learner_of(overrides: tuple[str, ...], setting: Setting) -> Learner:
 
 
 def follow(learner: Learner, support: SupportSet, images: np.ndarray, masks: np.ndarray) -> Points:
-    """Adapt once, and score along the way."""
+    """Adapt once, scoring along the way."""
     end = learner.adapt_loop.steps
     at = sorted({round(share * end) for share in SHARES})
     found = Points([], [], 0.0)
@@ -159,13 +159,13 @@ def follow(learner: Learner, support: SupportSet, images: np.ndarray, masks: np.
 
 
 def adapt(learner: Learner, support: SupportSet) -> None:
-    """All steps of the recipe."""
+    """Run all steps of the recipe."""
     for _ in learner.adaptation(support, [learner.adapt_loop.steps]):
         pass
 
 
 def plain_passes(learner: Learner, support: SupportSet) -> None:
-    """The passes that adaptation cannot do without: no augmentation, no update, one network after the other."""
+    """The passes that adaptation needs at least: no augmentation, no update, one network after the other."""
     tuning, theta = learner.fine_tuning(), learner.theta()
     everything = np.arange(len(support.images))
     members = [everything, *(np.setdiff1d(everything, part) for part in held_out(len(everything), tuning.folds))]

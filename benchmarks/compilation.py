@@ -1,4 +1,4 @@
-"""What compiling the inner loop takes once, and after how many steps it has paid."""
+"""The one-time cost of compiling the inner loop, and after how many steps it pays off."""
 
 import os
 import tempfile
@@ -18,18 +18,18 @@ from metaseg.meta.vectors import flatten
 
 
 def compile_cost(setting: Setting, learner: Learner, plain: Learner, episode: Episode, rounds: int) -> dict[str, Any]:
-    """What compiling takes once and saves with each evaluation of the support loss in the inner loop, in seconds.
+    """Seconds that compiling takes once, and saves in each evaluation of the support loss in the inner loop.
 
     Args:
         setting: the task.
-        learner: one that compiles and has not yet been called.
-        plain: the same, not compiled.
+        learner: a learner that compiles and has not been called yet.
+        plain: the same without compilation.
         episode: the task's images.
-        rounds: how often an evaluation is timed.
+        rounds: number of timings of an evaluation.
 
     Returns:
-        ``compile_seconds``: the first evaluation less a later one; ``saved_seconds``: median over the rounds of an
-        evaluation not compiled less one compiled; ``break_even_evaluations`` and, at K of them a task,
+        ``compile_seconds``: the first evaluation minus a later one; ``saved_seconds``: median over the rounds of an
+        eager evaluation minus a compiled one; ``break_even_evaluations`` and, at K of them per task,
         ``break_even_tasks``: None if nothing is saved.
     """
     torch.compiler.reset()
@@ -57,7 +57,7 @@ def compile_cost(setting: Setting, learner: Learner, plain: Learner, episode: Ep
 
 @contextmanager
 def cold_compiler() -> Iterator[None]:
-    """Let torch.compile find nothing that an earlier process has compiled."""
+    """Hide the compilation cache of earlier processes from torch.compile."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(name)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -1,4 +1,4 @@
-"""What share of a run's time goes into convolutions, as torch.profiler sees it."""
+"""The share of a run's time spent in convolutions, according to torch.profiler."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,21 +10,20 @@ from benchmarks.timing import timed
 
 CONVOLUTION = re.compile(r"aten::.*conv(olution|_transpose|_depthwise|\dd)")
 MATRIX = re.compile(r"aten::(bmm|baddbmm|mm|addmm|matmul|linear)$")
-_TOLD = (
-    "is an aten convolution, forward or backward (with the copies that it makes); as matrix product where it is "
-    "aten::bmm or the like"
+_CRITERION = (
+    "is an aten convolution, forward or backward (with its copies), and as matrix product if it is aten::bmm or similar"
 )
 HOW = {
-    "cuda": "kernels by torch.profiler; a kernel counts as convolution where the operation that launched it, or one "
-    f"that this stands within, {_TOLD}",
-    "cpu": "self time of operations by torch.profiler, which makes small ones look dearer than they are; one counts as "
-    f"convolution where it, or one that it stands within, {_TOLD}",
+    "cuda": "kernels by torch.profiler; a kernel counts as convolution if the operation that launched it, or an "
+    f"enclosing one, {_CRITERION}",
+    "cpu": "self time of operations by torch.profiler, which overstates small ones; an operation counts as "
+    f"convolution if it, or an enclosing one, {_CRITERION}",
 }
-"""How the operations were told apart, in words for the report."""
+"""How operations were classified, for the report."""
 
 
 def shares(run: Callable[[], object], device: str) -> dict[str, float] | None:
-    """Profile one call of what has been called before; see ``classify``."""
+    """Profile one call after a warm-up; see ``classify``."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with profile(activities=activities) as found:
         timed(run, device)
@@ -32,15 +31,15 @@ def shares(run: Callable[[], object], device: str) -> dict[str, float] | None:
 
 
 def classify(events: Iterable[Any], device: str) -> dict[str, float] | None:
-    """Sum the profiler's events up.
+    """Sum up the profiler's events.
 
     Args:
-        events: as ``torch.profiler.profile.events()`` returns them.
-        device: "cuda" counts the kernels that an event launched, "cpu" an event's own time.
+        events: as returned by ``torch.profiler.profile.events()``.
+        device: "cuda" counts the kernels launched by an event, "cpu" an event's self time.
 
     Returns:
-        ``convolution``, ``matrix`` and ``other`` as shares of 1, and their ``seconds`` together; None if the profiler
-        saw nothing, as where it may not read the GPU's counters.
+        ``convolution``, ``matrix`` and ``other`` as shares of 1, and their total ``seconds``; None if the profiler
+        recorded nothing, for instance without access to the GPU's counters.
     """
     found = {"convolution": 0.0, "matrix": 0.0, "other": 0.0}
     for event in events:

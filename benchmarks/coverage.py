@@ -1,15 +1,15 @@
-"""How often 95 % intervals hold the true mean, simulated: `python -m benchmarks.coverage` prints the table that
-metaseg/evaluation/intervals.py shows."""
+"""Simulated coverage of 95 % intervals; `python -m benchmarks.coverage` prints the table in
+metaseg/evaluation/intervals.py."""
 
 import numpy as np
 
 from metaseg.evaluation.intervals import bootstrap_interval
 
 CASES = ((0.0, 0.03, 0.25, 0.10), (0.05, 0.05, 0.25, 0.10), (0.05, 0.05, 0.05, 0.05), (0.10, 0.02, 0.02, 0.05))
-"""Standard deviations of seeds, draws within a seed, images, and the rest."""
+"""Standard deviations of seeds, draws within a seed, images, and the residual."""
 
 SHAPES = ((1, 3), (1, 5), (2, 5), (3, 3), (5, 3))
-"""Numbers of seeds, and of draws of each."""
+"""Numbers of seeds, and of draws per seed."""
 
 IMAGES, MISSING, REPLICATIONS, RESAMPLES = 60, 20, 400, 400
 
@@ -28,7 +28,7 @@ def scores(
 
 
 def coverage(seeds: int, draws: int, deviations: tuple[float, ...], replications: int = REPLICATIONS) -> list[float]:
-    """Shares of intervals that hold 0: with seeds as units, and with draws as units."""
+    """Shares of intervals that contain 0, with seeds and with draws as units."""
     generator = np.random.default_rng(1)
     hits = np.zeros(2)
     for replication in range(replications):

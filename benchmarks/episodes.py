@@ -1,15 +1,15 @@
-"""What data costs beside an outer step: episodes with and without augmentation, waiting, preparing a dataset.
+"""The cost of data relative to an outer step: episodes with and without augmentation, waiting, preparing a dataset.
 
 `python -m benchmarks.episodes` measures synthetic twins, written to disk and prepared like real data; `--root DIR` real
-data (PH² and Kvasir-SEG). Four questions, a table each:
+data (PH² and Kvasir-SEG). It answers four questions, one table each:
 
-- How long do the stages of an episode of K + K images of each pool take, in one process?
-- What share is that of the least an outer step costs: forward + backward over the support images K_inner + 1 times and
-  over the query images once? The pass is measured on a few images and scaled up to the episode's, which is linear.
-- How long does a training loop wait for its next outer step, with so many workers, when a step keeps another device
-  busy for `--step` seconds (here the process sleeps, as it does while a GPU computes)? What then is copied to the
-  device is shown beside it; with a GPU, a thread of the loader hides part of that too.
-- How many images a second are decoded, by one thread and by one a core?
+- How long do the stages of an episode with K + K images of each pool take in one process?
+- What share is that of the minimal cost of an outer step: forward + backward K_inner + 1 times over the support images
+  and once over the query images? The pass is measured on a few images and scaled linearly to those of the episode.
+- How long does a training loop wait for its next outer step, by number of workers, if a step keeps another device busy
+  for `--step` seconds (here the process sleeps, as it does while a GPU computes)? The copy to the device that follows
+  is shown too; with a GPU, a thread of the loader hides part of it.
+- How many images per second are decoded, with one thread and with one per core?
 """
 
 from __future__ import annotations
@@ -43,31 +43,31 @@ from metaseg.networks.attention_unet import AttentionUNet
 NAMES = ("ph2", "kvasir")
 AUGMENTATIONS = ("none", "standard")
 PUBLISHED = (768, 576)
-"""Pixels of the twins' files, about those of PH² and Kvasir-SEG as published."""
+"""Size of the twins' files in pixels, similar to PH² and Kvasir-SEG as published."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
+    """Add the options of this benchmark."""
     add = parser.add_argument
-    add("--root", type=Path, help="folder that holds the real datasets (default: synthetic twins)")
+    add("--root", type=Path, help="folder of the real datasets (default: synthetic twins)")
     add("--size", type=int, default=256, help="side of the images in pixels")
-    add("--shots", type=int, default=20, help="K: support images of each pool, and as many query images")
-    add("--repeats", type=int, default=10, help="episodes measured; the median counts")
+    add("--shots", type=int, default=20, help="K: support images per pool, and as many query images")
+    add("--repeats", type=int, default=10, help="episodes to measure; the median is reported")
     add("--features", type=int, nargs="*", default=[8, 32], help="widths of the attention U-Net to compare with")
     add("--inner-steps", type=int, default=5, help="inner steps of the outer step to compare with")
-    add("--step", type=float, default=0.5, help="seconds that the pretended outer step takes")
-    add("--steps", type=int, default=15, help="pretended outer steps")
-    add("--workers", type=int, nargs="*", default=[0, 1, 2], help="numbers of workers to try")
+    add("--step", type=float, default=0.5, help="duration of the simulated outer step in seconds")
+    add("--steps", type=int, default=15, help="number of simulated outer steps")
+    add("--workers", type=int, nargs="*", default=[0, 1, 2], help="numbers of workers to compare")
     add("--images", type=int, default=300, help="images to decode")
-    add("--json", type=Path, help="file for the numbers")
+    add("--json", type=Path, help="output file for the numbers")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print; the numbers, as JSON can hold them. Times in ms where a name ends in _ms, else in seconds."""
+    """Measure and print; returns the numbers for JSON. Times are in ms if a name ends in _ms, else in seconds."""
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         root = arguments.root or twins(Path(folder), max(60, 2 * arguments.shots), arguments.size)
-        # Twins must not fill the user's cache; real data stays prepared for training.
+        # Keep twins out of the user's cache, but leave real data prepared for training.
         place = None if arguments.root else Path(folder) / "cache"
         loaded = [pools.prepare(name, root, arguments.size, place) for name in NAMES]
         result: dict[str, Any] = {
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def twins(root: Path, count: int, size: int) -> Path:
-    """Write the twins of both source datasets as JPEG and PNG files of `PUBLISHED` pixels below root."""
+    """Write the twins of both source datasets below root as JPEG and PNG files of size `PUBLISHED`."""
     for name in NAMES:
         folder = root / catalogue.get(name).folders[0]
         for part in ("images", "masks"):
@@ -133,7 +133,7 @@ def plan(loaded: Sequence[Pool], shots: int, mixing: str, count: int) -> Plan:
 
 
 def milliseconds(work: Callable[[int], Any], repeats: int) -> float:
-    """Median duration of work(0), work(1), …, after one call that is not counted."""
+    """Median duration of work(0), work(1), …, after a warm-up call."""
     work(repeats)
     taken = []
     for index in range(repeats):
@@ -144,7 +144,7 @@ def milliseconds(work: Callable[[int], Any], repeats: int) -> float:
 
 
 def stages(loaded: Sequence[Pool], shots: int, mixing: str, augmentation: str, repeats: int) -> dict[str, Any]:
-    """Time of a whole episode in one process, as a learner takes it, and of its stages."""
+    """Time of a whole episode in one process, ready for a learner, and of its stages."""
     episodes = EpisodeDataset(loaded, plan(loaded, shots, mixing, 2 * (repeats + 1)), augmentation)
 
     def read(index: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -164,10 +164,9 @@ def stages(loaded: Sequence[Pool], shots: int, mixing: str, augmentation: str, r
 
 
 def floor(features: int, size: int, images: int, inner_steps: int) -> dict[str, Any]:
-    """The least an outer step with a task of `images` support and as many query images costs on this CPU, estimated.
+    """Estimated minimal cost on this CPU of an outer step with `images` support and as many query images.
 
-    inner_steps + 2 forward and backward passes, each over `images` images: the cost of a pass over a few, times how
-    often they go into `images`.
+    inner_steps + 2 forward and backward passes over `images` images each, scaled from a pass over a few images.
     """
     few = 8 if features <= 8 else 2
     torch.manual_seed(0)
@@ -186,7 +185,7 @@ def floor(features: int, size: int, images: int, inner_steps: int) -> dict[str, 
 
 
 def share(episodes: Sequence[dict[str, Any]], least: dict[str, Any]) -> dict[str, Any]:
-    """Share in % of the 2K + 2K images of one outer step (one mixed task, or two exclusive ones) in its least time."""
+    """Time of the 2K + 2K images of one outer step (one mixed or two exclusive tasks) in % of its minimal cost."""
     mixed = {one["augmentation"]: one["episode_ms"] for one in episodes if one["mixing"] == "mixed"}
     return least | {f"share_{name}_%": mixed[name] / 10 / least["outer_step"] for name in AUGMENTATIONS}
 
@@ -194,7 +193,7 @@ def share(episodes: Sequence[dict[str, Any]], least: dict[str, Any]) -> dict[str
 def waiting(
     loaded: Sequence[Pool], shots: int, augmentation: str, workers: int, seconds: float, count: int
 ) -> dict[str, Any]:
-    """How long a loop of `count` outer steps of so many seconds each waits for the next one's episodes."""
+    """How long a loop of `count` outer steps of `seconds` each waits for episodes."""
     whole = plan(loaded, shots, "exclusive", len(loaded) * count)
     loader = step_loader(OuterSteps(loaded, whole, augmentation, len(loaded), 0, 1), lambda: 0, workers)
     device: list[torch.Tensor] = []
@@ -203,7 +202,7 @@ def waiting(
     for episodes in loader:
         arrived = time.perf_counter()
         parts = [part for episode in episodes for part in episode if part is not None]
-        # Copies into memory that is there already stand for the transfer; floats are made over there.
+        # Copies into preallocated memory simulate the transfer; conversion to floats happens on the device.
         device = device or [torch.zeros_like(part) for part in parts]
         for buffer, part in zip(device, parts, strict=True):
             buffer.copy_(part)
@@ -225,7 +224,7 @@ def waiting(
 
 
 def preparing(root: Path, size: int, count: int) -> list[dict[str, Any]]:
-    """Decoding of `count` pairs by one thread and by one a core, the files in the memory of the system."""
+    """Decode `count` pairs with one thread and with one per core, with files in the system's cache."""
     pairs = [pair for name in NAMES for pair in complete(catalogue.get(name), root).pairs]
     pairs = [pairs[index * len(pairs) // count] for index in range(count)]
     for _ in pools.decode(pairs, size):
@@ -247,15 +246,15 @@ def _decoding(pairs: Sequence[Any], size: int, threads: int) -> tuple[float, flo
 
 
 def print_episodes(result: dict[str, Any], console: Console) -> None:
-    """Stages of an episode, and its share of an outer step."""
+    """Print the stages of an episode and its share of an outer step."""
     title = f"An episode at {result['size']}×{result['size']} from the prepared cache, {result['data']}, one process"
     table = Table("set-up", "augmentation", "images", "read", "augment", "normalise", "whole, ms", title=title)
     for one in result["episodes"]:
         parts = (f"{one[key]:.1f}" for key in ("read_ms", "augment_ms", "normalise_ms", "episode_ms"))
         table.add_row(one["mixing"], one["augmentation"], str(one["images"]), *parts)
     console.print(table)
-    title = f"Share of the least an outer step takes here, {result['threads']} threads (estimated: see measured on)"
-    table = Table("features", "measured on", "least, s", *(f"{name}, %" for name in AUGMENTATIONS), title=title)
+    title = f"Share of the minimal time of an outer step, {result['threads']} threads (estimated from the images given)"
+    table = Table("features", "measured on", "minimum, s", *(f"{name}, %" for name in AUGMENTATIONS), title=title)
     for one in result["shares"]:
         shares = (f"{one[f'share_{name}_%']:.3f}" for name in AUGMENTATIONS)
         table.add_row(str(one["features"]), f"{one['measured_images']} images", f"{one['outer_step']:.1f}", *shares)
@@ -263,10 +262,10 @@ def print_episodes(result: dict[str, Any], console: Console) -> None:
 
 
 def print_waiting(result: dict[str, Any], console: Console) -> None:
-    """How long the loop waits."""
+    """Print the waiting times of the loop."""
     seconds = result["waiting"][0]["step"] if result["waiting"] else 0
-    title = f"Waiting of a loop whose outer step takes {seconds} s elsewhere, ms"
-    table = Table("augmentation", "workers", "first", "median", "largest", "share, %", "then copied in", title=title)
+    title = f"Waiting time of a loop with outer steps of {seconds} s on another device, ms"
+    table = Table("augmentation", "workers", "first", "median", "largest", "share, %", "copy", title=title)
     for one in result["waiting"]:
         times = (f"{one[key]:.0f}" for key in ("first_ms", "median_ms", "largest_ms"))
         rest = (f"{one['waiting_%']:.1f}", f"{one['copy_ms']:.0f}")
@@ -275,7 +274,7 @@ def print_waiting(result: dict[str, Any], console: Console) -> None:
 
 
 def print_preparing(result: dict[str, Any], console: Console) -> None:
-    """Speed of preparing."""
+    """Print the speed of preparing."""
     table = Table(
         "threads", "images", "s", "images/s", "cores in use", "speed-up", title="Decoding, checking, resizing"
     )
@@ -287,7 +286,7 @@ def print_preparing(result: dict[str, Any], console: Console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run by itself: `python -m benchmarks.episodes`."""
+    """Entry point of `python -m benchmarks.episodes`."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.episodes",

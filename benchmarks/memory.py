@@ -1,4 +1,4 @@
-"""Peak memory over the number of inner steps: iMAML should not grow, MAML does unless its steps are checkpointed."""
+"""Peak memory against inner steps: iMAML's should be constant; MAML's grows unless its steps are checkpointed."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -49,19 +49,19 @@ def memory(
                 numbers["ratios"] = slowdown(chosen, method, rounds)
             report.rows.append([*cells, f"{median(numbers['ratios']):.2f}" if numbers.get("ratios") else ""])
     report.notes = [
-        "Inner steps as in the column, whatever is said above. Implicit gradients with all CG steps forced.",
-        f"Memory: peak of one run above what was in use before it, in a fresh process each that hands "
-        f"freed memory back at once, by {HOW[step['how']]}. "
+        "Inner steps as in the column, not as in the setting above. Implicit gradients with all CG steps forced.",
+        f"Memory: peak of one run above the memory in use before it, each in a fresh process that returns "
+        f"freed memory at once, by {HOW[step['how']]}. "
         f"One plain training step: {step['mib']:.0f} MiB."
         if "mib" in step
-        else f"No memory of a plain training step: {step['missing']}.",
+        else f"Memory of a plain training step not measured: {step['missing']}.",
         f"Time: median over {rounds} rounds of the ratio to MAML without checkpointing in the same round.",
     ]
     return report
 
 
 def slowdown(setting: Setting, method: Method, rounds: int) -> list[float]:
-    """Ratios of a method's time to MAML's without checkpointing; none where either cannot be run."""
+    """Ratios of a method's time to MAML's without checkpointing; empty if either cannot be run."""
     problem = make_problem(setting)
     try:
         base, run = METHODS["maml"].prepare(problem), method.prepare(problem)

@@ -1,4 +1,4 @@
-"""The outer step: time, memory and error of every way to a meta-gradient, over the passes that any of them needs."""
+"""The outer step: time, memory and error of each method for meta-gradients, relative to the passes all of them need."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -39,10 +39,10 @@ def outer_step(
 
     Args:
         setting: the task.
-        methods: which to compare.
-        rounds: how often each is timed.
-        errors: compare with the double-precision reference, which needs the time and memory of the slowest methods.
-        memory: measure peaks, each in a fresh process.
+        methods: methods to compare.
+        rounds: number of rounds of timing.
+        errors: compare with the double-precision reference, which needs as much time and memory as the slowest methods.
+        memory: measure peak memory, each in a fresh process.
     """
     setting.apply()
     prepare_process(setting.tf32)
@@ -84,7 +84,7 @@ def outer_step(
 def first_answers(
     problem: Problem, methods: Sequence[Method]
 ) -> tuple[dict[str, Run], dict[str, Answer], dict[str, str]]:
-    """Set every method up and run it once: runs, answers (on the CPU), and why the others cannot be run."""
+    """Set up and run each method once: returns runs, answers (on the CPU), and why the others cannot be run."""
     runs: dict[str, Run] = {}
     answers: dict[str, Answer] = {}
     reasons: dict[str, str] = {}
@@ -96,7 +96,7 @@ def first_answers(
                 answer = run()
             except MissingError as reason:
                 reasons[method.name] = str(reason)
-            except Exception as error:  # one method that fails must not take the table with it
+            except Exception as error:  # one failing method must not lose the table
                 reasons[method.name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
             else:
                 gradient = None if answer.gradient is None else answer.gradient.detach().cpu()
@@ -185,23 +185,23 @@ def _number(value: float | None) -> str:
 def _notes(setting: Setting, floor: Timing, rounds: int, peaks: dict[str, dict[str, Any]]) -> list[str]:
     notes = [
         f"Floor: {setting.inner_steps + 1} forward and backward passes over the support set and one over the query "
-        f"set, by torch's own layers; median {1000 * median(floor.seconds):.1f} ms. Time is the median over "
-        f"{rounds} rounds of the ratio to the floor of the same round, all methods in turn in one process; "
-        "middle half: 25 % to 75 % of these ratios. As in training, freed memory stays with the process.",
-        "Error: ‖x - exact‖ / ‖exact‖ and cosine against what the method should compute, in double precision "
-        "(g = ∇L(φ; Q); H, G: Hessian and Gauss-Newton matrix of the support loss at φ): implicit and first-order "
-        "gradients at the φ to which the inner loop led at the precision above (metaseg's own; for the others that "
-        "of plain torch), unrolled ones from θ "
-        "on, so that theirs holds what rounding does to the inner loop, the same for all. "
-        "Residual: ‖g - A x‖ / ‖g‖ of the method's answer by the double-precision operator; beside it what the method "
-        "itself says, where it does. Products: curvature products, those for a first residual included.",
+        f"set, with torch's own layers; median {1000 * median(floor.seconds):.1f} ms. Time is the median over "
+        f"{rounds} rounds of the ratio to the floor of the same round, with all methods in turn in one process; "
+        "middle half: 25 % to 75 % of these ratios. As in training, the process keeps freed memory.",
+        "Error: ‖x - exact‖ / ‖exact‖ and cosine against the exact result in double precision "
+        "(g = ∇L(φ; Q); H, G: Hessian and Gauss-Newton matrix of the support loss at φ). Implicit and first-order "
+        "gradients are compared at the φ reached by the inner loop at the precision above (metaseg's own; for the "
+        "others that of plain torch), unrolled ones from θ, so that their error includes rounding in the inner loop, "
+        "which is the same for all. "
+        "Residual: ‖g - A x‖ / ‖g‖ of the method's answer with the double-precision operator, followed by the value "
+        "that the method reports, if any. Products: curvature products, including those for an initial residual.",
     ]
     if STEP.name in peaks and "mib" in peaks[STEP.name]:
         step = peaks[STEP.name]
         notes.append(
-            f"Memory: peak of one run above what was in use before it, in a fresh process each that hands "
-            f"freed memory back at once, by {HOW[step['how']]}. "
+            f"Memory: peak of one run above the memory in use before it, each in a fresh process that returns "
+            f"freed memory at once, by {HOW[step['how']]}. "
             f"One plain training step (forward and backward over the support set): {step['mib']:.0f} MiB."
         )
     missing = {name: peak["missing"] for name, peak in peaks.items() if "missing" in peak}
-    return notes + [f"No memory of {name}: {reason}." for name, reason in missing.items()]
+    return notes + [f"Memory of {name} not measured: {reason}." for name, reason in missing.items()]

@@ -6,9 +6,9 @@ from metaseg.sweeps.memory import of_call, tidy
 
 
 def of_method(setting: Setting, name: str) -> dict[str, float | str]:
-    """Peak memory of one run above what was there before it, in a process that has run the miniature task only.
+    """Peak memory of one run above the memory in use before it, in a process that has only run the miniature task.
 
-    What the method sets up once (its network, images, imports) was there before; the weights that it adapts are not.
+    One-time set-up (network, images, imports) is excluded; the weights that the method adapts are included.
 
     Returns:
         ``mib`` and ``how`` (a key of `metaseg.sweeps.memory.HOW`).

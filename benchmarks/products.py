@@ -1,6 +1,6 @@
 """One curvature product v → C v at φ, in units of one forward and backward pass over the support set.
 
-What is set up once at a point and used for every product there is reported apart.
+One-time set-up at a point, shared by all products there, is reported separately.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from metaseg.meta.vectors import Parameters, detach, flatten, unflatten
 
 COLUMNS = ("product", "units each", "middle half", "units once", "relative error")
 SET_UPS = 3
-"""How often what is set up once is timed, at most; the median counts."""
+"""Maximum number of timings of the set-up; the median is reported."""
 
 
 def hessian_recomputed(problem: Problem, phi: Parameters) -> Operator:
-    """Forward, backward and backward again for every product."""
+    """Forward and two backward passes for every product."""
     leaves = list(phi.values())
 
     def product(vector: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def forward_over_reverse(problem: Problem, phi: Parameters) -> Operator:
 
 
 def gauss_newton_linearised(problem: Problem, phi: Parameters) -> Operator:
-    """As `reference.gauss_newton`, with the forward mode traced once into a graph of its own (torch.func.linearize)."""
+    """As `reference.gauss_newton`, with forward mode traced once (torch.func.linearize)."""
     frozen, leaves = detach(phi), list(phi.values())
     logits = problem.support_logits(phi)
     curvature = logit_curvature(logits.detach(), problem.episode.support_masks)
@@ -65,7 +65,7 @@ def gauss_newton_linearised(problem: Problem, phi: Parameters) -> Operator:
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to a curvature product: title, the matrix, and (problem, φ) → product."""
+    """An implementation of a curvature product: title, the matrix, and (problem, φ) → product."""
 
     title: str
     quantity: Quantity
@@ -106,7 +106,7 @@ def products(setting: Setting, rounds: int) -> Report:
                 once[name] = _set_up(kind, problem, phi, unit, min(SET_UPS, rounds))
             except MissingError as reason:
                 reasons[name] = str(reason)
-            except Exception as error:  # one kind that fails must not take the table with it
+            except Exception as error:  # one failing kind must not lose the table
                 reasons[name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
     runs = {name: (lambda product=product: product(vector)) for name, product in made.items() if name in once}
     of_unit, timings = round_robin(runs, unit, rounds, setting.device)
@@ -130,11 +130,11 @@ def products(setting: Setting, rounds: int) -> Report:
         numbers: dict[str, Any] = {"title": kind.title, "ratios": timing.ratios, "ratio": timing.ratio}
         report.numbers[name] = numbers | {"once": once[name], "error": difference}
     report.notes = [
-        f"Unit: one forward and backward pass over the support set, by torch's own layers; median "
+        f"Unit: one forward and backward pass over the support set, with torch's own layers; median "
         f"{1000 * median(of_unit.seconds):.1f} ms. Each: median over {rounds} rounds of the ratio to the unit of the "
         "same round; middle half: 25 % to 75 % of these ratios.",
-        "Once: what is computed at a point before its first product, such as the gradient with its graph, or the trace "
-        f"of torch.func.linearize; median of {min(SET_UPS, rounds)}.",
+        "Once: set-up at a point before its first product, such as the gradient with its graph, or the trace of "
+        f"torch.func.linearize; median of {min(SET_UPS, rounds)}.",
         "Error: ‖Cv - exact‖ / ‖exact‖ of the product with the query gradient, against double precision at the same φ.",
     ]
     return report

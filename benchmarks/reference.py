@@ -1,8 +1,8 @@
-"""What every method should have computed, in double precision and by nothing of ours but network and loss.
+"""The exact result that each method should compute, in double precision, using only our network and loss.
 
-The Gauss-Newton matrix is Jᵀ B J with B the curvature that metaseg.meta.losses documents: the Hessian of the
-cross-entropy in logit space, and of log cosh Dice the curvature of the outer function, ∇d log cosh''(d) ∇dᵀ for each
-image's Dice loss d. Here both come from automatic differentiation, so that an error in the closed forms would show.
+The Gauss-Newton matrix is Jᵀ B J with the curvature B documented in metaseg.meta.losses: the Hessian of the
+cross-entropy in logit space and, for log cosh Dice, the curvature of the outer function, ∇d log cosh''(d) ∇dᵀ for each
+image's Dice loss d. Here both come from automatic differentiation, so errors in the closed forms would show.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ Operator = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Error:
-    """How far a meta-gradient x is from the exact one.
+    """The error of a meta-gradient x.
 
     Attributes:
         relative: ‖x - exact‖ / ‖exact‖.
-        cosine: between the two.
-        residual: ‖g - A x‖ / ‖g‖ with the exact operator A in double precision; None where nothing is solved.
+        cosine: cosine between x and the exact one.
+        residual: ‖g - A x‖ / ‖g‖ with the exact operator A in double precision; None if no system is solved.
     """
 
     relative: float
@@ -36,16 +36,16 @@ class Error:
 
 
 class Reference:
-    """Exact meta-gradients of a setting's task; each is computed when first asked for.
+    """Exact meta-gradients of a setting's task, computed on first use.
 
-    The implicit and first-order gradients are those at the φ to which the inner loop leads in the setting's own dtype:
-    a pixel at which a ReLU or the pooling switches moves φ from one dtype, or one order of summation, to the next. The
-    unrolled gradient has no such point and is in double precision from θ on.
+    Implicit and first-order gradients are evaluated at the φ reached by the inner loop in the setting's dtype, because
+    a pixel at which a ReLU or pooling switches changes φ between dtypes or summation orders. The unrolled gradient does
+    not depend on such a φ and is computed in double precision from θ.
 
     Args:
-        setting: of the methods to judge.
-        phi: where a method's inner loop led, shape (N,); None: where one in plain torch leads.
-        steps: most products that a solve may take. For λ so small that I + H/λ is indefinite it may need hundreds.
+        setting: setting of the methods to compare.
+        phi: the φ reached by a method's inner loop, shape (N,); None: by one in plain torch.
+        steps: maximum number of products in a solve. If λ is so small that I + H/λ is indefinite, it may need hundreds.
         tolerance: relative residual at which a solve stops.
     """
 
@@ -59,7 +59,7 @@ class Reference:
         self.g = flatten(torch.autograd.grad(self.problem.query_loss(self.phi), list(self.phi.values())))
         self._exact: dict[Quantity, Tensor] = {}
         self.unsolved: dict[Quantity, float] = {}
-        """Quantity → residual, where a solve did not reach its tolerance."""
+        """Quantity → residual of solves that did not reach the tolerance."""
 
     def exact(self, quantity: Quantity) -> Tensor:
         """The exact meta-gradient, shape (N,)."""
@@ -68,7 +68,7 @@ class Reference:
         return self._exact[quantity]
 
     def error(self, quantity: Quantity, gradient: Tensor) -> Error:
-        """How far `gradient` is from the exact one."""
+        """The error of `gradient`."""
         x, exact = gradient.to(self.g), self.exact(quantity)
         residual = None
         if quantity in ("hessian", "gauss_newton"):
@@ -135,10 +135,10 @@ def logit_curvature(logits: Tensor, masks: Tensor) -> Operator:
 
 
 def solve(operator: Operator, b: Tensor, steps: int, tolerance: float) -> tuple[Tensor, float]:
-    """Conjugate gradient from zero, without a guard: an indefinite system is solved as well, only less steadily.
+    """Conjugate gradient from zero, without a safeguard: indefinite systems are also solved, only less stably.
 
     Returns:
-        The iterate of the smallest recurred residual, and its true relative residual.
+        The iterate with the smallest recursive residual, and its true relative residual.
     """
     x = torch.zeros_like(b)
     residual, direction = b.clone(), b.clone()

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: a table on the terminal, the same as Markdown, everything as JSON."""
+"""The output of a benchmark: a table on the terminal and in Markdown, all numbers in JSON."""
 
 import json
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ class Report:
     """A finished benchmark.
 
     Attributes:
-        name: of the benchmark; names the files.
-        title: above the table.
-        setting: what it was run with.
-        columns: heads of the table.
-        rows: its cells.
-        notes: sentences below it.
-        numbers: everything that was measured, for JSON.
-        subject: what was measured, in the head of the table; None: the attention U-Net and the task of the setting.
+        name: name of the benchmark and its files.
+        title: title of the table.
+        setting: settings of the benchmark.
+        columns: column headings.
+        rows: cells of the table.
+        notes: sentences below the table.
+        numbers: all measurements, for JSON.
+        subject: what was measured, for the heading; None: the attention U-Net and the task of the setting.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Report:
 
 
 def describe(setting: Setting, machine: dict[str, Any], subject: str | None = None) -> list[str]:
-    """Machine, versions, and what was measured (None: what the setting says), a line each."""
+    """Machine, versions, and what was measured (None: the setting's task), one line each."""
     hardware, versions = machine["hardware"], machine["versions"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_mib']} MiB)" for gpu in hardware["gpus"]) or "none"
     commit = machine["commit"]

@@ -1,4 +1,4 @@
-"""One task on one network, the same for every method: the attention U-Net, drawn images, equal initial weights."""
+"""The task on which all methods are compared: attention U-Net, drawn images, equal initial weights."""
 
 from dataclasses import dataclass, replace
 
@@ -17,21 +17,21 @@ LOSS = "bce_log_cosh_dice"
 
 @dataclass(frozen=True)
 class Setting:
-    """What a benchmark is run with; the defaults are those of the smallest figures in docs and issues.
+    """The settings of a benchmark; the defaults are those of the smallest published figures.
 
     Attributes:
         features: width of the attention U-Net's first level.
         size: side of the images in pixels, a multiple of 16.
         shots: images in the support set, and as many in the query set.
         inner_steps: K, SGD steps on L(φ) + λ/2 ‖φ - θ‖².
-        cg_steps: steps of conjugate gradient where they are forced.
+        cg_steps: maximum (or forced) number of conjugate gradient steps.
         lam: λ.
-        lr: learning rate of the inner steps; below 2 / (λ + largest curvature), or they diverge.
+        lr: learning rate of the inner steps; they diverge unless it is below 2 / (λ + largest curvature).
         device: "cpu" or "cuda".
-        threads: threads of torch on the CPU.
-        seed: of the initial weights and of the images.
+        threads: torch threads on the CPU.
+        seed: seed of the initial weights and of the images.
         dtype: "float32" or "float64".
-        tf32: whether convolutions and products of matrices on a GPU may round to TF32.
+        tf32: allow TF32 in convolutions and matrix products on a GPU.
     """
 
     features: int = 8
@@ -48,11 +48,11 @@ class Setting:
     tf32: bool = False
 
     def miniature(self) -> "Setting":
-        """The same kind of task at next to no cost: loads whatever is loaded at first use."""
+        """A tiny task of the same kind, to trigger everything that is loaded at first use."""
         return replace(self, size=min(self.size, 32), shots=2, inner_steps=min(self.inner_steps, 1), cg_steps=1)
 
     def apply(self) -> None:
-        """Set the switches of torch that are global."""
+        """Set torch's global switches."""
         torch.set_num_threads(self.threads)
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
@@ -60,13 +60,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Problem:
-    """A setting made real.
+    """The task of a setting.
 
     Attributes:
-        setting: what it was made from.
-        network: the attention U-Net of torch's own layers (``nn.BatchNorm2d`` that normalises by its batch,
-            ``nn.Conv2d`` also where it is 1x1), at the initial weights.
-        theta: its parameters, cut from any graph.
+        setting: its setting.
+        network: the attention U-Net with torch's own layers (``nn.BatchNorm2d`` with batch statistics, ``nn.Conv2d``
+            even for 1x1) at the initial weights.
+        theta: its parameters, detached.
         episode: support and query set.
     """
 
@@ -84,24 +84,24 @@ class Problem:
         return self.loss(self.support_logits(parameters), self.episode.support_masks)
 
     def support_logits(self, parameters: Parameters) -> Tensor:
-        """Logits of the support set, normalised by the support set."""
+        """Logits of the support set, normalised by its own statistics."""
         return torch.func.functional_call(self.network, parameters, (self.episode.support_images,))
 
     def query_loss(self, parameters: Parameters) -> Tensor:
-        """L(φ; Q), normalised by the query set (batch statistics: the transductive variant)."""
+        """L(φ; Q), normalised by the query set (batch statistics, the transductive variant)."""
         logits = torch.func.functional_call(self.network, parameters, (self.episode.query_images,))
         return self.loss(logits, self.episode.query_masks)
 
 
 def make_problem(setting: Setting) -> Problem:
-    """The task of a setting. Weights and images are drawn in float32 on the CPU, so no device or dtype changes them."""
+    """The task of a setting. Weights and images are drawn in float32 on the CPU, whatever the device and dtype."""
     network = plain_layers(build(name="attention_unet", features=setting.features, seed=setting.seed))
     network = network.to(setting.device, getattr(torch, setting.dtype)).train()
     return Problem(setting, network, detach(dict(network.named_parameters())), make_episode(setting))
 
 
 def make_episode(setting: Setting, index: int = 0) -> Episode:
-    """Support and query set number `index`: bright discs on noise, `shots` each."""
+    """Support and query set number `index`: `shots` images each of bright discs on noise."""
     generator = torch.Generator().manual_seed(1000 * setting.seed + index)
     support = _pictures(setting, generator)
     query = _pictures(setting, generator)
@@ -120,7 +120,7 @@ def _pictures(setting: Setting, generator: torch.Generator) -> tuple[Tensor, Ten
 
 
 def plain_layers(module: nn.Module) -> nn.Module:
-    """Swap the layers of ours for torch's own (batch norm, by batch statistics; 1x1 convolution); parameters stay."""
+    """Replace our layers (batch norm with batch statistics, 1x1 convolution) by torch's own, keeping parameters."""
     for name, child in module.named_children():
         if isinstance(child, Pointwise2d):
             convolution = nn.Conv2d(child.in_channels, child.out_channels, 1, bias=child.bias is not None)

@@ -1,4 +1,4 @@
-"""Many tasks in a row with one learner: whether memory or time grows from the first ten to the last ten."""
+"""Many tasks in a row with one learner, to see whether memory or time grows between the first and last ten."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +30,7 @@ SPAN = 10
 
 
 def measure(setting: Setting, name: str, count: str) -> dict[str, Any]:
-    """Seconds, memory in use after, and highest memory during (MiB) of each task; for a fresh process."""
+    """Seconds, memory in use after and peak memory (MiB) of each task; to be run in a fresh process."""
     learner = ours.LEARNERS[name](setting)
     theta = learner.theta()
     learner.meta_gradient(theta, make_episode(setting))
@@ -43,21 +43,21 @@ def measure(setting: Setting, name: str, count: str) -> dict[str, Any]:
             found["seconds"].append(timed(run, setting.device))
 
         before = in_use(setting.device)
-        # Nothing is tidied between the tasks but what Python and torch tidy by themselves, as in training.
+        # As in training, memory is not freed explicitly between the tasks.
         peak, found["how"] = of_call(task, setting.device)
-        # What the allocator holds on to is part of what was there before: only the sum can be compared.
+        # Memory cached by the allocator counts as in use before the call, so only the sum can be compared.
         found["highest"].append(before + peak)
         found["in_use"].append(in_use(setting.device))
     return found
 
 
 def in_use(device: str) -> float:
-    """MiB that torch holds on a GPU, or that the process holds."""
+    """MiB allocated by torch on a GPU, or resident in the process."""
     return torch.cuda.memory_allocated() / MIB if device == "cuda" else resident()
 
 
 def tasks(setting: Setting, count: int) -> Report:
-    """Run the benchmark, a process a learner."""
+    """Run the benchmark, with one process per learner."""
     report = Report("tasks", f"{count} tasks in a row", setting, COLUMNS)
     how = ""
     with Console(stderr=True).status("tasks") as status:
@@ -74,15 +74,15 @@ def tasks(setting: Setting, count: int) -> Report:
             cells += [f"{value:.0f}" for key in ("in_use", "highest") for value in ends(found[key])]
             report.rows.append([name, str(count), *cells])
     report.notes = [
-        f"First, last: medians over the first and the last {min(SPAN, max(count // 2, 1))} tasks, after one that is "
-        "not counted. Every learner in a process of its own, every task another episode, θ the same.",
+        f"First, last: medians over the first and last {min(SPAN, max(count // 2, 1))} tasks, after a warm-up task. "
+        "Each learner runs in a separate process, each task has another episode, θ is fixed.",
         f"In use after: {'allocated by torch' if setting.device == 'cuda' else 'resident memory of the process'} after "
-        f"a task; highest: the most during it, by {how}.",
+        f"a task; highest: peak during it, by {how}.",
     ]
     return report
 
 
 def ends(values: list[float]) -> tuple[float, float]:
-    """Medians of the first and the last `SPAN` values, or halves."""
+    """Medians of the first and last `SPAN` values, or of the halves if there are fewer."""
     span = min(SPAN, max(len(values) // 2, 1))
     return median(values[:span]), median(values[-span:])

@@ -1,7 +1,7 @@
-"""Time as ratios: all runs in turn, round after round, each divided by the base run measured in the same round.
+"""Timing by ratios: in each round all runs are timed in turn and divided by a base run of the same round.
 
-A machine that others use as well, or whose clock changes, is slower for seconds at a time. Runs measured one after the
-other would each meet another machine; runs measured in the same round meet the same one.
+A shared machine, or one with a varying clock, is slower for seconds at a time. Runs timed in the same round are
+affected equally, unlike runs timed one after the other.
 """
 
 import gc
@@ -20,8 +20,8 @@ class Timing:
     """Times of one run.
 
     Attributes:
-        seconds: of each round.
-        ratios: the same over the seconds of the base run in the same round.
+        seconds: seconds in each round.
+        ratios: seconds divided by those of the base run in the same round.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Timing:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The middle half of the ratios; of fewer than four, all of them."""
+        """The interquartile range of the ratios; with fewer than four, their full range."""
         if len(self.ratios) < 4:
             return min(self.ratios), max(self.ratios)
         low, _, high = quantiles(self.ratios, n=4, method="inclusive")
@@ -44,10 +44,10 @@ class Timing:
 def round_robin(
     runs: Mapping[str, Callable[[], object]], base: Callable[[], object], rounds: int, device: str
 ) -> tuple[Timing, dict[str, Timing]]:
-    """Time every run once a round; runs must have been called before, so that nothing is set up here.
+    """Time every run once per round; runs must have been called before, so that set-up is not timed.
 
-    The base run is measured at the start and at the end of each round, and counts with the mean. The order of the
-    others is turned by one from round to round. Garbage is collected before each run and not while it is timed.
+    The base run is timed at the start and end of each round and averaged. The order of the others is rotated by one
+    between rounds. Garbage is collected before each run, but not during it.
 
     Returns:
         Times of the base run, and of each run.
@@ -76,7 +76,7 @@ def round_robin(
 
 
 def timed(run: Callable[[], object], device: str) -> float:
-    """Seconds of one call, with all its kernels finished."""
+    """Seconds of one call, including all its kernels."""
     _synchronise(device)
     start = time.perf_counter()
     run()
@@ -85,7 +85,7 @@ def timed(run: Callable[[], object], device: str) -> float:
 
 
 def timed_without_garbage(run: Callable[[], object], device: str) -> float:
-    """The same, with garbage collected before and not meanwhile."""
+    """The same, with garbage collected before but not during the call."""
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What meta-training for the paper's tables takes, from the seconds that a task was measured to take."""
+"""Hours of meta-training for the paper's tables, from the measured seconds per task."""
 
 import heapq
 from collections.abc import Mapping
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 EPOCHS = 50
 POOLS = 2
 TASKS = 50
-"""Of each pool in an epoch."""
+"""Tasks per pool and epoch."""
 GPUS = (1, 4, 8)
 TITLES = {"imaml": "iMAML", "maml": "MAML"}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Training runs that differ by learner, shots and loss only.
+    """Training runs that differ only in learner, shots and loss.
 
     Attributes:
-        serves: the tables and figures that are filled from them.
+        serves: the tables and figures that they fill.
         learners: "imaml", "maml".
         shots: K.
-        tasks: of each pool in an epoch.
-        losses: how many are compared.
+        tasks: tasks per pool and epoch.
+        losses: number of losses compared.
     """
 
     serves: str
@@ -31,8 +31,8 @@ class Trained:
     losses: int = 1
 
 
-# Tables 2 to 7 of Khadka et al. 2022: what differs in pair of pools, set-up, learner, shots or loss is trained apart; a
-# trained model that is tested on several targets, or shown in several places, is trained once.
+# Tables 2 to 7 of Khadka et al. 2022: each pair, set-up, learner, shot count and loss is trained separately; a model
+# that is tested on several targets, or shown in several places, is trained once.
 TRAININGS = (
     Trained("table 2: exclusive, PH2 and Kvasir-SEG, to ISIC"),
     Trained("tables 3 and 5 and figure 2: mixed, PH2 + Kvasir-SEG, to ISIC and to KvasirCapsule-SEG"),
@@ -42,29 +42,29 @@ TRAININGS = (
 )
 
 Seconds = Mapping[str, Mapping[int, float]]
-"""Learner → shots → seconds of a task."""
+"""Learner → shots → seconds per task."""
 
 
 def count(learner: str | None = None) -> int:
-    """Training runs for all tables; of one learner, or of both."""
+    """Number of training runs for all tables, of one learner or of both."""
     return sum(
         len(one.shots) * one.losses for one in TRAININGS for name in one.learners if learner is None or name == learner
     )
 
 
 def hours(seconds: float, tasks: int = TASKS) -> float:
-    """Of one training run, so many tasks of each pool in an epoch."""
+    """Hours of one training run with this number of tasks per pool and epoch."""
     return seconds * tasks * EPOCHS * POOLS / 3600
 
 
 def of_shots(measured: Mapping[int, float], shots: int) -> float:
-    """Seconds of a task, scaled by its images from the nearest number of shots where it was not measured itself."""
+    """Seconds per task; if not measured, scaled by images from the nearest number of shots."""
     nearest = min(measured, key=lambda known: (abs(known - shots), known))
     return measured[nearest] * shots / nearest
 
 
 def all_tables(measured: Seconds) -> dict[int, float]:
-    """Number of GPUs → hours until the last run ends, each run on one GPU, the longest first."""
+    """Number of GPUs → hours until the last run ends, with one GPU per run and the longest runs first."""
     lengths = sorted(
         (
             hours(of_shots(measured[learner], shots), one.tasks)
@@ -86,32 +86,32 @@ def _last_end(lengths: list[float], gpus: int) -> float:
 
 
 def notes(measured: Seconds) -> list[str]:
-    """Seconds of a task, hours of a table's cell and of all tables, in sentences."""
+    """Sentences on seconds per task, hours per table cell and hours for all tables."""
     if not all(measured.values()):
-        return ["Hours of training: unknown, as not both learners could be timed."]
+        return ["Hours of training: unknown, because one of the learners could not be timed."]
     runs = [f"{count(name)} of {title}" for name, title in TITLES.items()]
     known = sorted(set.union(*(set(of) for of in measured.values())))
     scaled = sorted({shots for one in TRAININGS for shots in one.shots} - set(known))
     lines = [
-        "Seconds of an outer step of one task, that is K support and K query images of one pool: "
+        "Seconds per outer step of one task with K support and K query images of one pool: "
         + "; ".join(
             f"{title} " + ", ".join(f"{of[shots]:.3f} ({shots} shots)" for shots in sorted(of))
             for title, of in ((TITLES[name], measured[name]) for name in measured)
         )
         + ".",
-        f"Hours of a table's cell, one training run of {TASKS} tasks × {EPOCHS} epochs × {POOLS} pools = "
-        f"{TASKS * EPOCHS * POOLS} tasks (a mixed task of K images of each pool counts as two): "
+        f"Hours per table cell, one training run of {TASKS} tasks × {EPOCHS} epochs × {POOLS} pools = "
+        f"{TASKS * EPOCHS * POOLS} tasks (a mixed task with K images of each pool counts as two): "
         + "; ".join(
             f"{TITLES[name]} " + ", ".join(f"{hours(of[shots]):.2f} ({shots} shots)" for shots in sorted(of))
             for name, of in measured.items()
         )
-        + ". Where the tasks of both pools together are counted, as tasks.count does of exclusive tasks, half of it. "
-        "Validation, adaptation to targets and stopping early are not counted.",
+        + ". Half of that if tasks are counted over both pools together, as tasks.count does for exclusive tasks. "
+        "Validation, adaptation to targets and early stopping are not included.",
     ]
     ends = ", ".join(f"{gpus}: {value:.1f} h" for gpus, value in all_tables(measured).items())
     lines.append(
-        f"All tables, {count()} distinct training runs ({' and '.join(runs)}; one that serves several tables or "
-        f"targets counts once), a run on one device, by the number of devices: {ends}."
+        f"All tables, {count()} distinct training runs ({' and '.join(runs)}; a run shared by several tables or "
+        f"targets counts once), one run per device, by the number of devices: {ends}."
         + (f" {', '.join(map(str, scaled))} shots: scaled by images from the nearest measured." if scaled else "")
     )
     return lines

@@ -1,6 +1,6 @@
-"""iMAML's outer step in other precisions and memory layouts, and compiled, each against float32 in the same run.
+"""iMAML's outer step in other precisions, memory layouts and compiled, each compared with float32 in the same run.
 
-From the same measurements: what share of the step is not convolution, and what the paper's tables take.
+The same measurements give the share of the step outside convolutions and the time for the paper's tables.
 """
 
 import math
@@ -41,7 +41,7 @@ COLUMNS = (
     "remark",
 )
 PAPER_SHOTS, PAPER_TIMED = (5, 20), (10,)
-"""Shots of the table at the paper's size, and those that are timed for the hours alone."""
+"""Shots of the table at the paper's size, and shots timed only for the estimate of hours."""
 
 
 def variants(setting: Setting, rounds: int, compiled: bool = True, paper: bool = False) -> Report:
@@ -49,12 +49,12 @@ def variants(setting: Setting, rounds: int, compiled: bool = True, paper: bool =
 
     Args:
         setting: the task.
-        rounds: how often each variant is timed.
-        compiled: compile as well, which takes minutes on a CPU.
-        paper: 32 features and images of 256×256 in place of the setting's, with 5 and with 20 shots.
+        rounds: number of rounds of timing.
+        compiled: include torch.compile, which takes minutes on a CPU.
+        paper: use 32 features, images of 256×256 and 5 and 20 shots instead of the setting's.
     """
     if setting.tf32:
-        raise MetasegError("variants compares with float32 and sets TF32 by itself; leave out --tf32.")
+        raise MetasegError("variants compares with float32 and sets TF32 itself; omit --tf32.")
     if paper:
         setting = replace(setting, features=32, size=256, shots=PAPER_SHOTS[0])
     names = [name for name, variant in VARIANTS.items() if compiled or not variant.compiled]
@@ -71,11 +71,11 @@ def variants(setting: Setting, rounds: int, compiled: bool = True, paper: bool =
 
 
 def measure(setting: Setting, names: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Everything at one number of shots.
+    """All measurements at one number of shots.
 
     Returns:
-        ``variants``: name → what was measured, or why it is ``missing``; ``maml``: the same of second-order MAML in
-        float32, time only; ``shares`` of the base step (None: not to be had).
+        ``variants``: name → measurements, or why it is ``missing``; ``maml``: likewise for second-order MAML in
+        float32, time only; ``shares`` of the base step (None: unavailable).
     """
     setting.apply()
     prepare_process(tf32=False)
@@ -98,10 +98,10 @@ def measure(setting: Setting, names: Sequence[str], rounds: int) -> dict[str, An
                 run = _run(learner, episode, variant.tf32)
                 result = run()
                 expected = expected if runs else result.gradient
-                # The second run warms up what the first found cold; of the base it also tells how well a run repeats.
+                # The second run completes the warm-up; for the base it also measures repeatability.
                 again, peak = _again(run, setting.device)
                 compared = compare(again.gradient if name == BASE else result.gradient, expected)
-            except Exception as error:  # one variant that fails must not take the table with it
+            except Exception as error:  # one failing variant must not lose the table
                 found[name] = {"title": variant.title, "missing": _failed(error)}
                 continue
             runs[name] = run
@@ -144,7 +144,7 @@ def _set_tf32(allowed: bool) -> None:
 
 
 def _again(run: Callable[[], MetaGradient], device: str) -> tuple[MetaGradient, float | None]:
-    """Run once more, on a GPU with the peak above what was in use before, in MiB."""
+    """Run once more; on a GPU also return the peak above the memory in use before, in MiB."""
     if device == "cpu":
         return run(), None
     results: list[MetaGradient] = []
@@ -154,7 +154,7 @@ def _again(run: Callable[[], MetaGradient], device: str) -> tuple[MetaGradient, 
 
 
 def _maml(setting: Setting, episode: Episode) -> tuple[Callable[[], MetaGradient] | None, dict[str, Any]]:
-    """MAML, with the inner steps evaluated again on the way back where they do not fit into memory together."""
+    """MAML, with checkpointed inner steps if they do not fit into memory otherwise."""
     reason = ""
     for checkpoint in (False, True):
         try:
@@ -198,10 +198,11 @@ def _notes(setting: Setting, rounds: int, numbers: dict[str, Any]) -> list[str]:
     notes = [
         f"One outer step of one task, solved to a relative residual of {ours.TOLERANCE:g}; shots as in the column. "
         f"Time: median over {rounds} rounds of the ratio to the base of the same round; middle half: 25 % to 75 %. "
-        "Only inner steps run in another precision or compiled, but with TF32 everywhere; channels last holds for all.",
+        "Other precisions and compilation apply only to inner steps, except TF32 everywhere; channels last applies to "
+        "the whole step.",
         "Cosine, ‖x - base‖ / ‖base‖ and ‖x‖ / ‖base‖ of the meta-gradient x; in the base's row, of a second run. "
-        "Products: curvature products of the solve, and the relative residual that it reached. Peak: of one step above "
-        "what was in use before, by torch.cuda.max_memory_allocated; not measured on a CPU.",
+        "Products: curvature products of the solve, and the relative residual reached. Peak: memory of one step above "
+        "that in use before, by torch.cuda.max_memory_allocated; not measured on a CPU.",
     ]
     for title, found in numbers.items():
         notes += [f"{title}: {line}" for line in findings(setting, found)]
@@ -218,7 +219,7 @@ def _notes(setting: Setting, rounds: int, numbers: dict[str, Any]) -> list[str]:
 
 
 def findings(setting: Setting, found: dict[str, Any]) -> list[str]:
-    """What ``measure`` found beside the table, in sentences."""
+    """Sentences on the results of ``measure`` that are not in the table."""
     lines = []
     if "missing" in found["maml"]:
         lines.append(f"MAML {found['maml']['missing']}.")
@@ -226,13 +227,13 @@ def findings(setting: Setting, found: dict[str, Any]) -> list[str]:
         lines.append("MAML did not fit into memory; it was timed with learner.checkpoint=true.")
     if part := found["shares"]:
         lines.append(
-            f"{1 - part['convolution']:.0%} of the base step's time on the device are not convolution; of it matrix "
-            f"products, as which the 1×1 convolutions run, {part['matrix']:.0%} of the time ({HOW[setting.device]}; "
-            f"{1000 * part['seconds']:.1f} ms in all, of a step of "
+            f"{1 - part['convolution']:.0%} of the base step's time on the device is not spent in convolutions, "
+            f"including {part['matrix']:.0%} of the time in matrix products, which implement the 1×1 convolutions "
+            f"({HOW[setting.device]}; {1000 * part['seconds']:.1f} ms in all, of a step of "
             f"{1000 * median(found['variants'][BASE]['seconds']):.1f} ms without the profiler)."
         )
     elif BASE in found["variants"] and "missing" not in found["variants"][BASE]:
-        lines.append("the profiler saw nothing, so the share of convolutions is unknown.")
+        lines.append("the profiler recorded nothing, so the share of convolutions is unknown.")
     cost = found["variants"].get("compiled", {})
     if "compile_seconds" in cost:
         even, tasks = cost["break_even_evaluations"], cost["break_even_tasks"]
@@ -241,9 +242,9 @@ def findings(setting: Setting, found: dict[str, Any]) -> list[str]:
             f"{1000 * cost['saved_seconds']:.2f} ms of the {1000 * cost['evaluation_seconds']:.2f} ms of an inner "
             "evaluation: it "
             + (
-                "never pays."
+                "never pays off."
                 if even is None
-                else f"pays after {even:.0f} evaluations, {tasks:.0f} tasks at {setting.inner_steps} inner steps each."
+                else f"pays off after {even:.0f} evaluations, {tasks:.0f} tasks with {setting.inner_steps} inner steps."
             )
         )
     return lines

@@ -1,8 +1,8 @@
-"""One measurement in a process of its own, so that no other leaves memory or threads behind.
+"""Run one measurement in a fresh process, unaffected by memory or threads of others.
 
     python -m benchmarks.worker MODULE:FUNCTION SETTING [ARGUMENT ...]
 
-calls the function with the setting (JSON) and the arguments (strings), and prints what it returns as one line of JSON.
+calls the function with the setting (JSON) and the arguments (strings), and prints the result as one line of JSON.
 """
 
 import json
@@ -19,9 +19,9 @@ from benchmarks.methods.base import MissingError
 from benchmarks.setting import Setting
 
 LIVE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-"""Settings of glibc by which every tensor that is freed goes back to the system at once.
+"""glibc settings that return every freed tensor to the system at once.
 
-Resident memory is then the tensors that live; without them it depends on what was allocated before in which order.
+Resident memory then equals the live tensors; otherwise it depends on the history of allocations.
 """
 
 
@@ -29,13 +29,13 @@ def in_fresh_process(function: str, setting: Setting, *arguments: str, live_memo
     """Call ``module:function`` in a new interpreter.
 
     Args:
-        function: where it is.
+        function: ``module:function``.
         setting: its first argument.
-        arguments: its others.
+        arguments: its further arguments.
         live_memory: start the process with `LIVE_MEMORY`.
 
     Raises:
-        MissingError: if it failed; the message is its last line on standard error.
+        MissingError: it failed; the message is its last line on standard error.
     """
     command = [sys.executable, "-m", "benchmarks.worker", function, json.dumps(asdict(setting)), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(setting.threads), **(LIVE_MEMORY if live_memory else {})}
@@ -48,7 +48,7 @@ def in_fresh_process(function: str, setting: Setting, *arguments: str, live_memo
 
 
 def main(function: str, setting: str, *arguments: str) -> None:
-    """See the module."""
+    """Entry point, see the module's docstring."""
     quieten()
     chosen = Setting(**json.loads(setting))
     chosen.apply()
@@ -60,7 +60,7 @@ def main(function: str, setting: str, *arguments: str) -> None:
 
 
 def quieten() -> None:
-    """Leave out that TorchOpt and `higher` call parts of torch by their old names."""
+    """Silence warnings about the deprecated torch names used by TorchOpt and `higher`."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

@@ -2,7 +2,7 @@
 
 model = metaseg.load("runs/…")                  # a run directory or its checkpoint
 segmenter = model.adapt(images, masks)          # a few annotated images of any size
-predicted = segmenter.segment(new_images)       # a bool mask for each, of the image's own size
+predicted = segmenter.segment(new_images)       # one bool mask per image, at the image's size
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes a second to load, and `metaseg.errors` needs none of it.
+    # Lazy: importing torch takes a second, and `metaseg.errors` does not need it.
     if name == "load":
         from metaseg.adapting.model import load
 

@@ -1,8 +1,8 @@
-"""The one exception that users are meant to read."""
+"""The one exception whose message is addressed to the user."""
 
 
 class MetasegError(Exception):
-    """A problem the user can mend, told in one sentence: what was expected, what was found, what to do.
+    """A problem the user can fix, as one sentence: what was expected, what was found, what to do.
 
-    Entry points print the sentence and exit with status 1; no traceback is shown.
+    Entry points print it without a traceback and exit with status 1.
     """

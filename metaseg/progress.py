@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar in a terminal, a line every few seconds in a pipe or file."""
+"""Progress reports on standard error: a bar in a terminal, a line every few seconds in a pipe or file."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ EVERY = 5.0
 
 
 class Progress:
-    """Shows one piece of work: its name, how much of it is done, the latest values and the time left.
+    """Shows the progress of one task: its name, how much is done, the latest values and the time left.
 
-    A context manager. In a terminal it draws a bar. Elsewhere it writes a first line after `FIRST` seconds, at most one
-    every `EVERY` seconds from then on, and one at the end:
+    A context manager. In a terminal it draws a bar. Elsewhere it writes a line after `FIRST` seconds, then at most one
+    every `EVERY` seconds, and one at the end:
 
         training  37/160 steps, loss 0.43, Dice 71.2 %, 0:35 left
 
-    Lines appear whether or not the work reports anything, so a slow step does not look like a hang. A stream that can
-    no longer be written to is given up: the work goes on.
+    Lines appear even between updates, so a slow step does not look like a hang. If the stream can no longer be written
+    to, reporting stops and the work continues.
 
     Args:
-        what: the name of the work.
-        total: units of work in all; None while unknown.
-        unit: plural name of the unit; "%": the share of `total` is shown instead of counts.
-        done: units that were done before, as in a run that continues.
-        shown: False: say nothing at all.
-        brief: work that need not be mentioned where it is short: no line at the end unless there was one before, and
-            the bar vanishes when done.
+        what: name of the task.
+        total: total units of work; None while unknown.
+        unit: plural name of the unit; "%" shows the share of `total` instead of counts.
+        done: units already done, for a resumed run.
+        shown: False: print nothing.
+        brief: for tasks that are usually short: no final line unless an earlier one was written, and the bar disappears
+            when done.
         stream: where to write; None: standard error.
         clock: seconds from any origin.
     """
@@ -79,7 +79,7 @@ class Progress:
         self.stop(failed=kind is not None)
 
     def start(self) -> None:
-        """Begin to show; the clock starts here."""
+        """Start the clock and begin to report."""
         self._began = self._clock()
         self._due = self._began + FIRST
         self._past: deque[tuple[float, float]] = deque([(self._began, self.done)])
@@ -87,7 +87,7 @@ class Progress:
         if not self.shown:
             return
         console = Console(file=self._stream, force_terminal=True)
-        # rich would also take a pipe for a terminal if the environment asks for colours.
+        # rich would also treat a pipe as a terminal if the environment forces colours.
         if self._stream.isatty() and not console.is_dumb_terminal:
             columns = (TextColumn("{task.description}", markup=False), BarColumn(20), _Text(self))
             self._bar = Bar(*columns, console=console, transient=self.brief)
@@ -98,12 +98,12 @@ class Progress:
             threading.Thread(target=self._beat, name="progress", daemon=True).start()
 
     def update(self, done: float, total: float | None = None, values: Mapping[str, str] | None = None) -> None:
-        """Report that `done` units are done; the count never goes back.
+        """Report that `done` units are done; the count never decreases.
 
         Args:
-            done: units done in all.
-            total: units of work in all, where it has become known or has changed.
-            values: the latest values, as they are to be read: {"loss": "0.43"}. They stay until they are replaced.
+            done: units done so far.
+            total: total units of work, if now known or changed.
+            values: latest values as text, {"loss": "0.43"}; each stays until replaced.
         """
         if not self.shown:
             return
@@ -116,16 +116,16 @@ class Progress:
         self._refresh()
 
     def note(self, text: str) -> None:
-        """Say in words what is being done; "" takes them away."""
+        """Set the text that describes the current activity; "" clears it."""
         if self.shown:
             self._note = text
             self._refresh()
 
     def stop(self, failed: bool = False) -> None:
-        """Show the last state and end; without effect from the second call on.
+        """Show the final state and stop; further calls do nothing.
 
         Args:
-            failed: the work ended by an error, so that its last words count more than ours: nothing new is begun.
+            failed: the work raised an error; no final line is written unless an earlier one was.
         """
         with self._lock:
             if self._over.is_set():
@@ -140,9 +140,9 @@ class Progress:
             self._bar.stop()
 
     def text(self) -> str:
-        """Everything but the name: counts, values, what is being done, and time.
+        """Counts, values, current activity and time, without the name.
 
-        In a terminal the time comes before the values, as the end of a long text is cut off there.
+        In a terminal the time precedes the values, because long lines are truncated at the end.
         """
         rest = [*(f"{name} {value}" for name, value in self._values.items()), self._note]
         time_left = self._time()
@@ -165,17 +165,17 @@ class Progress:
         return f"{duration(now - self._began)} so far" if left is None else f"{duration(left)} left"
 
     def _left(self, now: float) -> float | None:
-        """Seconds, by the pace of the later half of what was done; None where that is unknown."""
+        """Seconds left, from the pace of the most recent half of the work; None if unknown."""
         with self._lock:
             (first, before), (last, done) = self._past[0], self._past[-1]
             if self.total is None or done >= self.total or done <= before:
                 return None
             left = (self.total - done) * (last - first) / (done - before)
-            # It counts down between reports, but no longer than they have been taking: then the work is late.
+            # Count down between updates, but no longer than the last gap between them: then the work is late.
             return max(0.0, left - min(now - last, self._gap))
 
     def _remember(self, now: float) -> None:
-        """Note the time of this count, and forget those of the earlier half: the work may have changed its pace."""
+        """Record the time of this count and drop the first half of the history, as the pace may have changed."""
         self._gap = now - self._past[-1][0]
         self._past.append((now, self.done))
         middle = (self._start + self.done) / 2
@@ -193,7 +193,7 @@ class Progress:
             self._speak()
 
     def _speak(self) -> None:
-        """Write a line, if one is due."""
+        """Write a line if one is due."""
         with self._lock:
             now = self._clock()
             if now < self._due or self._over.is_set():
@@ -206,24 +206,24 @@ class Progress:
         try:
             self._stream.write(f"{self.what}  {self.text()}\n")
             self._stream.flush()
-        except (OSError, ValueError):  # a pipe whose reader is gone, a file that was closed
+        except (OSError, ValueError):  # broken pipe, closed file
             self.shown = False
 
 
 class _Text(ProgressColumn):
-    """The text of a `Progress`, made anew whenever the bar is drawn."""
+    """The text of a `Progress`, refreshed whenever the bar is drawn."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(Column(no_wrap=True, overflow="ellipsis"))
         self._progress = progress
 
     def render(self, task: Task) -> Text:
-        """What stands beside the bar."""
+        """The text next to the bar."""
         return Text(self._progress.text())
 
 
 def duration(seconds: float) -> str:
-    """Seconds ≥ 0 as M:SS, or as H:MM:SS from an hour on."""
+    """Format seconds ≥ 0 as M:SS, or H:MM:SS from one hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

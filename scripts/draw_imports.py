@@ -1,6 +1,6 @@
-"""The rooms of metaseg and the imports between them, read from the source: python scripts/draw_imports.py --write
+"""Draw the rooms of metaseg and the imports between them: python scripts/draw_imports.py --write
 
-Without --write it prints the drawing; with it, the part of docs/architecture.md between the two marks is replaced.
+Without --write it prints the drawing; with it, it replaces the part of docs/architecture.md between the two markers.
 """
 
 import ast
@@ -13,32 +13,32 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- drawn by scripts/draw_imports.py -->", "<!-- end of the drawing -->"
 
 ROOMS = {
-    "metaseg": "what everything uses: errors, progress, where the configuration lies",
-    "meta": "the mathematics: losses, inner loop, curvature products, conjugate gradient, meta-gradients; torch alone",
+    "metaseg": "shared by all: errors, progress, path of the configuration",
+    "meta": "mathematics, using only torch: losses, inner loop, curvature products, conjugate gradient, meta-gradients",
     "networks": "networks, norm statistics, pre-trained weights, adapted segmenters",
-    "runs": "what a run leaves: directory, settings, provenance, summary; which table it fills a line of",
+    "runs": "run directories, settings, results, provenance, summary; definitions of the paper's tables",
     "plots": "figures, overlays, contact sheets",
-    "data/synthetic": "painted twins of the datasets",
+    "data/synthetic": "synthetic twins of the datasets",
     "data": "catalogue, checks, prepared pools, episodes",
-    "data/fetching": "archives: downloaded, verified, unpacked",
+    "data/fetching": "download, verify and unpack archives",
     "data/mri": "brain MRI, for pre-training",
     "evaluation": "meta-test, scores, intervals, paired tests, trivial baselines",
-    "learners": "the learners, fine-tuning; from settings to a learner",
+    "learners": "the learners, fine-tuning, and building a learner from settings",
     "tracking": "metrics.csv, Weights & Biases and its saved report",
-    "training": "the run itself: outer steps, pre-training, callbacks",
+    "training": "training runs: outer steps, pre-training, callbacks",
     "adapting": "load, adapt, segment, export; needs no trainer",
-    "reporting": "the page and the tables, from run directories alone",
+    "reporting": "the HTML report and the tables, built from run directories",
     "sweeps": "the cells of a table, launchers, estimates of time and memory",
-    "app": "the web page",
-    "cli": "how commands start",
+    "app": "the web app",
+    "cli": "command-line entry points",
 }
-"""Every room, from the ground up: a room imports from those that come before it alone."""
+"""Every room, from the ground up: a room imports only from those before it."""
 
 
 def room_of(module: str) -> str:
-    """The room of a dotted module name; the longest folder that is a room."""
+    """The room of a dotted module name: the deepest folder that is a room."""
     parts = module.split(".")[1:]
-    # `python -m metaseg.data` and the like are doors of cli, whichever folder Python wants them in.
+    # Entry points such as `python -m metaseg.data` belong to cli, whatever their folder.
     if parts and parts[-1] == "__main__":
         return "cli"
     for length in (2, 1):
@@ -48,7 +48,7 @@ def room_of(module: str) -> str:
 
 
 def modules() -> dict[str, Path]:
-    """Every module of metaseg by its dotted name; packages by that of their folder."""
+    """Every module of metaseg by its dotted name; packages by their folder's name."""
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for path in sorted((ROOT / "metaseg").rglob("*.py"))
@@ -56,11 +56,11 @@ def modules() -> dict[str, Path]:
 
 
 def imports() -> dict[tuple[str, str], set[tuple[str, str]]]:
-    """(room, room that it imports from) → the pairs of modules, deferred imports and those for types included."""
+    """(room, imported room) → pairs of modules, including deferred and type-checking imports."""
     known = modules()
     arrows = defaultdict(set)
     for module, path in known.items():
-        # `metaseg.load` is a door of adapting.
+        # `metaseg.load` belongs to adapting.
         if module == "metaseg":
             continue
         for name in _imported(ast.parse(path.read_text(encoding="utf-8")), known):
@@ -81,7 +81,7 @@ def _imported(tree: ast.Module, known: dict[str, Path]) -> set[str]:
 
 
 def upward(arrows: dict[tuple[str, str], set[tuple[str, str]]]) -> list[str]:
-    """Imports against the order of `ROOMS`, as sentences; without any there is no circle either."""
+    """Imports against the order of `ROOMS`, as sentences; if there are none, there are no cycles either."""
     order = list(ROOMS)
     return [
         f"{module} ({room}) imports {name} ({other}), which comes after it"
@@ -92,9 +92,9 @@ def upward(arrows: dict[tuple[str, str], set[tuple[str, str]]]) -> list[str]:
 
 
 def drawn() -> str:
-    """The drawing as Markdown: a graph, and what each room is."""
+    """The drawing as Markdown: a graph and a table of rooms."""
     arrows = imports()
-    # Every room uses the ground floor; those arrows would hide the others.
+    # Every room imports from the first; those arrows would clutter the graph.
     shown = sorted((one, other) for one, other in arrows if other != "metaseg")
     direct = [(one, other) for one, other in shown if not _around(one, other, shown)]
     lines = ["```mermaid", "graph BT"]
@@ -102,11 +102,11 @@ def drawn() -> str:
     lines += [f"    {_node(one)} --> {_node(other)}" for one, other in direct]
     lines += ["```", ""]
     lines += [
-        f"{len(ROOMS)} rooms, {len(arrows)} pairs of them with imports. The list goes from the ground up:",
-        "no room imports from one below it in the list. In the graph an arrow points to what is imported;",
-        "arrows to the first room are left out, and those that follow from others.",
+        f"{len(ROOMS)} rooms, {len(arrows)} pairs of them with imports. The table is in order of dependency: no room",
+        "imports from one below it. In the graph, arrows point to the imported room; arrows to the first room and",
+        "those implied by others are omitted.",
         "",
-        "| room | what it holds | imports from |",
+        "| room | content | imports from |",
         "|---|---|---|",
     ]
     for room, text in ROOMS.items():
@@ -117,7 +117,7 @@ def drawn() -> str:
 
 
 def _around(one: str, other: str, arrows: list[tuple[str, str]]) -> bool:
-    """Whether a longer way leads from one room to the other."""
+    """Whether a longer path leads from one room to the other."""
     reached, waiting = set(), [end for start, end in arrows if start == one and end != other]
     while waiting:
         room = waiting.pop()
@@ -132,14 +132,14 @@ def _node(room: str) -> str:
 
 
 def page() -> str:
-    """docs/architecture.md with the drawing of today."""
+    """docs/architecture.md with the current drawing."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{drawn()}\n\n{END}{after}"
 
 
 def main() -> int:
-    """Print the drawing, or write it; exit status 1 where an import goes upward."""
+    """Print or write the drawing; exit status 1 if an import violates the order."""
     wrong = upward(imports())
     for sentence in wrong:
         print(f"error: {sentence}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Ways to a meta-gradient, ours and others', each a function of the same problem."""
+"""Methods for meta-gradients, ours and others', each a function of the same problem."""

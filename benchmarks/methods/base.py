@@ -1,4 +1,4 @@
-"""What a method is: how it is set up, what it computes, what it answers."""
+"""The interface of a method: its set-up, the quantity it computes, its answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ QUANTITIES: dict[Quantity, str] = {
     "unrolled": "through all inner steps",
     "first_order": "g",
 }
-"""What a method should compute; g = ∇L(φ; Q), H and G Hessian and Gauss-Newton matrix of the support loss at φ."""
+"""Quantities computed by methods; g = ∇L(φ; Q), H and G: Hessian and Gauss-Newton matrix of the support loss at φ."""
 
 
 class MissingError(Exception):
-    """A method that cannot be run here; the message says why, for the table."""
+    """A method that cannot be run here; the message gives the reason for the table."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one run of a method gave.
+    """The result of one run of a method.
 
     Attributes:
-        gradient: the meta-gradient, shape (N,); None for the passes that everything else is measured against.
-        products: curvature products computed, those spent on a first residual included.
-        residual: ‖g - A x‖ / ‖g‖ as the method itself reports it.
-        phi: the adapted parameters, shape (N,), where the method tells them.
+        gradient: the meta-gradient, shape (N,); None for plain passes.
+        products: number of curvature products, including those for an initial residual.
+        residual: ‖g - A x‖ / ‖g‖ as reported by the method.
+        phi: the adapted parameters, shape (N,), if the method returns them.
     """
 
     gradient: Tensor | None = None
@@ -52,8 +52,8 @@ class Method:
     Attributes:
         name: for ``--only``.
         title: for tables.
-        quantity: what it should compute; None for the passes that everything else is measured against.
-        prepare: problem → run; what is set up once is set up here and not timed.
+        quantity: the quantity it should compute; None for plain passes.
+        prepare: problem → run; does the one-time set-up, which is not timed.
     """
 
     name: str
@@ -66,13 +66,13 @@ def optional(package: str) -> ModuleType:
     """Import a package of the extra ``benchmarks``.
 
     Raises:
-        MissingError: if it is not installed, or does not import here.
+        MissingError: it is not installed, or cannot be imported.
     """
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
         if error.name == package:
             raise MissingError("not installed: pip install -e .[benchmarks]") from error
-        raise MissingError(f"does not import: {error}") from error
+        raise MissingError(f"cannot be imported: {error}") from error
     except Exception as error:
-        raise MissingError(f"does not import: {type(error).__name__}: {error}") from error
+        raise MissingError(f"cannot be imported: {type(error).__name__}: {error}") from error

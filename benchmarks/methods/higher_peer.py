@@ -1,4 +1,4 @@
-"""`higher` 0.2.1 [Grefenstette et al. 2019]: MAML, and the iMAML of the paper's first author, which is built on it."""
+"""`higher` 0.2.1 [Grefenstette et al. 2019]: MAML, and the iMAML of the paper's first author, which builds on it."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ def _proximal(problem: Problem, phi: Iterable[Tensor], theta: Iterable[Tensor]) 
 
 
 def maml(problem: Problem) -> Run:
-    """MAML as in the library's own example: a patched network, a differentiable SGD."""
+    """MAML as in the library's example: a patched network and a differentiable SGD."""
     higher = optional("higher")
     setting, episode, network = problem.setting, problem.episode, problem.network
     theta = list(network.parameters())
@@ -36,9 +36,9 @@ def maml(problem: Problem) -> Run:
 def author(problem: Problem) -> Run:
     """iMAML at the cost of the author's code (github IamRabin/Meta-Learning-Seg, gbml/imaml.py).
 
-    There, the inner loop runs in a patched network without its graph, the graph of the support gradient at φ is kept,
-    and conjugate gradient starts from x = g, which costs a product for the first residual. Written anew with two
-    changes: the proximal term in the inner loop, which that code lacks, and ``cg_steps`` iterations instead of its one.
+    There, the inner loop runs in a patched network without a graph, the graph of the support gradient at φ is kept, and
+    conjugate gradient starts from x = g, which costs a product for the initial residual. Reimplemented with two
+    changes: the proximal term in the inner loop, which that code lacks, and ``cg_steps`` iterations instead of one.
     """
     higher = optional("higher")
     setting, episode, network = problem.setting, problem.episode, problem.network

@@ -1,4 +1,4 @@
-"""metaseg, through its learners: the one file to change when their settings do."""
+"""metaseg's learners; the only file here that depends on their settings."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,11 +21,11 @@ from metaseg.networks.build import build
 from metaseg.runs import schema
 
 TOLERANCE = 2e-2
-"""Relative residual at which the solves that are not forced stop."""
+"""Relative residual at which solves stop, unless all steps are forced."""
 
 
 def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learner:
-    """A learner on the benchmark's network, by batch statistics, with the proximal term in its inner loop."""
+    """A learner on the benchmark's network with batch statistics and the proximal term in its inner loop."""
     inner = {"optimizer": "sgd", "lr": setting.lr, "steps": setting.inner_steps, "proximal": True}
     learner = kind(
         network=build(name="attention_unet", features=setting.features, seed=setting.seed),
@@ -41,13 +41,13 @@ def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learn
 
 
 def imaml_learner(setting: Setting, matrix: str, tolerance: float) -> Learner:
-    """The learner of iMAML."""
+    """The iMAML learner."""
     cg = Solver(steps=setting.cg_steps, tolerance=tolerance)
     return make_learner(ImplicitMAML, setting, cg=cg, curvature=matrix)
 
 
 def maml_learner(setting: Setting, checkpoint: bool = False) -> Learner:
-    """The learner of MAML, on request with inner steps that are evaluated again on the way back."""
+    """The MAML learner, optionally with checkpointed inner steps."""
     return make_learner(MAML, setting, checkpoint=checkpoint)
 
 
@@ -80,7 +80,7 @@ def first_order(problem: Problem) -> Run:
 
 
 def passes(problem: Problem) -> Run:
-    """The floor's passes through metaseg's network: how much of a difference is the network's layers alone."""
+    """The floor's passes through metaseg's network, to isolate the effect of its layers."""
     learner = make_learner(FirstOrderMAML, problem.setting)
     theta = learner.theta()
     task = learner.episode_task(theta, problem.episode).task
@@ -96,13 +96,13 @@ def passes(problem: Problem) -> Run:
 
 
 def hessian_product(problem: Problem, phi: Parameters) -> Callable[[Tensor], Tensor]:
-    """v → ∇²L(φ) v by the learners' fast products; whatever they set up once at φ is set up here."""
+    """v → ∇²L(φ) v by the learners' fast products, including their one-time set-up at φ."""
     task = _task(problem)
     return gradients.PRODUCTS["replay"](task.support, task.support_loss, phi, None, True).hessian
 
 
 def gauss_newton_product(problem: Problem, phi: Parameters) -> Callable[[Tensor], Tensor]:
-    """v → Jᵀ B J v by the learners' fast products; whatever they set up once at φ is set up here."""
+    """v → Jᵀ B J v by the learners' fast products, including their one-time set-up at φ."""
     task = _task(problem)
     in_logits = task.logit_curvature
     assert in_logits is not None
@@ -129,7 +129,7 @@ LEARNERS: dict[str, Callable[[Setting], Learner]] = {
     "maml": maml_learner,
     "first_order": partial(make_learner, FirstOrderMAML),
 }
-"""The learners that run many tasks in a row."""
+"""The learners for the benchmark of many tasks in a row."""
 
 METHODS = (
     Method("passes", "K+2 passes through metaseg's layers", None, passes),

@@ -1,4 +1,4 @@
-"""Plain torch: the floor, and transcriptions of what others' recipes cost."""
+"""Plain torch: the floor, and reimplementations of others' recipes at the same cost."""
 
 import copy
 
@@ -11,7 +11,7 @@ from metaseg.meta.vectors import Parameters, detach, flatten
 
 
 def passes(problem: Problem, support: int, query: int) -> Run:
-    """So many forward and backward passes over the support and the query set, and nothing else."""
+    """Only the given numbers of forward and backward passes over the support and the query set."""
     network, episode = problem.network, problem.episode
     leaves = list(network.parameters())
 
@@ -26,7 +26,7 @@ def passes(problem: Problem, support: int, query: int) -> Run:
 
 
 def descend(problem: Problem, theta: Parameters, create_graph: bool) -> Parameters:
-    """φ after K steps of SGD on L(φ; S) + λ/2 ‖φ - θ‖²; with ``create_graph`` differentiable in θ."""
+    """φ after K steps of SGD on L(φ; S) + λ/2 ‖φ - θ‖²; differentiable in θ with ``create_graph``."""
     setting = problem.setting
     phi = theta
     for _ in range(setting.inner_steps):
@@ -42,7 +42,7 @@ def descend(problem: Problem, theta: Parameters, create_graph: bool) -> Paramete
 
 
 def unrolled(problem: Problem) -> Run:
-    """MAML [Finn et al. 2017] as one writes it down: every inner step with ``create_graph=True``."""
+    """MAML [Finn et al. 2017], straightforwardly: every inner step with ``create_graph=True``."""
 
     def run() -> Answer:
         theta = detach(problem.theta, requires_grad=True)
@@ -55,10 +55,10 @@ def unrolled(problem: Problem) -> Run:
 def imaml_reference(problem: Problem) -> Run:
     """iMAML at the cost of its reference code (github aravindr93/imaml_dev, learner_model.py and utils.py).
 
-    There, a second network is trained in place by ``torch.optim.SGD``; every product passes forward, backward and
-    backward again through it; conjugate gradient starts from zero but computes the product of that zero. Written anew
-    with the operator v + Hv/λ: with its example's damping argument in place, that code applies 2v + Hv/(λ + 10). Its
-    stop at ‖r‖² < 1e-10 is left out, so that all steps are taken.
+    There, a second network is trained in place by ``torch.optim.SGD``; every product takes a forward and two backward
+    passes through it; conjugate gradient starts from zero but still computes the product with zero. Reimplemented with
+    the operator v + Hv/λ; with its example's damping argument, that code applies 2v + Hv/(λ + 10). Its stop at
+    ‖r‖² < 1e-10 is omitted, so that all steps are taken.
     """
     setting, episode = problem.setting, problem.episode
 

@@ -10,22 +10,22 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (*ours.METHODS, *torchopt_peer.METHODS, *plain.METHODS[:1], *higher_peer.METHODS, *plain.METHODS[1:])
 }
-"""Whatever computes a meta-gradient, in the order of the table."""
+"""All methods that compute a meta-gradient, in the order of the table."""
 
 ALL = METHODS | {method.name: method for method in (plain.FLOOR, plain.STEP, ours.CHECKPOINTED)}
-"""Those, and what is measured beside them."""
+"""These, and the plain passes and checkpointed MAML."""
 
 
 def choose(names: Iterable[str] | None) -> list[Method]:
-    """The methods of these names; None: all of the table.
+    """The methods with these names; None: all of the table.
 
     Raises:
-        MetasegError: on a name that there is not.
+        MetasegError: an unknown name.
     """
     if names is None:
         return list(METHODS.values())
     chosen = list(names)
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
-        raise MetasegError(f"--only takes names out of {', '.join(METHODS)}; found {unknown[0]!r}.")
+        raise MetasegError(f"--only takes names among {', '.join(METHODS)}; found {unknown[0]!r}.")
     return [method for name, method in METHODS.items() if name in chosen]

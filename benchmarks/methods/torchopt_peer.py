@@ -1,4 +1,4 @@
-"""TorchOpt 0.7.3 [Ren et al. 2023, JMLR]: implicit differentiation of the inner problem by ``custom_root``."""
+"""TorchOpt 0.7.3 [Ren et al. 2023, JMLR]: implicit differentiation of the inner problem with ``custom_root``."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +20,8 @@ def implicit(problem: Problem, normal: bool) -> Run:
 
     Args:
         problem: the task.
-        normal: solve by TorchOpt's default, conjugate gradient on the normal equations, instead of plain conjugate
-            gradient. Both take all ``cg_steps``: their own limit is ten times the number of parameters.
+        normal: solve with TorchOpt's default, conjugate gradient on the normal equations, instead of plain conjugate
+            gradient. Both take all ``cg_steps``; their default limit is ten times the number of parameters.
     """
     torchopt = optional("torchopt")
     names, setting = list(problem.theta), problem.setting
@@ -37,7 +37,7 @@ def implicit(problem: Problem, normal: bool) -> Run:
     def solve(matvec: Callable[[Any], Any], b: Any) -> Any:
         def counted(vector: Any) -> Any:
             nonlocal products
-            # On the normal equations every product is followed by one with the transpose.
+            # With the normal equations, each product is followed by one with the transpose.
             products += 2 if normal else 1
             return matvec(vector)
 
@@ -45,7 +45,7 @@ def implicit(problem: Problem, normal: bool) -> Run:
 
     @torchopt.diff.implicit.custom_root(torch.func.grad(objective), argnums=1, solve=solve)
     def solution(initial: Tensors, theta: Tensors) -> Tensors:
-        # Inside an autograd function gradients are off.
+        # Gradients are disabled inside an autograd function.
         with torch.enable_grad():
             phi = descend(problem, dict(zip(names, theta, strict=True)), create_graph=False)
         return tuple(value.detach() for value in phi.values())

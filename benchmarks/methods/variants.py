@@ -1,4 +1,4 @@
-"""Ways to compute iMAML's outer step that differ in precision, memory layout or compilation only."""
+"""Variants of iMAML's outer step that differ only in precision, memory layout or compilation."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from metaseg.learners.imaml import ImplicitMAML, Solver
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute the step: settings of the learner, and whether all of it may use TF32."""
+    """One variant of the step: settings of the learner, and whether all of it may use TF32."""
 
     title: str
     precision: str = "float32"
@@ -21,7 +21,7 @@ class Variant:
     compiled: bool = False
 
     def learner(self, setting: Setting) -> Learner:
-        """The learner of iMAML with the Hessian."""
+        """The iMAML learner with the Hessian."""
         return ours.make_learner(
             ImplicitMAML,
             setting,
@@ -32,10 +32,10 @@ class Variant:
         )
 
     def missing(self, device: str) -> str | None:
-        """Why it cannot be had on this device, as far as that is known beforehand."""
+        """Why the variant is unavailable on this device, as far as known in advance."""
         if self.tf32 or self.precision == "tf32":
             if device == "cpu":
-                return "on a GPU only"
+                return "needs a GPU"
             if torch.cuda.get_device_capability()[0] < 8:
                 return "this GPU has no TF32"
         emulated = device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,1 +1,1 @@
-"""How commands start: configuration, command lines, the `metaseg` program."""
+"""Command-line entry points: the `metaseg` program, argument parsing, Hydra start-up."""

@@ -1,4 +1,4 @@
-"""Command lines other than settings, whose mistakes end like all others."""
+"""The argument parser of the commands that Hydra does not configure."""
 
 import argparse
 from typing import NoReturn
@@ -7,13 +7,13 @@ from metaseg.errors import MetasegError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises where argparse would print its usage and exit with status 2."""
+    """Raises MetasegError where argparse would print its usage and exit with status 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Tell what is wrong with the command line.
+        """Report a mistake on the command line.
 
         Raises:
             MetasegError: always.
         """
-        program = " ".join(self.prog.split()[:2])  # without the command that a subparser is of
-        raise MetasegError(f"{message}; `{program} --help` shows what is understood")
+        program = " ".join(self.prog.split()[:2])  # a subparser's prog also names its command
+        raise MetasegError(f"{message}; see `{program} --help`")

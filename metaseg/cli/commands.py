@@ -1,6 +1,6 @@
-"""What can be configured and run: train, adapt, app, pretrain; the scripts of these names call the same functions.
+"""The commands that Hydra configures: train, adapt, app, pretrain. The scripts of the same names call these functions.
 
-torch and its friends are loaded only when there is something to run.
+Heavy imports such as torch are deferred until a command actually runs.
 """
 
 from omegaconf import DictConfig
@@ -9,34 +9,34 @@ from metaseg.cli.entry import entry
 
 
 def train() -> None:
-    """Train a learner on a pair of datasets, test it on others; conf/config.yaml has the settings."""
+    """Train a learner on a pair of datasets and test it on others; settings in conf/config.yaml."""
     entry(_train, program=("-m", "metaseg", "train"))
 
 
 def adapt() -> None:
-    """Segment images from a few annotated ones; conf/adapt.yaml has the settings."""
+    """Adapt a trained run to a few annotated images and segment others; settings in conf/adapt.yaml."""
     entry(
         _adapt,
         "adapt",
-        "Interrupted; what was written stays, the same command with overwrite=true starts again.",
+        "Interrupted; files already written are kept. Add overwrite=true to start again.",
         paths=("checkpoint", "support", "images", "out", "truth"),
         program=("-m", "metaseg", "adapt"),
     )
 
 
 def app() -> None:
-    """Serve a web page for segmenting images, until Ctrl+C; conf/app.yaml has the settings."""
+    """Serve the web app until Ctrl+C; settings in conf/app.yaml."""
     entry(
         _app,
         "app",
-        "Stopped before the page was there.",
+        "Interrupted before the page was ready.",
         paths=("checkpoint",),
         program=("-m", "metaseg", "app"),
     )
 
 
 def pretrain() -> None:
-    """Pre-train a U-Net on brain MRI, for model.init=brain_mri; conf/pretrain.yaml has the settings."""
+    """Pre-train a U-Net on brain MRI for model.init=brain_mri; settings in conf/pretrain.yaml."""
     entry(_pretrain, "pretrain", program=("-m", "metaseg", "pretrain"))
 
 

@@ -1,4 +1,4 @@
-"""`metaseg dashboard ENTITY/PROJECT`: a saved report at Weights & Biases."""
+"""`metaseg dashboard ENTITY/PROJECT`: save a report on Weights & Biases."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from metaseg.tracking import dashboard
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save a report, or list its panels; exit status 1 where it could not be saved."""
+    """Save a report, or list its panels; return 1 if it could not be saved, else 0."""
     parser = Parser(
         prog="metaseg dashboard",
-        description="Save a report at Weights & Biases that lays out results, learning curves, the diagnostics of "
-        "meta-gradients, images over epochs and scores by image. Each call makes a new report.",
+        description="Save a Weights & Biases report with results, learning curves, meta-gradient diagnostics, "
+        "overlays over epochs and per-image scores. Each call creates a new report.",
     )
-    parser.add_argument("project", metavar="ENTITY/PROJECT", help="whose runs are shown; ENTITY is a user or a team")
     parser.add_argument(
-        "--tables", type=int, nargs="+", choices=NUMBERS, default=[], help="only runs of these tables of the paper"
+        "project", metavar="ENTITY/PROJECT", help="project whose runs to show; ENTITY is a user or a team"
     )
-    parser.add_argument("--title", default="metaseg", help="of the report")
-    parser.add_argument("--dry-run", action="store_true", help="list the panels; nothing is sent")
+    parser.add_argument(
+        "--tables", type=int, nargs="+", choices=NUMBERS, default=[], help="show only the runs of these paper tables"
+    )
+    parser.add_argument("--title", default="metaseg", help="title of the report")
+    parser.add_argument("--dry-run", action="store_true", help="list the panels without sending anything")
     try:
         options = parser.parse_args(arguments)
         entity, _, project = options.project.partition("/")

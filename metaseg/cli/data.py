@@ -1,4 +1,4 @@
-"""Command line of the data room: `python -m metaseg.data table | check | prepare | show | fetch | paint`."""
+"""`metaseg data table | check | prepare | show | fetch | paint`, also `python -m metaseg.data`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 1 where anything is missing or faulty, told in one sentence a dataset."""
+    """Run one command; return 0, 1 if any dataset is missing or faulty, or 130 if interrupted."""
     try:
         options = _options(arguments)
         datasets = [catalogue.get(name, options.root) for name in options.datasets or catalogue.names(options.root)]
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl+C, following the shell convention."""
 
 
 def _print_error(error: MetasegError) -> int:
@@ -80,7 +80,7 @@ def _fetch(options: argparse.Namespace, dataset: catalogue.Dataset) -> int:
         _print_error(error)
         return INTERRUPTED
     except KeyboardInterrupt:
-        _print_error(MetasegError("interrupted; the same command goes on where it stopped"))
+        _print_error(MetasegError("interrupted; repeat the command to resume"))
         return INTERRUPTED
     return 0
 
@@ -124,23 +124,21 @@ def _section(options: argparse.Namespace, dataset: catalogue.Dataset) -> Section
                 )
         images, masks = np.stack([image for _, image, _ in decoded]), np.stack([mask for *_, mask in decoded])
         ids, total, what = [pair.id for pair in chosen_pairs], len(pairs), ""
-    title = (
-        f"{what}{dataset.title}: {len(ids)} of {total} images, at {options.size}×{options.size} as networks see them"
-    )
+    title = f"{what}{dataset.title}: {len(ids)} of {total} images, resized to {options.size}×{options.size} pixels"
     return Section(title, images, masks, ids)
 
 
 def _paint(options: argparse.Namespace, datasets: Sequence[catalogue.Dataset]) -> None:
-    """Write images of a synthetic twin with their masks, as someone's own images would lie there."""
+    """Write images of a synthetic twin and their masks in the plain layout, images/ and masks/."""
     if len(datasets) != 1 or options.count < 1 or options.first < 0:
         raise MetasegError(
             f"paint needs one dataset, --count from 1 and --first from 0, found {len(datasets)}, {options.count} and "
             f"{options.first}"
         )
     images, masks, ids, _ = twin(datasets[0].name, options.first + options.count, options.size, TWIN_SEED)
-    there = [options.out / part for part in ("images", "masks") if (options.out / part).exists()]
-    if there:
-        raise MetasegError(f"{there[0]} is there already; choose another folder by --out")
+    existing = [options.out / part for part in ("images", "masks") if (options.out / part).exists()]
+    if existing:
+        raise MetasegError(f"{existing[0]} already exists; choose another folder with --out")
     try:
         for part in ("images", "masks"):
             (options.out / part).mkdir(parents=True)
@@ -149,46 +147,48 @@ def _paint(options: argparse.Namespace, datasets: Sequence[catalogue.Dataset]) -
             Image.fromarray(masks[index] * np.uint8(255)).save(options.out / "masks" / f"{ids[index]}.png")
     except OSError as error:
         raise MetasegError(
-            f"{options.out} could not be written to ({error.strerror or error}); choose another folder by --out"
+            f"cannot write to {options.out} ({error.strerror or error}); choose another folder with --out"
         ) from error
-    print(f"{options.out}: {options.count} painted images and their masks, {options.size}×{options.size}")
+    print(f"{options.out}: {options.count} synthetic images and their masks, {options.size}×{options.size}")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="metaseg data", description="The datasets: what they are, whether they are whole.")
+    parser = Parser(prog="metaseg data", description="List, download, check and prepare the datasets.")
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="table | check | prepare | show | fetch | paint"
     )
     known = ", ".join(catalogue.names())
     root = os.environ.get("METASEG_DATA") or "data"
     for name, text in (
-        ("table", "print table 1 of the paper, with addresses, licences and citations"),
-        ("check", "read every file and report all faults at once; exit status 1 if there are errors"),
-        ("prepare", "decode a dataset into the cache, as training does when it starts"),
-        ("show", "draw some images with the outlines of their masks on one sheet"),
-        ("fetch", "download, verify and unpack datasets; repeated, it goes on where it stopped"),
-        ("paint", "write images of a synthetic twin and their masks into a folder, to try things with"),
+        ("table", "print table 1 of the paper with URLs, licences and citations"),
+        ("check", "read every file and report all problems at once; exit status 1 if there are errors"),
+        ("prepare", "decode datasets into the cache, as training does at start-up"),
+        ("show", "draw a contact sheet of images with their masks outlined"),
+        ("fetch", "download, verify and unpack datasets; repeat the command to resume"),
+        ("paint", "write images and masks of a synthetic twin to a folder, to experiment with"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         some = name in ("show", "fetch", "paint")
-        described = f"of {known}, or described by NAME.yaml in the root" + ("" if some else "; default: all")
+        described = f"{known}, or a dataset described by NAME.yaml in the root" + ("" if some else "; default: all")
         command.add_argument("datasets", nargs="+" if some else "*", metavar="DATASET", help=described)
         command.add_argument("--root", default=root, help=f"folder that holds the datasets (default: {root})")
         if name == "prepare":
             command.add_argument("--size", type=int, default=256, help="side of the images in pixels (default: 256)")
-            command.add_argument("--threads", type=int, help="threads that decode (default: one a core)")
+            command.add_argument("--threads", type=int, help="decoding threads (default: one per core)")
         if name == "show":
             out = Path("contact_sheet.png")
-            command.add_argument("--out", type=Path, default=out, help=f".png, .jpg or .pdf (default: {out})")
-            command.add_argument("--count", type=int, default=24, help="images of each dataset (default: 24)")
-            command.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
+            command.add_argument(
+                "--out", type=Path, default=out, help=f"output file, .png, .jpg or .pdf (default: {out})"
+            )
+            command.add_argument("--count", type=int, default=24, help="images per dataset (default: 24)")
+            command.add_argument("--seed", type=int, default=0, help="seed of the random selection (default: 0)")
             command.add_argument("--size", type=int, default=128, help="side in pixels, as data.size (default: 128)")
-            command.add_argument("--synthetic", action="store_true", help="the painted twins instead of files")
+            command.add_argument("--synthetic", action="store_true", help="show the synthetic twins, not the files")
         if name == "paint":
             command.add_argument("--out", type=Path, required=True, help="folder for images/ and masks/")
-            command.add_argument("--count", type=int, default=25, help="images (default: 25)")
-            command.add_argument("--first", type=int, default=0, help="number of the first (default: 0)")
+            command.add_argument("--count", type=int, default=25, help="number of images (default: 25)")
+            command.add_argument("--first", type=int, default=0, help="index of the first image (default: 0)")
             command.add_argument("--size", type=int, default=256, help="side in pixels (default: 256)")
         if name == "fetch":
-            command.add_argument("--keep", action="store_true", help="leave the archives in ROOT/downloads")
+            command.add_argument("--keep", action="store_true", help="keep the archives in ROOT/downloads")
     return parser.parse_args(arguments)

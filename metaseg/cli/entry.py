@@ -1,4 +1,4 @@
-"""How entry points start: Hydra composes the configuration; problems end in one sentence and exit status 1."""
+"""Run a command under Hydra; every user error ends in one sentence and exit status 1."""
 
 import argparse
 import functools
@@ -34,21 +34,21 @@ DRY_RUN = "hydra.sweeper.dry_run=true"
 def entry(
     main: Callable[[DictConfig], None],
     config_name: str = "config",
-    interrupted: str = "Interrupted; continue a run by ckpt_path=last and its hydra.run.dir, a sweep as it began.",
+    interrupted: str = "Interrupted; resume a run with ckpt_path=last and hydra.run.dir, a sweep by repeating it.",
     paths: Collection[str] = (),
     program: Sequence[str] = (),
 ) -> None:
-    """Run ``main`` under Hydra with conf/``config_name``.yaml; never returns normally on a user's mistake.
+    """Run ``main`` under Hydra with conf/``config_name``.yaml; a user error exits the process.
 
     Args:
-        main: what to run.
-        config_name: of the configuration.
-        interrupted: what to say on Ctrl+C.
-        paths: settings whose values are taken as they stand: Hydra would read commas, brackets and numbers in them.
-        program: arguments of the interpreter that start the same again, for each cell of a sweep; default: the script
-            that `main` stands in.
+        main: called with the composed configuration.
+        config_name: name of the configuration.
+        interrupted: message on Ctrl+C.
+        paths: settings whose values are taken literally; Hydra would parse commas, brackets and numbers in them.
+        program: interpreter arguments that start this command, for each cell of a sweep; default: the script that
+            defines `main`.
     """
-    # Hydra would print errors in its own many-line way; told to raise them, it leaves the wording to us.
+    # Makes Hydra raise its errors, so that we word them; by default it prints them over many lines.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _arguments(sys.argv[1:], paths)
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -61,7 +61,7 @@ def entry(
     def job(config: DictConfig) -> None:
         nonlocal begun
         begun = True
-        # Caught here, a problem of one job of a sweep does not keep the others from running.
+        # Caught here so that one failing job does not stop the rest of the sweep.
         try:
             refuse_half_a_sweep()
             quieten()
@@ -75,7 +75,7 @@ def entry(
         tell(failed[-1])
         clear_away(HydraConfig.get())
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise MetasegError(failed[-1])  # so that the sweep knows
+            raise MetasegError(failed[-1])  # marks the job as failed in the sweep
 
     job.program = tuple(program) or (str(Path(inspect.getfile(main)).resolve()),)  # type: ignore[attr-defined]
     try:
@@ -89,7 +89,7 @@ def entry(
         if begun:
             raise
         reason = error.strerror or str(error)
-        fail(f"hydra.run.dir must be a folder that can be written to, found {error.filename} ({reason}): name another.")
+        fail(f"hydra.run.dir must be a writable folder, found {error.filename} ({reason}): choose another.")
     except KeyboardInterrupt:
         fail(interrupted, status=130)
     if failed:
@@ -97,12 +97,12 @@ def entry(
 
 
 def _arguments(given: Sequence[str], paths: Collection[str]) -> list[str]:
-    """The command line as Hydra is to read it; on a mistake in it the program ends."""
+    """Translate the command line for Hydra; exit on a mistake in it."""
     if "--dry-run" in given and not {"-m", "--multirun"} & set(given):
         fail("--dry-run lists the cells of a sweep: add -m.")
     for before, argument in zip(("", *given), given, strict=False):
         if "=" not in argument and not argument.startswith(("-", "~")) and not before.startswith("-"):
-            fail(f"Expected NAME=VALUE, found {argument!r}; a value with blanks needs quotes around it.")
+            fail(f"Expected NAME=VALUE, found {argument!r}; quote values that contain spaces.")
     try:
         arguments = chosen([as_it_stands(argument, paths) for argument in given])
     except MetasegError as error:
@@ -112,11 +112,11 @@ def _arguments(given: Sequence[str], paths: Collection[str]) -> list[str]:
 
 @contextmanager
 def _refusing_in_a_sentence() -> Iterator[None]:
-    """Have the parser of Hydra's options raise MetasegError, where it would print its usage and exit with status 2."""
+    """Make Hydra's option parser raise MetasegError instead of printing its usage and exiting with status 2."""
     usual = argparse.ArgumentParser.error
 
     def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:
-        raise MetasegError(f"{message}; `{called()} --help` shows what is understood.")
+        raise MetasegError(f"{message}; see `{called()} --help`.")
 
     argparse.ArgumentParser.error = refuse  # type: ignore[method-assign]
     try:
@@ -126,38 +126,35 @@ def _refusing_in_a_sentence() -> Iterator[None]:
 
 
 def called() -> str:
-    """How the user called this program: `python train.py`, `metaseg train`."""
+    """The program as the user called it: `python train.py`, `metaseg train`."""
     name = Path(sys.argv[0]).name
     return f"python {name}" if name.endswith(".py") else name
 
 
 def as_it_stands(argument: str, paths: Collection[str]) -> str:
-    """An argument `NAME=VALUE` with its value quoted for Hydra, if the name is one of `paths`.
-
-    Values that are quoted already, and null, stay as they are.
-    """
+    """Quote the value of `NAME=VALUE` for Hydra if NAME is in `paths`; null and quoted values are left unchanged."""
     key, equals, value = argument.partition("=")
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if key not in paths or not equals or value == "null" or quoted:
         return argument
-    # Backslashes count to Hydra before a quote or at the end, and to OmegaConf before what it would look up.
+    # A backslash is an escape to Hydra before a quote or at the end, and to OmegaConf before an interpolation.
     value = re.sub(r"(\\*)(\$\{|'|$)", lambda found: found[1] * 2 + (f"\\{found[2]}" if found[2] else ""), value)
     return f"{key}='{value}'"
 
 
 def clear_away(hydra_config: HydraConf) -> None:
-    """Remove the directory of a run that was refused, where nothing but Hydra's own files is in it.
+    """Remove the directory of a refused run if it holds only Hydra's own files.
 
-    Of the folders above it, those that the default names are removed too where they are empty then.
+    Parent folders that come from the default path are removed too once they are empty.
     """
     folder = Path(hydra_config.runtime.output_dir)
     own = folder / (hydra_config.output_subdir or ".")
-    there = [path for path in folder.glob("*") if path != own]
-    if hydra_config.output_subdir is None or any(path.suffix != ".log" or path.stat().st_size for path in there):
+    others = [path for path in folder.glob("*") if path != own]
+    if hydra_config.output_subdir is None or any(path.suffix != ".log" or path.stat().st_size for path in others):
         return
     with suppress(OSError):  # gone, or not empty
         shutil.rmtree(own, ignore_errors=True)
-        for log in there:
+        for log in others:
             log.unlink()
         folder.rmdir()
         named = any(one.startswith("hydra.run.dir=") for one in hydra_config.overrides.hydra)
@@ -167,10 +164,10 @@ def clear_away(hydra_config: HydraConf) -> None:
 
 
 def refuse_half_a_sweep() -> None:
-    """Refuse a table without -m: it is a sweep, and would be a single run of the defaults.
+    """Refuse `experiment=tableN` without -m, which would silently be a single run of the defaults.
 
     Raises:
-        MetasegError: if there is one.
+        MetasegError: an experiment was chosen without -m.
     """
     hydra_config = HydraConfig.get()
     chosen = hydra_config.runtime.choices.get("experiment", "none")
@@ -179,8 +176,8 @@ def refuse_half_a_sweep() -> None:
 
 
 def quieten() -> None:
-    """Leave out what the libraries say that no user of this program can act on."""
-    # By the names of those that speak: Lightning sets the level of its own root when it is imported, which is later.
+    """Silence library messages that users cannot act on."""
+    # By the leaf loggers' names: importing Lightning later resets the level of its root logger.
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -202,19 +199,19 @@ def tell(sentence: str) -> None:
 
 
 def _sentence(error: Exception, config_name: str) -> str:
-    """Hydra's message in one sentence, with the allowed values of a group where they are known."""
+    """Reword Hydra's error as one sentence, with a group's allowed values where known."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         allowed = ", ".join(option for option in error.options if not option.startswith("_") and JOINT not in option)
         lists = ", or a list of datasets as in pair=[ph2,kvasir]" if group == "pair" else ""
         return f"{group} must be one of {allowed}{lists}, found {value!r}."
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}=… must be given; `{called()} --help` says what it is."
+        return f"{error.full_key}=… is required; see `{called()} --help`."
     said = " ".join(str(error).split())
     unknown = re.match(r"Could not override '([^']+)'", said)
     if unknown is not None:
         near = nearest(unknown[1], known_settings(config_name))
-        return f"{unknown[1]} is no setting: {near or f'`{called()} --help` lists those there are.'}"
+        return f"{unknown[1]} is not a setting: {near or f'`{called()} --help` lists them all.'}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         said += f" ({' '.join(str(error.__cause__).split())})"
-    return f"{said.rstrip('.')}; see conf/ or `{called()} --help` for the settings there are."
+    return f"{said.rstrip('.')}; see conf/ or `{called()} --help` for the available settings."

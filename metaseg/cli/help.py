@@ -1,4 +1,4 @@
-"""What `--help` prints: every setting with what it means, the values it takes, and what it is now."""
+"""The text of `--help`: every setting with its meaning, allowed values and current value."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from metaseg.runs.schema import CONFIGURATIONS, documented
 from metaseg.runs.settings import leaves
 
 _WIDTH = 120
-_KEY = 28  # a longer one has a line of its own
-_LEFT_OUT = ("starts.learner.", "model.recipe.")  # made of others
+_KEY = 28  # longer keys get a separate line
+_LEFT_OUT = ("starts.learner.", "model.recipe.")  # derived from other settings
 
 
 def text(config_name: str, arguments: Sequence[str] = ()) -> str:
     """The help of a command.
 
     Args:
-        config_name: of its configuration.
-        arguments: the command line; the values that it sets are shown in place of the defaults.
+        config_name: name of its configuration.
+        arguments: the command line; values set there are shown in place of the defaults.
     """
     config = _composed(config_name, [argument for argument in arguments if "=" in argument and argument[0] != "-"])
     said = config.hydra.help
@@ -40,12 +40,12 @@ def text(config_name: str, arguments: Sequence[str] = ()) -> str:
             lines += _row(one.key, f"{one.meaning} ({one.values})", _text(values.get(one.key)))
     own = [key for key in values if key.startswith(("learner.", "model.")) and key not in _documented(config_name)]
     own = [key for key in own if not key.startswith(_LEFT_OUT)]
-    lines += [line for key in own for line in _row(key, "of this learner or model", _text(values[key]))]
+    lines += [line for key in own for line in _row(key, "specific to this learner or model", _text(values[key]))]
     return "\n".join([*lines, "", said.footer.rstrip()]).rstrip()
 
 
 def known_settings(config_name: str) -> list[str]:
-    """Every key that the command takes as it is composed without a command line."""
+    """Every key that the command accepts when composed without overrides."""
     return [*_documented(config_name), *leaves(_plain(_composed(config_name, [])))]
 
 
@@ -59,7 +59,7 @@ def _composed(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    """The settings without Hydra's own; those that must be given are "???"."""
+    """The settings without Hydra's own; required ones without a value are "???"."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
 
@@ -67,7 +67,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return "must be given" if value == "???" else str(value).replace("'", "")
+    return "required" if value == "???" else str(value).replace("'", "")
 
 
 def _row(key: str, meaning: str, value: str) -> Iterator[str]:

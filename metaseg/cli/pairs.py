@@ -1,8 +1,8 @@
-"""Source datasets named one by one on the command line: `pair=[mine,ph2]` beside the named pairs of conf/pair.
+"""Lists of source datasets on the command line, `pair=[mine,ph2]`, in addition to the named pairs in conf/pair.
 
-Hydra knows `pair` as a group with one file a choice. So a list becomes a choice of its own, `pair=mine+ph2`, or
-`pair=mine+` where it is of one, made here before Hydra reads the command line; that is also its name in run directories
-and results, and may be typed as well. A list that a file of conf/pair has, in its order, becomes that pair.
+To Hydra, `pair` is a config group with one file per choice. A list is therefore registered as a new choice before Hydra
+reads the command line: `pair=mine+ph2`, or `pair=mine+` for a single dataset. Run directories and results use that
+name, and it can be typed directly. A list equal to a pair of conf/pair, in the same order, becomes that pair.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from metaseg.errors import MetasegError
 
 FOLDER = configuration.FOLDER / "pair"
 TARGET = ("isic",)
-"""[D] Target of such a pair, that of most tables; target=NAME names another."""
+"""[D] Default target of such a pair, as in most tables; override with target=NAME."""
 JOINT = "+"
 
 
 def chosen(arguments: Sequence[str]) -> list[str]:
-    """The command line with every list of datasets as a name that Hydra knows, and that name made known to Hydra.
+    """Register every list of datasets with Hydra and replace it by its name on the command line.
 
     Args:
-        arguments: the command line, with any number of `pair=…`, also with several values as for a sweep.
+        arguments: the command line, with any number of `pair=…`, each possibly with several values for a sweep.
 
     Raises:
-        MetasegError: a list that is empty or names a dataset twice, or something that is no name.
+        MetasegError: a list is empty, repeats a dataset or holds an invalid name.
     """
     return [
         f"pair={_values(argument.removeprefix('pair='))}" if argument.startswith("pair=") else argument
@@ -46,8 +46,8 @@ def _values(text: str) -> str:
         wrong = [name for name in names if not catalogue.NAME.fullmatch(name)]
         if not names or wrong or len(set(names)) < len(names):
             raise MetasegError(
-                f"pair={found} should name each source dataset once, as in pair=[ph2,kvasir]; or be one of "
-                f"{', '.join(named)}."
+                f"pair must list each source dataset once, as in pair=[ph2,kvasir], or be one of "
+                f"{', '.join(named)}; found pair={found}."
             )
         for name, pools in named.items():
             if pools == names:
@@ -63,7 +63,7 @@ def _values(text: str) -> str:
 
     text = re.sub(r"\[([^\[\]]*)\]", listed, text)
     for choice in re.split(r"[,()]", text):
-        if JOINT in choice:  # as a sweep starts its cells
+        if JOINT in choice:  # the form in which a sweep starts its cells
             known(choice.strip(" '\"").removesuffix(JOINT).split(JOINT), choice)
     return text
 

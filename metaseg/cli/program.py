@@ -1,4 +1,4 @@
-"""The console command `metaseg`: one subcommand for each thing to do."""
+"""The console command `metaseg` and its subcommands."""
 
 import importlib
 import importlib.util
@@ -7,29 +7,29 @@ import sys
 from metaseg.cli.entry import fail
 
 COMMANDS = {
-    "train": "train a learner on a pair of datasets, test it on others",
-    "adapt": "segment images from a few annotated ones",
-    "app": "the same as a web page on this machine",
+    "train": "train a learner on a pair of datasets and test it on others",
+    "adapt": "adapt a trained run to a few annotated images and segment others",
+    "app": "do the same in a local web app",
     "pretrain": "pre-train a U-Net on brain MRI",
-    "data": "the datasets: list, download, check, prepare, show, paint",
-    "report": "the paper's tables from a folder of runs",
-    "dashboard": "a saved report at Weights & Biases",
-    "bench": "time, memory and error of meta-gradients; from a checkout",
+    "data": "list, download, check, prepare, show or paint datasets",
+    "report": "build the paper's tables from a folder of runs",
+    "dashboard": "save a report on Weights & Biases",
+    "bench": "measure time, memory and error of meta-gradients (needs a checkout)",
 }
 _CONFIGURED = ("train", "adapt", "app", "pretrain")
 
 
 def main() -> None:
-    """Run the subcommand that the command line names; exits with its status."""
+    """Run the subcommand named on the command line and exit with its status."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("-h", "--help"):
         print("usage: metaseg COMMAND …\n")
         print("\n".join(f"  {command:<10} {text}" for command, text in COMMANDS.items()))
-        print("\n`metaseg COMMAND --help` has the rest.")
+        print("\nRun `metaseg COMMAND --help` for details.")
         return
     if name not in COMMANDS:
         found = f"found {name!r}" if name else "found none"
-        fail(f"Expected one of the commands {', '.join(COMMANDS)}, {found}; `metaseg --help` says what they do.")
+        fail(f"Expected one of the commands {', '.join(COMMANDS)}, {found}; see `metaseg --help`.")
     sys.argv[:2] = [f"metaseg {name}"]
     if name in _CONFIGURED:
         getattr(importlib.import_module("metaseg.cli.commands"), name)()
@@ -41,5 +41,5 @@ def main() -> None:
 
 def _bench() -> None:
     if importlib.util.find_spec("benchmarks") is None:
-        fail("The benchmarks are not installed: run `python -m benchmarks` in a checkout of the project.")
+        fail("The benchmarks are not part of the installed package: run `python -m benchmarks` in a checkout.")
     importlib.import_module("benchmarks.__main__").main()

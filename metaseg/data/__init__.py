@@ -1,1 +1,1 @@
-"""Datasets: what is known of them, how they are read, checked, prepared, drawn from and imitated."""
+"""Datasets: catalogue, reading, checks, preparation, episodes and synthetic twins."""

@@ -1,4 +1,4 @@
-"""Augmentation of support images and training queries, deterministic by seed; never of images that are scored."""
+"""Seeded augmentation of support images and training queries; images that are scored are never augmented."""
 
 import os
 import threading
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=16)
 def _pipeline(name: str, thread: int) -> "albumentations.Compose":
-    """Of one thread: what is drawn next is kept in the pipeline."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions over the network
+    """One pipeline per thread, because the random state lives in the pipeline."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network
     import albumentations as A
 
     turns = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), A.RandomRotate90(p=1.0)]
@@ -29,21 +29,21 @@ def _pipeline(name: str, thread: int) -> "albumentations.Compose":
 
 
 def one_thread(_worker: int = 0) -> None:
-    """What a worker process does first: leave the other cores to training.
+    """Initialise a worker process: one thread, so that the other cores are left to training.
 
-    OpenCV's threads do not survive a fork either: a worker that called on them would wait for ever.
+    OpenCV's threads do not survive a fork either; a worker that used them would deadlock.
     """
     import cv2
 
-    cv2.setNumThreads(0)  # torch does the same to its own in every worker of a DataLoader
+    cv2.setNumThreads(0)  # a DataLoader worker does the same for torch
 
 
 def augment(name: str, images: np.ndarray, masks: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Augment each image together with its mask.
 
     Args:
-        name: "none"; "flips" (flips and quarter turns); "standard" (those, affine by up to 30° and 25 %, colour jitter
-            of ± 30 %) [our decision: the paper names no augmentation].
+        name: "none"; "flips" (flips and quarter turns); "standard" (also affine by up to 30° and 25 %, and colour
+            jitter of ± 30 %) [our decision: the paper names no augmentation].
         images: uint8 (B, H, W, 3).
         masks: uint8 {0, 1} (B, H, W); resampled by nearest neighbour.
         seed: any tuple of non-negative integers; equal seeds give equal results.
@@ -60,16 +60,16 @@ def augment(name: str, images: np.ndarray, masks: np.ndarray, seed: tuple[int, .
 
 
 def recolour(images: Sequence[np.ndarray], share: float, seed: tuple[int, ...]) -> list[np.ndarray]:
-    """Give all images of a task the same random colours, or leave them all as they are.
+    """Recolour all images of a task in the same random way, or leave all of them unchanged.
 
-    With two source datasets a network can learn both by heart and need no support set; colours that differ from task to
-    task, and not within one, make the support set say something that nothing else says [our decision, after Yin et al.
-    2020, "Meta-learning without memorization", and Rajendran et al. 2020, "Meta-learning requires meta-augmentation"].
+    With two source datasets a network can memorise both and ignore the support set. Colours that vary between tasks but
+    not within one give the support set information found nowhere else [our decision, after Yin et al. 2020,
+    "Meta-learning without memorization", and Rajendran et al. 2020, "Meta-learning requires meta-augmentation"].
 
     Args:
-        images: arrays uint8 (B, H, W, 3), of the task's support and query.
-        share: probability, 0 to 1, that the task is recoloured: a permutation of the channels, a gamma of 0.5 to 2 in
-            each, and with one half the negative.
+        images: arrays uint8 (B, H, W, 3), the task's support and query images.
+        share: probability, 0 to 1, that the task is recoloured: channels permuted, a gamma of 0.5 to 2 in each, and
+            inverted with probability one half.
         seed: any tuple of non-negative integers; equal seeds give equal results.
     """
     generator = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ from metaseg.data.pools import Pool
 class Episode(NamedTuple):
     """One task as tensors: images float32 (B, 3, H, W) in [-1, 1], masks float32 (B, 1, H, W) in {0, 1}.
 
-    ``unlabelled``: an image (1, 3, H, W) of a target dataset, for learners that ask for it (``learner.unlabelled``).
+    ``unlabelled``: an image (1, 3, H, W) of a target dataset, for learners that use one (``learner.unlabelled``).
     """
 
     support_images: Tensor
@@ -29,7 +29,7 @@ class Episode(NamedTuple):
 class RawEpisode(NamedTuple):
     """One task as stored: images uint8 (B, H, W, 3), masks uint8 {0, 1} (B, H, W).
 
-    What travels from workers to the training process and on to the device: a quarter of the bytes of an ``Episode``.
+    Sent from the workers to the training process and on to the device: a quarter of the bytes of an ``Episode``.
     """
 
     support_images: Tensor
@@ -39,7 +39,7 @@ class RawEpisode(NamedTuple):
     unlabelled: Tensor | None = None
 
     def normalised(self) -> Episode:
-        """The episode a learner takes, on the device where this one lies."""
+        """The ``Episode`` that learners take, on the same device."""
         return Episode(
             image_tensor(self.support_images),
             mask_tensor(self.support_masks),
@@ -52,7 +52,7 @@ class RawEpisode(NamedTuple):
 def image_tensor(images: np.ndarray | Tensor) -> Tensor:
     """uint8 (B, H, W, 3) → float32 (B, 3, H, W) in [-1, 1] [paper, section 3]."""
     pixels = _tensor(images).permute(0, 3, 1, 2)
-    # One pass that transposes and converts, then two in place: no other order of the three is faster on a CPU.
+    # One pass to transpose and convert, then two in place: the fastest order on a CPU.
     return torch.empty(pixels.shape, device=pixels.device).copy_(pixels).div_(127.5).sub_(1)
 
 
@@ -66,15 +66,15 @@ def _tensor(array: np.ndarray | Tensor) -> Tensor:
 
 
 class EpisodeDataset(Dataset[RawEpisode | list[RawEpisode]]):
-    """Episodes of a plan; the key (epoch, index) says which.
+    """Episodes of a plan, by key (epoch, index).
 
     Args:
         pools: the pools that the plan's indices refer to.
         plan: the plan.
         augmentation: name for ``augment``; applied to support and query. Use "none" for validation.
-        unlabelled: pools, with the indices of their images that may be given away without masks; one goes into each
-            episode. Empty: none does.
-        recolour: share of the tasks that get colours of their own (`metaseg.data.augment.recolour`).
+        unlabelled: pools with the indices of images that may be used without masks; each episode gets one such image.
+            Empty: none.
+        recolour: share of the tasks that are recoloured (`metaseg.data.augment.recolour`).
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class OuterSteps(EpisodeDataset):
 
     Args:
         per_step: episodes in an outer step over all ranks.
-        rank: this process' rank.
+        rank: rank of this process.
         world: number of ranks; must divide ``per_step``.
     """
 
@@ -159,11 +159,11 @@ class OuterSteps(EpisodeDataset):
 
 
 class ResumableSteps(Sampler[tuple[int, int]]):
-    """Yields (epoch, step) from wherever training stands, read from the trainer's own count of outer steps.
+    """Yields (epoch, step) from the current position of training, read from the trainer's count of outer steps.
 
     Args:
         steps: outer steps in an epoch.
-        position: returns the number of outer steps already taken in the whole run.
+        position: returns the number of outer steps taken so far in the whole run.
     """
 
     def __init__(self, steps: int, position: Callable[[], int]) -> None:
@@ -176,27 +176,27 @@ class ResumableSteps(Sampler[tuple[int, int]]):
         return ((epoch, step) for step in range(first, self.steps))
 
     def __len__(self) -> int:
-        """Steps of a whole epoch; the trainer itself accounts for those already taken."""
+        """Steps of a whole epoch; the trainer accounts for those already taken."""
         return self.steps
 
 
 class ResumableLoader(DataLoader):
-    """A loader that Lightning may resume within an epoch: its sampler finds the place, so there is no state to keep."""
+    """A loader that Lightning can resume within an epoch; stateless, because its sampler finds the position."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: see ``ResumableSteps``."""
+        """Return nothing: see ``ResumableSteps``."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: see ``ResumableSteps``."""
+        """Do nothing: see ``ResumableSteps``."""
 
 
 def step_loader(
     steps: OuterSteps, position: Callable[[], int], workers: int, pin_memory: bool = False
 ) -> ResumableLoader:
-    """Delivers outer steps from ``position()`` on; ``workers`` processes prepare them ahead and live on between epochs.
+    """A loader of outer steps from ``position()`` on, prefetched by ``workers`` processes that persist between epochs.
 
-    Each worker is two outer steps ahead: for two workers and steps of 80 images of 256×256, 84 MB of shared memory.
+    Each worker is two outer steps ahead: with two workers and 80 images of 256×256 per step, 84 MB of shared memory.
     """
     return ResumableLoader(
         steps,
@@ -215,8 +215,8 @@ class SupportSet:
     Args:
         images: uint8 (K, H, W, 3).
         masks: uint8 {0, 1} (K, H, W).
-        augmentation: name for ``augment``, used while adapting only.
-        seed: seeds the augmentation.
+        augmentation: name for ``augment``, used only while adapting.
+        seed: seed of the augmentation.
     """
 
     def __init__(self, images: np.ndarray, masks: np.ndarray, augmentation: str, seed: int) -> None:
@@ -224,7 +224,7 @@ class SupportSet:
         self.augmentation, self.seed = augmentation, seed
 
     def only(self, chosen: np.ndarray) -> "SupportSet":
-        """The set of some of the images, by index."""
+        """The subset of images with the given indices."""
         return SupportSet(self.images[chosen], self.masks[chosen], self.augmentation, self.seed)
 
     def plain(self) -> "SupportSet":
@@ -236,6 +236,6 @@ class SupportSet:
         return image_tensor(self.images), mask_tensor(self.masks)
 
     def augmented(self, step: int) -> tuple[Tensor, Tensor]:
-        """The same, augmented afresh for adaptation step ``step``."""
+        """The same, freshly augmented for adaptation step ``step``."""
         images, masks = augment(self.augmentation, self.images, self.masks, (self.seed, Stream.AUGMENT, step))
         return image_tensor(images), mask_tensor(masks)

@@ -1,13 +1,13 @@
-"""Where prepared datasets are kept on disk, and how they get there whole or not at all.
+"""The on-disk cache of prepared datasets, with atomic writes.
 
-A prepared dataset is a folder `<name>-<size>-<key>` with images.npy, masks.npy and meta.json. The key is a hash of the
-contents of all its source files and of everything that shapes the result: a folder is right, or has another name.
+A prepared dataset is a folder `<name>-<size>-<key>` with images.npy, masks.npy and meta.json. The key is a hash of all
+source files and of everything else that determines the result, so a stale folder is never mistaken for a current one.
 
-- Written into a temporary folder, flushed to disk, then renamed: a process that dies leaves no half of a dataset, only
-  a temporary folder, which the next one to prepare the same dataset removes.
-- Two processes: the second waits for the first one's file lock and finds the work done.
-- meta.json records the sizes of the arrays: a truncated folder is found when it is opened, and rebuilt.
-- Arrays are written by ordinary writes, not through a memory map, where a full disk would end the process by SIGBUS.
+- A dataset is written to a temporary folder, flushed and renamed. A killed process leaves only the temporary folder,
+  which the next process to prepare the same dataset removes.
+- Of two processes, the second waits for the first one's file lock and finds the work done.
+- meta.json records the sizes of the arrays, so a truncated folder is detected on opening and rebuilt.
+- Arrays are written with ordinary writes: with a memory map, a full disk would kill the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from metaseg.errors import MetasegError
 
 FOLDER = ".metaseg_cache"
 LARGE = 2**20
-"""Bytes from which on a file's hash is remembered. Smaller files are always read again, which costs next to nothing."""
+"""Minimum size in bytes for a file's hash to be remembered. Smaller files are cheap to hash again."""
 
 _ARRAYS = ("images.npy", "masks.npy")
-Records = dict[str, list[Any]]  # path → size in bytes, time of change in ns, hash
+Records = dict[str, list[Any]]  # path → size in bytes, modification time in ns, hash
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a cached dataset is called: dataset, size in pixels, key of its content, and the folder it was made from."""
+    """The identity of a cached dataset: name, size in pixels, content key and source folder."""
 
     name: str
     size: int
@@ -52,18 +52,18 @@ class Entry:
 
     @property
     def prefix(self) -> str:
-        """Common start of the folders that hold any version of this dataset at this size."""
+        """Common prefix of the folders of all versions of this dataset at this size."""
         return f"{self.name}-{self.size}-"
 
     @property
     def folder(self) -> str:
-        """Name of the folder that holds this very version."""
+        """Name of the folder of this version."""
         return self.prefix + self.key[:24]
 
 
 @dataclass(frozen=True)
 class Cached:
-    """An opened cache folder: its arrays as read-only memory maps, and what meta.json says."""
+    """An opened cache folder: its arrays as read-only memory maps, and the content of meta.json."""
 
     folder: Path
     images: np.ndarray
@@ -72,7 +72,7 @@ class Cached:
 
 
 def places(root: Path, chosen: str | Path | None) -> list[Path]:
-    """Folders a cache may lie in, best first: the argument, or METASEG_CACHE, or one below root and the user's own."""
+    """Candidate cache folders in order: the argument, or METASEG_CACHE, or the one below root and the user's."""
     if named := chosen or os.environ.get("METASEG_CACHE"):
         return [Path(named).expanduser()]
     own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metaseg"
@@ -80,21 +80,21 @@ def places(root: Path, chosen: str | Path | None) -> list[Path]:
 
 
 def writable(candidates: Iterable[Path]) -> Path:
-    """The first folder that can be made and written to. Raises MetasegError where none can."""
+    """The first folder that can be created and written to. Raises MetasegError if there is none."""
     reasons = []
     for folder in candidates:
         if not (reason := _why_not(folder)):
             return folder
         reasons.append(f"{folder} ({reason})")
     raise MetasegError(
-        f"no folder for prepared images can be written to: tried {', '.join(reasons)}; name one by METASEG_CACHE=DIR"
+        f"no writable folder for prepared images: tried {', '.join(reasons)}; name one with METASEG_CACHE=DIR"
     )
 
 
 def _why_not(folder: Path) -> str:
-    """Why nothing can be written to a folder; empty where something can. The folder is made if need be."""
+    """Why a folder is not writable, empty if it is. Creates the folder if needed."""
     above = folder.parent
-    # The administrator may write anywhere; a folder that its owner closed to everyone is left alone all the same.
+    # root can write anywhere, but a folder that its owner made read-only should be left alone.
     if not folder.exists() and above.is_dir() and not above.stat().st_mode & 0o222:
         return f"{above} is read-only"
     try:
@@ -112,10 +112,10 @@ def content_key(
     known: Records | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[str, Records]:
-    """Hash of the files' names below folder, of their contents and of the settings; and records worth remembering.
+    """Hash of the files' names relative to folder, their contents and the settings; and new records to remember.
 
-    A file of 1 MiB or more that is in `known` is hashed again only if its size or time of change differs: ISIC-2018 as
-    published is 10 GB. `advance` is called once a file. Raises MetasegError naming a file that cannot be read.
+    A file of 1 MiB or more that is in `known` is hashed again only if its size or modification time differs: ISIC-2018
+    as published is 10 GB. `advance` is called once per file. Raises MetasegError naming a file that cannot be read.
     """
     known, fresh = known or {}, {}
 
@@ -141,14 +141,14 @@ def content_key(
                 advance()
     except OSError as error:
         raise MetasegError(f"cannot read {error.filename}: {error.strerror}; make the file readable") from error
-    # Files that a CSV file names may lie outside of its folder.
+    # A CSV file may list files outside its folder.
     names = [Path(os.path.relpath(path, folder)).as_posix() for path in files]
     text = json.dumps([settings, list(zip(names, digests, strict=True))], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), fresh
 
 
 def recall(candidates: list[Path], name: str) -> Records:
-    """The records of a dataset's large files, from the first place that holds any."""
+    """The hash records of a dataset's large files, from the first folder that has any."""
     for place in candidates:
         if isinstance(records := _json(place / f"{name}-digests.json"), dict):
             return records
@@ -156,7 +156,7 @@ def recall(candidates: list[Path], name: str) -> Records:
 
 
 def remember(place: Path, name: str, records: Records) -> None:
-    """Keep the records in the cache; where it is read-only or full, the next start is slower, nothing else."""
+    """Save the records in the cache; if it is read-only or full, the next start is merely slower."""
     path = place / f"{name}-digests.json"
     draft = place / f".{path.name}-{uuid.uuid4().hex}"
     try:
@@ -167,7 +167,7 @@ def remember(place: Path, name: str, records: Records) -> None:
 
 
 def load(folder: Path, key: str) -> Cached | None:
-    """Open a cache folder; None where it is missing, damaged or of another key."""
+    """Open a cache folder; None if it is missing, damaged or has another key."""
     meta = _json(folder / "meta.json")
     try:
         if not isinstance(meta, dict) or meta["key"] != key:
@@ -188,11 +188,11 @@ def _json(path: Path) -> Any:
 
 
 def obtain(entry: Entry, candidates: list[Path], build: Callable[[Path], dict[str, Any]]) -> Cached:
-    """The entry from the first place that holds it; built in the first writable place where it is missing or damaged.
+    """The entry from the first folder that holds it intact, else built in the first writable folder.
 
-    build: writes images.npy and masks.npy into an empty folder, and returns what meta.json says beside key, source and
-    sizes. Raises MetasegError where no folder can be written to or the disk is full, and whatever `build` raises; what
-    the cache held before is then still there.
+    build: writes images.npy and masks.npy into an empty folder, and returns the fields of meta.json other than key,
+    source and sizes. Raises MetasegError if no folder is writable or the disk is full, and whatever `build` raises;
+    the previous content of the cache is then untouched.
     """
     for place in candidates:
         if cached := load(place / entry.folder, entry.key):
@@ -203,7 +203,7 @@ def obtain(entry: Entry, candidates: list[Path], build: Callable[[Path], dict[st
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"waiting for another process that prepares {entry.name} in {place}", file=sys.stderr)
+            print(f"waiting for another process that is preparing {entry.name} in {place}", file=sys.stderr)
             lock.acquire()
         try:
             return load(place / entry.folder, entry.key) or _build(entry, place, build)
@@ -219,14 +219,14 @@ def _os_errors_explained(entry: Entry, place: Path) -> Iterator[None]:
         what = f"{entry.name} at {entry.size}×{entry.size} could not be prepared in {place}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MetasegError(
-                f"the disk is full: {what}; free some space, or name a folder on another disk by METASEG_CACHE=DIR. "
-                f"Nothing written before is damaged"
+                f"the disk is full: {what}; free some space, or name a folder on another disk with METASEG_CACHE=DIR. "
+                f"Existing files are intact"
             ) from error
-        raise MetasegError(f"{what}: {error.strerror or error}; name another folder by METASEG_CACHE=DIR") from error
+        raise MetasegError(f"{what}: {error.strerror or error}; name another folder with METASEG_CACHE=DIR") from error
 
 
 def _build(entry: Entry, place: Path, build: Callable[[Path], dict[str, Any]]) -> Cached:
-    # Under the lock, any temporary folder of this dataset and size belongs to a process that is no more.
+    # Under the lock, any temporary folder of this dataset and size was left by a dead process.
     for leftover in place.glob(f".{entry.prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     final, draft = place / entry.folder, _temporary(entry, place)
@@ -243,14 +243,14 @@ def _build(entry: Entry, place: Path, build: Callable[[Path], dict[str, Any]]) -
         _flush_folder(place)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    # Earlier versions made from the same folder go, those of other copies of the dataset stay. Processes that still
-    # read them keep their memory maps until they end.
+    # Remove earlier versions made from the same source folder, but not those of other copies of the dataset. Processes
+    # that still read them keep their memory maps.
     for folder in place.glob(f"{entry.prefix}*/"):
         other = _json(folder / "meta.json")
         if folder != final and isinstance(other, dict) and other.get("source") == entry.source:
             _discard(folder, entry, place)
     if not (cached := load(final, entry.key)):
-        raise MetasegError(f"{final} was changed by another program while it was being opened: start again")
+        raise MetasegError(f"{final} was changed by another program while it was being opened: run the command again")
     return cached
 
 
@@ -259,7 +259,7 @@ def _temporary(entry: Entry, place: Path) -> Path:
 
 
 def _discard(folder: Path, entry: Entry, place: Path) -> None:
-    """Remove a folder by renaming it first, so that nobody finds half of it under its own name."""
+    """Rename a folder, then remove it, so that no process opens it half-deleted."""
     if folder.exists():
         aside = _temporary(entry, place)
         folder.rename(aside)
@@ -267,7 +267,7 @@ def _discard(folder: Path, entry: Entry, place: Path) -> None:
 
 
 class ArrayWriter:
-    """Writes a uint8 .npy file of known shape (N, ...) front to back, one item at a time, and flushes it to disk."""
+    """Writes a uint8 .npy file of known shape (N, ...) sequentially, item by item, and flushes it to disk."""
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self._file = path.open("wb")

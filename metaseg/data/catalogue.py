@@ -1,28 +1,28 @@
-"""The datasets the project knows, and those of one's own: one YAML each, so that a new dataset is one new file.
+"""The datasets the project knows and the user's own; each is described by one YAML file.
 
-The YAML of a dataset NAME is conf/dataset/NAME.yaml, as for those of the paper, or NAME.yaml in data.root, beside the
-images it describes. Names are of lower-case letters, digits and _. Only `title` is required:
+Dataset NAME is described by conf/dataset/NAME.yaml, as those of the paper are, or by NAME.yaml in data.root. Names
+consist of lower-case letters, digits and _. Only `title` is required:
 
     title            name in tables
-    folder           where the files lie, below data.root or absolute; default: NAME. Or `folders`: several to look for,
-                     in this order; `.` is data.root itself
-    images, masks    where images and masks lie inside the folder; `{stem}` is the image's id, `{group}` what must stay
-                     together (a patient, a video), `*` anything; a pattern without suffix takes files of any. Default:
+    folder           folder of the files, below data.root or absolute; default: NAME. Or `folders`: several, tried in
+                     order; `.` is data.root itself
+    images, masks    paths of images and masks inside the folder; `{stem}` is the image's id, `{group}` what must stay
+                     together (a patient, a video), `*` anything; a pattern without suffix matches any. Default:
                      images/{stem} and masks/{stem}. Or `layouts`: several such pairs, tried in order, the default last
-    pairs            instead: a CSV file of pairs inside the folder; metaseg/data/pair_files.py has its columns
-    sequence_starts  ids are frame numbers; the first frame of every video sequence
-    blocks           the images, in order, are cut into so many blocks of consecutive frames
+    pairs            alternatively, a CSV file of pairs inside the folder; columns: metaseg/data/pair_files.py
+    sequence_starts  first frame of every video sequence; ids are then frame numbers
+    blocks           number of blocks of consecutive frames that the images are cut into
     count            number of images as published
-    paper_count      number of images in table 1 of Khadka et al. 2022; none for datasets that are not in it
+    paper_count      number of images in table 1 of Khadka et al. 2022; absent for datasets not in it
     image_size       width×height in pixels, as published
-    imaging          imaging type
-    lesion           what is segmented; pairs of "the same class" share it
+    imaging          imaging modality
+    lesion           what is segmented; equal in pairs of "the same class"
     foreground       mean share of foreground pixels, 0 to 1
     url, licence, citation, how
-                     where it is, on which terms, what to cite, and how to get it (half a sentence for error messages)
+                     address, terms, what to cite, and how to get it (a phrase for error messages)
     sources          archives that `python -m metaseg.data fetch` downloads and unpacks into the first folder: url, and
-                     optionally file (its name on disk), sha256 and bytes, where they are known
-Images of one group, sequence or block are never separated by a split.
+                     optionally file (its name on disk), sha256 and bytes
+A split never separates images of one group, sequence or block.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from metaseg.errors import MetasegError
 FOLDER = configuration.FOLDER / "dataset"
 
 NAME = re.compile(r"[a-z0-9_]+")
-"""What a dataset may be called: names become part of file names in which other signs separate."""
+"""Valid dataset names; they become part of file names that use other characters as separators."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images and masks lie inside a dataset's folder: paths with `{stem}` for the image's id."""
+    """Paths of images and masks inside a dataset's folder, with `{stem}` for the image's id."""
 
     images: str
     masks: str
@@ -60,7 +60,7 @@ PLAIN = Layout(images="images/{stem}", masks="masks/{stem}")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """An archive to download: its address, its name on disk, and SHA-256 and size in bytes where they are known."""
+    """An archive to download: its URL, name on disk, and SHA-256 and size in bytes where known."""
 
     url: str
     file: str
@@ -70,7 +70,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a dataset before a file is read; the fields are the keys listed in this module's docstring."""
+    """A dataset's description; the fields are the keys listed in this module's docstring."""
 
     name: str
     title: str
@@ -95,13 +95,13 @@ class Dataset:
 def load_catalogue(folder: Path = FOLDER) -> dict[str, Dataset]:
     """Read every conf/dataset/*.yaml; datasets by name, in alphabetical order.
 
-    Raises MetasegError where a file is missing a key, holds an unknown one, or a value of another type.
+    Raises MetasegError if a file lacks a key, has an unknown one, or a value of the wrong type.
     """
     files = sorted(folder.glob("*.yaml"))
     if not files:
         raise MetasegError(
-            f"expected one YAML file a dataset in {folder}, found none: install "
-            f"metaseg anew, or run from a whole checkout, where conf/ lies beside metaseg/"
+            f"expected one YAML file per dataset in {folder}, found none: reinstall metaseg, or run from a complete "
+            f"checkout with conf/ next to metaseg/"
         )
     return {file.stem: read(file) for file in files}
 
@@ -112,26 +112,24 @@ def _catalogue() -> dict[str, Dataset]:
 
 
 def names(root: str | Path | None = None) -> list[str]:
-    """Names of the datasets of conf/dataset and, given data.root, of those described there."""
+    """Names of the datasets in conf/dataset and, given data.root, of those described there."""
     return [*_catalogue(), *sorted(_own(root).keys() - _catalogue().keys())]
 
 
 def published() -> list[str]:
-    """Names of the datasets of the paper's table 1."""
+    """Names of the datasets in the paper's table 1."""
     return [name for name, dataset in _catalogue().items() if dataset.paper_count is not None]
 
 
 def get(name: str, root: str | Path | None = None) -> Dataset:
-    """The dataset of that name, of conf/dataset or described in data.root.
+    """The dataset of that name, from conf/dataset or data.root.
 
-    Raises MetasegError for any other name, with those there are; and where both describe one name.
+    Raises MetasegError for an unknown name, listing the known ones, and for a name described in both.
     """
     own = _file(root, name)
     if name in _catalogue():
         if own:
-            raise MetasegError(
-                f"{own} describes '{name}', which {FOLDER / own.name} describes already: give it another name"
-            )
+            raise MetasegError(f"{own} describes '{name}', which {FOLDER / own.name} already describes: rename it")
         return _catalogue()[name]
     if own:
         return read(own)
@@ -140,7 +138,7 @@ def get(name: str, root: str | Path | None = None) -> Dataset:
 
 
 def _file(root: str | Path | None, name: str) -> Path | None:
-    """The YAML that describes a dataset in data.root, if it is there."""
+    """The YAML file that describes a dataset in data.root, or None."""
     if root is None or not NAME.fullmatch(name):
         return None
     file = Path(root).expanduser() / f"{name}.yaml"
@@ -148,12 +146,12 @@ def _file(root: str | Path | None, name: str) -> Path | None:
 
 
 def _own(root: str | Path | None) -> dict[str, Path]:
-    """Files in data.root that look as if they described a dataset, by name."""
+    """Files in data.root that appear to describe a dataset, by name."""
     if root is None:
         return {}
     found = {}
     for file in sorted(Path(root).expanduser().glob("*.yaml")):
-        # Whatever else may lie there is left alone, unless it is asked for by its name.
+        # Other YAML files may lie there; they are ignored unless requested by name.
         text = file.read_text(encoding="utf-8", errors="replace") if NAME.fullmatch(file.stem) else ""
         if re.search(r"^title\s*:", text, re.MULTILINE):
             found[file.stem] = file
@@ -161,7 +159,7 @@ def _own(root: str | Path | None) -> dict[str, Path]:
 
 
 def table(datasets: Iterable[Dataset] | None = None) -> list[dict[str, str]]:
-    """Table 1 of the paper as rows of text, with what a user needs to obtain and cite each dataset."""
+    """Table 1 of the paper as rows of text, with how to obtain and cite each dataset."""
     chosen = map(get, published()) if datasets is None else datasets
     return [
         {
@@ -191,7 +189,7 @@ def _counts(dataset: Dataset) -> str:
 def read(file: Path) -> Dataset:
     """The dataset that a YAML file describes.
 
-    Raises MetasegError where the file lacks a key, holds an unknown one, or a value of another type.
+    Raises MetasegError if the file lacks a key, has an unknown one, or a value of the wrong type.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -200,20 +198,20 @@ def read(file: Path) -> Dataset:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MetasegError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise MetasegError(f"{file} should hold the keys of a dataset, such as title and images; it holds none")
+        raise MetasegError(f"{file} should have the keys of a dataset, such as title and images, but has none")
 
     fields = {field.name: str(field.type) for field in dataclasses.fields(Dataset)}
     if unknown := sorted(str(key) for key in content if key not in (*fields, *_SHORT)):
         raise MetasegError(
-            f"{file} has the unknown key {', '.join(unknown)}: allowed are {', '.join((*fields, *_SHORT))}"
+            f"{file} has the unknown key {', '.join(unknown)}: allowed keys are {', '.join((*fields, *_SHORT))}"
         )
     if "title" not in content:
         raise MetasegError(f"{file} lacks the key title: add it (see metaseg/data/catalogue.py)")
-    # A name becomes part of cache file names, in which the hyphen separates the parts.
+    # Cache file names contain the name and use hyphens as separators.
     if content.setdefault("name", file.stem) != file.stem or not NAME.fullmatch(file.stem):
         raise MetasegError(
-            f"{file} names its dataset '{content['name']}': the name must be the file's own, '{file.stem}', of "
-            f"lower-case letters, digits and _"
+            f"{file} names its dataset '{content['name']}': the name must match the file, '{file.stem}', and consist "
+            f"of lower-case letters, digits and _"
         )
     _alone(file, content)
     values = {key: _typed(file, key, value, fields.get(key, "str")) for key, value in content.items()}
@@ -221,11 +219,11 @@ def read(file: Path) -> Dataset:
 
 
 _SHORT = ("folder", "images", "masks")
-"""Keys that stand for a `folders` or `layouts` of one."""
+"""Shorthand keys for `folders` or `layouts` with a single entry."""
 
 
 def _alone(file: Path, content: Mapping[str, Any]) -> None:
-    """Refuse keys that say the same thing twice, or half of it."""
+    """Refuse redundant or incomplete combinations of keys."""
     for one, others in (
         ("folder", ("folders",)),
         ("layouts", ("images", "masks", "pairs")),
@@ -239,13 +237,13 @@ def _alone(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _spelt_out(file: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dataset from the keys of its file."""
+    """Expand shorthand keys into the fields of a `Dataset`."""
     folder = values.pop("folder", values["name"])
     values.setdefault("folders", (folder,))
     if "images" in values:
         patterns = {key: values.pop(key) for key in ("images", "masks")}
         for key, pattern in patterns.items():
-            # `images/*.jpg` says the same to those who are used to it.
+            # Accept the familiar form `images/*.jpg`.
             if "{stem}" not in pattern and pattern.count("*") == 1:
                 patterns[key] = pattern.replace("*", "{stem}")
         if not _is_layout(patterns):
@@ -260,7 +258,7 @@ def _spelt_out(file: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
-    """The value of a key as the dataclass wants it; `kind` is the field's annotation as text."""
+    """Check a value and convert it to its field's type; `kind` is the field's annotation as text."""
 
     def is_int(number: Any) -> bool:
         return isinstance(number, int) and not isinstance(number, bool) and number >= 0
@@ -286,8 +284,8 @@ def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
         "str": "text",
         "int": "a whole number, 0 or more",
         "float": "a number from 0 to 1",
-        "tuple[str, ...]": "a list of texts",
-        "tuple[int, ...]": "a list of rising whole numbers",
+        "tuple[str, ...]": "a list of strings",
+        "tuple[int, ...]": "a list of increasing whole numbers",
         "tuple[Layout, ...]": "a list of {images: path, masks: path}, each path with {stem}",
         "tuple[RemoteFile, ...]": "a list of {url: http…}, optionally with file: name, sha256: 64 digits, "
         "bytes: number",

@@ -1,7 +1,7 @@
-"""Everything that is wrong with a dataset on disk, found in one pass and told at once.
+"""Find and report every problem in a dataset folder in one pass.
 
-An error stops a dataset from being prepared; a warning does not, because real copies of these datasets differ from what
-was published in harmless ways (a few images fewer, the same photograph twice).
+An error prevents a dataset from being prepared. A warning does not: real copies of these datasets differ from the
+published ones in harmless ways (a few images missing, a photograph twice).
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ Kind = Literal[
 ]
 
 DECODE_SIDE = 512
-"""Large JPEGs are decoded at no fewer pixels a side, whatever the working size, so that hashes do not vary with it."""
+"""Minimum side at which large JPEGs are decoded, whatever the working size, so that hashes do not depend on it."""
 
-_GREY = (32, 223)  # values that a black or white area never takes by JPEG compression alone
-_JPEG_BLOCK = 8  # pixels; compression spreads the edge of a mask no further
+_GREY = (32, 223)  # values that JPEG compression alone never produces in a black or white area
+_JPEG_BLOCK = 8  # pixels; the farthest that compression smears the edge of a mask
 _GREY_SHARE = 0.001
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: with which images (ids or file names), and a sentence about it."""
+    """One problem: the affected images (ids or file names) and a message."""
 
     kind: Kind
     severity: Literal["error", "warning"]
@@ -60,7 +60,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What one decoding of a pair gives; image and mask are None where a fault of severity error was found."""
+    """One decoded pair; image and mask are None if there was a fault of severity error."""
 
     image: Image.Image | None
     mask: np.ndarray | None
@@ -72,7 +72,7 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a check found. `groups` are int (N,) over the readable pairs, named by `ids`."""
+    """The result of a check. `groups` are int (N,) over the readable pairs, named by `ids`."""
 
     dataset: Dataset
     listing: Listing
@@ -83,12 +83,12 @@ class Report:
 
     @property
     def errors(self) -> list[Fault]:
-        """Faults that stop the dataset from being prepared."""
+        """Faults that prevent the dataset from being prepared."""
         return [fault for fault in self.faults if fault.severity == "error"]
 
     @property
     def warnings(self) -> list[Fault]:
-        """Faults to know of, with which the dataset can be used."""
+        """Faults with which the dataset can still be used."""
         return [fault for fault in self.faults if fault.severity == "warning"]
 
     @property
@@ -97,7 +97,7 @@ class Report:
         return dict(Counter(fault.kind for fault in self.faults))
 
     def table(self) -> Group:
-        """A rich renderable: a headline and, where there are faults, a table of all of them."""
+        """A rich renderable: a summary and, if there are any, a table of all faults."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -130,21 +130,21 @@ class Report:
 
 
 def check(dataset: Dataset, root: str | Path) -> Report:
-    """Read every file of the dataset and report all faults. Raises MetasegError only where no file is found."""
+    """Read every file of the dataset and report all faults. Raises MetasegError only if no file is found."""
     listing = scan(dataset, root)
     return summarise(dataset, listing, list(for_each(listing.pairs, lambda pair: light(inspect(pair)))))
 
 
 def light(found: Inspected) -> Inspected:
-    """The same without the pixels, to be kept by the thousand."""
+    """The same without the pixels, small enough to keep thousands."""
     return Inspected(None, None, found.bits, found.details, found.foreground, found.faults)
 
 
 def for_each(items: Sequence[Item], work: Callable[[Item], Result], threads: int | None = None) -> Iterator[Result]:
-    """`work` over all items on all cores (or so many threads), in order, a few dozen results in memory at a time.
+    """Map `work` over all items with `threads` threads (default: one per core), in order, buffering 8 per thread.
 
-    Threads, because Pillow decodes and resizes outside of Python's lock. Whoever stops half-way waits for the items in
-    work only.
+    Threads suffice because Pillow releases the GIL while decoding and resizing. Stopping early waits only for the items
+    in progress.
     """
     threads = threads or cores()
     with ThreadPoolExecutor(threads) as pool:
@@ -161,12 +161,12 @@ def for_each(items: Sequence[Item], work: Callable[[Item], Result], threads: int
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def inspect(pair: Pair) -> Inspected:
-    """Decode one pair and look at it by itself: readable, equal sizes, binary mask, some foreground."""
+    """Decode one pair and check it in isolation: readable, equal sizes, binary mask, non-empty foreground."""
     faults: list[Fault] = []
 
     def note(kind: Kind, severity: Literal["error", "warning"], message: str) -> None:
@@ -188,14 +188,14 @@ def inspect(pair: Pair) -> Inspected:
             note(
                 "not binary",
                 "error",
-                f"{100 * share:.1f} % of {pair.mask.name} is grey away from its edges: expected black and white, so it "
+                f"{100 * share:.1f} % of {pair.mask.name} is grey away from its edges: expected black and white; it "
                 f"may be an image, or a map of probabilities or labels",
             )
         elif not mask.any():
             note(
                 "empty mask",
                 "warning",
-                f"{pair.mask.name} has no foreground, its largest value is {grey.max()}: nothing can be learnt from it",
+                f"{pair.mask.name} has no foreground (largest value {grey.max()}), so nothing can be learnt from it",
             )
         if image is not None and size != grey.shape[::-1]:
             width, height = size
@@ -203,7 +203,7 @@ def inspect(pair: Pair) -> Inspected:
                 "size",
                 "error",
                 f"{pair.mask.name} has {grey.shape[1]}×{grey.shape[0]} pixels, its image {width}×{height}: expected "
-                f"equal sizes, so it may belong to another image",
+                f"equal sizes; it may belong to another image",
             )
     if image is None or grey is None or any(fault.severity == "error" for fault in faults):
         bits = np.zeros(duplicates.BITS, dtype=bool)
@@ -213,7 +213,7 @@ def inspect(pair: Pair) -> Inspected:
 
 
 def _grey_share(grey: np.ndarray, mask: np.ndarray) -> float:
-    """Share of pixels that are grey beyond what JPEG does to the edges of a mask; 0 where that is next to none."""
+    """Share of pixels that are grey beyond JPEG artefacts at the edges of a mask; 0 if negligible."""
     between = (grey >= _GREY[0]) & (grey <= _GREY[1])
     if between.mean() <= _GREY_SHARE:
         return 0.0
@@ -226,7 +226,7 @@ def _grey_share(grey: np.ndarray, mask: np.ndarray) -> float:
 
 
 def summarise(dataset: Dataset, listing: Listing, found: Sequence[Inspected]) -> Report:
-    """The report on a whole dataset from what was found in each pair, in the order of the listing."""
+    """The report on a whole dataset from its inspected pairs, in the order of the listing."""
     faults = [
         *_files(listing.images_without_mask, "unpaired", "this image has no mask"),
         *_files(listing.masks_without_image, "unpaired", "this mask has no image"),
@@ -235,7 +235,7 @@ def summarise(dataset: Dataset, listing: Listing, found: Sequence[Inspected]) ->
             "ambiguous",
             f"another {'file has the same stem' if listing.layout else 'line has the same id'}: keep one of them",
         ),
-        *_files(listing.absent, "absent", f"{dataset.pairs} names it, but it is not there"),
+        *_files(listing.absent, "absent", f"listed in {dataset.pairs}, but missing"),
     ]
     if dataset.count is not None and len(listing.pairs) != dataset.count:
         faults.append(
@@ -260,7 +260,7 @@ def summarise(dataset: Dataset, listing: Listing, found: Sequence[Inspected]) ->
         for group in np.flatnonzero(np.bincount(groups) > 1):
             alike = tuple(ids[index] for index in np.flatnonzero(groups == group))
             faults.append(
-                Fault("near-duplicate", "warning", alike, "nearly the same image: kept on one side of every split")
+                Fault("near-duplicate", "warning", alike, "nearly identical images: kept on one side of every split")
             )
     foreground = float(np.mean([one.foreground for one in kept])) if kept else float("nan")
     return Report(dataset, listing, tuple(ids), groups, foreground, tuple(faults))

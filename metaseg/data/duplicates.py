@@ -1,16 +1,16 @@
-"""Which images show the same thing: near-duplicates by perceptual hash, and the groups that no split may separate.
+"""Near-duplicates by perceptual hash, and the groups of images that no split may separate.
 
-Two images count as near-duplicates where their perceptual hashes (16×16 DCT coefficients, 256 bits) differ in at most
-40 bits; or in at most 60 bits if their fine structure also correlates by 0.85 or more.
+Two images are near-duplicates if their perceptual hashes (16×16 DCT coefficients, 256 bits) differ in at most 40 bits,
+or in at most 60 bits if their fine structure also correlates by 0.85 or more.
 
-Measured on the real datasets at 256×256. ISIC-2018 has 14 pairs within 40 bits: those looked at, and by their
-correlation all, are one photograph under two names with other colours and another crop; of the 7 that the second rule
-adds, 6 are, by eye. Kvasir-SEG and PH² have no pair within 40 bits (the nearest, unrelated, are 42 and 56 apart); the
-second rule adds two pairs in PH², of similar nevi. A false pair only keeps two images together; a missed one leaks.
+Measured on the real datasets at 256×256: ISIC-2018 has 14 pairs within 40 bits. Those inspected, and judging by their
+correlation all, are one photograph under two names with different colours and crop; so are, by eye, 6 of the 7 pairs
+that the second rule adds. Kvasir-SEG and PH² have no pair within 40 bits (the nearest, unrelated, are 42 and 56 apart);
+the second rule adds two pairs of similar nevi in PH². A false pair only keeps two images together; a missed one leaks.
 
-The rule is not used where a dataset's YAML, its layout or its CSV file says what belongs together: the dark frame of an
-endoscope makes unrelated scenes of CVC-ClinicDB differ in 28 bits only, and merging by that would chain a third of its
-sequences into one group.
+The rule is not used if a dataset's YAML, layout or CSV file defines the groups: the dark frame of an endoscope makes
+unrelated scenes of CVC-ClinicDB differ in as few as 28 bits, and merging them would chain a third of its sequences into
+one group.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DETAILS = (_DETAIL_SIDE - 2 * _DETAIL_BORDER) ** 2
 
 
 def perceptual_hash(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Perceptual hash, bool (256,), and fine structure, float32 (676,) of zero mean and unit norm, of an RGB image."""
+    """An RGB image's perceptual hash, bool (256,), and fine structure, float32 (676,) of zero mean and unit norm."""
     import imagehash
     from scipy.ndimage import gaussian_filter
 
@@ -42,7 +42,7 @@ def perceptual_hash(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     small = image.resize((_DETAIL_SIDE, _DETAIL_SIDE), Image.Resampling.BILINEAR)
     grey = np.asarray(small, dtype=np.float32)
     detail = grey - gaussian_filter(grey, _DETAIL_SIGMA)
-    # The border goes: two crops of one photograph differ there most.
+    # Drop the border, where two crops of one photograph differ most.
     detail = detail[_DETAIL_BORDER:-_DETAIL_BORDER, _DETAIL_BORDER:-_DETAIL_BORDER].ravel()
     detail = detail - detail.mean()
     return bits, (detail / max(float(np.linalg.norm(detail)), 1e-6)).astype(np.float32)
@@ -52,7 +52,7 @@ def near_duplicates(bits: np.ndarray, details: np.ndarray) -> list[tuple[int, in
     """All pairs (i, j), i < j, of near-duplicates among N hashes: bool (N, 256) and float32 (N, 676)."""
     signs = np.where(bits, 1, -1).astype(np.float32)
     pairs: list[tuple[int, int]] = []
-    rows = 1024  # a block of rows × N distances stays below some tens of MB for datasets of 10,000 images
+    rows = 1024  # keeps a block of rows × N distances below some tens of MB for 10,000 images
     for start in range(0, len(signs), rows):
         distance = (signs.shape[1] - signs[start : start + rows] @ signs.T) / 2
         first, second = np.nonzero(distance <= LIKELY_BITS)
@@ -65,7 +65,7 @@ def near_duplicates(bits: np.ndarray, details: np.ndarray) -> list[tuple[int, in
 
 
 def merge(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Group numbers int64 (count,): images joined by a chain of pairs share one; numbered by first appearance."""
+    """Group numbers int64 (count,), equal for images linked by a chain of pairs, numbered by first appearance."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -83,11 +83,11 @@ def groups(
     details: np.ndarray,
     named: Sequence[str | None] = (),
 ) -> np.ndarray:
-    """Group numbers int64 (N,), from 0: images of one group must stay on one side of every split.
+    """Group numbers int64 (N,), from 0; images of one group must stay on one side of every split.
 
-    From `named` where any image has a name there (None: alone), else from the catalogue's video sequences or blocks
-    where it has any, else from near-duplicates. Raises MetasegError
-    where sequences are given and an id is no frame number, or lies before the first sequence.
+    Taken from `named` if any image has a name there (None: a group by itself), else from the catalogue's video
+    sequences or blocks, else from near-duplicates. Raises MetasegError if sequences are given and an id is not a frame
+    number or precedes the first sequence.
     """
     if any(name is not None for name in named):
         group_of: dict[tuple[str | None, int], int] = {}
@@ -105,8 +105,8 @@ def _sequences(dataset: Dataset, ids: Sequence[str]) -> np.ndarray:
     start = dataset.sequence_starts[0]
     if strange := [i for i in ids if not i.isdecimal() or int(i) < start]:
         raise MetasegError(
-            f"{dataset.name}: expected images named by frame numbers from {start} on, found {strange[0]}: the "
-            f"catalogue assigns frames to video sequences by number, so keep the published names"
+            f"{dataset.name}: expected images named by frame number, from {start}, found {strange[0]}: frames are "
+            f"assigned to video sequences by number, so keep the published names"
         )
     frames = np.array([int(i) for i in ids], dtype=np.int64)
     sequence = np.searchsorted(np.array(dataset.sequence_starts), frames, side="right")

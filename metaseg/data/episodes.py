@@ -1,7 +1,7 @@
-"""Which images an episode holds: a pure function of (seed, stream, epoch, index).
+"""The image indices of an episode, a pure function of the plan and (seed, stream, epoch, index).
 
-Nothing here touches an image. Resuming, sharding over ranks and giving every learner the same episodes follow from the
-fact that an episode depends on nothing but these four numbers and the plan.
+No image is read here. Because an episode depends only on these, runs can be resumed, episodes sharded over ranks, and
+every learner gets the same ones.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class Part:
-    """The images one pool gives to an episode: indices into that pool, support and query disjoint."""
+    """One pool's images in an episode: indices into the pool, support and query disjoint."""
 
     pool: int
     support: np.ndarray
@@ -39,19 +39,19 @@ class Plan:
     """How episodes are composed.
 
     Attributes:
-        pools: per pool, its name and the indices that may be drawn.
+        pools: for each pool, its name and the indices that may be drawn.
         shots: K, support images per pool in an episode.
         query: Q, query images per pool in an episode.
         mixing: "exclusive" (an episode draws from one pool) or "mixed" (K + Q images from each pool) [method, set-ups].
-        order: "interleaved" (consecutive episodes alternate between the pools) or "sequential" (all episodes of the
-            first pool, then all of the next, within each epoch); without effect on mixed episodes.
+        order: "interleaved" (consecutive episodes alternate between the pools) or "sequential" (within each epoch, all
+            episodes of the first pool, then all of the next); no effect on mixed episodes.
         count: episodes in an epoch.
-        resample: draw new episodes every epoch; otherwise epoch 0's are used again and again.
+        resample: draw new episodes every epoch; otherwise reuse those of epoch 0.
         seed: the run's seed.
-        stream: which random stream.
+        stream: random stream.
 
     Raises:
-        MetasegError: if a pool cannot give K + Q images, or episodes do not divide evenly over exclusive pools.
+        MetasegError: if a pool has fewer than K + Q images, or episodes do not divide evenly over exclusive pools.
     """
 
     pools: tuple[tuple[str, np.ndarray], ...]
@@ -69,7 +69,7 @@ class Plan:
         if short:
             found = ", ".join(f"{name} has {size}" for name, size in short)
             raise MetasegError(
-                f"An episode needs {self.shots} support + {self.query} query = {self.shots + self.query} images of a "
+                f"An episode needs {self.shots} support + {self.query} query = {self.shots + self.query} images per "
                 f"pool for {self.stream.name.lower()}, but {found}; lower shots or tasks.query."
             )
         if self.mixing == "exclusive" and self.count % len(self.pools):
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def group(self) -> int:
-        """Episodes that belong to one outer step: one of each pool when exclusive, one when mixed [our decision]."""
+        """Smallest number of episodes in an outer step: one per pool if exclusive, one if mixed [our decision]."""
         return len(self.pools) if self.mixing == "exclusive" else 1
 
     def episode(self, epoch: int, index: int) -> tuple[Part, ...]:
@@ -102,9 +102,9 @@ class Plan:
 
 
 def target_support(size: int, shots: int, seed: int, draw: int) -> np.ndarray:
-    """Indices of the K support images of meta-test draw ``draw`` among ``size`` candidates, sorted.
+    """Sorted indices of the K support images of meta-test draw ``draw`` among ``size`` candidates.
 
-    The same for every learner: nothing but (size, K, seed, draw) enters.
+    The same for every learner: they depend only on (size, K, seed, draw).
     """
     generator = np.random.default_rng([seed, Stream.TARGET, draw])
     return np.sort(generator.choice(size, shots, replace=False))

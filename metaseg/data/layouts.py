@@ -1,8 +1,7 @@
-"""From a folder on disk to pairs of files, and from files to arrays.
+"""Find the pairs of files in a folder, and read files as arrays.
 
-An id is what stands for `{stem}` in the layout, after what stands for `{group}` where it has that too. Hidden files
-(among them macOS' `._` twins) and files that are no images are passed over, so licences and attributions may lie beside
-the images.
+An image's id is the text matched by the layout's `{stem}`, prefixed by that of `{group}` if there is one. Hidden files
+(including macOS' `._` files) and non-image files such as licences are ignored.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from metaseg.data.catalogue import PLAIN, Dataset, Layout
 from metaseg.errors import MetasegError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-THRESHOLD = 127  # Kvasir-SEG's masks are JPEG with grey edges; its authors' code thresholds there too
+THRESHOLD = 127  # Kvasir-SEG's masks are JPEG with grey edges; its authors use the same threshold
 
 
 class Pair(NamedTuple):
-    """One image and its mask; `group`: what no split may separate it from, where the layout or a CSV file says so."""
+    """One image and its mask; `group`: name of the group that no split may separate, from the layout or a CSV file."""
 
     id: str
     image: Path
@@ -38,27 +37,24 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a dataset's folder under one layout, or is named by its CSV file of pairs.
-
-    Pairs are in natural order; then the files that make no pair.
-    """
+    """A dataset's files under one layout or in its CSV file of pairs: pairs in natural order, and unpaired files."""
 
     folder: Path
     layout: Layout | None  # None: a CSV file of pairs
     pairs: tuple[Pair, ...]
     images_without_mask: tuple[Path, ...]
     masks_without_image: tuple[Path, ...]
-    ambiguous: tuple[Path, ...]  # files of one stem that differ in their suffix only; of one id in a CSV file
-    absent: tuple[Path, ...] = ()  # files that a CSV file names and that are not there
+    ambiguous: tuple[Path, ...]  # files that share a stem and differ only in suffix; in a CSV file, that share an id
+    absent: tuple[Path, ...] = ()  # files listed in a CSV file but missing
 
     @property
     def faults(self) -> int:
-        """How many files cannot be used."""
+        """Number of unusable files."""
         return len(self.images_without_mask) + len(self.masks_without_image) + len(self.ambiguous) + len(self.absent)
 
     @property
     def grouped(self) -> bool:
-        """Whether the layout or the CSV file says what belongs together."""
+        """Whether the layout or the CSV file defines groups."""
         return any(pair.group is not None for pair in self.pairs)
 
 
@@ -68,10 +64,10 @@ def find(dataset: Dataset, root: str | Path) -> list[Pair]:
 
 
 def complete(dataset: Dataset, root: str | Path) -> Listing:
-    """`scan`, where nothing is out of place.
+    """`scan`, requiring every file to be paired.
 
-    Raises MetasegError where the dataset is missing (naming the folders looked in and how to get it) and where any file
-    lacks its partner: leaving such images out would silently change the dataset.
+    Raises MetasegError if the dataset is missing (naming the folders searched and how to get it) or a file lacks its
+    partner: skipping such images would silently change the dataset.
     """
     listing = scan(dataset, root)
     if listing.faults:
@@ -81,21 +77,21 @@ def complete(dataset: Dataset, root: str | Path) -> Listing:
                 (listing.images_without_mask, "without a mask"),
                 (listing.masks_without_image, "masks without an image"),
                 (listing.ambiguous, "files that share a stem" if listing.layout else "files that share an id"),
-                (listing.absent, "named by the CSV file that are not there"),
+                (listing.absent, "listed in the CSV file but missing"),
             )
             if files
         ]
         raise MetasegError(
-            f"{dataset.name}: expected one mask for every image in {listing.folder}, found {', '.join(parts)}: add or "
+            f"{dataset.name}: expected one mask for each image in {listing.folder}, found {', '.join(parts)}: add or "
             f"remove files; `python -m metaseg.data check {dataset.name} --root {root}` lists them all"
         )
     return listing
 
 
 def scan(dataset: Dataset, root: str | Path) -> Listing:
-    """List the first folder and layout that hold pairs; where none does, the one that holds most of the files.
+    """List the first folder and layout with pairs; if there is none, the one with the most files.
 
-    Raises MetasegError where none holds a file.
+    Raises MetasegError if none has a file.
     """
     root = Path(root).expanduser()
     looked_in = [root / Path(folder).expanduser() for folder in dataset.folders]
@@ -117,7 +113,7 @@ def _listings(dataset: Dataset, folder: Path, root: Path) -> Iterator[Listing]:
         if file.exists():
             yield _of_csv(file)
     elif folder.is_dir():
-        # images/ and masks/ directly under data.root could be any dataset's: the plain layout needs a folder's name.
+        # images/ and masks/ directly under data.root could belong to any dataset, so the plain layout needs a folder.
         for layout in dataset.layouts:
             if folder != root or layout != PLAIN:
                 yield _list(folder, layout)
@@ -130,16 +126,16 @@ def _not_found(dataset: Dataset, root: Path, looked_in: list[Path]) -> str:
         lacks = f"no {dataset.pairs}" if dataset.pairs else f"no images laid out as {patterns}"
         state = f"{', '.join(map(str, present))} holds {lacks}"
     elif root.is_dir() or Path(dataset.folders[0]).is_absolute():
-        state = f"none of the folders {', '.join(dataset.folders)} holds it"
+        state = f"none of the folders {', '.join(dataset.folders)} contains it"
     else:
         state = f"the folder {root} does not exist"
     where = f"{dataset.how} ({dataset.url})" if dataset.url else dataset.how
     fetch = f"`python -m metaseg.data fetch {dataset.name} --root {root}`" if dataset.sources else ""
     ways = [way for way in (where, fetch) if way]
     remedies = [
-        f"To get it: {'; or '.join(ways)}" if ways else f"Mend its YAML file, {dataset.name}.yaml",
-        "name another folder by data.root=DIR or METASEG_DATA",
-        *(["use its synthetic twin by data=synthetic"] if dataset.paper_count is not None else []),
+        f"To get it: {'; or '.join(ways)}" if ways else f"Correct its YAML file, {dataset.name}.yaml",
+        "set another folder with data.root=DIR or METASEG_DATA",
+        *(["use its synthetic twin with data=synthetic"] if dataset.paper_count is not None else []),
     ]
     return f"{dataset.name} ({dataset.title}) was not found under {root.resolve()}: {state}. {'; or '.join(remedies)}"
 
@@ -171,7 +167,7 @@ def _of_csv(file: Path) -> Listing:
 
 def _list(folder: Path, layout: Layout) -> Listing:
     images, masks = _match(folder, layout.images), _match(folder, layout.masks)
-    # Where both lie in one folder, a pattern such as {stem} finds {stem}_mask too.
+    # If both are in one folder, a pattern such as {stem} also matches {stem}_mask.
     taken = {path for paths in masks.values() for path in paths}
     for key in list(images):
         images[key] = [path for path in images[key] if path not in taken]
@@ -194,7 +190,7 @@ def _list(folder: Path, layout: Layout) -> Listing:
 
 
 def _match(folder: Path, pattern: str) -> defaultdict[tuple[str, str], list[Path]]:
-    """Files of a layout's pattern by what stands for ({group}, {stem}), each the same wherever it occurs."""
+    """Files that match a layout's pattern, by ({group}, {stem}); a repeated placeholder must match the same text."""
     whole = _has_suffix(pattern)
     glob = re.sub(r"([\[?])", r"[\1]", re.sub(r"\{(stem|group)\}", "*", pattern)) + ("" if whole else ".*")
     expression = re.compile(_expression(pattern))
@@ -209,7 +205,7 @@ def _match(folder: Path, pattern: str) -> defaultdict[tuple[str, str], list[Path
 
 
 def _expression(pattern: str) -> str:
-    """A pattern as a regular expression; of `{group}_{stem}` the group is as short as it can be."""
+    """A pattern as a regular expression; in `{group}_{stem}` the group matches as little as possible."""
     first = {"{stem}": "(?P<stem>[^/]+)", "{group}": "(?P<group>[^/]+?)", "*": "[^/]*"}
     again = {"{stem}": "(?P=stem)", "{group}": "(?P=group)"}
     parts = []
@@ -221,11 +217,11 @@ def _expression(pattern: str) -> str:
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Key that sorts numbers inside text by value: 2 before 10."""
+    """Sort key that orders numbers inside text by value: 2 before 10."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
-# What Pillow raises for files that are truncated or damaged; which of them depends on the format.
+# Exceptions that Pillow raises for truncated or damaged files, depending on the format.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
 
@@ -236,14 +232,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise MetasegError(f"cannot read {path}: {reason}; replace it by a fresh copy, or remove it") from error
+        raise MetasegError(f"cannot read {path}: {reason}; replace it with a fresh copy, or remove it") from error
 
 
 def open_image(path: Path, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """The image as an 8-bit RGB Pillow image, rotated as its EXIF entry says, and (width, height) of the file's.
+    """The image as 8-bit RGB, rotated according to its EXIF entry, and the file's full (width, height), rotated too.
 
     at_least: a JPEG may be decoded at a half, quarter or eighth of its size (averaged in the frequency domain, and much
-    faster), as long as both sides keep so many pixels. Raises MetasegError naming the file if it is damaged.
+    faster) if both sides keep this many pixels. Raises MetasegError naming the file if it is damaged.
     """
     with _opened(path) as image:
         width, height = image.size
@@ -251,7 +247,7 @@ def open_image(path: Path, at_least: int | None = None) -> tuple[Image.Image, tu
         if at_least:
             image.draft(None, (at_least, at_least))
         image.load()
-        # In place, and not converted where it is RGB: the copies would cost a tenth of preparing a dataset.
+        # In place, and no conversion of RGB: the copies would take a tenth of the time to prepare a dataset.
         ImageOps.exif_transpose(image, in_place=True)
         return (image if image.mode == "RGB" else _rgb(image)), size
 
@@ -260,7 +256,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("L", "P", "CMYK", "YCbCr", "1"):
         return image.convert("RGB")
     if image.mode in ("RGBA", "LA", "PA"):
-        # Transparent pixels have no colour of their own; black is what every one of these cameras puts there.
+        # Transparent pixels become black, the colour that all these cameras use outside the field of view.
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
     return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
@@ -285,7 +281,7 @@ def grey_mask(path: Path) -> np.ndarray:
     - 1 bit, or no value above 1: 0 and 1 become 0 and 255.
     - 16 bits: scaled to 0 to 255.
     - Colours, with or without a palette: the brightest channel, so red on black is foreground.
-    - Transparency that varies: where the colour does not, transparency is the mask; else colours are laid over black.
+    - Varying transparency: the mask itself if the colour is constant; else colours are composited over black.
     """
     with _opened(path) as image:
         image.load()
@@ -309,12 +305,12 @@ def grey_mask(path: Path) -> np.ndarray:
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     """Grey values of any depth as uint8.
 
-    1 bit as 0 and 1, more than 8 bits as the highest 8 of 16, floats from 0 to 1 as 0 to 255.
+    1 bit becomes 0 and 1, more than 8 bits the highest 8 of 16, floats from 0 to 1 become 0 to 255.
     """
     if values.dtype == np.uint8 or values.dtype == bool:
         return values.astype(np.uint8)
     highest = values.max(initial=0)
     if np.issubdtype(values.dtype, np.floating) and highest <= 1:
-        values = values * 255  # as programs that calculate with images save them
+        values = values * 255  # the convention of numerical software
     scaled = values / 257.0 if highest > 255 else values
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The Lightning data module: pools → episodes for training and validation, target sets for the meta-test."""
+"""The Lightning data module: training and validation episodes from pools, target sets for the meta-test."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,22 +29,19 @@ TRAIN_ON = ("source", "target")
 TARGET_TEST_SHARE = 0.2
 """Share of the target that is scored when a learner trains on the target: the paper's 80/20 split."""
 MOST_WORKERS = 2
-"""Workers that `data.workers=auto` asks for: one augments 80 images of 256×256 in a quarter of a second."""
+"""Most workers under `data.workers=auto`: one augments 80 images of 256×256 in a quarter of a second."""
 
 
 def worker_count(setting: int | str, augmentation: str, on_cpu: bool, ranks: int = 1) -> int:
-    """Processes that prepare episodes ahead, for each rank.
+    """Number of worker processes per rank that prefetch episodes.
 
     Args:
-        setting: `data.workers`: a number, or "auto". That means none where nothing is augmented, since reading an
-            episode takes milliseconds; none where training itself runs on the CPU, which augments in far less time
-            than it trains and has no core to spare; else up to `MOST_WORKERS`, as many as this rank has cores.
+        setting: `data.workers`: a number, or "auto": none without augmentation, as reading an episode takes
+            milliseconds; none when training on the CPU, which has no core to spare and augments in far less time than
+            it trains; else as many as this rank has cores, up to `MOST_WORKERS`.
         augmentation: `data.augment`.
         on_cpu: training runs on the CPU.
-        ranks: ranks on this machine, which share its cores.
-
-    Raises:
-        MetasegError: on any other setting.
+        ranks: ranks that share the cores of this machine.
     """
     if setting == "auto":
         return 0 if augmentation == "none" or on_cpu else min(MOST_WORKERS, max(1, cores() // ranks))
@@ -55,13 +52,13 @@ def load_pool(name: str, *, source: str, root: str, size: int) -> Pool:
     """The prepared images of dataset ``name`` at size×size, or those of its synthetic twin.
 
     Args:
-        name: a name of the catalogue, or of a dataset that is described under ``root``.
+        name: a dataset of the catalogue, or one described under ``root``.
         source: "real" (files under ``root``) or "synthetic".
         root: folder that holds the datasets.
         size: side of the square images, pixels.
 
     Raises:
-        MetasegError: if the name or source is unknown, or files are missing or faulty.
+        MetasegError: if the name is unknown, or files are missing or faulty.
     """
     dataset = catalogue.get(name, root)
     if source == "real":
@@ -70,10 +67,10 @@ def load_pool(name: str, *, source: str, root: str, size: int) -> Pool:
 
 
 def image_count(name: str, source: str, root: str) -> int:
-    """Images that `load_pool` would give, as published where that is known: nothing is decoded.
+    """Number of images in `load_pool`'s pool, as published if known; nothing is decoded.
 
     Raises:
-        MetasegError: if the name is unknown, or the files of a dataset of unknown count are missing.
+        MetasegError: if the name is unknown, or the files of a dataset without a published count are missing.
     """
     dataset = catalogue.get(name, root)
     if source == "synthetic":
@@ -86,12 +83,12 @@ def _twin_count(name: str) -> int:
 
     if name not in DEFAULT_COUNTS:
         raise MetasegError(
-            f"data=synthetic has twins of {', '.join(DEFAULT_COUNTS)} only, found {name!r}; use data=real."
+            f"data=synthetic only has twins of {', '.join(DEFAULT_COUNTS)}, found {name!r}; use data=real."
         )
     return DEFAULT_COUNTS[name]
 
 
-@lru_cache(maxsize=8)  # cells of a sweep that share a process share the twins
+@lru_cache(maxsize=8)  # shared by cells of a sweep that run in one process
 def _twin_pool(name: str, count: int, size: int) -> Pool:
     from metaseg.data.synthetic.twins import TWIN_SEED, twin
 
@@ -101,13 +98,13 @@ def _twin_pool(name: str, count: int, size: int) -> Pool:
 
 @dataclass(frozen=True)
 class Target:
-    """A target dataset as the meta-test uses it.
+    """A target dataset in the meta-test.
 
     Attributes:
         pool: its images.
-        candidates: indices that support sets are drawn from.
-        scored: indices that are scored, less those of the draw's support set and their twins.
-        unlabelled: indices whose images, without masks, a learner may train on; none of them is scored.
+        candidates: indices from which support sets are drawn.
+        scored: indices to score, except those of a draw's support set and their near-duplicates.
+        unlabelled: indices of images that a learner may train on without their masks; they are never scored.
     """
 
     pool: Pool
@@ -117,12 +114,12 @@ class Target:
 
     @classmethod
     def of(cls, pool: Pool, unlabelled: float, seed: int) -> "Target":
-        """The target whose images are all candidates for support, and all scored but the share without labels."""
+        """The target with all images as support candidates, and all scored except the unlabelled share."""
         everything = np.arange(len(pool))
         if not unlabelled:
             return cls(pool, everything, everything, np.arange(0))
         if pool.blocks:
-            # Blocks of one video: a whole block would be a fifth of it, and says no more than some of its frames.
+            # Blocks of one video: a whole block would be a fifth of it and no more informative than a few frames.
             generator = np.random.default_rng([seed, Stream.UNLABELLED])
             chosen = np.sort(generator.choice(len(pool), max(1, round(unlabelled * len(pool))), replace=False))
         else:
@@ -132,23 +129,23 @@ class Target:
     def draw(self, shots: int, seed: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the support set of one draw, and of the images scored with it.
 
-        Near-duplicates of support images are not scored: they share a group with them. Groups that are mere blocks of
-        one video (KvasirCapsule-SEG) are left together, since nothing would remain.
+        Images that share a group with a support image (near-duplicates) are not scored, unless the groups are mere
+        blocks of one video (KvasirCapsule-SEG), where nothing would be left to score.
 
         Raises:
-            MetasegError: if fewer than K + 1 images are there.
+            MetasegError: if there are fewer than K + 1 images.
         """
         if len(self.candidates) < shots or len(np.union1d(self.candidates, self.scored)) <= shots:
             raise MetasegError(
-                f"shots={shots} support images and at least one to score are needed of {self.pool.name}, but it has "
-                f"{len(self.candidates)}; lower shots."
+                f"{self.pool.name} needs shots={shots} support images and at least one to score, but has "
+                f"{len(self.candidates)} images; lower shots."
             )
         support = self.candidates[target_support(len(self.candidates), shots, seed, draw)]
         taken = np.isin(self.scored, support)
         if not self.pool.blocks:
             taken |= np.isin(self.pool.groups[self.scored], self.pool.groups[support])
         if taken.all():
-            raise MetasegError(f"No image of {self.pool.name} is left to score beside shots={shots}; lower shots.")
+            raise MetasegError(f"shots={shots} leaves no image of {self.pool.name} to score; lower shots.")
         return support, self.scored[~taken]
 
     def support_set(self, indices: np.ndarray, augmentation: str, seed: int) -> SupportSet:
@@ -160,14 +157,14 @@ class Target:
 class EpisodicData(L.LightningDataModule):
     """Episodes of the source pools for training and validation; target sets for the meta-test.
 
-    Target images are never part of training or selection, except under ``train_on="target"`` (one reading of the
-    paper's naive baseline), where the 20 % that are scored are held out first.
+    Target images are never used for training or model selection, except under ``train_on="target"`` (one reading of the
+    paper's naive baseline), where the 20 % to be scored are held out first.
 
     Args:
-        settings: of the run.
+        settings: the run's settings.
 
     Raises:
-        MetasegError: if a target is also a source, or settings do not go together.
+        MetasegError: if a target is also a source, or settings are incompatible.
     """
 
     def __init__(self, settings: Run) -> None:
@@ -178,13 +175,13 @@ class EpisodicData(L.LightningDataModule):
             raise MetasegError(f"learner.train_on=target needs exactly one target, found {', '.join(targets)}.")
         if learner.train_on == "target" and learner.unlabelled:
             raise MetasegError(
-                f"learner.unlabelled={learner.unlabelled} sets images of the target aside, on which learner.train_on="
-                "target trains with their masks; set one of them back: learner.unlabelled=0 or learner.train_on=source."
+                f"learner.unlabelled={learner.unlabelled} sets target images aside without masks, but learner.train_on="
+                "target trains on the target's masks; set learner.unlabelled=0 or learner.train_on=source."
             )
         both = set(pools) & set(targets)
         if both and learner.train_on == "source":
             raise MetasegError(
-                f"A target must not be trained on, but {', '.join(sorted(both))} is in the pair and in target; "
+                f"A target must not be a source dataset, but {', '.join(sorted(both))} is in both pair and target; "
                 "choose another target or pair."
             )
         self.names = list(dict.fromkeys([*pools, *targets])) if learner.train_on == "source" else list(targets)
@@ -193,7 +190,7 @@ class EpisodicData(L.LightningDataModule):
         self._is_set_up = False
 
     def prepare_data(self) -> None:
-        """Decode the datasets into the cache, where it does not hold them yet.
+        """Decode the datasets into the cache unless they are there already.
 
         Raises:
             MetasegError: if files are missing or faulty.
@@ -221,7 +218,7 @@ class EpisodicData(L.LightningDataModule):
             self.targets = {name: Target.of(loaded[name], unlabelled, seed) for name in targets}
         else:
             pool = loaded[targets[0]]
-            # Another seed than that of the validation split below, or the two would hold out the same images.
+            # A different seed from the validation split's below, or both would hold out the same images.
             train, test = split_by_group(pool, TARGET_TEST_SHARE, seed + 1)
             self.pools, allowed = [pool], [train]
             self.targets = {pool.name: Target(pool, train, test, np.arange(0))}
@@ -231,7 +228,7 @@ class EpisodicData(L.LightningDataModule):
             self._validate_split()
 
     def provenance(self) -> dict[str, Dataset]:
-        """Of each dataset, source or target: how many images and groups, and the key of what they were made from."""
+        """For each dataset, source or target: the number of images and groups, and the key of its source files."""
         pools = {pool.name: pool for pool in [*self.pools, *(target.pool for target in self.targets.values())]}
         return {
             name: Dataset(images=len(pool), groups=len(np.unique(pool.groups)), key=pool.key)
@@ -246,7 +243,7 @@ class EpisodicData(L.LightningDataModule):
         """
         if not self.pools:
             raise MetasegError(
-                "A learner that trains on a pair needs one, but pair=none; choose a pair, or learner.train_on=target."
+                "This learner trains on a pair, but pair=none; choose a pair, or learner.train_on=target."
             )
 
     def _plans(self, allowed: list[np.ndarray], most: int | None) -> tuple[Plan, Plan]:
@@ -301,20 +298,20 @@ class EpisodicData(L.LightningDataModule):
         return self.train_plan.count // self.per_step
 
     def require_even_shares(self, world: int) -> None:
-        """Refuse a number of ranks that would change what an outer step is.
+        """Refuse a number of ranks that would change the composition of an outer step.
 
         Raises:
             MetasegError: if tasks do not divide evenly over the ranks.
         """
         if self.per_step % world or self.validation_plan.count < world:
             raise MetasegError(
-                f"The {self.per_step} tasks of an outer step must divide evenly over the ranks, and each rank needs a "
-                f"validation task of the {self.validation_plan.count}, but there are {world} ranks; set "
-                "tasks.per_step, tasks.validation or trainer.devices so that they do."
+                f"The {self.per_step} tasks of an outer step must divide evenly over the ranks, and each rank needs "
+                f"one of the {self.validation_plan.count} validation tasks, but there are {world} ranks; change "
+                "tasks.per_step, tasks.validation or trainer.devices."
             )
 
     def train_dataloader(self) -> ResumableLoader:
-        """This rank's share of each outer step, from wherever training stands."""
+        """This rank's share of each outer step, from the current position of training."""
         trainer = self.trainer
         assert trainer is not None
         steps = OuterSteps(
@@ -332,7 +329,7 @@ class EpisodicData(L.LightningDataModule):
         return step_loader(steps, lambda: trainer.global_step, workers, pin_memory=device == "cuda")
 
     def val_dataloader(self) -> ResumableLoader:
-        """This rank's share of the validation episodes; the same ones every epoch, never augmented."""
+        """This rank's share of the validation episodes, the same every epoch and never augmented."""
         trainer = self.trainer
         assert trainer is not None
         share = range(trainer.global_rank, self.validation_plan.count, trainer.world_size)
@@ -343,12 +340,12 @@ class EpisodicData(L.LightningDataModule):
     def on_after_batch_transfer(
         self, batch: RawEpisode | list[RawEpisode], dataloader_idx: int
     ) -> Episode | list[Episode]:
-        """Episodes become floats where they are used: on a GPU that costs nothing, on a CPU some milliseconds."""
+        """Convert episodes to floats on the device: free on a GPU, some milliseconds on a CPU."""
         return batch.normalised() if isinstance(batch, RawEpisode) else [episode.normalised() for episode in batch]
 
 
 def _subset(pools: list[tuple[str, np.ndarray]], most: int | None, seed: int) -> list[tuple[str, np.ndarray]]:
-    """At most so many of all pools' images, drawn at random over the pools together."""
+    """At most `most` images, drawn at random from all pools together."""
     total = sum(len(indices) for _, indices in pools)
     if most is None or total <= most:
         return pools
@@ -359,7 +356,7 @@ def _subset(pools: list[tuple[str, np.ndarray]], most: int | None, seed: int) ->
 
 
 class _Keyed(EpisodeDataset):
-    """Episodes under fixed keys, counted from 0."""
+    """Episodes with fixed keys, indexed from 0."""
 
     def __init__(self, episodes: EpisodeDataset, keys: list[tuple[int, int]]) -> None:
         super().__init__(episodes.pools, episodes.plan, episodes.augmentation)

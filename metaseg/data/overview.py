@@ -12,7 +12,7 @@ from metaseg.data import catalogue
 
 
 def print_table(datasets: Sequence[catalogue.Dataset]) -> None:
-    """Table 1 of the paper, and below it where each dataset is, on which terms, and what to cite."""
+    """Print table 1 of the paper, followed by the URL, licence and citation of each dataset."""
     rows = catalogue.table(datasets)
     console = wide_console()
     shown = ("name", "dataset", "images", "size", "imaging", "segmented", "foreground")
@@ -28,7 +28,7 @@ def print_table(datasets: Sequence[catalogue.Dataset]) -> None:
 
 
 def wide_console() -> Console:
-    """Standard output, wide enough for the tables where it is no terminal."""
-    # Without a terminal, rich would fold tables to 80 columns in whatever file they are sent to.
+    """Standard output, wide enough for the tables even if it is not a terminal."""
+    # rich wraps tables at 80 columns when output goes to a file.
     console = Console()
     return console if console.is_terminal else Console(width=140)

@@ -1,10 +1,10 @@
-"""A dataset as a CSV file of pairs, one a line.
+"""A dataset as a CSV file with one pair per line.
 
-Columns, in any order; others are passed over:
+Columns, in any order; others are ignored:
     image, mask  paths, relative to the CSV file or absolute
-    group        optional: what must stay together in every split, such as a patient or a video; empty: the image alone
-    id           optional: name of the image in results; else its path as written, without suffix
-Separated by commas, or by semicolons where the first line has no comma; UTF-8.
+    group        optional: what must stay together in every split, such as a patient or video; empty: only this image
+    id           optional: name of the image in results; default: its path as written, without suffix
+UTF-8, separated by commas, or by semicolons if the first line has no comma.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from metaseg.errors import MetasegError
 
 
 class CsvLine(NamedTuple):
-    """One line: the image's id, the two files, whether they are there or not, and the group, None where it has none."""
+    """One line: the image's id, the two files, which need not exist, and the group or None."""
 
     id: str
     image: Path
@@ -27,20 +27,20 @@ class CsvLine(NamedTuple):
 
 
 def read(file: Path) -> list[CsvLine]:
-    """The lines of a CSV file of pairs, in its order.
+    """The lines of a CSV file of pairs, in order.
 
-    Raises MetasegError where the file cannot be read, lacks a column, or a line lacks a value.
+    Raises MetasegError if the file cannot be read or lacks a column, or a line lacks a value.
     """
     try:
-        # utf-8-sig: spreadsheets begin a file with a byte-order mark.
+        # utf-8-sig: spreadsheet programs write a byte-order mark.
         with file.open(encoding="utf-8-sig", newline="") as lines:
             first = lines.readline()
             lines.seek(0)
             return list(_rows(file, csv.DictReader(lines, delimiter="," if "," in first else ";", strict=True)))
     except OSError as error:
-        raise MetasegError(f"cannot read {file}: {error.strerror}; mend `pairs` or the file") from error
+        raise MetasegError(f"cannot read {file}: {error.strerror}; correct `pairs` or the file") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise MetasegError(f"{file} is not a CSV file in UTF-8: {error}; save it as one") from error
+        raise MetasegError(f"{file} is not a UTF-8 CSV file: {error}; save it as one") from error
 
 
 def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[CsvLine]:
@@ -48,7 +48,7 @@ def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[CsvLine]:
     table.fieldnames = columns
     if missing := [name for name in ("image", "mask") if name not in columns]:
         raise MetasegError(
-            f"{file} should begin with a line that names the columns image, mask and, optionally, group and id; "
+            f"{file} should begin with a header line of the columns image, mask and, optionally, group and id; "
             f"{', '.join(missing)} is missing, found {', '.join(columns) or 'nothing'}"
         )
     for line in table:

@@ -1,4 +1,4 @@
-"""Pools: a dataset as arrays at the working size, decoded once, then read from a memory map."""
+"""Pools: a dataset as arrays at the working size, decoded once and then memory-mapped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from metaseg.data.layouts import Listing, Pair, complete
 from metaseg.errors import MetasegError
 
 FORMAT = 1
-"""Raise it when the way images are read, resized or grouped changes: every prepared dataset is then made anew."""
+"""Increment when reading, resizing or grouping of images changes; this rebuilds every prepared dataset."""
 
 SMALLEST, LARGEST = 8, 1024
 
@@ -29,9 +29,9 @@ SMALLEST, LARGEST = 8, 1024
 class Pool:
     """N images of one dataset with their masks, in natural order of their ids. Arrays are read-only.
 
-    images: uint8 (N, H, W, 3), RGB, 0 to 255. masks: uint8 (N, H, W), 0 or 1. groups: int64 (N,): images of one group
-    (the same video sequence, near-duplicates) must never be on two sides of a split. blocks: groups are mere blocks of
-    one video. key: hash of the files and settings the arrays were made from; empty for arrays in memory.
+    images: uint8 (N, H, W, 3), RGB, 0 to 255. masks: uint8 (N, H, W), 0 or 1. groups: int64 (N,); images of one group
+    (a video sequence, near-duplicates) must stay on one side of a split. blocks: the groups are blocks of one video.
+    key: hash of the source files and settings; empty for arrays in memory.
     """
 
     name: str
@@ -46,19 +46,19 @@ class Pool:
         return len(self.ids)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of K images and masks, in the order asked for: uint8 (K, H, W, 3) and (K, H, W)."""
+        """Copies of K images and masks, in the order of `indices`: uint8 (K, H, W, 3) and (K, H, W)."""
         chosen = np.asarray(indices, dtype=np.int64)
-        # Read as plain arrays: what is taken of a np.memmap would be one, and copied a second time to be none.
+        # As plain arrays: taking from an np.memmap gives an np.memmap, which would have to be copied again.
         return np.asarray(self.images).take(chosen, axis=0), np.asarray(self.masks).take(chosen, axis=0)
 
     def __reduce__(self) -> tuple[Callable[..., Pool], tuple[Any, ...]]:
-        # Where worker processes are not forked they get the pool by pickle: files are named, not copied.
+        # Workers that are not forked receive the pool by pickle: send paths of memory maps, not their contents.
         arrays = _or_path(self.images), _or_path(self.masks), self.groups
         return _unpickle, (self.name, self.ids, *arrays, self.blocks, self.key)
 
 
 def _or_path(array: np.ndarray) -> np.ndarray | Path:
-    """The .npy file that an array maps as a whole, else the array."""
+    """The .npy file if the array maps all of it, else the array."""
     whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
     return Path(str(array.filename)) if whole else array  # type: ignore[attr-defined]
 
@@ -85,21 +85,22 @@ def prepare(
     cache_dir: str | Path | None = None,
     threads: int | None = None,
 ) -> Pool:
-    """The dataset under root at size×size pixels, from the cache where it is there and still right.
+    """The dataset under root at size×size pixels, from the cache if it is up to date.
 
-    Images are resized by Pillow's bilinear filter, which averages over the area when shrinking, masks by nearest
-    neighbour; the aspect ratio is not kept. The cache lies in cache_dir, else METASEG_CACHE, else root/.metaseg_cache,
-    else, where that cannot be written to, in ~/.cache/metaseg (XDG_CACHE_HOME). Without `threads` all cores decode.
+    Images are resized with Pillow's bilinear filter, which averages over the area when shrinking, masks by nearest
+    neighbour; the aspect ratio is not kept. The cache folder is cache_dir, else METASEG_CACHE, else
+    root/.metaseg_cache, or ~/.cache/metaseg (XDG_CACHE_HOME) if that is not writable. `threads` decode, by default one
+    per core.
 
-    Raises MetasegError: dataset missing or unpaired; files damaged, masks of another size or not binary (counted, and
-    the first one named); no space, or no folder to write to.
+    Raises MetasegError: dataset missing or unpaired; files damaged, masks of a different size or not binary (counted,
+    the first one named); disk full, or no writable folder.
     """
     if isinstance(dataset, str):
         dataset = catalogue.get(dataset, root)
     if not SMALLEST <= size <= LARGEST:
-        raise MetasegError(f"the working size should be {SMALLEST} to {LARGEST} pixels, not {size}: set data.size")
+        raise MetasegError(f"data.size should be {SMALLEST} to {LARGEST} pixels, not {size}: change it")
     if threads is not None and threads < 1:
-        raise MetasegError(f"at least one thread has to decode, not {threads}: leave --threads out for one a core")
+        raise MetasegError(f"--threads should be at least 1, not {threads}: omit it for one thread per core")
     root = Path(root).expanduser()
     listing = complete(dataset, root)
     candidates = cache.places(root, cache_dir)
@@ -129,9 +130,9 @@ def prepare(
 def decode(
     pairs: Sequence[Pair], size: int, threads: int | None = None
 ) -> Iterator[tuple[check.Inspected, np.ndarray, np.ndarray]]:
-    """What was found in each pair, its image uint8 (S, S, 3) and mask uint8 (S, S), {0, 1}; in order, on all cores.
+    """The inspection of each pair, its image uint8 (S, S, 3) and mask uint8 (S, S), {0, 1}; in order, on all cores.
 
-    A pair with an error has images of no pixels.
+    A pair with an error has empty arrays.
     """
 
     def one(pair: Pair) -> tuple[check.Inspected, np.ndarray, np.ndarray]:
@@ -148,7 +149,7 @@ def decode(
 def _build(
     dataset: Dataset, root: Path, listing: Listing, size: int, threads: int | None, target: Path
 ) -> dict[str, Any]:
-    """Decode all pairs into target; what meta.json should say of them."""
+    """Decode all pairs into target; returns their fields for meta.json."""
     began = time.perf_counter()
     count = len(listing.pairs)
     found: list[check.Inspected] = []
@@ -164,14 +165,14 @@ def _build(
             advance()
 
     report = check.summarise(dataset, listing, found)
-    how_to_see = f"`python -m metaseg.data check {dataset.name} --root {root}`"
+    command = f"`python -m metaseg.data check {dataset.name} --root {root}`"
     if report.errors:
         first = report.errors[0]
         raise MetasegError(
             f"{dataset.name} cannot be prepared: {len(report.errors)} of its {count} pairs are faulty, the first being "
-            f"{first.images[0]}: {first.message}. {how_to_see} lists them all"
+            f"{first.images[0]}: {first.message}. {command} lists them all"
         )
-    warnings = f", {check.plural(len(report.warnings), 'warning')}: see {how_to_see}" if report.warnings else ""
+    warnings = f", {check.plural(len(report.warnings), 'warning')}: see {command}" if report.warnings else ""
     print(
         f"prepared {dataset.title}: {count} images at {size}×{size} in {time.perf_counter() - began:.1f} s{warnings}",
         file=sys.stderr,
@@ -181,7 +182,7 @@ def _build(
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, gone when done; what is yielded advances it by one."""
+    """Show a transient bar on a terminal; yields a function that advances it by one."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
@@ -202,8 +203,8 @@ def prepare_arrays(
 ) -> Pool:
     """A pool from arrays in memory, such as the synthetic twins: uint8 (N, H, W, 3), and (N, H, W) bool or of 0 and 1.
 
-    Without ids they are 0000, 0001, …; without groups every image is its own; `blocks` as in `Pool`. Raises
-    MetasegError where shapes, types or values differ.
+    Default ids are 0000, 0001, …; by default every image is a group by itself; `blocks` as in `Pool`. Raises
+    MetasegError if shapes, types or values differ.
     """
     count = len(images)
     ids = [f"{index:04d}" for index in range(count)] if ids is None else ids
@@ -222,19 +223,19 @@ def prepare_arrays(
 
 
 def split_by_group(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, held out), int64, rising; about `fraction` of the images are held out, whole groups only.
+    """Sorted indices (train, held out), int64; about `fraction` of the images are held out, whole groups only.
 
-    Groups are drawn at random by seed; one that would overshoot the fraction is passed over, unless nothing could be
-    held out otherwise. The blocks of one video (KvasirCapsule-SEG) are groups, so what is held out is contiguous.
+    Groups are drawn at random by seed; one that would overshoot the fraction is skipped, unless nothing would be held
+    out otherwise. The blocks of one video (KvasirCapsule-SEG) are groups, so the held-out frames are contiguous.
 
-    Raises MetasegError where the fraction is not between 0 and 1 or there is one group only.
+    Raises MetasegError if the fraction is not between 0 and 1 or there is only one group.
     """
     if not 0 < fraction < 1:
-        raise MetasegError(f"the fraction to hold out should lie between 0 and 1, not {fraction}")
+        raise MetasegError(f"the fraction to hold out should be between 0 and 1, not {fraction}")
     groups, sizes = np.unique(pool.groups, return_counts=True)
     if len(groups) < 2:
         raise MetasegError(
-            f"{pool.name} cannot be split: all its {len(pool)} images belong together (one video or near-duplicates)"
+            f"{pool.name} cannot be split: its {len(pool)} images form a single group (one video or near-duplicates)"
         )
     order = np.random.default_rng(seed).permutation(len(groups))
     wanted, taken = round(fraction * len(pool)), 0
@@ -250,7 +251,7 @@ def split_by_group(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, 
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
-    """A read-only view: an accidental write into a pool would change every later episode."""
+    """A read-only view, since an accidental write into a pool would change every later episode."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -1,8 +1,8 @@
 """The attention U-Net of Oktay et al. 2018 (arXiv 1804.03999), on the U-Net of Buda et al. 2019.
 
-The U-Net's parameters bear the names of the brain-MRI U-Net on torch hub (mateuszbuda/brain-segmentation-pytorch), so
-that its weights load by name; the gates are added to it. The layout is that of the paper's first author's public code,
-with one difference: there the decoder, whose weights expect (upsampled, skip), is fed (skip, upsampled).
+The U-Net's parameters have the names of the brain-MRI U-Net on torch hub (mateuszbuda/brain-segmentation-pytorch), so
+that its weights load by name; the gates are additional. The layout is that of the public code of the paper's first
+author, with one difference: there the decoder gets (skip, upsampled), although its weights expect (upsampled, skip).
 """
 
 from collections import OrderedDict
@@ -22,7 +22,7 @@ STRIDE = 2 ** len(LEVELS)
 
 
 def _double_convolution(channels_in: int, channels_out: int, name: str) -> nn.Sequential:
-    """Twice 3x3 convolution, batch norm, ReLU. No bias: the batch norm's own makes it redundant."""
+    """Twice 3x3 convolution, batch norm, ReLU. No bias, because the batch norm's makes it redundant."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i in (1, 2):
         layers[f"{name}conv{i}"] = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
@@ -33,11 +33,11 @@ def _double_convolution(channels_in: int, channels_out: int, name: str) -> nn.Se
 
 
 class AttentionGate(nn.Module):
-    """Weights a skip connection by where the coarser level finds something: skip · α(skip, gating), α in (0, 1).
+    """Weights a skip connection by attention from the coarser level: skip · α(skip, gating), α in (0, 1).
 
     α = sigmoid(BN(ψ * relu(BN(W_g * gating) + BN(W_x * skip)))), all convolutions 1x1. As in the author's code, the
-    gating signal is the upsampled decoder at the skip's own resolution, so that nothing is resampled; the convolutions
-    have no bias, as a batch norm follows each.
+    gating signal is the upsampled decoder output at the skip's resolution, so nothing is resampled. The convolutions
+    have no bias, because each is followed by batch norm.
 
     Args:
         gating: channels G of the gating signal.
@@ -60,8 +60,8 @@ class AttentionGate(nn.Module):
 class UNet(StagedNetwork):
     """U-Net: images (B, C, H, W) in [-1, 1] → logits (B, O, H, W).
 
-    Encoder widths F, 2F, 4F, 8F, bottleneck 16F; the decoder mirrors them. The head is the last level, with its two
-    convolutions [our decision: the last layer alone is 9 numbers at 8 features].
+    Encoder widths F, 2F, 4F, 8F, bottleneck 16F; the decoder mirrors them. The head includes the two convolutions of
+    the last level [our decision: the last layer alone has 9 parameters at 8 features].
 
     Args:
         features: F. 32 in the paper's code; any width ≥ 1.
@@ -69,7 +69,7 @@ class UNet(StagedNetwork):
         out_channels: O.
 
     Raises:
-        MetasegError: in the forward pass, when H or W is not a multiple of 16.
+        MetasegError: in the forward pass, H or W is not a multiple of 16.
     """
 
     def __init__(self, features: int = 32, in_channels: int = 3, out_channels: int = 1) -> None:
@@ -125,7 +125,7 @@ class UNet(StagedNetwork):
         return self.conv(self.get_submodule("decoder1")(hidden))
 
     def gate(self, level: int, gating: Tensor, skip: Tensor) -> Tensor:
-        """What the decoder of `level` is given of the encoder's `skip` (B, F_level, H, W); here all of it."""
+        """The skip connection (B, F_level, H, W) of `level` as passed to the decoder; here unchanged."""
         return skip
 
 
@@ -142,5 +142,5 @@ class AttentionUNet(UNet):
             self.add_module(f"gate{level}", AttentionGate(width, width))
 
     def gate(self, level: int, gating: Tensor, skip: Tensor) -> Tensor:
-        """The skip (B, F_level, H, W), weighted by the attention that the upsampled decoder `gating` pays it."""
+        """The skip (B, F_level, H, W), weighted by attention with the upsampled decoder output `gating`."""
         return self.get_submodule(f"gate{level}")(gating, skip)

@@ -1,11 +1,10 @@
 """Initial weights from the U-Net of Buda et al. 2019 (arXiv 1906.03720), trained on lower-grade glioma in brain MRI.
 
-The paper's networks start from the file that torch hub hands out for `mateuszbuda/brain-segmentation-pytorch`. It
-exists for 32 features only; `python pretrain.py` makes files of the same layout for any width (`save_in_hub_layout`).
-The U-Net was trained on MRI that is z-scored over each volume, and here is given photographs in [-1, 1], in the paper
-as well as in this project.
+The paper's networks start from torch hub's file for `mateuszbuda/brain-segmentation-pytorch`, which exists only for 32
+features; `python pretrain.py` writes files of the same layout for any width (`save_in_hub_layout`). The U-Net was
+trained on MRI z-scored over each volume, whereas the paper and this project give it photographs in [-1, 1].
 
-As is torch hub's convention, a file's name carries the first digits of its SHA-256 (`unet-e012d006.pt`), and they are
+Following torch hub's convention, a file name ends in the first digits of its SHA-256 (`unet-e012d006.pt`), which are
 checked before the file is read.
 """
 
@@ -34,21 +33,21 @@ _FIRST_WEIGHT = "encoder1.enc1conv1.weight"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each tensor (parameter or buffer) when initial weights were loaded."""
+    """Which tensors (parameters and buffers) were loaded from a file of initial weights."""
 
     source: str
-    """The file that was read."""
+    """The file."""
     loaded: tuple[str, ...]
-    """The network's tensors that the file gave."""
+    """Tensors of the network loaded from the file."""
     random: tuple[str, ...]
-    """The network's tensors that kept their random initialisation."""
+    """Tensors of the network that keep their random initialisation."""
     unused: tuple[str, ...]
-    """The file's tensors that the network has no place for."""
+    """Tensors of the file that are not in the network."""
     sha256: str
-    """Of the file, 64 digits."""
+    """SHA-256 of the file, 64 digits."""
 
     def record(self) -> WeightsRecord:
-        """As checkpoints and results carry it. Images in [-1, 1] go in as they are: mean and deviation 0.5."""
+        """The record for checkpoints and results. Images in [-1, 1] are not rescaled: mean and deviation 0.5."""
         about = described(self.sha256, "Brain-MRI U-Net")
         if about["trained_on"] == UNKNOWN:  # a file of pretrain.py, or another of this layout
             about["trained_on"] = "brain MRI"
@@ -71,25 +70,25 @@ class LoadReport:
         )
 
     def __str__(self) -> str:
-        """One line."""
+        """A one-line summary."""
         line = f"{len(self.loaded)} tensors loaded from {self.source}"
-        line += f", {len(self.random)} stay random ({_parts(self.random)})" if self.random else ", none stays random"
+        line += f", {len(self.random)} stay random ({_parts(self.random)})" if self.random else ", none random"
         return line + (f", {len(self.unused)} of the file unused ({_parts(self.unused)})" if self.unused else "")
 
 
 def load_brain_mri(network: UNet, source: str | Path = "hub") -> LoadReport:
-    """Load the weights of the brain-MRI U-Net into `network`, in place, by name.
+    """Load the weights of the brain-MRI U-Net into `network` in place, by name.
 
     Args:
-        network: `UNet` or `AttentionUNet`, whose gates the file does not have.
-        source: path of a file in the hub's layout, its name ending in the first digits of its SHA-256 (`-e012d006.pt`);
+        network: `UNet` or `AttentionUNet`, whose gates are not in the file.
+        source: path of a file in the hub's layout, whose name ends in the first digits of its SHA-256 (`-e012d006.pt`);
             "hub": the published file, 32 features, downloaded once into torch hub's cache.
 
     Returns:
-        Which tensors were loaded, which stay random, which of the file's are unused.
+        Which tensors were loaded, stay random, or are unused.
 
     Raises:
-        MetasegError: no file or no network connection; the hash differs; not a file of this layout; another width.
+        MetasegError: no file or network connection; the hash, layout or width differs.
     """
     path = _download() if source == "hub" else Path(source)
     found, digest = _read(path)
@@ -100,7 +99,7 @@ def load_brain_mri(network: UNet, source: str | Path = "hub") -> LoadReport:
     missing = [name for name in rest if not name.startswith("gate") and not name.endswith("num_batches_tracked")]
     if missing:
         raise MetasegError(
-            f"Expected {path} to hold every tensor of the brain-MRI U-Net, found {len(missing)} missing, among them "
+            f"Expected {path} to contain every tensor of the brain-MRI U-Net, found {len(missing)} missing, including "
             f"{missing[0]}: use a file in the layout of {URL}."
         )
     network.load_state_dict({name: found[name] for name in loaded}, strict=False)
@@ -111,13 +110,13 @@ def load_brain_mri(network: UNet, source: str | Path = "hub") -> LoadReport:
 def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
     """Write the U-Net's tensors, without gates, to `folder`/unet-<first 8 digits of its SHA-256>.pt.
 
-    A file is either complete or absent: it is written beside its place and then moved.
+    The file is written atomically.
 
     Returns:
-        The path, fit for `load_brain_mri`.
+        The path, for `load_brain_mri`.
 
     Raises:
-        MetasegError: the folder cannot be written to.
+        MetasegError: the folder is not writable.
     """
     tensors = {
         name: value.detach().cpu() for name, value in network.state_dict().items() if not name.startswith("gate")
@@ -133,7 +132,7 @@ def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
         partial.replace(path)
     except OSError as error:
         raise MetasegError(
-            f"Could not write the weights to {path} ({error.strerror}): make room or choose another folder."
+            f"Could not write the weights to {path} ({error.strerror}): free some space or choose another folder."
         ) from error
     finally:
         with suppress(OSError):
@@ -173,15 +172,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
         )
     try:
         tensors: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises what a foreign file makes it stumble over
+    except Exception as error:  # the unpickler raises all kinds of errors on other files
         raise MetasegError(
-            f"Expected {path} to be a file written by torch.save that holds tensors only, found something else "
+            f"Expected {path} to be a file of tensors written by torch.save, found something else "
             f"({type(error).__name__}): use a file in the layout of {URL}."
         ) from error
     if not isinstance(tensors, dict) or _FIRST_WEIGHT not in tensors:
         raise MetasegError(
-            f"Expected {path} to hold the tensors of a U-Net by name, {_FIRST_WEIGHT} among them, found none of that "
-            f"name: use a file in the layout of {URL}."
+            f"Expected {path} to contain the named tensors of a U-Net, found no {_FIRST_WEIGHT}: use a file in the "
+            f"layout of {URL}."
         )
     return tensors, actual
 
@@ -192,7 +191,7 @@ def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], path: P
     if width != own_width:
         raise MetasegError(
             f"Expected initial weights for model.features={own_width}, found weights of {width} features in {path}: "
-            f"set model.features={width}, or pre-train a U-Net by `python pretrain.py model.features={own_width}`."
+            f"set model.features={width}, or pre-train a U-Net with `python pretrain.py model.features={own_width}`."
         )
     if channels != own_channels:
         raise MetasegError(

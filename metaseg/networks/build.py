@@ -1,4 +1,4 @@
-"""The network that a configuration's group `model` describes."""
+"""Build the network described by the settings group `model`."""
 
 import hashlib
 import logging
@@ -31,43 +31,42 @@ def build(
 ) -> nn.Module:
     """Build a network: images (B, 3, H, W) in [-1, 1] → logits (B, 1, H, W).
 
-    One that begins from pre-trained weights says so in its attribute `weights`.
-
-    The arguments are the keys of conf/model/*.yaml; those that the chosen network does not have are not looked at. The
-    state of the global random generators stays as it is.
+    Pre-trained weights are recorded in the network's attribute `weights`. The arguments are the keys of
+    conf/model/*.yaml; those that do not apply to the chosen network are ignored. The global random state is unchanged.
 
     Args:
-        name: "attention_unet", "unet" (the same without gates), or "smp" (segmentation-models-pytorch).
-        seed: of the random initial weights: equal seeds give equal weights.
+        name: "attention_unet", "unet" (the same without attention gates), "smp" (segmentation-models-pytorch), or
+            "pretrained" (`EncoderUNet`).
+        seed: seed of the random initial weights.
         features: width of the first level, ≥ 1 (attention_unet, unet).
-        init: "random" (PyTorch's own initialisation), or "brain_mri" (attention_unet, unet): the gates stay random.
+        init: "random" (PyTorch's initialisation), or "brain_mri" (attention_unet, unet; gates stay random).
         init_path: file with the brain-MRI weights; None: torch hub's.
         arch: architecture (smp), such as "Unet", "FPN", "DeepLabV3Plus".
-        encoder: encoder (smp), such as "resnet18", or "tu-<name>" for one of timm's.
-        encoder_weights: pre-trained weights of the encoder (smp): such as "imagenet", which are downloaded, "package",
-            or the path of a file (see `load_encoder`). None: random.
+        encoder: encoder (smp, pretrained), such as "resnet18", or "tu-<name>" for one of timm.
+        encoder_weights: pre-trained weights of the encoder (smp, pretrained): a name such as "imagenet", to be
+            downloaded, "package", or the path of a file (see `load_encoder`). None: random.
         widths: channels of the decoder's levels, coarsest first (pretrained).
-        initial_weights: False leaves out `init` and `encoder_weights`, for when a checkpoint overwrites them anyway.
+        initial_weights: False ignores `init` and `encoder_weights`, if a checkpoint will overwrite the weights.
 
     Raises:
-        MetasegError: on values that do not go together, or initial weights that cannot be loaded.
+        MetasegError: incompatible values, or initial weights that cannot be loaded.
     """
     if init_path is not None and init != "brain_mri":
         raise MetasegError(
             f"Expected model.init_path only together with model.init=brain_mri, found model.init={init} and "
-            f"model.init_path={init_path}: set model.init=brain_mri, or leave the path out."
+            f"model.init_path={init_path}: set model.init=brain_mri, or omit the path."
         )
-    # Only the CPU's generator is used and so only it is put back.
+    # Only the CPU's generator is used, so only its state is restored.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name in ("smp", "pretrained"):
             if init != "random":
                 raise MetasegError(
-                    f"Expected model.init=random with model={name}, found {init}: pre-trained weights of its encoder "
-                    "are chosen by model.encoder_weights."
+                    f"Expected model.init=random with model={name}, found {init}: set pre-trained weights of the "
+                    "encoder with model.encoder_weights."
                 )
             weights = encoder_weights if initial_weights else None
-            # Imported here because the library takes seconds to load.
+            # Deferred, because importing the library takes seconds.
             if name == "pretrained":
                 from metaseg.networks.encoder_unet import EncoderUNet
 
@@ -84,9 +83,9 @@ def build(
 
 
 def fingerprint(network: nn.Module) -> str:
-    """The architecture in one line: what it is, its number of parameters, a hash of its tensors' names and shapes.
+    """The architecture in one line: label, number of parameters, hash of its tensors' names and shapes.
 
-    Checkpoints carry it; one with another fingerprint does not fit the network.
+    Stored in checkpoints; a checkpoint with a different fingerprint does not fit the network.
     """
     parameters = sum(parameter.numel() for parameter in network.parameters())
     tensors = sorted((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())

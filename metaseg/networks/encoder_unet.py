@@ -1,4 +1,4 @@
-"""An attention U-Net on a library's encoder, whose weights are pre-trained: few parameters, and light to adapt."""
+"""An attention U-Net on a pre-trained library encoder: few parameters, cheap to adapt."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ from metaseg.networks.smp import library_encoder, register_rescaling, require_mu
 from metaseg.networks.stages import StagedNetwork
 
 WIDTHS = (64, 48, 32, 24)
-"""Of the decoder's levels, coarsest first [our decision]."""
+"""Widths of the decoder's levels, coarsest first [our decision]."""
 
 
 class EncoderUNet(StagedNetwork):
     """Images (B, 3, H, W) in [-1, 1] → logits (B, 1, H, W).
 
-    The decoder doubles the resolution level by level and reads the encoder's features through attention gates
-    [Oktay et al. 2018], as in the paper's network. With fewer levels than the encoder has, the logits are made at a
-    coarser resolution, of one half with four levels of five, and enlarged bilinearly.
+    The decoder doubles the resolution at each level and receives the encoder's features through attention gates
+    [Oktay et al. 2018], as in the paper's network. With fewer levels than the encoder, the logits have a lower
+    resolution (one half with four of five levels) and are upsampled bilinearly.
 
     Args:
-        encoder: a name of smp's, or "tu-<name>" for one of timm's.
+        encoder: an encoder of smp, or "tu-<name>" for one of timm.
         encoder_weights: pre-trained weights, see `encoder_weights.load_encoder`; None: random.
         widths: channels of the decoder's levels, coarsest first.
 
     Raises:
-        MetasegError: an encoder or weights that cannot be had; a width below 1 or more levels than the encoder has; in
-            the forward pass, a height or width that the encoder cannot halve as often as it must.
+        MetasegError: an unavailable encoder or weights; a width below 1 or more levels than the encoder has; in the
+            forward pass, a height or width not divisible by the encoder's stride.
     """
 
     modules_of = MappingProxyType({"encoder": ("encoder",), "head": ("head",)})
@@ -58,8 +58,8 @@ class EncoderUNet(StagedNetwork):
         *skips, channels = found.channels
         if not 0 < len(widths) <= len(skips) + 1 or min(widths) < 1:
             raise MetasegError(
-                f"Expected model.widths to be one to {len(skips) + 1} numbers from 1 on, found {list(widths)}: set the "
-                "channels of the decoder's levels, coarsest first."
+                f"Expected model.widths to be one to {len(skips) + 1} numbers of at least 1, found {list(widths)}: set "
+                "the channels of the decoder's levels, coarsest first."
             )
         self.stride = 2 ** len(found.channels)
         self.levels = nn.ModuleList()
@@ -70,7 +70,7 @@ class EncoderUNet(StagedNetwork):
         self.train(False)
 
     def train(self, mode: bool = True) -> "EncoderUNet":
-        """Stay in evaluation mode: an encoder's dropout would make the loss a random function of the parameters."""
+        """Stay in evaluation mode: dropout in the encoder would make the loss random."""
         return super().train(False)
 
     def stage(self, part: str, hidden: Any) -> Any:
@@ -99,12 +99,12 @@ class EncoderUNet(StagedNetwork):
 
 
 class Level(nn.Module):
-    """One level of the decoder: enlarge, read the skip through its gate, convolve.
+    """One level of the decoder: upsample, concatenate the gated skip connection, convolve.
 
     Args:
-        channels: of the coarser level.
-        skip: of the encoder's features at this level; 0: there are none.
-        width: of the result.
+        channels: channels of the coarser level.
+        skip: channels of the skip connection; 0: none.
+        width: channels of the result.
     """
 
     def __init__(self, channels: int, skip: int, width: int) -> None:

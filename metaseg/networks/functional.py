@@ -1,4 +1,4 @@
-"""A network as a function of its parameters and its norm statistics: the seam between networks and the mathematics."""
+"""A network as a function of its parameters and norm statistics, the interface between networks and mathematics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,38 +24,38 @@ def forward(
     first: str | None = None,
     last: str | None = None,
 ) -> tuple[Any, Statistics]:
-    """Call `network` with `parameters` in place of its own; nothing of the network changes.
+    """Call `network` with `parameters` in place of its own; the network itself is unchanged.
 
     The result is a pure function of the arguments: the same in `train()` and `eval()`, differentiable any number of
-    times in parameters, images and statistics, and fit for `torch.func` transforms. Several threads need a network
-    each, because `functional_call` lends the parameters to the module while it runs.
+    times in parameters, images and statistics, and compatible with `torch.func` transforms. Threads cannot share a
+    network, because `functional_call` swaps the parameters of the module while it runs.
 
     Args:
         network: a network whose norm layers are `EpisodicBatchNorm2d` (see `replace_batch_norm`); its architecture is
-            looked up at the first call, and must not change after it.
-        parameters: name → tensor, as of `dict(network.named_parameters())`; those left out are the network's own.
-        images: (B, C, H, W) in [-1, 1]; with ``first``, what the stage before it returned;
-            of a `ComparingNetwork`, what is to be done with its parts.
-        statistics: mean and biased variance of norm layers; those that are not named use the statistics of `images`,
-            and frozen ones always their own.
-        call: what calls the network: `torch.func.functional_call`, or that compiled.
-        first: of a `StagedNetwork`: the stage to begin with; None: the encoder.
-        last: the stage to end with; None: the head.
+            inspected in the first call and must not change afterwards.
+        parameters: name → tensor, as in `dict(network.named_parameters())`; missing ones are taken from the network.
+        images: (B, C, H, W) in [-1, 1]; with ``first``, the output of the preceding stage; for a `ComparingNetwork`,
+            the function to call with it.
+        statistics: mean and biased variance of norm layers; layers not listed use the statistics of `images`, and
+            frozen ones always their own.
+        call: the function that calls the network, `torch.func.functional_call` or a compiled version of it.
+        first: first stage of a `StagedNetwork`; None: the encoder.
+        last: last stage; None: the head.
 
     Returns:
-        Logits (B, O, H, W), or what the last stage returns; and the statistics that were used: those given, and those
-        of `images`, in the graph. Frozen layers have no part in them.
+        Logits (B, O, H, W), or the output of the last stage; and the statistics that were used, except by frozen
+        layers: those given, and those of `images`, in the graph.
 
     Raises:
-        MetasegError: a parameter of no such name; a layer that keeps a mode of its own (`nn.BatchNorm`), or that draws
-            at random (dropout) while the network is in training mode.
+        MetasegError: an unknown parameter; a layer with a mode of its own (`nn.BatchNorm`), or a random one (dropout)
+            while the network is in training mode.
     """
     known = _layout(network)
     unknown = parameters.keys() - known.parameters
     if unknown:
         raise MetasegError(
             f"Expected parameters of {type(network).__name__}, found {sorted(unknown)[0]!r} ({len(unknown)} unknown): "
-            "pass those of the same architecture."
+            "pass parameters of the same architecture."
         )
     known.require_deterministic()
     with normalising(known.names, statistics) as used:
@@ -74,7 +74,7 @@ def norm_layers(network: nn.Module) -> dict[str, EpisodicBatchNorm2d]:
 
 
 def running_statistics(network: nn.Module) -> Statistics:
-    """Copies of the running mean and variance of every norm layer that is not frozen, for the kind "running"."""
+    """Copies of the running mean and variance of every unfrozen norm layer, for the kind "running"."""
     return {
         name: (layer.running_mean.clone(), layer.running_var.clone())
         for name, layer in norm_layers(network).items()
@@ -86,14 +86,14 @@ def running_statistics(network: nn.Module) -> Statistics:
 def update_running(network: nn.Module, statistics: Statistics, momentum: float | None = 0.1, count: int = 1) -> None:
     """Move the running buffers towards `statistics`: new = (1 - momentum) · old + momentum · given.
 
-    The variance stays the biased one, unlike in `nn.BatchNorm2d`: it is what the layers normalise with in training, and
-    so what stands in for it later should be the same quantity (our decision; the factor is n / (n - 1)).
+    The variance remains biased, unlike in `nn.BatchNorm2d`, because the layers normalise with the biased variance in
+    training (our decision; the two differ by the factor n / (n - 1)).
 
     Args:
-        network: whose buffers are written, in place; those of frozen layers are not.
-        statistics: as `forward` returns them; they are detached here.
+        network: its buffers are updated in place, except in frozen layers.
+        statistics: as returned by `forward`; detached here.
         momentum: share of the new statistics, 0 to 1; None: the mean of all batches so far.
-        count: number of batches that `statistics` are the mean of.
+        count: number of batches averaged in `statistics`.
     """
     for name, layer in norm_layers(network).items():
         if name not in statistics or layer.frozen:
@@ -107,23 +107,22 @@ def update_running(network: nn.Module, statistics: Statistics, momentum: float |
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a forward pass has to know of an architecture: finding it out takes as long as a small network's pass."""
+    """Cached facts about an architecture; finding them takes as long as a small network's forward pass."""
 
     names: dict[EpisodicBatchNorm2d, str]
     parameters: frozenset[str]
     random: tuple[tuple[str, nn.Module], ...]
-    """Layers that draw at random in training mode."""
+    """Layers that are random in training mode."""
 
     def require_deterministic(self) -> None:
         for name, module in self.random:
             if module.training:
                 raise MetasegError(
-                    f"Expected a network that gives the same output twice, found active dropout at {name}: call "
-                    "network.eval()."
+                    f"Expected a deterministic network, found active dropout at {name}: call network.eval()."
                 )
 
 
-# By weak reference: the table must not keep networks alive.
+# Weak references, so that the cache does not keep networks alive.
 _layouts: "WeakKeyDictionary[nn.Module, _Layout]" = WeakKeyDictionary()
 
 
@@ -135,7 +134,7 @@ def _layout(network: nn.Module) -> _Layout:
 
 
 def _look_up(network: nn.Module) -> _Layout:
-    """The layout of a network; refuses layers whose output depends on a mode."""
+    """Inspect a network; refuses layers whose output depends on a mode."""
     names: dict[EpisodicBatchNorm2d, str] = {}
     random = []
     for name, module in network.named_modules():
@@ -143,8 +142,8 @@ def _look_up(network: nn.Module) -> _Layout:
             names[module] = name
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise MetasegError(
-                f"Expected norm layers that take their statistics as an argument, found {type(module).__name__} at "
-                f"{name}: call metaseg.networks.normalisation.replace_batch_norm(network) first."
+                f"Expected norm layers of type EpisodicBatchNorm2d, found {type(module).__name__} at {name}: call "
+                f"metaseg.networks.normalisation.replace_batch_norm(network) first."
             )
         elif getattr(module, "p", 0) and isinstance(module, nn.modules.dropout._DropoutNd):
             random.append((name, module))

@@ -1,9 +1,9 @@
-"""Batch norm whose statistics are an input and an output of the call, not a state of the layer.
+"""Batch norm whose statistics are an input and output of the call, not state of the layer.
 
-`nn.BatchNorm2d` normalises an image by whatever else is in its batch (`train`) or by an average over the past (`eval`).
-In an episode a third choice is wanted: the statistics of the support set at the present parameters, so that a
-prediction does not depend on the other query images and is still differentiable in the parameters. The layer here
-therefore keeps no mode: `normalising` opens a scope in which statistics are given to the layers or recorded from them.
+`nn.BatchNorm2d` normalises an image by its batch (`train`) or by a running average (`eval`). Episodes need a third
+choice: the statistics of the support set at the current parameters, so that a prediction does not depend on the other
+query images and is still differentiable in the parameters. The layer here therefore has no mode: `normalising` opens a
+scope in which statistics are passed to the layers or recorded from them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,32 +22,32 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
 class _Scope:
-    """What the norm layers of one forward pass are given, and what they leave behind."""
+    """The inputs and outputs of the norm layers in one forward pass."""
 
     def __init__(self, names: Mapping[Any, str], given: Statistics | None) -> None:
         self.names = names
         self.given = given or {}
         self.batches: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        """Name of a layer → its input, and the mean and inverse deviation that the kernel found of it."""
+        """Name of a layer → its input, and the mean and inverse deviation computed by the kernel."""
         self.epsilons: list[float] = []
 
 
-# A context variable and not an attribute of the layers: nothing is left behind when a pass raises.
+# A context variable rather than an attribute of the layers, so that nothing is left behind if a pass raises.
 _scope: ContextVar[_Scope | None] = ContextVar("metaseg_normalisation", default=None)
 
 
 @contextmanager
 def normalising(names: Mapping[Any, str], given: Statistics | None = None) -> Iterator[Statistics]:
-    """Within this scope the norm layers use the statistics `given`, and those that are given none those of their batch.
+    """Within this scope, norm layers use the statistics in `given`, or those of their batch if they have none there.
 
     Args:
         names: norm layer → name under which its statistics are given or recorded.
-        given: statistics to normalise with; layers that it does not name use those of their own batch. Frozen layers
-            use their own whatever is given.
+        given: statistics to normalise with; layers not listed use those of their batch. Frozen layers always use their
+            own.
 
     Yields:
-        A dict that is empty within the scope, and after it holds the statistics that were used, those of batches in the
-        graph; without frozen layers.
+        A dict that is filled on exit with the statistics that were used, except by frozen layers; those of batches stay
+        in the graph.
     """
     scope = _Scope(names, given)
     token = _scope.set(scope)
@@ -65,11 +65,11 @@ def normalising(names: Mapping[Any, str], given: Statistics | None = None) -> It
 
 
 class _StatisticsOfKernel(torch.autograd.Function):
-    """Makes the means and variances that the fused kernels have computed anyway differentiable in their inputs.
+    """Makes the means and variances computed by the fused kernels differentiable in the kernels' inputs.
 
-    `torch.native_batch_norm` returns them as constants. Computing them a second time by `torch.var_mean` costs more
-    than the normalisation itself; here the forward pass costs nothing, and the backward pass only runs where they are
-    used. All layers are handled together, as a layer's handful of numbers is not worth a call of its own.
+    `torch.native_batch_norm` returns them as constants. Recomputing them with `torch.var_mean` costs more than the
+    normalisation itself; here the forward pass costs nothing, and the backward pass runs only if they are used. All
+    layers are handled in one call, because each has only a few numbers.
 
     Arguments: one epsilon for each of L layers, then L inputs (B, C, H, W), L means (C,), L inverse deviations (C,).
     Returns: means and variances of all channels of all layers, each of shape (ΣC,).
@@ -87,13 +87,13 @@ class _StatisticsOfKernel(torch.autograd.Function):
         else:
             parts = variance.split([len(deviation) for deviation in deviations])
             variance = torch.cat([part - epsilon for part, epsilon in zip(parts, epsilons, strict=True)])
-        # Rounding can leave a tiny negative value where a channel is constant.
+        # Rounding can give a tiny negative value for a constant channel.
         return torch.cat(means), variance.clamp_min(0.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.layers = len(inputs[0])
-        # The means are saved as an output: a second derivative also runs through them.
+        # The means are saved as an output because second derivatives also pass through them.
         ctx.save_for_backward(*inputs[1 : ctx.layers + 1], output[0])
         ctx.save_for_forward(*inputs[1 : ctx.layers + 1], output[0])
 
@@ -118,7 +118,7 @@ class _StatisticsOfKernel(torch.autograd.Function):
             images, mean.split([image.shape[1] for image in images]), tangents, strict=False
         ):
             shift = tangent.mean((0, 2, 3))
-            # Centring the tangent too makes the mean's own derivative vanish, whatever mode is nested around this one.
+            # Centring the tangent as well makes the mean's derivative vanish, whatever transform is nested around this.
             product = (image - centre[:, None, None]) * (tangent - shift[:, None, None])
             shifts.append(shift)
             slopes.append(2 * product.mean((0, 2, 3)))
@@ -131,21 +131,21 @@ def _values_per_channel(images: Tensor) -> int:
 
 
 class EpisodicBatchNorm2d(nn.Module):
-    """Batch norm of (B, C, H, W) by the statistics of its own batch, or by those that `normalising` gives it.
+    """Batch norm of (B, C, H, W) by the statistics of its batch, or by those passed through `normalising`.
 
-    A layer that is ``frozen`` normalises by its buffers, always: those of the weights that it was loaded with.
+    A ``frozen`` layer always normalises by its buffers, the statistics of its pre-trained weights.
 
-    It behaves the same in `train()` and `eval()`. Parameters and buffers carry the names of `nn.BatchNorm2d`, so that
-    its checkpoints load; the buffers are never written in a forward pass (see `functional.update_running`). Child
-    modules, where it is given any, are applied to the result one after the other.
+    It behaves the same in `train()` and `eval()`. Parameters and buffers have the names of `nn.BatchNorm2d`, so that
+    its checkpoints load; a forward pass never writes the buffers (see `functional.update_running`). Child modules, if
+    any, are applied to the result in sequence.
 
     Args:
         num_features: C.
         eps: added to the variance; 1e-5 as in `nn.BatchNorm2d`.
-        affine: whether there are a weight and a bias.
+        affine: add a weight and a bias.
 
     Raises:
-        MetasegError: one value per channel cannot be normalised by itself (one image at a 1x1 feature map).
+        MetasegError: a batch with one value per channel (one image with a 1x1 feature map) cannot be normalised.
     """
 
     frozen = False
@@ -182,13 +182,13 @@ class EpisodicBatchNorm2d(nn.Module):
         return hidden
 
     def extra_repr(self) -> str:
-        """Shown where the network is printed."""
+        """Arguments shown when the network is printed."""
         return f"{self.num_features}, eps={self.eps}"
 
     def _by_own_batch(self, images: Tensor, scope: _Scope | None) -> Tensor:
         if _values_per_channel(images) < 2:
             raise MetasegError(
-                "Batch norm by the statistics of its own batch needs more than one value per channel, found a batch of "
+                "Batch norm by the statistics of the batch needs more than one value per channel, found a batch of "
                 f"shape {tuple(images.shape)}: use more or larger images."
             )
         normalised, mean, inverse_deviation = torch.native_batch_norm(
@@ -212,20 +212,20 @@ class EpisodicBatchNorm2d(nn.Module):
         shift = -mean * scale
         if self.bias is not None:
             shift = shift + self.bias
-        # `F.batch_norm` is not differentiable in the statistics it is given, but in weight and bias: the statistics go
-        # in through these, and the kernel stays the fused one.
+        # `F.batch_norm` is differentiable in weight and bias but not in its statistics, so the statistics are folded
+        # into weight and bias; this keeps the fused kernel.
         zero, one = torch.zeros_like(scale), torch.ones_like(scale)
         return F.batch_norm(images, zero, one, scale, shift, training=False, eps=0.0)
 
 
 def replace_batch_norm(network: nn.Module) -> nn.Module:
-    """Swap every `nn.BatchNorm2d` in `network` for `EpisodicBatchNorm2d`, in place; parameters and buffers are kept.
+    """Replace every `nn.BatchNorm2d` in `network` by `EpisodicBatchNorm2d`, in place, keeping parameters and buffers.
 
     Returns:
-        The network; where it is itself a batch norm, the layer that replaces it.
+        The network, or its replacement if it is itself a batch norm.
 
     Raises:
-        MetasegError: a subclass of `nn.BatchNorm2d` of which it is not known what else it does.
+        MetasegError: an unknown subclass of `nn.BatchNorm2d`, which might behave differently.
     """
     if isinstance(network, nn.BatchNorm2d):
         return _episodic(network)
@@ -235,10 +235,10 @@ def replace_batch_norm(network: nn.Module) -> nn.Module:
 
 
 def _episodic(layer: nn.BatchNorm2d) -> EpisodicBatchNorm2d:
-    # timm's layer, known by name so that timm need not be imported, is a batch norm followed by its children.
+    # timm's layer is a batch norm followed by its children; compared by name to avoid importing timm.
     if type(layer) is not nn.BatchNorm2d and type(layer).__name__ != "BatchNormAct2d":
         raise MetasegError(
-            f"Expected batch norm of the type nn.BatchNorm2d, found {type(layer).__name__}: use another encoder."
+            f"Expected batch norm layers of type nn.BatchNorm2d, found {type(layer).__name__}: use another encoder."
         )
     replacement = EpisodicBatchNorm2d(layer.num_features, layer.eps, layer.affine)
     if layer.affine:
@@ -252,14 +252,14 @@ def _episodic(layer: nn.BatchNorm2d) -> EpisodicBatchNorm2d:
 
 
 def plain_batch_norm(network: nn.Module, statistics: Statistics) -> nn.Module:
-    """The other way round, for export: every `EpisodicBatchNorm2d` becomes an `nn.BatchNorm2d` in evaluation mode.
+    """Replace every `EpisodicBatchNorm2d` by an `nn.BatchNorm2d` in evaluation mode, for export.
 
     Args:
         network: changed in place.
-        statistics: mean and biased variance of every norm layer that is not frozen, which become its running ones.
+        statistics: mean and biased variance of every unfrozen norm layer, which become its running statistics.
 
     Returns:
-        The network; where it is itself a norm layer, what replaces it.
+        The network, or its replacement if it is itself a norm layer.
     """
 
     def plain(module: nn.Module, name: str) -> nn.Module:

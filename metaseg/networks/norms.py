@@ -1,4 +1,4 @@
-"""Which statistics each batch norm predicts with: `model.norm`, set for the encoder and for the rest."""
+"""The choice of each batch norm's statistics for prediction (`model.norm`), for the encoder and for the rest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from metaseg.networks.stages import part_of
 class Norms:
     """The kind of statistics of each norm layer of a network.
 
-    In the support pass of a task every layer but the frozen ones is normalised by the support images themselves, as
-    they are all there is; the kinds differ in what a prediction, or the query pass, is normalised with.
+    In the support pass of a task, every layer that is not frozen is normalised by the support images themselves. The
+    kinds differ in the statistics of predictions and of the query pass.
 
     Attributes:
-        kinds: name of a norm layer → "support", "batch" or "running"; frozen layers are left out.
+        kinds: name of a norm layer → "support", "batch" or "running", without frozen layers.
     """
 
     kinds: Mapping[str, str]
 
     @classmethod
     def of(cls, network: nn.Module, norm: str | Mapping[str, str]) -> "Norms":
-        """Read `model.norm`, and freeze the layers of the network that are to be frozen.
+        """Read `model.norm`, and freeze or unfreeze the network's norm layers accordingly.
 
         Args:
-            network: its norm layers become frozen or not, in place.
-            norm: a kind for all layers, or one for each of "encoder" and "decoder", with which the head goes: "frozen"
-                (of the layer's own weights, never changed), "support", "batch" or "running".
+            network: its norm layers are frozen or unfrozen in place.
+            norm: a kind for all layers, or one each for "encoder" and "decoder", which includes the head: "frozen"
+                (the statistics of the pre-trained weights, never updated), "support", "batch" or "running".
         """
         chosen = {"encoder": norm, "decoder": norm} if isinstance(norm, str) else norm
         kinds = {}
@@ -41,15 +41,15 @@ class Norms:
         return cls(kinds)
 
     def given(self, of_support: Statistics, running: Statistics) -> Statistics:
-        """What a prediction's layers are given: those of kind "batch" nothing.
+        """The statistics to predict with; layers of kind "batch" have none.
 
         Args:
-            of_support: statistics of the support pass; layers that had no part in it are left out.
-            running: running statistics; only read for layers of that kind.
+            of_support: statistics of the support pass; layers without them are omitted.
+            running: running statistics, used only for layers of that kind.
         """
         sources = {"support": of_support, "running": running, "batch": {}}
         return {name: sources[kind][name] for name, kind in self.kinds.items() if name in sources[kind]}
 
     def any(self, kind: str) -> bool:
-        """Whether a layer is of this kind."""
+        """Whether any layer is of this kind."""
         return kind in self.kinds.values()

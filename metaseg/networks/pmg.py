@@ -1,7 +1,7 @@
-"""A network after the abstract of Xiao et al. 2021 (PMG); see metaseg/learners/pmg.py for what is known of it.
+"""A network based on the abstract of Xiao et al. 2021 (PMG); metaseg/learners/pmg.py states what is known about it.
 
-Every layer is our assumption. The encoder is VGG16 with three poolings (the fourth is left out, and block 5 dilated by
-2 in its place): block 5 gives the prior mask; blocks 3 and 4, at a quarter of the images' size, what is compared.
+Every layer is our assumption. The encoder is VGG16 with three poolings (block 5 is dilated by 2 instead of the fourth).
+Block 5 gives the prior mask; blocks 3 and 4, at a quarter of the images' size, give the features that are compared.
 """
 
 from pathlib import Path
@@ -20,14 +20,14 @@ DILATED = (24, 26, 28)
 
 
 class Features(NamedTuple):
-    """Of B images: what the prior mask is made of (B, 16F, H/8, W/8), and what is compared (B, 4F, H/4, W/4)."""
+    """Features of B images, for the prior mask (B, 16F, H/8, W/8) and for comparison (B, 4F, H/4, W/4)."""
 
     high: Tensor
     middle: Tensor
 
 
 class Summary(NamedTuple):
-    """Of K support images: unit features (K, 16F, h·w) times the masks, and the prototype (4F,) of the foreground."""
+    """Summary of K support images: unit features (K, 16F, h·w) times masks, and the foreground prototype (4F,)."""
 
     masked: Tensor
     prototype: Tensor
@@ -37,8 +37,8 @@ class PMGNetwork(ComparingNetwork):
     """Prior mask, then inference by residual convolutions.
 
     Args:
-        features: F ≥ 1; 32 is VGG16's own width.
-        encoder_weights: of VGG16 (see `load_vgg16`): a file's path or "imagenet"; only at F = 32. None: random.
+        features: F ≥ 1; 32 is the width of VGG16.
+        encoder_weights: weights of VGG16 (see `load_vgg16`), a path or "imagenet", only at F = 32. None: random.
 
     Raises:
         MetasegError: see `VGG16`.
@@ -75,7 +75,7 @@ class PMGNetwork(ComparingNetwork):
         return Features(fifth, self.reduction(torch.cat((third, fourth), dim=1)))
 
     def summarise(self, features: Features, masks: Tensor) -> Summary:
-        """What the support's foreground looks like, place by place and on average."""
+        """The support's foreground, per location and on average."""
         masked = unit(features.high) * at_size_of(features.high, masks)
         return Summary(masked.flatten(2), pooled(features.middle, at_size_of(features.middle, masks)))
 
@@ -88,7 +88,7 @@ class PMGNetwork(ComparingNetwork):
 
 
 class Residual(nn.Module):
-    """relu(x + BN(conv(relu(BN(conv(x)))))), 3x3 convolutions of one width, without bias."""
+    """relu(x + BN(conv(relu(BN(conv(x)))))), with 3x3 convolutions of constant width and no bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -104,24 +104,24 @@ class Residual(nn.Module):
 
 
 def unit(features: Tensor) -> Tensor:
-    """Features (B, C, h, w) of length 1 at each place, or 0 where they are 0."""
+    """Features (B, C, h, w) normalised to length 1 at each location; zeros stay 0."""
     return F.normalize(features, dim=1, eps=1e-6)
 
 
 def prior_mask(masked: Tensor, features: Tensor) -> Tensor:
-    """Where queries resemble the support's foreground: (B, 1, h, w) in [0, 1].
+    """Similarity of queries to the support's foreground, (B, 1, h, w) in [0, 1].
 
-    The cosine similarity of each query place to each support place, times the latter's share of foreground; the maximum
-    over the support image; from 0 to 1 over each query image; the mean over the K support images [PFENet, Tian et al.
-    2020, section 3.2]. It has no parameters, and is zero where a support mask is empty.
+    The cosine similarity of each query location to each support location, times the latter's share of foreground;
+    maximised over the support image; rescaled to 0 to 1 over each query image; averaged over the K support images
+    [PFENet, Tian et al. 2020, section 3.2]. It has no parameters, and is zero for an empty support mask.
 
     Args:
         masked: unit features of the support times its masks, (K, C, h·w).
-        features: of the queries, (B, C, h, w).
+        features: features of the queries, (B, C, h, w).
     """
     queries = unit(features).flatten(2)
     total = queries.new_zeros(())
-    # One support image at a time: all together would be K times the largest tensor of the network.
+    # One support image at a time: all at once would need K times the largest tensor of the network.
     for shot in masked:
         likeness = torch.einsum("bcq,cs->bqs", queries, shot).amax(2)
         least, most = likeness.amin(1, keepdim=True), likeness.amax(1, keepdim=True)

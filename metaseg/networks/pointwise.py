@@ -5,16 +5,16 @@ from torch import Tensor, nn
 
 
 class Pointwise2d(nn.Conv2d):
-    """A 1x1 convolution (B, C, H, W) → (B, O, H, W), computed as the matrix product that it is.
+    """A 1x1 convolution (B, C, H, W) → (B, O, H, W), computed as a matrix product.
 
-    On a CPU the library of convolutions takes much longer for few channels; what the whole network gains is the row
-    "K+2 passes through metaseg's layers" of ``python -m benchmarks outer_step``. Parameters bear the names and shapes
-    of ``nn.Conv2d``.
+    On a CPU the convolution library is much slower for few channels; the row "K+2 passes through metaseg's layers" of
+    ``python -m benchmarks outer_step`` shows the gain for a whole network. Parameters have the names and shapes of
+    ``nn.Conv2d``.
 
     Args:
         in_channels: C.
         out_channels: O.
-        bias: whether there is a bias.
+        bias: add a bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
@@ -23,8 +23,8 @@ class Pointwise2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Mix the channels of every pixel of (B, C, H, W)."""
         weight = self.weight.flatten(1)
-        # One product for each image, and not torch.matmul, which transposes and copies the images first. Its number is
-        # input.shape[0]: len() would fix it where the network is exported.
+        # One product per image: torch.matmul would first transpose and copy the images. input.shape[0] rather than
+        # len(), which would fix the batch size on export.
         if input.is_contiguous():
             product = torch.bmm(weight.expand(input.shape[0], -1, -1), input.flatten(2)).unflatten(2, input.shape[2:])
         else:

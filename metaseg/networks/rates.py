@@ -1,4 +1,4 @@
-"""Multipliers of the step size by part of a network: what moves, and how fast."""
+"""Step-size multipliers by part of a network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from metaseg.networks.stages import PARTS, StagedNetwork, part_of
 
 
 class HeldStages(NamedTuple):
-    """The leading stages that do not move.
+    """The leading frozen stages.
 
     Attributes:
-        last: the last of them.
-        next: the stage that follows it.
-        names: of their parameters.
+        last: the last frozen stage.
+        next: the stage after it.
+        names: names of the frozen stages' parameters.
     """
 
     last: str
@@ -27,11 +27,11 @@ class HeldStages(NamedTuple):
 
 @dataclass(frozen=True)
 class Rates:
-    """A multiplier ≥ 0 for each parameter of a network, chosen by part; 0 freezes.
+    """A multiplier ≥ 0 for each parameter of a network, set by part; 0 freezes.
 
     Attributes:
         by_part: part → multiplier.
-        by_name: name of a parameter → multiplier, in the order of ``named_parameters()``.
+        by_name: parameter name → multiplier, in the order of ``named_parameters()``.
     """
 
     by_part: Mapping[str, float]
@@ -43,8 +43,8 @@ class Rates:
 
         Args:
             network: the network.
-            setting: its name, for errors.
-            chosen: part → multiplier; parts left out have 1. None: 1 for all.
+            setting: name of the setting, for errors.
+            chosen: part → multiplier, 1 for missing parts. None: 1 for all.
 
         Raises:
             MetasegError: if all are 0.
@@ -54,19 +54,19 @@ class Rates:
         by_name = {name: by_part[part_of(network, name)] for name, _ in network.named_parameters()}
         if by_name and not any(by_name.values()):
             raise MetasegError(
-                f"Expected {setting} to leave a part of the network that moves, found 0 for all of them: set one above "
-                "0, or no steps."
+                f"Expected {setting} to be above 0 for at least one part of the network, found 0 for all: set one "
+                "above 0, or take no steps."
             )
         return cls(by_part, by_name)
 
     def vector(self, like: Mapping[str, Tensor]) -> Tensor | None:
-        """The multipliers of these parameters as a vector (N,); None: all are 1."""
+        """The multipliers of these parameters as a vector (N,); None if all are 1."""
         if all(self.by_name[name] == 1 for name in like):
             return None
         return torch.cat([value.new_full((value.numel(),), self.by_name[name]) for name, value in like.items()])
 
     def held(self, network: nn.Module) -> HeldStages | None:
-        """The leading stages that are frozen, where the network can run its stages one by one."""
+        """The leading frozen stages; None if there are none or the network cannot run its stages separately."""
         if not (isinstance(network, StagedNetwork) and network.staged):
             return None
         count = next(i for i, part in enumerate(PARTS) if self.by_part[part])

@@ -1,4 +1,4 @@
-"""From images in [-1, 1] to what a pre-trained encoder was trained on."""
+"""Rescale images in [-1, 1] to the input range of a pre-trained encoder."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ IMAGENET: dict[str, Any] = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
-"""What torchvision's weights were trained on."""
+"""Input range of torchvision's weights."""
 
 
 def rescaling(trained_on: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Order, scale and offset of the channels, (3,) each, that take RGB in [-1, 1] to what an encoder was trained on.
+    """Order, scale and offset of the channels, (3,) each, that map RGB in [-1, 1] to an encoder's input range.
 
     Args:
         trained_on: smp's preprocessing parameters: input_space "RGB" or "BGR", input_range (0, 1) or (0, 255), mean (3)

@@ -1,4 +1,4 @@
-"""What a learner returns when it has met a dataset: something that segments images."""
+"""Segmenters, the result of adapting a learner to a dataset."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ Segmenter = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AdaptedNetwork:
-    """A network with the parameters and norm statistics that adaptation found; a `Segmenter`.
+    """A network with adapted parameters and norm statistics; a `Segmenter`.
 
     Attributes:
         network: the architecture; its own parameters are not used.
         parameters: the adapted parameters.
-        statistics: norm statistics to predict with; norm layers that it does not name, and that are not frozen, take
-            those of each batch (``model.norm=batch``): a prediction then depends on the images it shares a batch with.
+        statistics: norm statistics for prediction; norm layers that are missing here and not frozen use those of each
+            batch (``model.norm=batch``), so a prediction then depends on the other images of its batch.
     """
 
     network: nn.Module
@@ -29,7 +29,7 @@ class AdaptedNetwork:
     statistics: Statistics
 
     def by_batch(self) -> bool:
-        """Whether a prediction depends on the images it shares a batch with."""
+        """Whether a prediction depends on the other images of its batch."""
         layers = norm_layers(self.network).items()
         return any(not layer.frozen and name not in self.statistics for name, layer in layers)
 
@@ -43,11 +43,11 @@ class AdaptedNetwork:
 
 @dataclass(frozen=True)
 class Followed:
-    """How far a descent from θ to φ was followed: θ + α (φ - θ).
+    """The point θ + α (φ - θ) chosen along a descent from θ to φ.
 
     Attributes:
         share: α, in [0, 1].
-        held_out: α → mean Dice of held-out support images there; empty where none were held out.
+        held_out: α → mean Dice of held-out support images at that point; empty if none were held out.
     """
 
     share: float
@@ -56,12 +56,12 @@ class Followed:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Networks, and views of an image, whose probabilities are averaged; a `Segmenter`.
+    """Averages the probabilities of several networks and views of an image; a `Segmenter`.
 
     Attributes:
-        members: one or more; the first was adapted to all support images, each other one to a part of them.
-        flips: whether each member sees an image as it is and in its three mirror images (`VIEWS`).
-        alone: the first at α = 1: what plain fine-tuning would have made.
+        members: one or more networks; the first was adapted to all support images, the others to a part of them.
+        flips: whether each member also sees the three mirror images of an image (`VIEWS`).
+        alone: the first member at α = 1, the result of plain fine-tuning.
         followed: the members' α.
     """
 
@@ -76,13 +76,13 @@ class Ensemble:
 
 
 VIEWS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
-"""Axes along which an image is mirrored: not at all, and in three ways."""
+"""Axes along which an image is mirrored, starting with the identity."""
 
 
 def averaged(networks: Sequence[Callable[[Tensor], Tensor]], images: Tensor, flips: bool) -> Tensor:
-    """The mean of what networks say of images (B, C, H, W), and of their mirror images where ``flips`` is true."""
+    """The mean prediction of networks for images (B, C, H, W), and for their mirror images if ``flips``."""
     views = VIEWS if flips else VIEWS[:1]
-    # A running sum, so that no more than two predictions are held at a time.
+    # A running sum keeps at most two predictions in memory.
     total: Tensor | None = None
     for axes in views:
         for network in networks:

@@ -1,4 +1,4 @@
-"""Networks of segmentation-models-pytorch (smp), made fit for episodes."""
+"""Networks of segmentation-models-pytorch (smp), adapted to episodic training."""
 
 import difflib
 import logging
@@ -19,7 +19,7 @@ from metaseg.networks.stages import PARTS, StagedNetwork
 from metaseg.networks.weights_record import WeightsRecord
 
 SMALLEST = {"PAN": 128}
-"""Height and width, in pixels, below which an architecture's feature maps would be empty."""
+"""Smallest height and width in pixels; below it, an architecture's feature maps would be empty."""
 
 ARCHITECTURES = {model.__name__: model for model in smp.MODEL_ARCHITECTURES_MAPPING.values()}
 
@@ -29,21 +29,20 @@ log = logging.getLogger(__name__)
 class LibraryNetwork(StagedNetwork):
     """A network of smp: images (B, 3, H, W) in [-1, 1] → logits (B, 1, H, W).
 
-    Every batch norm is an `EpisodicBatchNorm2d`. The network stays in evaluation mode whatever `train()` says: dropout
-    and stochastic depth would make the loss a random function of the parameters, and curvature products on it noise.
-    Where an encoder normalises by layer norm (mit_b*) or not at all (vgg16), only the decoder has statistics for
-    `model.norm` to choose. Some networks (efficientnet*, PSPNet) hold parameters that a segmentation does not use and
-    whose gradient `torch.autograd.grad` gives only with `materialize_grads=True`.
+    Every batch norm is an `EpisodicBatchNorm2d`. The network stays in evaluation mode even after `train()`: dropout and
+    stochastic depth would make the loss, and curvature products of it, random. With an encoder that uses layer norm
+    (mit_b*) or no normalisation (vgg16), `model.norm` affects only the decoder. Some networks (efficientnet*, PSPNet)
+    have unused parameters, for which `torch.autograd.grad` needs `materialize_grads=True`.
 
     Args:
         arch: one of `ARCHITECTURES`.
-        encoder: a name of smp's, or "tu-<name>" for one of timm's.
-        encoder_weights: such as "imagenet", which smp downloads; or "package" or the path of a file (see
-            `load_encoder`). The images are then rescaled to what the encoder was trained on. None: random.
+        encoder: an encoder of smp, or "tu-<name>" for one of timm.
+        encoder_weights: a name such as "imagenet", downloaded by smp; or "package" or the path of a file (see
+            `load_encoder`). Images are then rescaled to the encoder's input range. None: random.
 
     Raises:
-        MetasegError: an unknown name; two that do not go together; weights that cannot be had; in the forward pass, a
-            height or width that is too small or that the encoder cannot halve as often as it must.
+        MetasegError: an unknown name; an incompatible pair of names; unavailable weights; in the forward pass, a height
+            or width that is too small or not divisible by the encoder's stride.
     """
 
     modules_of = MappingProxyType({"encoder": ("network.encoder",), "head": ("network.segmentation_head",)})
@@ -68,7 +67,7 @@ class LibraryNetwork(StagedNetwork):
             raise not_built(f"{arch} with encoder {encoder}", encoder_weights, error) from error
         self.weights, channels = pretrained(network.encoder, encoder, encoder_weights)
         register_rescaling(self, channels)
-        # Elsewhere the library's own forward pass is more than its three parts.
+        # Other architectures do more in their forward pass than run these three parts.
         self.staged = type(network).forward is smp.base.SegmentationModel.forward
         self.smallest = SMALLEST.get(arch, 1)
         self.stride: int = network.encoder.output_stride if network.requires_divisible_input_shape else 1
@@ -81,7 +80,7 @@ class LibraryNetwork(StagedNetwork):
 
     def forward(self, hidden: Any, first: str = PARTS[0], last: str = PARTS[-1]) -> Any:
         """(B, 3, H, W) in [-1, 1] → logits (B, 1, H, W); or some of the stages, see `StagedNetwork`."""
-        # Of PyTorch's attention kernels only this one can be differentiated twice.
+        # The only attention kernel of PyTorch that is twice differentiable.
         with sdpa_kernel(SDPBackend.MATH):
             if self.staged:
                 return super().forward(hidden, first, last)
@@ -106,7 +105,7 @@ class LibraryNetwork(StagedNetwork):
 
 
 BUILDING = (KeyError, ValueError, RuntimeError, OSError, NotImplementedError)
-"""What smp raises where it cannot build what it is asked for."""
+"""Exceptions that smp raises when it cannot build a network."""
 
 
 class LibraryEncoder(NamedTuple):
@@ -114,9 +113,9 @@ class LibraryEncoder(NamedTuple):
 
     Attributes:
         encoder: images → feature maps at 1, 1/2, 1/4, ... of their size.
-        channels: of the feature maps from 1/2 on.
-        weights: the pre-trained weights that it has; None: random.
-        rescaling: order, scale and offset that take RGB in [-1, 1] to what it was trained on.
+        channels: channels of the feature maps, starting at 1/2.
+        weights: its pre-trained weights; None: random.
+        rescaling: order, scale and offset that map RGB in [-1, 1] to its input range.
     """
 
     encoder: nn.Module
@@ -126,10 +125,10 @@ class LibraryEncoder(NamedTuple):
 
 
 def library_encoder(encoder: str, encoder_weights: str | Path | None) -> LibraryEncoder:
-    """An encoder with five halvings, without the layers that features do not pass through.
+    """An encoder that halves the resolution five times, without the layers after its last features.
 
     Raises:
-        MetasegError: an unknown name; weights that cannot be had or do not fit.
+        MetasegError: an unknown name; weights that are unavailable or do not fit.
     """
     require_encoder(encoder)
     try:
@@ -144,38 +143,38 @@ def library_encoder(encoder: str, encoder_weights: str | Path | None) -> Library
 
 
 def require_encoder(encoder: str) -> None:
-    """Refuse a name that smp does not know.
+    """Refuse an unknown encoder.
 
     Raises:
-        MetasegError: with names that are alike.
+        MetasegError: smp does not have it; the message suggests similar names.
     """
     known = smp.encoders.get_encoder_names()
     if encoder not in known and not encoder.startswith("tu-"):
         close = difflib.get_close_matches(encoder, known, n=5, cutoff=0.4)
         raise MetasegError(
             f"Expected model.encoder to be one of smp's {len(known)} encoders, found {encoder!r}: did you mean "
-            f"{', '.join(close or known[:5])}? tu-<name> takes any of timm's."
+            f"{', '.join(close or known[:5])}? Use tu-<name> for encoders of timm."
         )
 
 
 def by_library(encoder_weights: str | Path | None) -> str | None:
-    """Weights that smp loads itself; None: it is to leave them random."""
+    """The weights for smp to load; None: random."""
     return None if encoder_weights is None or loads_here(encoder_weights) else str(encoder_weights)
 
 
 def not_built(what: str, encoder_weights: str | Path | None, error: Exception) -> MetasegError:
-    """The error of a network that smp does not build."""
+    """The error for a network that smp cannot build."""
     reason = error.args[0] if error.args else error
     return MetasegError(
-        f"Expected smp to build {what} and weights {encoder_weights}, found that it does not ({reason}): choose "
-        "another model.arch, model.encoder or model.encoder_weights."
+        f"Expected a model that smp can build, but it cannot build {what} with weights {encoder_weights} ({reason}): "
+        "choose another model.arch, model.encoder or model.encoder_weights."
     )
 
 
 def pretrained(
     module: nn.Module, encoder: str, encoder_weights: str | Path | None
 ) -> tuple[WeightsRecord | None, tuple[Tensor, Tensor, Tensor]]:
-    """Load weights into an encoder that smp has built, unless smp has; what they are, and how images are rescaled."""
+    """Load an encoder's weights unless smp has done so; returns their record and the rescaling of images."""
     if encoder_weights is None:
         return None, (torch.arange(3), torch.ones(3), torch.zeros(3))
     of_library = by_library(encoder_weights)
@@ -190,22 +189,22 @@ def pretrained(
 
 
 def register_rescaling(network: nn.Module, channels: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep order, scale and offset as buffers, and so in checkpoints: who loads one need not have the weights."""
+    """Register order, scale and offset as buffers, so that loading a checkpoint does not need the encoder's weights."""
     for name, value in zip(("order", "scale", "offset"), channels, strict=True):
         network.register_buffer(name, value)
 
 
 def rescaled(network: Any, images: Tensor) -> Tensor:
-    """RGB in [-1, 1] (B, 3, H, W) as the network's encoder was trained on it."""
+    """RGB images (B, 3, H, W) in [-1, 1], rescaled to the encoder's input range."""
     ordered: Tensor = images[:, network.order]
     return ordered * network.scale[:, None, None] + network.offset[:, None, None]
 
 
 def require_multiples(label: str, stride: int, height: int, width: int) -> None:
-    """Refuse images that cannot be halved as often as they must.
+    """Refuse images whose sides are not multiples of the stride.
 
     Raises:
-        MetasegError: with the stride.
+        MetasegError: the height or width is not a multiple.
     """
     if height % stride or width % stride:
         raise MetasegError(

@@ -1,7 +1,7 @@
-"""Networks in stages, and the parts that settings speak of: encoder, decoder, head.
+"""Networks in stages: the parts encoder, decoder and head that settings refer to.
 
-Every network of the project has these three parts. A step size or the kind of norm statistics is chosen for each of
-them, and stages that do not move within a task are run once for it.
+Every network of the project has these three parts. Step sizes and norm statistics are set per part, and the output of
+leading stages that are frozen within a task is computed once.
 """
 
 from abc import abstractmethod
@@ -13,32 +13,32 @@ from torch import Tensor, nn
 from metaseg.networks.weights_record import WeightsRecord
 
 PARTS = ("encoder", "decoder", "head")
-"""In the order in which images pass through them."""
+"""Parts of a network in the order of the forward pass."""
 
 
 class StagedNetwork(nn.Module):
-    """A network whose parts run one after the other, so that a pass can end or begin between two of them.
+    """A network whose parts run in sequence, so that a forward pass can start or end between two of them.
 
     Images (B, 3, H, W) in [-1, 1] → encoder → decoder → head → logits (B, 1, H, W).
     """
 
     weights: WeightsRecord | None = None
-    """Pre-trained weights that it began from."""
+    """Pre-trained initial weights."""
     staged = True
-    """Whether passes may end and begin between parts."""
+    """Whether a pass may start or end between parts."""
     modules_of: Mapping[str, tuple[str, ...]]
-    """Part → prefixes of the names of its modules; what is in no other part belongs to the decoder."""
+    """Part → name prefixes of its modules; everything else belongs to the decoder."""
 
     def forward(self, hidden: Any, first: str = PARTS[0], last: str = PARTS[-1]) -> Any:
         """Run the stages from `first` to `last`.
 
         Args:
-            hidden: images, or what the stage before `first` returned.
-            first: a name of `PARTS`.
+            hidden: images, or the output of the stage before `first`.
+            first: a name in `PARTS`.
             last: likewise, not before `first`.
 
         Returns:
-            What `last` returns: logits, or a nest of tensors.
+            The output of `last`: logits, or nested tensors.
         """
         for part in PARTS[PARTS.index(first) : PARTS.index(last) + 1]:
             hidden = self.stage(part, hidden)
@@ -46,13 +46,13 @@ class StagedNetwork(nn.Module):
 
     @abstractmethod
     def stage(self, part: str, hidden: Any) -> Any:
-        """The output of one stage, given that of the stage before it (of the encoder: images)."""
+        """The output of one stage, given that of the preceding stage (for the encoder: images)."""
 
 
 def part_of(network: nn.Module, name: str) -> str:
-    """The part that a parameter or a layer belongs to, by its dotted name.
+    """The part of a parameter or layer, by its dotted name.
 
-    Networks that declare no ``modules_of`` are told by the names of their modules: "encoder", "head", else decoder.
+    Without ``modules_of``, parts are the modules named "encoder" and "head"; the rest is the decoder.
     """
     declared = getattr(network, "modules_of", {"encoder": ("encoder",), "head": ("head",)})
     for part, prefixes in declared.items():
@@ -62,7 +62,7 @@ def part_of(network: nn.Module, name: str) -> str:
 
 
 def by_part(network: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Parameters by part, each part in the order in which they came; all three parts are there, if empty."""
+    """Parameters by part, in their original order; all three parts are present, possibly empty."""
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for name, value in parameters.items():
         parts[part_of(network, name)][name] = value

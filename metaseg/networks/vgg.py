@@ -1,4 +1,4 @@
-"""The convolutions of VGG16 (Simonyan and Zisserman 2015), of any width, and their pre-trained weights by file."""
+"""The convolutional layers of VGG16 (Simonyan and Zisserman 2015) at any width, and loading pre-trained weights."""
 
 import logging
 from collections import OrderedDict
@@ -15,10 +15,10 @@ from metaseg.networks.weights_record import WeightsRecord
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 FULL = 32
-"""`features` at which the network is VGG16 itself."""
+"""`features` of the original VGG16."""
 
 _BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-"""Torchvision's numbers of each block's convolutions; a ReLU follows each, a pooling each block."""
+"""Torchvision's indices of each block's convolutions; each is followed by a ReLU, and each block by a pooling."""
 _WIDTHS = (2, 4, 8, 16, 16)
 """Channels of each block, in units of `features`."""
 
@@ -28,21 +28,21 @@ log = logging.getLogger(__name__)
 class VGG16(nn.Module):
     """The convolutions of VGG16 without batch norm: images (B, 3, H, W) in [-1, 1] → the output of each block.
 
-    Parameters bear torchvision's names (``features.N.weight``). Random weights are torchvision's initialisation
-    (normal, He et al. 2015, fan out; biases 0): PyTorch's own would shrink what passes by a factor of six in variance a
-    layer, and without batch norm nothing would be left of it.
+    Parameters have torchvision's names (``features.N.weight``). Random weights use torchvision's initialisation
+    (normal, He et al. 2015, fan out; biases 0): PyTorch's default would shrink the variance by a factor of six per
+    layer, and without batch norm the signal would vanish.
 
     Args:
-        features: F ≥ 1. Blocks have 2F, 4F, 8F, 16F and 16F channels; 32 is VGG16 itself.
-        blocks: how many blocks there are, 1 to 5.
-        pools: how many of the poolings between blocks halve the resolution; the later ones are left out.
-        dilated: torchvision's numbers of the 3x3 convolutions that are dilated by 2.
+        features: F ≥ 1. Blocks have 2F, 4F, 8F, 16F and 16F channels; 32 is the original VGG16.
+        blocks: number of blocks, 1 to 5.
+        pools: number of poolings between blocks; the later ones are omitted.
+        dilated: torchvision's indices of the 3x3 convolutions with dilation 2.
         weights: pre-trained weights (see `load_vgg16`), only at F = 32; images are then rescaled to ImageNet's mean and
-            deviation. None: random, and images pass as they are.
+            deviation. None: random weights, no rescaling.
 
     Raises:
-        MetasegError: F below 1; weights at another F than 32, or that cannot be had or do not fit; in the forward pass,
-            a height or width that the poolings cannot halve.
+        MetasegError: F below 1; weights at F other than 32, unavailable or not matching; in the forward pass, a height
+            or width that the poolings cannot halve.
     """
 
     scale: Tensor
@@ -86,7 +86,7 @@ class VGG16(nn.Module):
         if weights is not None:
             self.weights = load_vgg16(self, weights)
             _, scale, offset = self.weights.rescaling()
-        # Buffers, and so part of a checkpoint: whoever loads one need not have the encoder's weights.
+        # Buffers are stored in checkpoints, so loading one does not need the encoder's weights.
         self.register_buffer("scale", scale)
         self.register_buffer("offset", offset)
 
@@ -117,11 +117,11 @@ def initialise(module: nn.Module) -> None:
 
 
 def load_vgg16(module: nn.Module, source: str | Path) -> WeightsRecord:
-    """Load VGG16's convolutions into a module whose parameters bear torchvision's names, in place (see `load_encoder`).
+    """Load VGG16's convolutions in place into a module with torchvision's parameter names (see `load_encoder`).
 
     Args:
-        module: with parameters ``features.N.weight`` and ``features.N.bias``, of VGG16's own widths: `VGG16` at 32.
-            Blocks that it does not have are left out.
+        module: with parameters ``features.N.weight`` and ``features.N.bias`` of VGG16's widths, i.e. `VGG16` at 32.
+            Missing blocks are skipped.
         source: path of a file; or "imagenet": torchvision's weights, downloaded once into torch hub's cache (528 MB).
 
     Raises:
@@ -139,6 +139,6 @@ def _download() -> Path:
         return cached_download(URL)
     except (OSError, RuntimeError) as error:
         raise MetasegError(
-            f"Could not download VGG16's weights from {URL} ({error}): fetch the file elsewhere and name its path in "
-            "place of imagenet, or start from random weights with encoder_weights=null."
+            f"Could not download VGG16's weights from {URL} ({error}): fetch the file elsewhere and set its path "
+            "instead of imagenet, or start from random weights with encoder_weights=null."
         ) from error

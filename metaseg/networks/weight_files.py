@@ -1,4 +1,4 @@
-"""Files of weights, read without executing anything in them."""
+"""Safe reading of weight files: no code in them is executed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from metaseg.errors import MetasegError
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 _WRAPPERS = ("state_dict", "model")
-"""Keys under which training programs put the tensors."""
+"""Keys under which training programs store the tensors."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file of weights holds.
+    """The content of a weight file.
 
     Attributes:
         path: the file.
-        sha256: of the file, 64 digits.
-        tensors: by name, in the order of the file.
-        metadata: of a .safetensors file, text by name.
+        sha256: SHA-256 of the file, 64 digits.
+        tensors: tensors by name, in the order of the file.
+        metadata: metadata of a .safetensors file, text by name.
     """
 
     path: Path
@@ -35,38 +35,38 @@ class WeightsFile:
 
     @property
     def ordered(self) -> bool:
-        """Whether tensors stand in the order of their network; .safetensors sorts them by type and name."""
+        """Whether tensors are in the order of their network; .safetensors sorts them by type and name."""
         return self.path.suffix != ".safetensors"
 
 
 def is_file(weights: str | Path | None) -> bool:
-    """Whether this names a file of weights rather than weights that a library knows by name."""
+    """Whether this is the path of a weight file rather than a library's name for weights."""
     return weights is not None and Path(weights).suffix in SUFFIXES
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read a file of tensors by name: .safetensors, or .pt and .pth as torch.save writes them, also under "state_dict".
+    """Read named tensors from .safetensors, or .pt and .pth written by torch.save, also under the key "state_dict".
 
     Raises:
-        MetasegError: another suffix, no such file, or one that holds anything else.
+        MetasegError: an unknown suffix, no such file, or other content.
     """
     if path.suffix not in SUFFIXES:
         raise MetasegError(
-            f"Expected encoder_weights to be a file {', '.join(SUFFIXES)} or weights known by name, found "
-            f"{str(path)!r}: correct encoder_weights."
+            f"Expected encoder_weights to be a {', '.join(SUFFIXES)} file or a known name, found {str(path)!r}: "
+            "correct encoder_weights."
         )
     digest = sha256(path)
     try:
         tensors, metadata = _safetensors(path) if path.suffix == ".safetensors" else (_pickled(path), {})
-    except Exception as error:  # readers raise what a foreign file makes them stumble over
+    except Exception as error:  # readers raise all kinds of errors on other files
         raise MetasegError(
-            f"Expected {path} to hold tensors by name and nothing else, found something that cannot be read "
-            f"({type(error).__name__}): name a file of weights in encoder_weights."
+            f"Expected {path} to contain only named tensors, found something that cannot be read "
+            f"({type(error).__name__}): set encoder_weights to a weight file."
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise MetasegError(
-            f"Expected {path} to hold tensors by name, found {type(tensors).__name__} of other things: name a file "
-            "of weights in encoder_weights."
+            f"Expected {path} to contain only named tensors, found a {type(tensors).__name__} with other content: set "
+            "encoder_weights to a weight file."
         )
     return WeightsFile(path, digest, tensors, metadata)
 
@@ -95,16 +95,16 @@ def sha256(path: Path) -> str:
 
 
 def cached_download(url: str) -> Path:
-    """Download a file once into torch hub's cache; the hash that its name ends in (`-e012d006.pt`) is checked.
+    """Download a file once into torch hub's cache, and check the hash at the end of its name (`-e012d006.pt`).
 
     Raises:
-        OSError, RuntimeError: no connection, no room, or another hash.
+        OSError, RuntimeError: no connection, no disk space, or a different hash.
     """
     name = url.rsplit("/", 1)[1]
     path = Path(hub.get_dir()) / "checkpoints" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Writes to a temporary file, checks the hash, then moves.
+        # Writes to a temporary file, checks the hash, then renames it.
         hub.download_url_to_file(url, str(path), hash_prefix=Path(name).stem.rsplit("-", 1)[1], progress=False)
     return path
 

@@ -1,4 +1,4 @@
-"""What the pre-trained weights of a network are and where they come from; checkpoints, results and reports carry it."""
+"""Records of pre-trained weights and their origin, stored in checkpoints and results and shown in reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KNOWN = {
     "397923af": ("VGG16", "BSD-3-Clause", "ImageNet-1k classification"),  # torchvision's vgg16-397923af.pth
     "e012d006": ("Brain-MRI U-Net", "MIT", "tumour segmentation in LGG brain MRI"),  # torch hub's mateuszbuda
 }
-"""Leading digits of a file's SHA-256, as many as its publisher gives → name, licence, what it was trained on."""
+"""Leading digits of a file's SHA-256, as many as published → name, licence, training data."""
 
 _SHOWN = 3
 _DIGITS = 8
@@ -30,54 +30,54 @@ _DIGITS = 8
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """Pre-trained weights, and what became of each of their tensors (parameters and buffers) when they were loaded.
+    """Pre-trained weights, and which of their tensors (parameters and buffers) were loaded.
 
-    Counters of batch norm (``num_batches_tracked``) are not tensors that are counted or named here.
+    Batch-norm counters (``num_batches_tracked``) are not included.
     """
 
     name: str
     source: str
-    """Package with version, name of a file, or repository; never a path."""
+    """Package with version, file name, or repository; never a path."""
     sha256: str
-    """Of the file, 64 digits; "unknown" where a library read it."""
+    """SHA-256 of the file, 64 digits; "unknown" if a library read it."""
     licence: str
     trained_on: str
-    """In words, such as "ImageNet-1k classification"."""
+    """Description such as "ImageNet-1k classification"."""
     mean: tuple[float, ...]
-    """Of the training images, (3,), RGB in [0, 1]."""
+    """Mean of the training images, (3,), RGB in [0, 1]."""
     std: tuple[float, ...]
     """Standard deviation, as `mean`."""
     loaded: int
-    """How many tensors were loaded."""
+    """Number of tensors loaded."""
     unused: tuple[str, ...] = ()
-    """The file's tensors that the network has no place for, such as a classifier's."""
+    """Tensors of the file that are not in the network, such as a classifier's."""
     missing: tuple[str, ...] = ()
-    """The network's tensors that the file does not have: they stay random."""
+    """Tensors of the network that are not in the file and stay random."""
     matched: str = "name"
-    """How the file's tensors were found: by "name", or by "order and shape"."""
+    """How tensors were matched: by "name", or by "order and shape"."""
 
     def rescaling(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Order, scale and offset of the channels, (3,) each, that take RGB in [-1, 1] to the training images'."""
+        """Order, scale and offset of the channels, (3,) each, that map RGB in [-1, 1] to the training range."""
         return rescaling({"input_space": "RGB", "input_range": [0, 1], "mean": self.mean, "std": self.std})
 
     def sentence(self) -> str:
-        """What was loaded and what was not, in one line."""
+        """A one-line summary of what was loaded."""
         digits = "" if self.sha256 == UNKNOWN else f", SHA-256 {self.sha256[:_DIGITS]}"
         line = f"{self.name} from {self.source} (trained on: {self.trained_on}; licence: {self.licence}{digits}): "
         line += f"{self.loaded} tensors loaded by {self.matched}, "
-        line += f"{shortened(self.missing)} not in it and random" if self.missing else "none missing"
+        line += f"{shortened(self.missing)} missing and left random" if self.missing else "none missing"
         return f"{line}, {shortened(self.unused)} unused" if self.unused else line
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, for JSON and for checkpoints that are read with ``weights_only=True``."""
+        """As plain containers, for JSON and for checkpoints read with ``weights_only=True``."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> WeightsRecord:
-        """The record that `to_dict` wrote; keys of later versions are left out.
+        """Read a record written by `to_dict`; keys of later versions are ignored.
 
         Raises:
-            MetasegError: on anything else.
+            MetasegError: it is not such a record.
         """
         try:
             known: dict[str, Any] = {field.name: found[field.name] for field in fields(cls) if field.name in found}
@@ -85,13 +85,13 @@ class WeightsRecord:
             return cls(**known)
         except (TypeError, AttributeError) as error:
             raise MetasegError(
-                f"Expected weights to be a record of pre-trained weights, found {type(found).__name__} of another "
-                f"form ({error}): the checkpoint is damaged, or of another version of metaseg."
+                f"Expected weights to be a record of pre-trained weights, found an invalid {type(found).__name__} "
+                f"({error}): the checkpoint is damaged, or of another version of metaseg."
             ) from error
 
 
 def described(sha256: str, name: str, metadata: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Name, licence and trained_on of a file: by its hash, else by its own metadata, else its name and "unknown"."""
+    """Name, licence and trained_on of a file: from its hash, else its metadata, else its name and "unknown"."""
     for digits, (known, licence, trained_on) in KNOWN.items():
         if sha256.startswith(digits):
             return {"name": known, "licence": licence, "trained_on": trained_on}
@@ -104,5 +104,5 @@ def described(sha256: str, name: str, metadata: Mapping[str, str] | None = None)
 
 
 def shortened(names: Sequence[str]) -> str:
-    """How many there are, and the first few of them: "5 (a, b, c, …)"."""
+    """The number of names and the first few: "5 (a, b, c, …)"."""
     return f"{len(names)} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"

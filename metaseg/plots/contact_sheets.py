@@ -1,4 +1,4 @@
-"""Images of datasets with their masks outlined, on one sheet: whether masks fit their images is seen at a glance."""
+"""Contact sheets of images with their masks outlined, to check at a glance that masks fit their images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from metaseg.errors import MetasegError
 from metaseg.plots.overlays import overlay
 from metaseg.runs.directory import replacing
 
-_GAP, _LINE, _HEADING = 8, 18, 30  # pixels: between pictures, below one for its name, for a dataset's title
-_INK, _PAPER = (230, 230, 230), (40, 40, 40)  # dark ground, on which the outlines' colours stand out
+_GAP, _LINE, _HEADING = 8, 18, 30  # pixels between images, for an image's name below it, and for a dataset's title
+_INK, _PAPER = (230, 230, 230), (40, 40, 40)  # the outlines' colours stand out on a dark background
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class Section:
 def contact_sheet(sections: Sequence[Section], path: Path, columns: int = 6) -> Path:
     """Draw all images, each with the outline of its mask and its id, in rows of `columns`.
 
-    An image whose mask is empty has a note instead of an outline.
+    An empty mask is noted instead of outlined.
 
     Args:
-        sections: one below the other; images of one section have one size.
-        path: where the picture goes: .png, .jpg or .pdf.
-        columns: pictures beside each other, at least 1.
+        sections: drawn from top to bottom; images within a section have the same size.
+        path: output file, .png, .jpg or .pdf.
+        columns: images per row, at least 1.
 
     Raises:
-        MetasegError: no image; another suffix; the file cannot be written.
+        MetasegError: no image; an unknown suffix; the file cannot be written.
     """
     if not sections or not all(len(section.images) for section in sections):
         raise MetasegError("a contact sheet needs at least one image of each dataset, found none")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf"):
-        raise MetasegError(f"the sheet should be a .png, .jpg or .pdf file, not {path.name}: mend --out")
+        raise MetasegError(f"--out should be a .png, .jpg or .pdf file, not {path.name}: correct it")
     blocks = [_block(section, columns) for section in sections]
     width = max(block.width for block in blocks)
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), _PAPER)
@@ -77,14 +77,14 @@ def _block(section: Section, columns: int) -> Image.Image:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # The font that comes with matplotlib: Pillow's own has no ² as in PH².
+    # matplotlib's font, because Pillow's lacks the ² of PH².
     from matplotlib import font_manager
 
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
 def _fitting(text: str, width: int, size: int, end: str = "") -> str:
-    """The text, with its middle left out where it is too wide; `end` always stays."""
+    """The text followed by `end`; the middle of the text is elided if it is too wide."""
     font, kept = _font(size), len(text)
     shown = text
     while font.getlength(shown + end) > width and kept > 2:

@@ -1,4 +1,4 @@
-"""Curves: loss and Dice over epochs, Dice over adaptation steps. Drawn off screen, without pyplot's global state."""
+"""Curves of loss and Dice over epochs, and of Dice over adaptation steps, drawn without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from metaseg.runs.directory import replacing
 from metaseg.runs.result import Curve
 
 DOTS = 150
-"""Dots an inch."""
-# Okabe and Ito's palette: told apart with every common colour blindness. Its yellow is too pale for lines on white.
+"""Dots per inch."""
+# Okabe and Ito's palette, distinct with every common colour blindness, without its yellow, too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _TRAINING, _VALIDATION = PALETTE[0], PALETTE[1]
 _BASELINE_DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
@@ -39,15 +39,15 @@ _DICE = (
     ("validation/dice_before", "validation, before inner loop", _VALIDATION, "--"),
     ("validation/dice_after", "validation, after inner loop", _VALIDATION, "-"),
 )
-# Systems beyond the palette repeat its colours with hollow markers.
+# Further systems repeat the palette's colours with hollow markers.
 _MARKERS = "osD^vPX<>*hp"
-_INSIDE = 6  # entries of a legend that fit beside a figure; more stand below it
-_BESIDE = 30  # letters of a label that fit beside a figure
+_INSIDE = 6  # legend entries that fit next to a figure; a longer legend goes below it
+_BESIDE = 30  # characters of a label that fit next to a figure
 _ADAPTATION_TICKS = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as a PNG of `DOTS` an inch; a killed process leaves the old picture."""
+    """Write `figure` atomically as a PNG with `DOTS` dots per inch."""
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=DOTS, format="png")
@@ -57,15 +57,15 @@ def learning_curves(metrics: Path, path: Path) -> Path | None:
     """Draw loss and Dice of training and validation over epochs.
 
     Args:
-        metrics: a run's metrics.csv. A training point is the mean over the epoch's logged steps. Columns that are
-            absent (a supervised learner has no inner loop) are left out. Without a column `epoch`, steps are drawn.
-        path: where the PNG goes.
+        metrics: a run's metrics.csv. A training point is the mean over the epoch's logged steps. Missing columns are
+            omitted (a supervised learner has no inner loop). Without a column `epoch`, the axis shows steps.
+        path: output PNG.
 
     Returns:
-        `path`, or None where the file holds nothing to draw.
+        `path`, or None if there is nothing to draw.
 
     Raises:
-        MetasegError: `metrics` is missing or is no table.
+        MetasegError: `metrics` is missing or not a table.
     """
     try:
         table = pd.read_csv(metrics)
@@ -90,11 +90,11 @@ def learning_curves(metrics: Path, path: Path) -> Path | None:
             name = label if adapts else label.partition(",")[0]
             values = means[column].dropna() * (100 if title.startswith("Dice") else 1)
             places = values.index + (1 if axis == "epoch" else 0)
-            marker = "o" if len(values) <= 15 else None  # a curve of one point would be invisible
+            marker = "o" if len(values) <= 15 else None  # a single point needs a marker to be visible
             axes.plot(places, values, style, color=colour, label=name, marker=marker, markersize=4, linewidth=1.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain_axes(axes, axis, title)
-        # Below the panel: inside, it would hide part of a line in one run or another.
+        # Below the panel: inside, it would hide parts of lines in some runs.
         axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     save(figure, path)
     return path
@@ -110,13 +110,13 @@ def adaptation_curve(
     """Draw the mean Dice over adaptation steps with its interval as a band.
 
     Args:
-        series: label → its curve, of at least one point. One of a single point, a system that does not adapt, is drawn
+        series: label → its curve, with at least one point. A single point, from a system that does not adapt, is drawn
             as a dashed line.
-        path: where the PNG goes.
-        baselines: label → Dice in [0, 1], drawn as horizontal lines; None: left out.
-        title: stands above the figure.
-        places: label → place in a list that several figures share, so that a system looks the same in all; default: the
-            order of `series`.
+        path: output PNG.
+        baselines: label → Dice in [0, 1], drawn as horizontal lines; None values are omitted.
+        title: title of the figure.
+        places: label → index in a list shared by several figures, so that a system looks the same in all of them;
+            default: the order of `series`.
     """
     entries = len(series) + sum(value is not None for value in (baselines or {}).values())
     widest = max((len(label) for label in (*series, *(baselines or {}))), default=0)
@@ -140,7 +140,7 @@ def adaptation_curve(
         dashes = _BASELINE_DASHES[index % len(_BASELINE_DASHES)]
         name = label.replace("_", " ")
         axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=name)
-    # log(1 + steps): the first steps change most and step 0, before adaptation, must be on the axis.
+    # log(1 + steps): the first steps matter most, and step 0, before adaptation, must be on the axis.
     axes.set_xscale("function", functions=(np.log1p, np.expm1))
     ticks = [tick for tick in _ADAPTATION_TICKS if tick <= last]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -157,7 +157,7 @@ def adaptation_curve(
 
 
 def _legend_below(figure: Figure, entries: int) -> None:
-    """A legend in two columns, or in one where two are wider than the figure, which grows by its height."""
+    """Add a legend in two columns, or one if two are wider than the figure, and enlarge the figure to fit."""
     for columns in (2, 1):
         looks = {"frameon": False, "fontsize": 8, "handlelength": 3, "columnspacing": 1}
         legend = figure.legend(ncols=columns, loc="outside lower center", **looks)
@@ -169,7 +169,7 @@ def _legend_below(figure: Figure, entries: int) -> None:
 
 
 def look_of(place: int) -> dict[str, Any]:
-    """Colour and marker of the system at a place in a table, told apart at 12 and more."""
+    """Colour and marker of the system at a place in a table, distinct for 12 systems and more."""
     colour = PALETTE[place % len(PALETTE)]
     hollow = place >= len(PALETTE)
     return {
@@ -181,7 +181,7 @@ def look_of(place: int) -> dict[str, Any]:
 
 
 def plain_axes(axes: Axes, horizontal: str, vertical: str) -> None:
-    """Labels, a light grid, and no box."""
+    """Set labels and a light grid, and remove the box."""
     axes.set_xlabel(horizontal)
     axes.set_ylabel(vertical)
     axes.grid(color="0.9", linewidth=0.7)

@@ -1,4 +1,4 @@
-"""Pictures of images with the outlines of truth and prediction drawn into them."""
+"""Images overlaid with the outlines of truth and prediction."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from scipy import ndimage
 from metaseg.errors import MetasegError
 from metaseg.plots.figures import save
 
-# Far from skin and mucosa, and blue against yellow stays apart with every common colour blindness.
+# Unlike skin and mucosa, and blue and yellow are distinct with every common colour blindness.
 TRUTH_COLOUR = (0, 229, 255)
 PREDICTION_COLOUR = (255, 235, 0)
-_SHORTER_SIDE = 256  # pixels of a drawn picture at least: outlines on 64 × 64 would hide what they outline
+_SHORTER_SIDE = 256  # minimum in pixels: on 64 × 64, outlines would hide what they outline
 
 
 class OverlayRow(NamedTuple):
-    """One image of a sheet: image (H, W, 3) uint8, masks (H, W) in {0, 1}; title with its Dice."""
+    """One image of a sheet: image (H, W, 3) uint8, masks (H, W) in {0, 1}, and a title with its Dice."""
 
     image: np.ndarray
     truth: np.ndarray
@@ -33,9 +33,9 @@ class OverlayRow(NamedTuple):
 
 
 def overlay(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray | None) -> np.ndarray:
-    """Draw the outlines of two masks into an enlarged image.
+    """Draw the outlines of two masks on an enlarged image.
 
-    The truth's line is twice as wide and lies below, so that both are seen where they agree. A mask that reaches the
+    The truth is drawn first and twice as wide, so that both are visible where they agree. A mask that reaches the
     image's edge is outlined along the edge.
 
     Args:
@@ -44,10 +44,10 @@ def overlay(image: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray 
         prediction: as truth.
 
     Returns:
-        (sH, sW, 3) uint8, where s is the smallest whole number that brings the shorter side to 256 pixels.
+        (sH, sW, 3) uint8, where s is the smallest integer that makes the shorter side at least 256 pixels.
 
     Raises:
-        MetasegError: a mask of another size than the image.
+        MetasegError: a mask and the image differ in size.
     """
     height, width = image.shape[:2]
     scale = max(1, math.ceil(_SHORTER_SIDE / min(height, width)))
@@ -71,21 +71,21 @@ def _outline(mask: np.ndarray, reach: int) -> np.ndarray:
 
 
 def best_median_worst(dsc: Sequence[float]) -> dict[str, int]:
-    """Indices of the best, the median and the worst image by Dice; NaN counts as worst. Needs at least one value."""
+    """Indices of the best, median and worst image by Dice; NaN counts as worst. Needs at least one value."""
     order = np.argsort(-np.nan_to_num(np.asarray(dsc, float), nan=-1.0), kind="stable")
     return {"best": int(order[0]), "median": int(order[len(order) // 2]), "worst": int(order[-1])}
 
 
 def overlay_sheet(rows: Sequence[OverlayRow], path: Path, title: str = "") -> Path:
-    """Draw one row an image: the image, its outlines before adaptation and after adaptation, with a legend.
+    """Draw one row per image: the image, and its outlines before and after adaptation, with a legend.
 
     Args:
-        rows: the images; the column `before` is left out where no row has one.
-        path: where the PNG goes.
-        title: stands above the sheet.
+        rows: the images; without any `before`, that column is omitted.
+        path: output PNG.
+        title: title of the sheet.
 
     Raises:
-        MetasegError: no rows, or masks of another size than their image.
+        MetasegError: no rows, or a mask and its image differ in size.
     """
     if not rows:
         raise MetasegError("an overlay sheet needs at least one image, found none")
@@ -106,7 +106,7 @@ def overlay_sheet(rows: Sequence[OverlayRow], path: Path, title: str = "") -> Pa
         Line2D([], [], color="#{:02x}{:02x}{:02x}".format(*colour), linewidth=width, label=label)
         for label, colour, width in (("truth", TRUTH_COLOUR, 4), ("prediction", PREDICTION_COLOUR, 2))
     ]
-    # On dark ground, as in the pictures: yellow on white would not be seen.
+    # A dark background, as yellow on white would be invisible.
     figure.legend(
         handles=handles, loc="outside lower center", ncols=2, fontsize=9, facecolor="0.25", labelcolor="white"
     )

@@ -1,1 +1,1 @@
-"""What a run leaves: its directory, settings, provenance; which table it fills a line of."""
+"""Run directories, settings, results and provenance, and the definitions of the paper's tables."""

@@ -1,7 +1,4 @@
-"""The names of the files in a run directory, and writing them so that a killed process damages nothing.
-
-Reports and resumed runs read directories, never memory, so this file is the only place where the names stand.
-"""
+"""The files of a run directory: their names, defined only here, and atomic writes."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "ds
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """One run's directory; properties are paths, nothing is made or read until a method is called."""
+    """One run's directory; properties are paths, and only methods touch the disk."""
 
     path: Path
 
@@ -41,18 +38,18 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """Curves of training and validation, one row a logged step."""
+        """Training and validation metrics, one row per logged step."""
         return self.path / "metrics.csv"
 
     @property
     def per_image(self) -> Path:
-        """Scores of every target image in every draw, compressed or not; columns: `PER_IMAGE_COLUMNS`."""
+        """Scores of every target image in every draw, possibly compressed; columns: `PER_IMAGE_COLUMNS`."""
         packed = self.path / "per_image.csv.gz"
         return packed if packed.is_file() else self.path / "per_image.csv"
 
     @property
     def result(self) -> Path:
-        """The run's result; `metaseg.runs.result` says what it holds."""
+        """The run's result; see `metaseg.runs.result`."""
         return self.path / "result.json"
 
     @property
@@ -62,20 +59,20 @@ class RunDirectory:
 
     @property
     def trained(self) -> Path:
-        """By which rule training ended, once it has: a run killed in its tests is not trained further."""
+        """Marks the end of training and its stopping rule: a run killed during its tests is not trained further."""
         return self.checkpoints / "trained"
 
     @property
     def compute(self) -> Path:
-        """What training has cost, once it has ended."""
+        """The cost of training, once it has ended."""
         return self.path / "compute.json"
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let no other process work in this directory meanwhile; a process that dies lets go.
+        """Lock the directory against other processes; the lock ends with the process.
 
         Raises:
-            MetasegError: another process holds it, or the directory cannot be written to.
+            MetasegError: another process holds the lock, or the directory is not writable.
         """
         with _os_errors_explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -84,7 +81,7 @@ class RunDirectory:
                 lock.acquire(blocking=False)
             except Timeout:
                 raise MetasegError(
-                    f"{self.path} is held by another process: wait for its end, or choose another hydra.run.dir"
+                    f"{self.path} is in use by another process: wait for it to finish, or choose another hydra.run.dir"
                 ) from None
         try:
             yield
@@ -111,11 +108,11 @@ class RunDirectory:
 
     @property
     def wandb_id(self) -> Path:
-        """The run's id at Weights & Biases, kept so that a resumed run continues the same curves."""
+        """The run's Weights & Biases id, kept so that a resumed run continues the same curves."""
         return self.path / "wandb" / "run_id.txt"
 
     def create(self) -> RunDirectory:
-        """Make the directory and its two folders where they are missing."""
+        """Create the directory and its two folders if they are missing."""
         for folder in (self.checkpoints, self.figures):
             with _os_errors_explained(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +128,7 @@ class RunDirectory:
         write_json(self.compute, plain(found))
 
     def read_compute(self) -> Cost | None:
-        """Read compute.json; None where nothing was trained, or by an earlier version."""
+        """Read compute.json; None if nothing was trained, or by an earlier version."""
         if not self.compute.is_file():
             return None
         return checked(Cost, json.loads(self.compute.read_text(encoding="utf-8")), self.compute)
@@ -154,31 +151,31 @@ class RunDirectory:
         rounded = ({key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()} for row in rows)
         write_csv(path, rounded, PER_IMAGE_COLUMNS)
         if compress:
-            plain.unlink(missing_ok=True)  # of an earlier test of this run
+            plain.unlink(missing_ok=True)  # from an earlier test of this run
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to, and put it in the place of `path` when the block succeeds.
+    """Yield a temporary path next to `path`, and move it to `path` if the block succeeds.
 
-    A process that is killed, a full disk or an error in the block leaves the old file as it was. The temporary name
-    keeps the suffix, because writers of pictures choose the format by it.
+    A killed process, a full disk or an error in the block leaves the old file unchanged. The temporary name keeps the
+    suffix, by which image writers choose the format.
 
     Raises:
         MetasegError: the file cannot be written (full disk, no permission).
     """
-    # Not tempfile: its files are readable by their owner alone, which hides results from a group's other members.
+    # Not tempfile, whose files only their owner can read; other members of a group should see results.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         with _os_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            # Without fsync some file systems may put the new name on disk before the new contents.
+            # Without fsync, some file systems may write the new name before the new contents.
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.replace(path)
     finally:
-        with suppress(OSError):  # gone after success; after a failure the first error is the one to tell
+        with suppress(OSError):  # missing after success; after a failure, the first error should be raised
             temporary.unlink()
 
 
@@ -189,18 +186,18 @@ def _os_errors_explained(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise MetasegError(
-            f"{path} could not be written ({reason}); what was there is untouched: free space or choose another folder"
+            f"{path} could not be written ({reason}); existing files are untouched: free space or choose another folder"
         ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all; keys keep their order, NaN and infinities become null.
+    """Write `value` atomically as JSON; keys keep their order, NaN and infinities become null.
 
     numpy and torch scalars and arrays are written as numbers and lists, paths as text.
 
     Raises:
         MetasegError: the file cannot be written.
-        TypeError: `value` holds something that JSON cannot express.
+        TypeError: `value` contains something that JSON cannot express.
     """
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     with replacing(path) as temporary:
@@ -208,11 +205,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write `rows` under a header of `columns`, whole or not at all; None becomes an empty cell; *.gz is compressed.
+    """Write `rows` atomically under a header of `columns`; None becomes an empty cell; *.gz is compressed.
 
     Raises:
         MetasegError: the file cannot be written.
-        ValueError: a row lacks a column or has one too many.
+        ValueError: a row lacks a column or has an extra one.
     """
     wanted = set(columns)
     opened = gzip.open if path.suffix == ".gz" else open

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, hardware, peak memory; and whether torch can use the GPU at all."""
+"""The provenance of a result: versions, commit, hardware, peak memory; and whether torch supports the GPU."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PACKAGES = (
     "wandb",
 )
 
-# What decides a result. Run directories and notes that lie in the repository do not make the code dirty.
+# Files that affect results. Run directories and notes in the repository do not make the code dirty.
 _CODE = ("metaseg", "conf", "requirements", "*.py", "pyproject.toml")
 
 
 def of_run(started: float) -> dict[str, Any]:
-    """What a result tells of its making; `started`: time.monotonic() at the start."""
+    """The provenance of a run for its result; `started`: time.monotonic() at the start."""
     revision, dirty = commit()
     return {
         "wall_seconds": time.monotonic() - started,
@@ -50,7 +50,7 @@ def of_run(started: float) -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Versions of Python and of the installed ones of `packages`, read from their metadata without importing them."""
+    """Versions of Python and of the installed `packages`, read from metadata without importing them."""
     found = {package: _version(package) for package in packages}
     return {"python": platform.python_version()} | {name: value for name, value in found.items() if value is not None}
 
@@ -63,10 +63,10 @@ def _version(package: str) -> str | None:
 
 
 def commit(source: Path = Path(__file__)) -> tuple[str | None, bool | None]:
-    """Git hash of the repository that tracks `source`, and whether the code in it differs from that commit.
+    """Git hash of the repository that tracks `source`, and whether its code differs from that commit.
 
-    (None, None) outside git, without git, before the first commit, and where the package is installed into an
-    environment that merely lies inside some other repository.
+    (None, None) outside a repository, without git, before the first commit, and if the package is installed into an
+    environment that merely lies inside another repository.
     """
     folder = source.resolve().parent
     if _git(folder, "ls-files", "--error-unmatch", source.name) is None:
@@ -79,7 +79,7 @@ def commit(source: Path = Path(__file__)) -> tuple[str | None, bool | None]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    # A hook exports GIT_DIR and friends, which would answer for the hook's repository instead of the code's.
+    # Git hooks export GIT_DIR etc., which would select the hook's repository instead of the code's.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         answer = subprocess.run(
@@ -91,7 +91,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, cores this process may use, and per visible GPU its name, memory (MiB) and compute capability."""
+    """CPU model, cores available to this process, and each visible GPU's name, memory (MiB) and compute capability."""
     import torch
 
     gpus = []
@@ -104,7 +104,7 @@ def hardware() -> dict[str, Any]:
                 "capability": f"{device.major}.{device.minor}",
             }
         )
-    # A scheduler gives a job some of the machine's cores: those are the ones the wall time belongs to.
+    # A scheduler may give a job only some of the machine's cores; the wall time depends on those.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cpu": _cpu_model(), "cores": cores, "gpus": gpus}
 
@@ -118,10 +118,10 @@ def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def peak_memory_mib() -> dict[str, float]:
-    """Peak memory in MiB since the start: `process`, `largest_child` and, where CUDA is in use, `cuda`.
+    """Peak memory in MiB since the start: `process`, `largest_child` and, if CUDA is in use, `cuda`.
 
-    `process` and `largest_child` are resident host memory; the system keeps of all ended children only the largest.
-    `cuda` is the most that torch held in tensors, the sum over the devices.
+    `process` and `largest_child` are resident host memory; of all ended children, the system records only the largest.
+    `cuda` is torch's peak tensor memory, summed over devices.
     """
     peak = {"process": _own_peak_mib(), "largest_child": 0.0}
     if os.name == "posix":
@@ -139,7 +139,7 @@ _RSS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes 
 
 
 def _own_peak_mib(status: Path = Path("/proc/self/status")) -> float:
-    # On Linux ru_maxrss survives exec: a process started by a large one would report its parent's peak as its own.
+    # On Linux ru_maxrss survives exec, so the child of a large process would report its parent's peak.
     if status.exists():
         peak = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
         if peak:
@@ -152,17 +152,17 @@ def _own_peak_mib(status: Path = Path("/proc/self/status")) -> float:
 
 
 def require_kernels(capability: tuple[int, int], arch_list: Sequence[str], name: str = "the GPU") -> None:
-    """Refuse a GPU for which this build of torch holds no kernels.
+    """Refuse a GPU for which this build of torch has no kernels.
 
     Args:
         capability: the device's compute capability, e.g. (7, 0) for a V100.
-        arch_list: the build's architectures as torch.cuda.get_arch_list() gives them. `sm_XY` is machine code: it
-            runs on devices of the same major version with an equal or higher minor one, `sm_XYa` on that very device
-            only, `sm_XYf` as `sm_XY`. `compute_XY` is PTX, which the driver compiles for any newer device.
+        arch_list: the build's architectures, from torch.cuda.get_arch_list(). `sm_XY` is machine code that runs on
+            devices of the same major version and an equal or higher minor one, `sm_XYa` only on that exact version,
+            `sm_XYf` like `sm_XY`. `compute_XY` is PTX, which the driver compiles for any newer device.
         name: the device's name, for the message.
 
     Raises:
-        MetasegError: no entry runs on the device; the sentence names the remedy.
+        MetasegError: no entry runs on the device; the message names the remedy.
     """
     if any(_runs(entry, capability) for entry in arch_list):
         return
@@ -170,13 +170,13 @@ def require_kernels(capability: tuple[int, int], arch_list: Sequence[str], name:
     built = ", ".join(arch_list) or "none"
     oldest = min((found for found in map(_parse, arch_list) if found), default=None)
     if oldest is None or capability < oldest[1]:
-        # Builds for CUDA 13 start at sm_75; torch 2.7.1 is built for CUDA 12.6 and starts at sm_50.
+        # CUDA 13 builds start at sm_75; torch 2.7.1 is built for CUDA 12.6 and starts at sm_50.
         remedy = "make a new environment with `make install TORCH=v100`"
     else:
         remedy = "install a newer torch with `make install`"
     raise MetasegError(
         f"{name} needs torch kernels for sm_{major}{minor}, but this build has {built}: {remedy}, "
-        "or compute on the CPU with trainer=cpu"
+        "or run on the CPU with trainer=cpu"
     )
 
 
@@ -198,7 +198,7 @@ def _runs(entry: str, capability: tuple[int, int]) -> bool:
 
 
 def check_gpu() -> None:
-    """Call `require_kernels` for every GPU that torch sees; nothing to do without one, or on a ROCm build."""
+    """Call `require_kernels` for every visible GPU; a no-op without one or on a ROCm build."""
     import torch
 
     if torch.version.cuda is None or not torch.cuda.is_available():

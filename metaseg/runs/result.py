@@ -1,7 +1,7 @@
-"""What a run leaves in result.json, typed; results of earlier versions are read as those of this one.
+"""The typed content of result.json; results of earlier versions are upgraded on reading.
 
-A number that is missing, NaN or infinite is None, in memory as in the file, where it is null. Dice and IoU are
-fractions in [0, 1]. The order of the fields is that of the file: what a reader looks for first stands first.
+A number that is missing, NaN or infinite is None in memory and null in the file. Dice and IoU are fractions in [0, 1].
+Fields have the same order as in the file, most important first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from metaseg.errors import MetasegError
 
 VERSION: Literal[1] = 1
-"""Of result.json; files without one are of version 0."""
+"""Version of the result.json format; files without one have version 0."""
 
 
 def _finite(value: Any) -> Any:
@@ -29,13 +29,13 @@ Fraction = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator
 
 
 class ResultPart(BaseModel):
-    """A part of a result; keys that this version does not know are left out."""
+    """A part of a result; unknown keys are dropped."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
 
 class Estimate(ResultPart):
-    """A mean over images and draws with its interval; without bounds where there is a single score."""
+    """A mean over images and draws with its interval; no bounds if there is a single score."""
 
     mean: Fraction
     low: Fraction = None
@@ -44,7 +44,7 @@ class Estimate(ResultPart):
 
 
 class Curve(ResultPart):
-    """Dice over adaptation steps; lists of equal length, but for bounds that are not known, which are empty."""
+    """Dice over adaptation steps; lists of equal length, except that unknown bounds are empty."""
 
     steps: list[int] = []
     dsc: list[Fraction] = []
@@ -55,30 +55,30 @@ class Curve(ResultPart):
     def _of_equal_length(self) -> Curve:
         if len(self.dsc) != len(self.steps) or {len(self.low), len(self.high)} - {0, len(self.steps)}:
             lengths = [len(values) for values in (self.steps, self.dsc, self.low, self.high)]
-            raise ValueError(f"steps, dsc, low and high should be of one length, not of {lengths}")
+            raise ValueError(f"steps, dsc, low and high should have the same length, not {lengths}")
         return self
 
 
 class FromScratch(Estimate):
-    """Of training on the support set alone, after adaptation."""
+    """The Dice after training on the support set alone."""
 
     curve: Curve = Curve()
 
 
 class Seconds(ResultPart):
-    """Mean over draws."""
+    """Mean times over draws."""
 
     adapting: Number = None
     image: Number = None
-    """Of segmenting one image after adaptation."""
+    """To segment one image after adaptation."""
 
 
 class Followed(ResultPart):
-    """How far a draw followed its descent from θ: ``alpha`` 1 is to the end."""
+    """How far a draw moved from θ along its descent; ``alpha`` 1 is the end."""
 
     alpha: Fraction
     held_out: dict[str, Fraction]
-    """α → mean Dice of the support images that were held out, by which it was chosen."""
+    """α → mean Dice on held-out support images, by which α was chosen."""
 
 
 class Scores(ResultPart):
@@ -88,13 +88,13 @@ class Scores(ResultPart):
     """After adaptation."""
     dsc_before: Estimate | None = None
     dsc_inner: Estimate | None = None
-    """After the inner problem of training alone, of learners that have one."""
+    """After the inner problem of training alone, for learners that have one."""
     dsc_alone: Estimate | None = None
-    """Of one network at the end of its descent, without what the recipe adds: ensemble, α below 1, mirror images."""
+    """Of a single network at the end of its descent, without the recipe's ensemble, α below 1 and mirror images."""
     followed: list[Followed] = []
-    """By draw, where α is chosen."""
+    """One per draw, if α is chosen."""
     pooled_dsc: Fraction = None
-    """Of the pixels of all images together."""
+    """Over the pixels of all images together."""
     iou: Fraction = None
     iou_before: Fraction = None
     images: int | None = None
@@ -114,7 +114,7 @@ class Gpu(ResultPart):
 
 
 class Hardware(ResultPart):
-    """What it was computed on; `cores` are those that the process might use."""
+    """The hardware of a run; `cores` are those available to the process."""
 
     cpu: str = "–"
     cores: int | None = None
@@ -122,7 +122,7 @@ class Hardware(ResultPart):
 
 
 class Dataset(ResultPart):
-    """What was prepared of a dataset; `key` is a hash of its files and preparation."""
+    """A prepared dataset; `key` is a hash of its files and preparation."""
 
     images: int
     groups: int
@@ -130,7 +130,7 @@ class Dataset(ResultPart):
 
 
 class Cost(ResultPart):
-    """What training cost, as `metaseg.training.compute` counts it; `seconds` without validation."""
+    """The cost of training, as counted by `metaseg.training.compute`; `seconds` excludes validation."""
 
     outer_steps: int
     operations: Number = None
@@ -139,7 +139,7 @@ class Cost(ResultPart):
 
 
 class Weights(ResultPart):
-    """Pre-trained weights; what else `metaseg.networks.weights_record` says of them is kept as it is."""
+    """Pre-trained weights; further fields of `metaseg.networks.weights_record` are kept."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
@@ -151,7 +151,7 @@ class Weights(ResultPart):
 
 
 class Result(ResultPart):
-    """All that result.json holds; `targets` and `scratch` are by the target's name, `data` by the dataset's."""
+    """The content of result.json; `targets` and `scratch` are keyed by target, `data` by dataset."""
 
     version: Literal[1]
     targets: dict[str, Scores] = Field(min_length=1)
@@ -164,8 +164,8 @@ class Result(ResultPart):
     hardware: Hardware = Hardware()
     data: dict[str, Dataset] = {}
     settings: dict[str, Any]
-    """Resolved, as they were written: those of earlier versions lack settings of this one, so that reports cannot read
-    them as `schema.Run`; all have learner.name, shots and seed."""
+    """Resolved settings as written. Earlier versions lack some, so reports cannot read them as `schema.Run`; all have
+    learner.name, shots and seed."""
     compute: Cost | None = None
     strengths: dict[str, Number] | None = Field(None, alias="lambda")
     """Learned proximal strengths: layer or part → λ."""
@@ -174,25 +174,25 @@ class Result(ResultPart):
 
     @property
     def strongest(self) -> list[tuple[str, float]]:
-        """The learned strengths in falling order: what is held most comes first."""
+        """The learned strengths in descending order."""
         known = [(name, value) for name, value in (self.strengths or {}).items() if value is not None]
         return sorted(known, key=lambda pair: -pair[1])
 
 
 class VolumeScores(ResultPart):
-    """Dice of brain-MRI volumes, as `metaseg.training.pretraining.score_volume` defines them: means over patients."""
+    """Dice of brain-MRI volumes, averaged over patients; see `metaseg.training.pretraining.score_volume`."""
 
     dice: float
     dice_unfiltered: float
     dice_slices: Fraction
     patients: dict[str, Fraction]
-    """Dice of each."""
+    """Dice of each patient."""
     epoch: int
-    """Whose weights these are, from 0."""
+    """Epoch of the weights, from 0."""
 
 
 class Slices(ResultPart):
-    """What pre-training learned from."""
+    """The training data of pre-training."""
 
     patients: int
     slices: int
@@ -200,10 +200,10 @@ class Slices(ResultPart):
 
 
 class PretrainingResult(ResultPart):
-    """All that pretrain.py leaves in result.json."""
+    """The content of pretrain.py's result.json."""
 
     weights: str
-    """Name of their file in the run's directory."""
+    """Name of the weights file in the run directory."""
     validation: VolumeScores
     training: Slices
     wall_seconds: Number = None
@@ -233,7 +233,7 @@ Kind = TypeVar("Kind", bound=ResultPart)
 
 
 def plain(part: ResultPart) -> dict[str, Any]:
-    """As plain containers, for JSON: what was given, not what was left to its default."""
+    """As plain containers for JSON, without values left at their default."""
     return part.model_dump(exclude_unset=True, by_alias=True)
 
 
@@ -241,31 +241,31 @@ def read(path: Path) -> Result:
     """Read a result.json.
 
     Raises:
-        MetasegError: it is missing, is no JSON, is of a later version, or a key does not hold what it should.
+        MetasegError: it is missing, not JSON, of a later version, or a key is invalid.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MetasegError(
-            f"expected a finished run with {path}, found none: give the directory of a finished run"
+            f"expected a finished run with {path}, found none: name the directory of a finished run"
         ) from None
     except (OSError, ValueError) as error:
         raise MetasegError(
-            f"{path} should hold a run's result but cannot be read ({error}): run the evaluation again"
+            f"{path} should contain a run's result but cannot be read ({error}): run the evaluation again"
         ) from error
     checked(_Known, found, path)
     version = found.get("version", 0)
     if version not in range(VERSION + 1):
         raise MetasegError(
-            f"{path} should be of version {VERSION} or below, found {version!r}: read it with the metaseg that wrote it"
+            f"{path} should have version {VERSION} or below, found {version!r}: use the metaseg version that wrote it"
         )
     return checked(Result, upgraded(found), path)
 
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
-    """A result of this or an earlier version, as this one writes it."""
+    """Convert a result of this or an earlier version to this version."""
     found = {**found, "version": VERSION}
-    # Version 0 began without a record of pre-trained weights; its settings name a file or a repository's weights.
+    # Early version-0 results have no record of pre-trained weights; take the name from the settings.
     if "weights" not in found:
         network, model = found["settings"]["learner"].get("network"), found["settings"].get("model") or {}
         begun = (model if network is None else network).get("encoder_weights")
@@ -277,10 +277,10 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def checked(kind: type[Kind], found: Any, path: Path) -> Kind:
-    """What was read from `path` as a `kind`.
+    """Validate what was read from `path` as a `kind`.
 
     Raises:
-        MetasegError: a sentence with the first key that does not hold what it should.
+        MetasegError: a sentence on the first invalid key.
     """
     try:
         return kind.model_validate(found)

@@ -1,8 +1,8 @@
-"""Every setting of every command: its type, its range, what it means. Defaults, with their sources, are in conf/.
+"""Every setting of every command: type, range and meaning. Defaults and their sources are in conf/.
 
-From the models here come the typed settings that the program works with, the sentences about values that do not fit,
-and the page of settings: `python -m metaseg.runs.schema` prints it. A key that only one learner has stands in its
-constructor's signature, so a new learner needs no line here.
+These models provide the typed settings used by the program, the messages about invalid values and the settings page,
+which `python -m metaseg.runs.schema` prints. Keys of a single learner are declared by its constructor's signature, so a
+new learner needs no change here.
 """
 
 import difflib
@@ -32,8 +32,8 @@ Initial = Literal["random", "brain_mri"]
 Augmentation = Literal["none", "flips", "standard"]
 Curvature = Literal["hessian", "gauss_newton"]
 Statistics = Literal["frozen", "support", "batch", "running"]
-"""What a batch norm predicts with: its own weights' statistics, never changed; those of the support set; of the
-prediction's own batch (transductive); or running ones, which follow training."""
+"""Batch-norm statistics for prediction: those of the pre-trained weights, never updated (frozen); of the support set;
+of the batch being predicted (transductive); or running averages from training."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=0)]
@@ -51,7 +51,7 @@ def _listed(value: Any) -> Any:
 
 def _distinct(value: list[int]) -> list[int]:
     if len(set(value)) < len(value):
-        raise ValueError("twice the same")
+        raise ValueError("duplicate values")
     return value
 
 
@@ -61,29 +61,29 @@ Devices = Annotated[list[Natural], Field(min_length=1), AfterValidator(_distinct
 
 
 def setting(meaning: str, **limits: Any) -> Any:
-    """A setting without default (that is in conf/), with what it means."""
+    """A setting with its meaning; its default is in conf/."""
     return Field(..., description=meaning, **limits)
 
 
 def optional(meaning: str, default: Any = None) -> Any:
-    """A setting that conf/ may leave out: runs of earlier versions, and learners that have no use for it, do."""
+    """A setting that may be absent: in runs of earlier versions and for learners that do not use it."""
     return Field(default, description=meaning)
 
 
 class Group(BaseModel):
-    """Settings that belong together; no others are allowed beside them."""
+    """A group of settings; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     _plain: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def plain(self) -> dict[str, Any]:
-        """What `checked` was given, unchanged: for config.yaml, checkpoints, results and loggers."""
+        """The settings as given to `checked`, for config.yaml, checkpoints, results and loggers."""
         return self._plain
 
 
 class Open(Group):
-    """The same, with keys of one learner or model beside them."""
+    """A group that also accepts keys of a particular learner or model."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
@@ -96,9 +96,9 @@ class Open(Group):
 class Rates(Group):
     """Multipliers of a step size by part of the network."""
 
-    encoder: NotNegative = optional("of the encoder; 0 freezes it", 1.0)
-    decoder: NotNegative = optional("of the decoder; 0 freezes it", 1.0)
-    head: NotNegative = optional("of the layer that makes the logits; 0 freezes it", 1.0)
+    encoder: NotNegative = optional("multiplier for the encoder; 0 freezes it", 1.0)
+    decoder: NotNegative = optional("multiplier for the decoder; 0 freezes it", 1.0)
+    head: NotNegative = optional("multiplier for the layer that outputs the logits; 0 freezes it", 1.0)
 
 
 class Optimizer(Group):
@@ -106,85 +106,85 @@ class Optimizer(Group):
 
     lr: Positive = setting("learning rate")
     weight_decay: NotNegative = setting("L2 penalty")
-    clip_norm: Positive | None = setting("longest outer gradient; null: any")
-    schedule: Schedule = optional("of the learning rate over the run", "constant")
+    clip_norm: Positive | None = setting("maximum norm of the outer gradient; null: no clipping")
+    schedule: Schedule = optional("learning-rate schedule over the run", "constant")
     rates: Rates | None = optional("multipliers of the learning rate by part")
 
 
 class Bound(Group):
-    """Of the inner step size: a share of what the largest curvature of the inner problem allows."""
+    """Bound on the inner step size, relative to the largest curvature of the inner problem."""
 
-    every: Natural = setting("outer steps from one measurement of the curvature to the next; 0: no bound")
-    share: Positive = setting("of 1 / largest curvature")
+    every: Natural = setting("outer steps between measurements of the curvature; 0: no bound")
+    share: Positive = setting("largest step size, as a multiple of 1 / largest curvature")
 
 
 class Solution(Group):
     """How an inner problem is solved."""
 
-    optimizer: Descent = setting("what takes the steps")
+    optimizer: Descent = setting("optimiser of the steps")
     lr: Positive = setting("step size")
-    steps: Natural = setting("most steps")
-    tolerance: BelowOne = optional("of the gradient's norm over that at theta; 0: all steps", 0.0)
-    bound: Bound | None = optional("of the step size")
+    steps: Natural = setting("maximum number of steps")
+    tolerance: BelowOne = optional("gradient norm relative to that at theta at which to stop; 0: take all steps", 0.0)
+    bound: Bound | None = optional("bound on the step size")
 
 
 class Inner(Solution):
     """The inner loop of training and validation episodes."""
 
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = optional("of the inner steps alone", "float32")
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = optional("precision of the inner steps", "float32")
     compile: bool = optional("torch.compile the inner steps", False)
-    proximal: bool = setting("whether lambda/2 |phi - theta|^2 is part of the inner problem")
+    proximal: bool = setting("include lambda/2 |phi - theta|^2 in the inner problem")
     rates: Rates | None = optional("multipliers of the step size by part")
 
 
 class FineTuning(Group):
-    """The descent on a target's support set."""
+    """Fine-tuning on a target's support set."""
 
-    optimizer: Descent = setting("what takes the steps")
+    optimizer: Descent = setting("optimiser of the steps")
     lr: Positive = setting("step size")
-    steps: Natural = setting("number of steps; 0: nothing is fitted")
-    schedule: Schedule = optional("of the step size: cosine rises over 10 steps, falls to 0", "constant")
+    steps: Natural = setting("number of steps; 0: no fine-tuning")
+    schedule: Schedule = optional("step-size schedule; cosine warms up over 10 steps, then decays to 0", "constant")
     folds: Literal[0] | Annotated[int, Field(ge=2)] = optional(
-        "parts of the support set held out in turn, each a member of an ensemble; 0: none", 0
+        "folds of the support set; each held-out fold adds a network to the ensemble; 0: no ensemble", 0
     )
-    flips: bool = optional("whether predictions are averaged over an image and its mirror images", False)
+    flips: bool = optional("average predictions over an image and its mirror images", False)
     rates: Rates | None = optional("multipliers of the step size by part")
 
 
 class Adapt(FineTuning):
-    """How a learner meets a target."""
+    """How a learner adapts to a target."""
 
     lam: NotNegative | None = setting("strength of a proximal term; null: the learned strengths, or none")
-    by: Literal["recipe", "inner"] = optional("these settings, or the inner problem of training", "recipe")
+    by: Literal["recipe", "inner"] = optional("adapt by these settings, or by the inner problem of training", "recipe")
 
 
 class Network(Open):
-    """A learner's own network; the other keys are its class's arguments."""
+    """A learner's own network; further keys are arguments of its class."""
 
     target_: str = Field(..., alias="_target_", description="class of the network")
 
 
 class Learner(Open):
-    """What all learners have; the keys of one alone are its constructor's arguments."""
+    """Settings shared by all learners; further keys are arguments of the learner's constructor."""
 
     target_: str = Field(..., alias="_target_", description="class of the learner")
-    name: str = setting("what results call it")
-    train_on: Literal["source", "target"] = setting("the pair, or 80 % of the target")
-    train_images: Count | None = optional("most training images over all pools; null: all")
-    unlabelled: BelowOne = optional("share of the target given without masks, never scored", 0.0)
-    network: Network | None = optional("a network of the learner's own, in place of the model's")
-    channels_last: bool = optional("memory layout of images and activations", False)
+    name: str = setting("name of the learner in results")
+    train_on: Literal["source", "target"] = setting("train on the pair, or on 80 % of the target")
+    train_images: Count | None = optional("maximum number of training images over all pools; null: all")
+    unlabelled: BelowOne = optional("share of the target used without masks and never scored", 0.0)
+    network: Network | None = optional("network of the learner, replacing the model")
+    channels_last: bool = optional("channels-last memory layout of images and activations", False)
     adapt: Adapt = setting("fine-tuning on a target")
-    optimizer: Optimizer | None = optional("the outer optimiser, of learners that train")
-    inner: Inner | None = optional("the inner loop, of learners that have one")
+    optimizer: Optimizer | None = optional("outer optimiser, for learners that train")
+    inner: Inner | None = optional("inner loop, for learners that have one")
 
 
 class Pair(Group):
-    """Source datasets, and the paper's target for them."""
+    """Source datasets, and the paper's targets for them."""
 
-    name: str = setting("of the pair")
+    name: str = setting("name of the pair")
     pools: list[str] = setting("source datasets")
-    target: list[str] = setting("the targets the paper has for it")
+    target: list[str] = setting("targets that the paper tests for this pair")
 
 
 def _both(value: Any) -> Any:
@@ -194,116 +194,118 @@ def _both(value: Any) -> Any:
 class Norms(Group):
     """Batch-norm statistics by part."""
 
-    encoder: Statistics = setting("batch-norm statistics of the encoder; model.norm=WORD sets both")
-    decoder: Statistics = setting("of the decoder and the head")
+    encoder: Statistics = setting("batch-norm statistics of the encoder; model.norm=VALUE sets both")
+    decoder: Statistics = setting("batch-norm statistics of the decoder and head")
 
 
 class OuterAndInner(Group):
     """Multipliers of both step sizes."""
 
-    outer: Rates = setting("of the outer step")
-    inner: Rates = setting("of the inner step")
+    outer: Rates = setting("multipliers of the outer step size")
+    inner: Rates = setting("multipliers of the inner step size")
 
 
 class Choices(Group):
-    """Settings of several groups that are chosen together, by a network's recipe or a protocol."""
+    """Settings of several groups that are set jointly by a network's recipe or a protocol."""
 
     size: Side = setting("side of the square images, in pixels")
-    channels_last: bool = setting("memory layout of images and activations")
+    channels_last: bool = setting("channels-last memory layout of images and activations")
     outer_lr: Positive = setting("learning rate of the outer Adam")
     rates: OuterAndInner = setting("multipliers of the step sizes by part")
     inner: Solution = setting("the inner loop")
     lam: NotNegative = setting("strength of the proximal term")
-    cg_steps: Count = setting("most curvature products in a solve")
+    cg_steps: Count = setting("maximum number of curvature products per solve")
     cg_tolerance: NotNegative = setting("relative residual at which a solve stops")
 
 
 class FineTunings(Group):
-    """Recipes of fine-tuning; adapt.recipe chooses one."""
+    """Fine-tuning recipes; adapt.recipe chooses one."""
 
-    default: FineTuning | None = optional("the network as a whole")
-    quick: FineTuning | None = optional("the decoder alone")
+    default: FineTuning | None = optional("fine-tune the whole network")
+    quick: FineTuning | None = optional("fine-tune the decoder only")
 
 
 class ModelRecipe(Choices):
-    """What suits a network: protocol=tuned reads it."""
+    """Settings tuned for a network; used by protocol=tuned."""
 
-    adapt: FineTunings = setting("recipes of fine-tuning")
+    adapt: FineTunings = setting("fine-tuning recipes")
 
 
 class Stopping(Group):
     """When training ends early."""
 
     stop_by: Literal["validation", "training"] = optional(
-        "training ends once the validation loss falls no further, or once the training loss does not change",
+        "stop when the validation loss no longer improves, or when the training loss no longer changes",
         "validation",
     )
-    patience: Count | None = setting("epochs in which that loss has to move by min_delta; null: no early end")
-    min_delta: NotNegative = setting("by how much")
+    patience: Count | None = setting("epochs within which that loss must move by min_delta; null: no early stopping")
+    min_delta: NotNegative = setting("smallest change of the loss that counts")
 
 
 class Protocol(Choices, Stopping):
-    """What the other groups read, so that one word changes all of them; others may stand here for learners to read."""
+    """Values that the other groups refer to, so that one choice changes them all; learners may use further keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    name: str = setting("of the protocol")
-    metric_lr: Positive = setting("learning rate of learners that compare with the support")
+    name: str = setting("name of the protocol")
+    metric_lr: Positive = setting("learning rate of metric-based learners")
     weight_decay: NotNegative = setting("L2 penalty")
-    clip_norm: Positive | None = setting("longest outer gradient; null: any")
-    schedule: Schedule = setting("of the learning rate over the run")
-    start: str = setting("what start=auto is: model, joint, a run's directory or a checkpoint")
-    epochs: Count = setting("most epochs")
+    clip_norm: Positive | None = setting("maximum norm of the outer gradient; null: no clipping")
+    schedule: Schedule = setting("learning-rate schedule over the run")
+    start: str = setting("value of start=auto: model, joint, a run directory or a checkpoint")
+    epochs: Count = setting("maximum number of epochs")
     recolour: Share = setting("share of the training tasks with random colours")
-    query: Count = setting("Q: query images of each pool")
-    task_count: Count = setting("tasks in an epoch")
-    resample: bool = setting("new tasks every epoch, or the first epoch's again")
-    augment: Augmentation = setting("of support and training query images")
+    query: Count = setting("Q: query images per pool")
+    task_count: Count = setting("tasks per epoch")
+    resample: bool = setting("draw new tasks every epoch; false: reuse those of the first epoch")
+    augment: Augmentation = setting("augmentation of support and training query images")
     init: Initial = setting("initial weights")
-    curvature: Curvature = setting("what iMAML solves with")
+    curvature: Curvature = setting("curvature matrix of iMAML's linear system")
     adapt: Adapt = setting("fine-tuning on a target")
 
 
 class Scale(Open):
     """Size of the experiment."""
 
-    name: str = setting("of the size")
-    encoder_weights: Path | None = setting("of learner=pretrained: a file, or imagenet: downloaded; null: random")
+    name: str = setting("name of the scale")
+    encoder_weights: Path | None = setting(
+        "encoder weights of learner=pretrained: a file, or imagenet (downloaded); null: random"
+    )
 
 
 class Experiment(Group):
-    """The paper's tables: settings of the sweeper, none of a run."""
+    """The paper's tables; settings of the sweeper, not of a run."""
 
 
 class Model(Group):
-    """The network: arguments of `metaseg.networks.build.build`, of which each kind of network has some."""
+    """The network; arguments of `metaseg.networks.build.build`, not all of which apply to each kind of network."""
 
     name: Literal["attention_unet", "unet", "pretrained", "smp"] = setting("kind of network")
     init: Initial = setting("initial weights")
     init_path: Path | None = optional("file with brain-MRI weights; null: torch hub's")
     features: Count = optional("width of the first level", 32)
-    arch: str = optional("architecture, as smp names it", "Unet")
-    encoder: str = optional("encoder, as smp names it", "resnet18")
-    encoder_weights: Path | None = optional("of the encoder: package, imagenet or a file; null: random")
-    widths: list[Count] = optional("of the decoder's levels, coarsest first", [])
+    arch: str = optional("smp's name of the architecture", "Unet")
+    encoder: str = optional("smp's name of the encoder", "resnet18")
+    encoder_weights: Path | None = optional("encoder weights: package, imagenet or a file; null: random")
+    widths: list[Count] = optional("widths of the decoder's levels, coarsest first", [])
     norm: Annotated[Norms, BeforeValidator(_both)] = setting("batch-norm statistics by part")
-    recipe: ModelRecipe | None = optional("what protocol=tuned reads")
+    recipe: ModelRecipe | None = optional("settings used by protocol=tuned")
 
 
 class Tasks(Group):
     """Training and validation episodes."""
 
-    mixing: Literal["exclusive", "mixed"] = setting("a task's images come from one pool, or K from each")
+    mixing: Literal["exclusive", "mixed"] = setting("a task's images come from one pool, or K from each pool")
     order: Literal["interleaved", "sequential"] = setting(
-        "an outer step holds a task of each pool, or pools take turns"
+        "each outer step has a task from every pool, or the pools take turns"
     )
-    count: Count = setting("tasks")
-    count_in: Literal["epoch", "pool"] = optional("how many an epoch has in all, or of each pool", "epoch")
-    per_step: Count = setting("tasks of each pool (mixed: tasks) in an outer step")
+    count: Count = setting("number of tasks")
+    count_in: Literal["epoch", "pool"] = optional("whether count is per epoch, or per pool and epoch", "epoch")
+    per_step: Count = setting("tasks per pool (mixed: tasks) in an outer step")
     recolour: Share = setting("share of the training tasks with random colours")
-    resample: bool = setting("new tasks every epoch, or the first epoch's again")
-    query: Count = setting("Q: query images of each pool")
-    validation: Count = setting("validation tasks of each pool (mixed: tasks)")
+    resample: bool = setting("draw new tasks every epoch; false: reuse those of the first epoch")
+    query: Count = setting("Q: query images per pool")
+    validation: Count = setting("validation tasks per pool (mixed: tasks)")
 
     def in_epoch(self, pools: int) -> int:
         """Training tasks of an epoch."""
@@ -311,94 +313,96 @@ class Tasks(Group):
 
 
 class Data(Group):
-    """Images and where they are."""
+    """Images and their location."""
 
-    source: Literal["real", "synthetic"] = setting("files, or painted twins of the datasets")
-    root: Path = setting("folder that holds the datasets")
+    source: Literal["real", "synthetic"] = setting("files, or synthetic twins of the datasets")
+    root: Path = setting("folder of the datasets")
     size: Side = setting("side of the square images, in pixels")
-    validation: Annotated[float, Field(gt=0, lt=1)] = setting("share of each source pool held out")
-    augment: Augmentation = setting("of support and training query images")
-    workers: Natural | Literal["auto"] = setting("processes that prepare episodes ahead")
+    validation: Annotated[float, Field(gt=0, lt=1)] = setting("share of each source pool held out for validation")
+    augment: Augmentation = setting("augmentation of support and training query images")
+    workers: Natural | Literal["auto"] = setting("worker processes that prefetch episodes")
 
 
 class Trainer(Stopping):
-    """Devices, and when training ends."""
+    """Devices and early stopping."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = setting(
-        "auto: a GPU where there is one; gpu: cuda (Nvidia) or mps (Apple); tests run on cuda or the CPU"
+        "auto: a GPU if available; gpu: cuda (Nvidia) or mps (Apple); tests run on cuda or the CPU"
     )
-    devices: Count | Devices | Literal["auto"] = setting("how many, or which: [0, 1]; auto: all there are")
-    strategy: Strategy = setting("auto: ddp where there are several devices; ddp: one process a device")
-    tf32: bool = setting("convolutions and products on a GPU round to TF32")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("of training, as Lightning names it")
-    max_epochs: Count = setting("most epochs")
-    max_passes: Positive | None = optional("most passes of images; the schedule of the step size follows them")
+    devices: Count | Devices | Literal["auto"] = setting("number of devices, or their indices: [0, 1]; auto: all")
+    strategy: Strategy = setting("auto: ddp with several devices; ddp: one process per device")
+    tf32: bool = setting("allow TF32 in convolutions and matrix products on a GPU")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("training precision, as in Lightning")
+    max_epochs: Count = setting("maximum number of epochs")
+    max_passes: Positive | None = optional("maximum number of image passes, which the learning-rate schedule follows")
     save_every: Count = setting("outer steps between writes of last.ckpt")
-    progress: bool = setting("whether progress is shown")
+    progress: bool = setting("show progress")
 
 
 class Logger(Group):
-    """metrics.csv, always, and Weights & Biases."""
+    """Weights & Biases; metrics.csv is always written."""
 
-    wandb: bool = setting("whether Weights & Biases is used")
-    project: str = setting("its project")
-    entity: str | None = setting("its team; null: the account's default")
-    group: str | None = setting("of the run; null: tables and pair")
-    cell: str | None = setting("name shared by runs that differ in their seed alone; null: from the settings")
-    tags: list[str] = setting("further tags")
-    mode: Literal["online", "offline", "disabled"] | None = setting("null: WANDB_MODE, else online with a key")
-    overlay_every: Natural = setting("epochs between pictures of the same validation images; 0: none")
-    overlay_images: Count = setting("such pictures of each pool")
-    artifacts: bool = setting("whether best.ckpt is sent")
+    wandb: bool = setting("log to Weights & Biases")
+    project: str = setting("W&B project")
+    entity: str | None = setting("W&B user or team; null: the account's default")
+    group: str | None = setting("W&B group; null: the paper's tables and the pair")
+    cell: str | None = setting("name shared by runs that differ only in seed; null: derived from the settings")
+    tags: list[str] = setting("additional tags")
+    mode: Literal["online", "offline", "disabled"] | None = setting(
+        "W&B mode; null: WANDB_MODE, else online with an API key, offline without"
+    )
+    overlay_every: Natural = setting("epochs between overlays of the same validation images; 0: none")
+    overlay_images: Count = setting("overlays per pool")
+    artifacts: bool = setting("upload best.ckpt")
 
 
 class ScratchBeside(Group):
-    """Training on the support set alone, beside the learner."""
+    """Comparison with training on the support set alone."""
 
-    compare: bool = setting("whether it is reported too")
+    compare: bool = setting("also report training on the support set alone")
 
 
 class Evaluation(Group):
     """The meta-test."""
 
-    draws: Count = setting("support sets drawn from a target")
-    limit: Count | None = setting("most images scored per draw; null: all")
-    batch: Count = setting("images segmented at once")
-    curve: list[Natural] = setting("adaptation steps at which Dice is taken")
-    curve_limit: Count = setting("images scored at each of them")
-    compress: bool = setting("per_image.csv.gz in place of per_image.csv")
+    draws: Count = setting("support sets drawn per target")
+    limit: Count | None = setting("maximum number of images scored per draw; null: all")
+    batch: Count = setting("batch size for prediction")
+    curve: list[Natural] = setting("adaptation steps at which Dice is measured")
+    curve_limit: Count = setting("images scored at each of these steps")
+    compress: bool = setting("write per_image.csv.gz instead of per_image.csv")
     scratch: ScratchBeside = setting("training on the support set alone")
 
 
 class Recipe(Group):
-    """Which of the model's recipes adapts to a target."""
+    """The model's recipe for adapting to a target."""
 
-    recipe: Literal["default", "quick"] = setting("default, or quick: by the decoder alone")
+    recipe: Literal["default", "quick"] = setting("fine-tuning recipe: default, or quick (decoder only)")
 
 
 class Starts(Group):
-    """The joint training that ``start=joint`` shares."""
+    """The joint training shared by learners with ``start=joint``."""
 
     dir: Path = setting("folder of the shared starts")
     epochs: Count = setting("epochs of joint training")
-    shots: Count = setting("support images of each pool in an episode")
-    query: Count = setting("query images of each pool in an episode")
+    shots: Count = setting("support images per pool in an episode")
+    query: Count = setting("query images per pool in an episode")
     learner: Learner = setting("joint training")
 
 
 class Run(Group):
-    """train.py: one training with its tests."""
+    """train.py: train a learner and test it."""
 
-    shots: Count = setting("K: support images of each pool, and of a target")
+    shots: Count = setting("K: support images per pool, and per target")
     target: Names = setting("datasets to test on")
     loss: Loss = setting("segmentation loss")
-    seed: Natural = setting("of weights, episodes and draws")
-    adapt: Recipe = setting("how a target is adapted to")
-    start: str = setting("auto, model, joint, a run's directory or a checkpoint")
+    seed: Natural = setting("seed of weights, episodes and draws")
+    adapt: Recipe = setting("adaptation to a target")
+    start: str = setting("where training starts: auto, model, joint, a run directory or a checkpoint")
     starts: Starts = setting("the shared start")
-    train: bool = setting("false: test what ckpt_path or the initial weights hold")
-    ckpt_path: Path | None = setting("last: continue; a path: start from that checkpoint")
-    protocol: Protocol = setting("what the other groups read")
+    train: bool = setting("train; false: only test the weights of ckpt_path, or the initial ones")
+    ckpt_path: Path | None = setting("last: resume the run; a path: start from that checkpoint")
+    protocol: Protocol = setting("values that the other groups refer to")
     scale: Scale = setting("size of the experiment")
     experiment: Experiment | None = optional("the paper's tables")
     learner: Learner = setting("the learner")
@@ -406,8 +410,8 @@ class Run(Group):
     model: Model = setting("the network")
     tasks: Tasks = setting("episodes")
     data: Data = setting("images")
-    trainer: Trainer = setting("devices and the end of training")
-    logger: Logger = setting("what is logged where")
+    trainer: Trainer = setting("devices and early stopping")
+    logger: Logger = setting("logging")
     evaluation: Evaluation = setting("the meta-test")
 
 
@@ -415,13 +419,13 @@ class Prepared(Open):
     """How images were prepared."""
 
     size: Side = setting("side of the square images, in pixels")
-    augment: Augmentation = setting("of support and training query images")
+    augment: Augmentation = setting("augmentation of support and training query images")
 
 
 class Trained(Open):
-    """What adapting reads of the settings of a run, which another version may have written."""
+    """The settings of a run, possibly of another version, that adapting needs."""
 
-    seed: Natural = setting("of weights, episodes and draws")
+    seed: Natural = setting("seed of weights, episodes and draws")
     loss: Loss = setting("segmentation loss")
     learner: Learner = setting("the learner")
     model: Model = setting("the network")
@@ -429,24 +433,24 @@ class Trained(Open):
 
 
 class SliceAugmentation(Group):
-    """Of training slices."""
+    """Augmentation of training slices."""
 
-    scale: Annotated[float, Field(ge=0, le=0.9)] = setting("up or down by at most so much")
-    rotation: Annotated[float, Field(ge=0, le=180)] = setting("degrees, either way")
-    flip: Share = setting("probability, from left to right")
+    scale: Annotated[float, Field(ge=0, le=0.9)] = setting("maximum change of scale, up or down")
+    rotation: Annotated[float, Field(ge=0, le=180)] = setting("maximum rotation in degrees, either way")
+    flip: Share = setting("probability of a horizontal flip")
 
 
 class Slices(Group):
     """Brain-MRI slices."""
 
-    source: Literal["real", "synthetic"] = setting("files, or a painted twin")
-    root: Path = setting("folder that holds lgg_brain_mri or kaggle_3m")
+    source: Literal["real", "synthetic"] = setting("files, or a synthetic twin")
+    root: Path = setting("folder with lgg_brain_mri or kaggle_3m")
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = setting("side of the slices, in pixels")
-    validation: Count | Literal["auto"] = setting("patients held out")
-    augment: SliceAugmentation = setting("of training slices")
-    workers: Natural | Literal["auto"] = setting("processes that prepare batches ahead")
-    batch: Count = setting("slices in a batch")
-    steps: Count | None = setting("batches in an epoch; null: all slices once")
+    validation: Count | Literal["auto"] = setting("patients held out for validation")
+    augment: SliceAugmentation = setting("augmentation of training slices")
+    workers: Natural | Literal["auto"] = setting("worker processes that prefetch batches")
+    batch: Count = setting("slices per batch")
+    steps: Count | None = setting("batches per epoch; null: as many as the training slices fill")
 
 
 class Width(Group):
@@ -456,80 +460,78 @@ class Width(Group):
 
 
 class Adam(Group):
-    """Of pre-training."""
+    """The optimiser of pre-training."""
 
     lr: Positive = setting("learning rate")
 
 
 class OneDevice(Trainer):
-    """A trainer without tasks to divide."""
+    """A trainer on a single device, since pre-training has no tasks to divide."""
 
-    devices: Literal[1] | Annotated[Devices, Field(max_length=1)] = setting("1, or which one: [0]")
+    devices: Literal[1] | Annotated[Devices, Field(max_length=1)] = setting("1, or the index of the device: [0]")
 
 
 class PretrainingProtocol(Stopping):
-    """What the groups data and trainer read."""
+    """Values that the groups data and trainer refer to."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    name: str = setting("of the protocol")
+    name: str = setting("name of the protocol")
     size: Side = setting("side of the slices, in pixels")
-    epochs: Count = setting("most epochs")
+    epochs: Count = setting("maximum number of epochs")
 
 
 class Pretraining(Group):
-    """pretrain.py: a U-Net on brain MRI."""
+    """pretrain.py: pre-train a U-Net on brain MRI."""
 
-    seed: Natural = setting("of initial weights, split and batches")
-    ckpt_path: Path | None = setting("last: continue; a path: start from that checkpoint")
+    seed: Natural = setting("seed of initial weights, split and batches")
+    ckpt_path: Path | None = setting("last: resume the run; a path: start from that checkpoint")
     model: Width = setting("the U-Net")
     data: Slices = setting("brain-MRI slices")
     optimizer: Adam = setting("Adam")
-    trainer: OneDevice = setting("devices and the end of training")
-    logger: Logger = setting("what is logged where")
-    protocol: PretrainingProtocol = setting("what the other groups read")
+    trainer: OneDevice = setting("devices and early stopping")
+    logger: Logger = setting("logging")
+    protocol: PretrainingProtocol = setting("values that the other groups refer to")
 
 
 class Adaptation(Group):
-    """adapt.py: segment images of a new kind from a few annotated ones."""
+    """adapt.py: segment new images from a few annotated ones."""
 
     checkpoint: Path = setting("a run directory of train.py, or its best.ckpt")
     support: Path = setting(
         "annotated images: DIR/images and DIR/masks with equal stems, or DIR/a.jpg with DIR/a_mask.png"
     )
     images: Path | None = setting("images to segment (JPEG, PNG, TIFF, DICOM, ...); null: only estimate the Dice")
-    out: Path = setting("where results go: masks/NAME.png, overlays/NAME.png, results.csv")
-    truth: Path | None = setting("true masks by the images' stems: Dice and IoU in results.csv")
-    overwrite: bool = setting("replace what an earlier call left in out")
+    out: Path = setting("output folder: masks/NAME.png, overlays/NAME.png, results.csv")
+    truth: Path | None = setting("true masks with the images' stems; adds Dice and IoU to results.csv")
+    overwrite: bool = setting("replace the results of an earlier call in out")
     recipe: Literal["default", "quick"] | None = setting(
-        "default, or quick: in seconds, by the decoder alone; null: as the run did"
+        "default, or quick: decoder only, takes seconds; null: the run's recipe"
     )
-    steps: Natural | None = setting("adaptation steps; null: as the run's recipe")
-    lr: Positive | None = setting("step size; null: as the run's recipe")
-    seed: Natural = setting("of the random augmentation")
-    estimate: bool = setting("hold annotated images out, to say what Dice to expect")
-    folds: Annotated[int, Field(ge=2)] | None = setting(
-        "parts for the estimate: 5 is faster than null, as many as images"
-    )
+    steps: Natural | None = setting("adaptation steps; null: as in the run's recipe")
+    lr: Positive | None = setting("step size; null: as in the run's recipe")
+    seed: Natural = setting("seed of the random augmentation")
+    estimate: bool = setting("cross-validate on the annotated images to estimate the Dice")
+    folds: Annotated[int, Field(ge=2)] | None = setting("folds of the estimate; null: one per image; 5 is faster")
     probabilities: bool = setting("write probabilities/NAME.png, 16 bits")
-    overlays: bool = setting("write pictures with outlines")
-    export: list[Literal["onnx", "torch"]] = setting("the adapted segmenter as a file")
-    device: Literal["auto", "cpu", "cuda"] = setting("where to compute")
-    batch: Count = setting("images segmented at once")
+    overlays: bool = setting("write images with outlined masks")
+    export: list[Literal["onnx", "torch"]] = setting("formats in which to export the adapted segmenter")
+    device: Literal["auto", "cpu", "cuda"] = setting("device to run on")
+    batch: Count = setting("batch size for prediction")
 
 
 class Page(Group):
-    """app.py: the web page."""
+    """app.py: the web app."""
 
     checkpoint: Path = setting("a run directory of train.py, or its best.ckpt")
-    port: Annotated[int, Field(ge=0, le=65535)] = setting("of http://127.0.0.1; 0: any that is free")
-    browser: bool = setting("open the page")
-    max_images: Annotated[int, Field(ge=1, le=10_000)] = setting("images of one user")
-    max_mb: Positive = setting("megabytes of a file")
-    max_megapixels: Positive = setting("megapixels of an image")
-    steps: Annotated[int, Field(ge=1, le=10_000)] | None = setting("adaptation steps; null: as the run's recipe")
-    lr: Positive | None = setting("step size; null: as the run's recipe")
-    device: Literal["auto", "cpu", "cuda"] = setting("where to compute")
+    port: Annotated[int, Field(ge=0, le=65535)] = setting("port on http://127.0.0.1; 0: any free port")
+    browser: bool = setting("open the page in a browser")
+    max_images: Annotated[int, Field(ge=1, le=10_000)] = setting("maximum number of images per user")
+    max_mb: Positive = setting("maximum size of a file in megabytes")
+    max_megapixels: Positive = setting("maximum size of an image in megapixels")
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = setting("adaptation steps; null: as in the run's recipe")
+    lr: Positive | None = setting("step size; null: as in the run's recipe")
+    device: Literal["auto", "cpu", "cuda"] = setting("device to run on")
 
 
 CONFIGURATIONS: dict[str, type[Group]] = {"config": Run, "adapt": Adaptation, "app": Page, "pretrain": Pretraining}
@@ -539,14 +541,14 @@ Settings = TypeVar("Settings", bound=Group)
 
 
 def checked(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
-    """The settings as typed, immutable values.
+    """Validate settings and return them as typed, immutable values.
 
     Args:
         kind: `Run`, `Adaptation`, `Page`, `Pretraining`, or one of their groups.
-        settings: resolved, as plain containers.
+        settings: resolved settings as plain containers.
 
     Raises:
-        MetasegError: a sentence for each value that does not fit.
+        MetasegError: one sentence per invalid value.
     """
     try:
         valid = kind.model_validate(settings)
@@ -562,21 +564,21 @@ def checked(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
 
 
 def fitted(annotation: Any, key: str, value: Any) -> Any:
-    """One value as a type has it, checked as `checked` does; `key`: its name, for the sentence.
+    """Validate a single value, as `checked` does; `key`: its name, for the message.
 
     Raises:
-        MetasegError: a sentence for what does not fit.
+        MetasegError: the value is invalid.
     """
     one = create_model("One", __base__=Group, value=(annotation, Field(alias=key)))
     return checked(one, {key: value}).value  # type: ignore[attr-defined]
 
 
 def read(kind: type[Settings], config: DictConfig) -> Settings:
-    """The settings of a composed configuration, as `checked`.
+    """Validate a composed configuration, as `checked`.
 
     Raises:
-        MetasegError: a sentence for each value that does not fit.
-        omegaconf.errors.MissingMandatoryValue: a setting without default was not given.
+        MetasegError: one sentence per invalid value.
+        omegaconf.errors.MissingMandatoryValue: a required setting is missing.
     """
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return checked(kind, cast(dict[str, Any], plain))
@@ -586,19 +588,19 @@ def _sentence(kind: type[BaseModel], path: list[str], found: str, what: str) -> 
     key, field = ".".join(path), _field(kind, path)
     if field is None or what == "extra_forbidden":
         near = nearest(key, (one.key for one in documented(kind)))
-        return f"{key} is no setting of this version, found {found}: {near or 'leave it out.'}"
+        return f"{key} is not a setting of this version, found {found}: {near or 'remove it.'}"
     meaning = f" ({field.description})" if field.description else ""
     return f"{key} must be {expected(field)}, found {found}{meaning}."
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """A question after the known key that was meant, or nothing."""
+    """`did you mean KEY?` with the closest known key, or an empty string."""
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.8)
     return f"did you mean {near[0]}?" if near else ""
 
 
 def _path(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """The keys of a place that pydantic names; it also names members of unions and positions in lists."""
+    """The keys in a pydantic location, without its union members and list positions."""
     found: list[str] = []
     for part in place:
         known = _model(kind, found)
@@ -627,7 +629,7 @@ def _own(kind: type[BaseModel], key: str) -> FieldInfo | None:
 
 
 def _group(annotation: Any) -> type[BaseModel] | None:
-    """The model that an annotation is, or may be besides None."""
+    """The model in an annotation, possibly optional."""
     for one in (annotation, *get_args(annotation)):
         if isinstance(one, type) and issubclass(one, BaseModel):
             return one
@@ -635,12 +637,12 @@ def _group(annotation: Any) -> type[BaseModel] | None:
 
 
 def expected(field: FieldInfo) -> str:
-    """What values a setting takes, in words."""
+    """The allowed values of a setting, in words."""
     return in_words(field.annotation, tuple(field.metadata))
 
 
 def in_words(annotation: Any, limits: tuple[Any, ...] = ()) -> str:
-    """The values of a type, within limits, in words."""
+    """The values of a type within limits, in words."""
     origin, members = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return in_words(members[0], tuple(_limits((*members[1:], *limits))))
@@ -675,11 +677,11 @@ def _range(limits: tuple[Any, ...]) -> str:
     high = next((f" to {one.le}" for one in limits if isinstance(one, annotated_types.Le)), "")
     high = next((f" and below {one.lt}" for one in limits if isinstance(one, annotated_types.Lt)), high)
     multiple = next((f", a multiple of {one.multiple_of}" for one in limits if hasattr(one, "multiple_of")), "")
-    return low + (high or (" on" if low.startswith(" from") else "")) + multiple
+    return low + (high or (" upwards" if low.startswith(" from") else "")) + multiple
 
 
 class Documented(BaseModel):
-    """A setting as the page of settings shows it."""
+    """A setting as shown on the settings page."""
 
     key: str
     values: str
@@ -687,7 +689,7 @@ class Documented(BaseModel):
 
 
 def documented(kind: type[BaseModel], prefix: str = "") -> Iterator[Documented]:
-    """Every setting of a command, in order, groups resolved into their settings."""
+    """Every setting of a command, in order, with groups expanded."""
     for name, field in kind.model_fields.items():
         key = f"{prefix}{field.alias or name}"
         group = _group(field.annotation)

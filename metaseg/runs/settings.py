@@ -1,4 +1,4 @@
-"""Resolved settings as paths, `trainer.max_epochs` → value, and which of them cannot change what a run finds."""
+"""Resolved settings as paths, `trainer.max_epochs` → value, and the settings that cannot affect a result."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,11 +16,11 @@ WITHOUT_EFFECT = (
     "trainer.progress",
     "trainer.save_every",
 )
-"""Settings, and groups of them, that say where and how a run is carried out."""
+"""Settings and groups that only determine where and how a run is executed."""
 
 
 def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level: `trainer.max_epochs` → value; lists stay values."""
+    """Flatten nested settings: `trainer.max_epochs` → value; lists are values."""
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     return {
@@ -31,19 +31,19 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def within(path: str, groups: Iterable[str]) -> bool:
-    """Whether a path is one of `groups`, or lies in one of them."""
+    """Whether a path is one of `groups` or inside one of them."""
     return any(path == group or path.startswith(f"{group}.") for group in groups)
 
 
 _HEAD_ALONE = r"^(decoder1|conv)\."
-"""What `learner.adapts` was for ANIL, before parts had step sizes of their own."""
+"""ANIL's value of `learner.adapts`, the predecessor of step sizes by part."""
 
 
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run of an earlier version as this one reads them.
+    """Convert the settings of an earlier version's run to this version.
 
     Raises:
-        MetasegError: where they say what this version cannot do.
+        MetasegError: they ask for something this version cannot do.
     """
     found = dict(settings)
     learner = found["learner"] = dict(found["learner"])
@@ -53,8 +53,8 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
         return found
     if adapts != _HEAD_ALONE:
         raise MetasegError(
-            f"Expected a run whose parts adapt by learner.adapt.rates, found one of an earlier version with "
-            f"learner.adapts={adapts!r}, which no choice of encoder, decoder and head equals: train it again."
+            f"Expected a run with learner.adapt.rates, found one of an earlier version with learner.adapts={adapts!r}, "
+            f"which does not correspond to encoder, decoder and head: train it again."
         )
     for loop in ("inner", "adapt"):
         learner[loop] = {**learner[loop], "rates": {"encoder": 0, "decoder": 0, "head": 1}}

@@ -1,4 +1,4 @@
-"""The table that a run ends with."""
+"""The summary table printed at the end of a run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TRIVIAL_NAMES = {
 
 
 def print_summary(result: Result, run: RunDirectory, console: Console | None = None) -> None:
-    """Print a table a target, and the paths of checkpoint, scores and pictures that exist.
+    """Print one table per target, and the paths of the existing checkpoint, scores and figures.
 
     Args:
-        result: the run's; absent values are left out.
+        result: the run's result; absent values are omitted.
         run: the run's directory.
-        console: where to print; default: standard output, without colour codes where that is no terminal.
+        console: where to print; default: standard output, without colour codes if it is not a terminal.
     """
     console = console or Console(highlight=False)
     for target, scores in result.targets.items():
@@ -40,19 +40,19 @@ def print_summary(result: Result, run: RunDirectory, console: Console | None = N
     paths += [("curves", run.adaptation_curve(target)) for target in result.targets]
     for label, path in paths:
         if path is not None and path.exists():
-            # A wrapped path cannot be copied; one that holds [brackets] is no markup.
+            # Wrapped paths are hard to copy, and [brackets] in them are not markup.
             console.print(f"{label:<12}{path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def checkpoint_of(run: RunDirectory) -> Path | None:
-    """The checkpoint to go on from: the newest that is not `last`, else `last`, else None."""
+    """The checkpoint to use: the newest other than `last`, else `last`, else None."""
     found = sorted(run.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     best = [path for path in found if not path.stem.startswith("last")]
     return (best or found)[-1] if found else None
 
 
 def _strengths(learned: Iterable[tuple[str, float]]) -> Table:
-    table = Table(title="held to theta", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title="proximal strengths", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("", min_width=37)
     table.add_column("lambda", justify="right", min_width=8)
     for name, value in learned:
@@ -69,7 +69,7 @@ def _table(target: str, scores: Scores, scratch: Estimate | None) -> Table:
     table = Table(
         title=f"{target}: {counts}" if counts else target, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
     )
-    # Fixed widths: the tables of several targets align.
+    # Fixed widths align the tables of several targets.
     table.add_column("", min_width=37)
     table.add_column("Dice, %", justify="right", min_width=8)
     table.add_column(f"{100 * scores.dsc.level:.0f} % interval", justify="right", min_width=14)
@@ -91,7 +91,7 @@ def _table(target: str, scores: Scores, scratch: Estimate | None) -> Table:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction in per cent; – where it is missing or NaN."""
+    """A fraction in per cent; – if missing or NaN."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 

@@ -1,25 +1,25 @@
-"""The paper's tables as data: which runs fill which cell, by their settings.
+"""The paper's tables as data, and the matching of runs to their cells by settings.
 
-A table is conf/experiment/tableN.yaml. Its key `table` holds
+A table is defined in conf/experiment/tableN.yaml. Its key `table` has
     number, title   as in the paper
     fixed           overrides of all its runs
     columns         targets shown, in this order
     paper_rows      the paper's systems, in its order
-    further_rows    systems beyond the paper's; those of _systems.yaml where `defaults` names it
-and a row
-    label           in tables
-    overrides       what makes the system; they take precedence over `fixed`. A row that names its own `target` fills
+    further_rows    additional systems; those of _systems.yaml if listed in `defaults`
+and a row has
+    label           name in tables
+    overrides       overrides that define the system; they take precedence over `fixed`. A row with a `target` fills
                     only these columns
-    shots           a line of the table for each
-    paper           optional: target → the published Dice in % for each of `shots`, null where there is none
+    shots           shot counts, one line of the table each
+    paper           optional: target → the published Dice in % for each of `shots`, null if there is none
     quoted          optional: the published figures are quotations or of unknown splits
-    trains          optional: false where nothing is learnt from the pair
+    trains          optional: false if nothing is learnt from the pair
 
-The same definition serves both ways: metaseg.sweeps makes the runs that a table needs, `fill` finds those that are
-there. A run is judged by its resolved settings alone, never by the name of its directory.
+Both directions use this definition: metaseg.sweeps creates the runs that a table needs, and `fill` finds existing ones.
+Runs are matched only by their resolved settings, never by the name of their directory.
 
-What does not depend on the pair is run once for all tables: where a row does not train, `pair` and `tasks` are neither
-compared; where it trains on the target, `pair`, `tasks.mixing` and `tasks.query` (there is one pool).
+Runs that do not depend on the pair are shared by all tables: `pair` and `tasks` are not compared for a row that does
+not train, nor `pair`, `tasks.mixing` and `tasks.query` for one that trains on the target (a single pool).
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
 
 FOLDER = configuration.FOLDER / "experiment"
 DATASETS = "table1.json"
-"""File of table 1: what a sweep found of the datasets."""
+"""File with table 1, the state of the datasets found by a sweep."""
 NUMBERS = (2, 3, 4, 5, 6, 7)
-"""Tables of results; table 1 lists the datasets."""
+"""Numbers of the result tables; table 1 lists the datasets."""
 
 _NO_PART = (
     *WITHOUT_EFFECT,
     *("seed", "learner.seed", "target", "pair.target", "train", "ckpt_path", "protocol", "scale", "evaluation.scratch"),
     *("evaluation.batch", "evaluation.curve", "evaluation.curve_limit"),
 )
-"""Settings that cannot change a score, or that others are made of."""
+"""Settings that cannot change a score, or that only feed into others."""
 _SIZE = ("protocol.name", "data.source", "data.size", "model.name", "model.features")
 _MISSING = object()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One system of a table, as the module's docstring describes; `paper`: target → a value for each of `shots`."""
+    """One system of a table, see the module's docstring; `paper`: target → a value for each of `shots`."""
 
     label: str
     overrides: tuple[str, ...]
@@ -67,19 +67,19 @@ class Row:
     further: bool
 
     def published(self, target: str, shots: int) -> float | None:
-        """The paper's Dice in %, None where it has none."""
+        """The paper's Dice in %, or None."""
         values = self.paper.get(target)
         return None if values is None else values[self.shots.index(shots)]
 
     @property
     def learner(self) -> str:
-        """The learner that its overrides name."""
+        """The learner named in the overrides."""
         return _assignments(self.overrides)["learner"]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table's definition; `rows` are the paper's, then the further ones."""
+    """A table's definition; `rows` are the paper's followed by the further ones."""
 
     number: int
     title: str
@@ -89,11 +89,11 @@ class Table:
 
 
 class Finished(Protocol):
-    """What `fill` needs of a finished run."""
+    """The attributes of a finished run that `fill` needs."""
 
     @property
     def name(self) -> str:
-        """Its name, which decides the order of runs."""
+        """Name by which runs are sorted."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -101,11 +101,11 @@ class Finished(Protocol):
 
     @property
     def targets(self) -> Iterable[str]:
-        """Targets it was tested on."""
+        """Targets of the meta-test."""
 
 
 class TableCell(NamedTuple):
-    """One cell: its runs, one a seed, all with equal settings; and (name, reason) of others that match."""
+    """One cell: its runs, one per seed, with equal settings; and (name, reason) of other matching runs."""
 
     row: Row
     shots: int
@@ -115,10 +115,10 @@ class TableCell(NamedTuple):
 
 
 def load_table(number: int, folder: Path = FOLDER) -> Table:
-    """Read conf/experiment/table`number`.yaml, with _systems.yaml where its defaults name it.
+    """Read conf/experiment/table`number`.yaml, with _systems.yaml if listed in its defaults.
 
     Raises:
-        MetasegError: it is missing or is not what the module's docstring describes.
+        MetasegError: it is missing or invalid.
     """
     path = folder / f"table{number}.yaml"
     document = _document(path)
@@ -131,24 +131,24 @@ def load_table(number: int, folder: Path = FOLDER) -> Table:
         return Table(int(found["number"]), found["title"], tuple(found["fixed"]), tuple(found["columns"]), tuple(rows))
     except (KeyError, TypeError, ValueError) as error:
         raise MetasegError(
-            f"{path} should define a table as metaseg/runs/tables.py describes, but has a fault: {error!r}."
+            f"{path} should define a table as described in metaseg/runs/tables.py, but is invalid: {error!r}."
         ) from error
 
 
 def row_is_free(row: Row) -> bool:
-    """Whether the row's runs do not depend on the pair."""
+    """Whether the row's runs are independent of the pair."""
     return not row.trains or _assignments(row.overrides).get("learner.train_on") == "target"
 
 
 def required(table: Table, row: Row) -> dict[str, Any]:
-    """Settings that a run needs to belong to the row, path → value; the targets are judged by what was scored."""
-    # A row that does not say so is not about networks that have seen the target.
+    """Settings that a run needs to belong to the row, path → value; targets are matched by what was scored."""
+    # Unless a row says otherwise, its networks have not seen the target.
     wanted = {"learner.train_on": "source", **_assignments(table.fixed), **_assignments(row.overrides)}
     return {key: value for key, value in wanted.items() if key != "target" and not within(key, _irrelevant(row))}
 
 
 def matches(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether resolved settings hold every wanted value; a group (`learner=imaml`) is compared by its `name`."""
+    """Whether resolved settings have every wanted value; a group (`learner=imaml`) is compared by its `name`."""
     for path, value in wanted.items():
         found = _at(settings, path)
         if isinstance(found, Mapping):
@@ -159,7 +159,7 @@ def matches(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def numbers_of(settings: schema.Run) -> tuple[int, ...]:
-    """Numbers of the tables that a run of these settings fills a line of."""
+    """Numbers of the tables that contain a row for a run with these settings."""
     targets = set(settings.target)
 
     def in_row(table: Table, row: Row) -> bool:
@@ -171,11 +171,11 @@ def numbers_of(settings: schema.Run) -> tuple[int, ...]:
 
 
 def fill(table: Table, runs: Sequence[Finished]) -> list[TableCell]:
-    """All cells of the table, row by row, shots by shots, target by target; those without runs have none.
+    """All cells of the table, by row, then shots, then target, including cells without runs.
 
-    A table is of one protocol, network and image size: those that most of its runs have. Several seeds fill a cell
-    together. Runs that match but differ in other settings do not: the settings with the most seeds are shown, at a tie
-    those that agree most with all other runs. The rest is left out with the reason.
+    A table has a single protocol, network and image size, the most frequent among its runs. Seeds of the same settings
+    share a cell. If matching runs differ in other settings, those with the most seeds are shown, or at a tie those
+    closest to all other runs. The rest are left out with a reason.
     """
     usual = _usual(runs)
     found = [
@@ -192,13 +192,13 @@ def fill(table: Table, runs: Sequence[Finished]) -> list[TableCell]:
             here = [run for run in some if target in run.targets]
             shown, left_out = _chosen(row, [run for run in here if _size(run) == size], usual)
             others = [run for run in here if _size(run) != size]
-            reasons = tuple((run.name, f"another size or protocol: {_apart(_size(run), size)}") for run in others)
+            reasons = tuple((run.name, f"different size or protocol: {_apart(_size(run), size)}") for run in others)
             cells.append(TableCell(row, shots, target, shown, left_out + reasons))
     return cells
 
 
 def _size(run: Finished) -> tuple[tuple[str, str], ...]:
-    """What all runs of a table have to share to be compared."""
+    """The settings that all runs of a table must share."""
     known = leaves(run.settings)
     return tuple((path, repr(value).strip("'")) for path, value in sorted(known.items()) if within(path, _SIZE))
 
@@ -208,13 +208,13 @@ def _apart(one: tuple[tuple[str, str], ...], other: tuple[tuple[str, str], ...])
 
 
 def identity(settings: Mapping[str, Any], irrelevant: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings that can change a score, path → value, less the seed and the groups or values named `irrelevant`."""
+    """The settings that can change a score, path → value, without the seed and the paths in `irrelevant`."""
     skipped = (*_NO_PART, *irrelevant)
     return {path: value for path, value in leaves(settings).items() if not within(path, skipped)}
 
 
 def _chosen(row: Row, runs: Sequence[Any], usual: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
-    """The runs that fill a cell, one a seed, and (name, reason) of the others."""
+    """The runs that fill a cell, one per seed, and (name, reason) of the others."""
     variants: dict[tuple[tuple[str, str], ...], list[Any]] = {}
     for run in sorted(runs, key=lambda run: run.name):
         known = identity(run.settings, _irrelevant(row))
@@ -226,7 +226,7 @@ def _chosen(row: Row, runs: Sequence[Any], usual: Mapping[str, Any]) -> tuple[tu
         seeds = {run.settings["seed"] for run in variants[variant]}
         return len(seeds), sum(usual.get(path) == value for path, value in variant)
 
-    best = max(variants, key=rank)  # the first of equals, hence by name
+    best = max(variants, key=rank)  # ties: the first by name
     shown: dict[Any, Any] = {}
     left_out = []
     for run in variants.pop(best):
@@ -237,7 +237,7 @@ def _chosen(row: Row, runs: Sequence[Any], usual: Mapping[str, Any]) -> tuple[tu
         own, theirs = dict(best), dict(variant)
         changed = [path for path in sorted({*own, *theirs}) if own.get(path) != theirs.get(path)]
         gaps = [path + "=" + theirs.get(path, "absent").strip("'") for path in changed]
-        left_out += [(run.name, f"other settings: {', '.join(gaps)}") for run in others]
+        left_out += [(run.name, f"different settings: {', '.join(gaps)}") for run in others]
     return tuple(shown[seed] for seed in sorted(shown, key=str)), tuple(left_out)
 
 
@@ -257,7 +257,7 @@ def _irrelevant(row: Row) -> tuple[str, ...]:
 
 
 def _assignments(overrides: Sequence[str]) -> dict[str, Any]:
-    """Hydra's reading of overrides, key → value, so that `1e-3` is the number that a run's settings hold."""
+    """Overrides parsed by Hydra, key → value, so that `1e-3` becomes the same number as in a run's settings."""
     return dict(_parsed(tuple(overrides)))
 
 
@@ -284,7 +284,7 @@ def _document(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise MetasegError(f"expected the definition of a table in {path}, but it cannot be read ({error}).") from error
     if not isinstance(document, dict) or not isinstance(document.get("table"), dict):
-        raise MetasegError(f"{path} should have a key `table`; metaseg/runs/tables.py describes it.")
+        raise MetasegError(f"{path} should have a key `table`, as described in metaseg/runs/tables.py.")
     return document
 
 

@@ -1,1 +1,1 @@
-"""Sweeps: which cells a table or a multirun consists of, which of them are missing, and running those."""
+"""Sweeps: expand a table or multirun into cells, and run the missing ones."""

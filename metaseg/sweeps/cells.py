@@ -1,8 +1,8 @@
-"""The cells of a sweep: one training run with its tests each, named by what sets it apart. Pure functions.
+"""The cells of a sweep: training runs with their tests, named by the settings that distinguish them. Pure functions.
 
-A table of conf/experiment is a list of rows; a row stands for one cell a shot count and seed. What the command line
-says about a key that a row sets (learner, shots, or one of its overrides) chooses among the rows; about any other key
-it changes all cells, and several values multiply them.
+A table of conf/experiment is a list of rows; a row has one cell per shot count and seed. On the command line, a key
+that a row sets (learner, shots, or one of its overrides) selects rows; any other key changes all cells, and several
+values multiply them.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from metaseg.runs.settings import WITHOUT_EFFECT, within
 from metaseg.runs.tables import Table
 
 _OF_THE_SWEEP = ("experiment", "scale", "protocol")
-"""What the directory of a table's sweep is named by already."""
+"""Settings that are already part of the name of a table's sweep directory."""
 _LONGEST = 150
-"""Characters of a directory's name; most file systems take 255 bytes."""
+"""Longest directory name in characters; most file systems allow 255 bytes."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command line says about one key: one value, or several to sweep over, as they were written."""
+    """A key on the command line with one value, or several to sweep over, as written."""
 
     key: str
     values: tuple[str, ...]
@@ -34,9 +34,9 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        name: its directory below that of the sweep; equal for equal cells of different tables.
+        name: its directory below the sweep's; equal for equal cells of different tables.
         overrides: key → value, as on a command line.
-        seedless: the name without its seed; equal for cells that differ in nothing else.
+        seedless: the name without the seed; equal for cells that differ only in seed.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Cell:
     seedless: str
 
     def arguments(self) -> list[str]:
-        """The overrides as a command line has them."""
+        """The overrides as command-line arguments."""
         return [f"{key}={value}" for key, value in self.overrides]
 
 
 def of_multirun(choices: Sequence[Choice]) -> list[Cell]:
-    """All combinations of what was chosen, the last time where a key was given twice; named by their overrides."""
+    """All combinations of the choices, named by their overrides; the last one counts if a key is repeated."""
     cells = []
     choices = list({choice.key: choice for choice in choices}.values())
     for values in itertools.product(*(choice.values for choice in choices)):
@@ -64,21 +64,21 @@ def of_multirun(choices: Sequence[Choice]) -> list[Cell]:
 
 
 def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequence[int]) -> list[Cell]:
-    """The cells of tables, each once.
+    """The distinct cells of tables.
 
     Args:
-        tables: those of conf/experiment; a row's own overrides go before the fixed ones.
-        choices: the command line's.
-        seeds: where the command line names none.
+        tables: tables of conf/experiment; a row's overrides take precedence over the fixed ones.
+        choices: the choices on the command line.
+        seeds: seeds if the command line has none.
 
     Raises:
-        MetasegError: if nothing is left of the tables.
+        MetasegError: no cell matches the choices.
     """
     given = {choice.key: choice.values for choice in choices}
     several = [key for key in _OF_THE_SWEEP if len(given.get(key, ())) > 1]
     if several:
         raise MetasegError(
-            f"A sweep of tables has one {several[0]}, found {','.join(given[several[0]])}; give one a command."
+            f"A sweep of tables takes a single {several[0]}, found {','.join(given[several[0]])}; run one command each."
         )
     seeds_wanted = given.pop("seed", tuple(str(seed) for seed in seeds))
     cells: list[Cell] = []
@@ -99,7 +99,7 @@ def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequenc
                     cells.append(Cell(name, tuple(settings.items()), seedless))
     if not cells:
         said = " ".join(f"{key}={','.join(values)}" for key, values in given.items())
-        raise MetasegError(f"No cell of the table is left with {said}; choose learners and shots that it has.")
+        raise MetasegError(f"No cell of the table matches {said}; choose learners and shots of the table.")
     return _apart(cells)
 
 
@@ -109,10 +109,10 @@ def _pairs(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def _apart(cells: Iterable[Cell]) -> list[Cell]:
-    """Each cell once.
+    """Remove duplicate cells.
 
     Raises:
-        MetasegError: if two that differ would share a directory.
+        MetasegError: two different cells would share a directory.
     """
     found: dict[str, Cell] = {}
     for cell in cells:
@@ -126,18 +126,18 @@ def _apart(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _bare(value: str) -> str:
-    """A value for comparison: a list of one is that one, spaces do not count."""
+    """A value for comparison, without brackets and spaces."""
     return re.sub(r"[\[\] ]", "", value)
 
 
 def _name(settings: Mapping[str, str], own: Mapping[str, str], named: Mapping[str, str], with_seed: bool) -> str:
-    """<pair>_<mixing>/<learner>_<shots>shot_<what else sets it apart>_seed<seed>; without a pair: alone/…
+    """<pair>_<mixing>/<learner>_<shots>shot_<other distinguishing settings>_seed<seed>; without a pair: alone/…
 
     Args:
-        settings: all its overrides.
-        own: those of its row.
-        named: those of the command line.
-        with_seed: whether the seed stands at the end.
+        settings: all overrides of the cell.
+        own: overrides of its row.
+        named: overrides on the command line.
+        with_seed: append the seed.
     """
     pair = settings.get("pair")
     folder = "alone" if pair in (None, "none") else f"{pair}_{settings.get('tasks.mixing', 'exclusive')}"
@@ -158,7 +158,7 @@ def _name(settings: Mapping[str, str], own: Mapping[str, str], named: Mapping[st
 
 
 def _safe(name: str) -> str:
-    """A name that every file system takes; one that is long, or had to be changed, ends in its hash."""
+    """A portable file name; long or altered names end in a hash."""
     plain = _bare(name)
     safe = re.sub(r"[^\w.=,+-]", "-", plain)
     if safe == plain and len(safe) <= _LONGEST:

@@ -14,14 +14,14 @@ from metaseg.runs.tables import DATASETS
 
 
 def table_of_datasets(data: Mapping[str, Any], folder: Path) -> None:
-    """Print table 1, check what lies under ``data.root``, and write down what was found for the report.
+    """Print table 1, check the datasets under ``data.root``, and save the findings for the report.
 
     Args:
-        data: the group ``data``; of synthetic twins there is nothing to check.
-        folder: where table1.json goes.
+        data: the settings group ``data``; synthetic twins need no check.
+        folder: folder for table1.json.
 
     Raises:
-        MetasegError: if a dataset is missing or has errors; all are told first.
+        MetasegError: a dataset is missing or has errors; raised after all have been reported.
     """
     names = catalogue.published()
     print_table([catalogue.get(name) for name in names])
@@ -50,6 +50,6 @@ def table_of_datasets(data: Mapping[str, Any], folder: Path) -> None:
     write_json(folder / DATASETS, found)
     if faulty:
         raise MetasegError(
-            f"Table 1 needs all five datasets without errors, but {', '.join(faulty)} is missing or faulty (see "
-            "above); mend the files, or set data.root."
+            f"Table 1 needs all five datasets without errors; missing or faulty (see above): {', '.join(faulty)}; fix "
+            "the files, or set data.root."
         )

@@ -1,8 +1,8 @@
-"""How long a cell will take on this machine and what memory it needs, from one measured step of each kind.
+"""Estimate the time and memory of a cell on this machine from one measured step of each kind.
 
-A step is measured on two and on four images: on small ones, calling the operations takes longer than carrying them out,
-so time is a part that each step takes and a part for each image. Memory is taken as proportional to the images; what a
-process needs for parameters and libraries comes on top.
+A step is measured on two and on four images: with small images, call overhead dominates, so time is modelled as a fixed
+part per step plus a part per image. Memory is modelled likewise; the process's own memory, for parameters and
+libraries, comes on top.
 """
 
 import math
@@ -22,25 +22,25 @@ from metaseg.runs.schema import Run
 from metaseg.sweeps.memory import of_call, tidy
 
 IMAGES = 2
-"""Images of the smaller of two measured steps; the larger has twice as many."""
+"""Images in the smaller of two measured steps; the larger has twice as many."""
 
 
 @dataclass(frozen=True)
 class LinearCost:
-    """Seconds or MiB of a step: those that any takes, those of each (support) image, and those of each query image."""
+    """Seconds or MiB of a step: a fixed part, a part per (support) image, and a part per query image."""
 
     fixed: float = 0.0
     image: float = 0.0
     query: float = 0.0
 
     def of(self, images: float, query: int = 0) -> float:
-        """Of a step with so many (support) images and query images."""
+        """The cost of a step with these numbers of (support) images and query images."""
         return self.fixed + images * self.image + query * self.query
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds of a step of each kind, and its peak MiB; images of `outer_mib` are support and query images alike."""
+    """Seconds and peak MiB of a step of each kind; `outer_mib` counts support and query images alike."""
 
     outer: LinearCost
     validation: LinearCost
@@ -60,7 +60,7 @@ class CellCost:
 
 
 def kind(settings: Run) -> str:
-    """The settings that decide what a step costs, as JSON; equal for cells whose steps cost the same for each image."""
+    """The settings that determine the cost of a step, as JSON; equal for cells whose steps cost the same per image."""
     return settings.model_dump_json(
         include={"learner": True, "model": True, "loss": True, "data": {"size", "augment"}},
         exclude={"learner": {"name", "train_on", "unlabelled"}},
@@ -68,12 +68,12 @@ def kind(settings: Run) -> str:
 
 
 def measure(settings: Run) -> StepCosts:
-    """Outer steps, validation, an adaptation step and a prediction on random images, each after one to warm up.
+    """Measure outer steps, validation, an adaptation step and a prediction on random images, each after a warm-up.
 
-    Pre-trained weights are left out: they cost nothing but a download.
+    Pre-trained weights are not loaded, since they do not affect the cost and may need a download.
 
     Raises:
-        MetasegError: on settings that no run would take.
+        MetasegError: settings that a run would refuse.
     """
     cuda = settings.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
@@ -101,8 +101,8 @@ def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> CellCost:
 
     Args:
         settings: its resolved settings.
-        step: what `measure` found for its kind.
-        steps_done: outer steps that need not be taken again.
+        step: the result of `measure` for its kind.
+        steps_done: outer steps already taken.
     """
     tasks, evaluation, epochs = settings.tasks, settings.evaluation, settings.trainer.max_epochs
     pools = 1 if settings.learner.train_on == "target" else max(1, len(settings.pair.pools))
@@ -124,7 +124,7 @@ def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> CellCost:
     folds = _folds(settings)
     mib = max(
         step.outer_mib.of(shots + query),
-        # The descents of an ensemble take turns: their parameters and moments are all there, the images of one.
+        # Members of an ensemble take turns: all parameters and moments are in memory, but images of only one member.
         (1 + folds) * step.adaptation_mib.fixed + settings.shots * step.adaptation_mib.image,
         step.prediction_mib.of(evaluation.batch),
     )
@@ -132,7 +132,7 @@ def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> CellCost:
 
 
 def _folds(settings: Run) -> int:
-    """Parts that the support set of a target is held out in."""
+    """Number of folds of a target's support set."""
     shots = settings.shots
     return min(settings.learner.adapt.folds, shots) if shots > 1 else 0
 
@@ -140,13 +140,13 @@ def _folds(settings: Run) -> int:
 def _testing(settings: Run, step: StepCosts, last: int, longest: int) -> float:
     """Seconds of all draws on all targets: adaptation, the whole target before and after it, and the curve's images.
 
-    A member of an ensemble costs what a network alone does.
+    Each member of an ensemble costs as much as a single network.
     """
     evaluation = settings.evaluation
     points = len(set(evaluation.curve) - {0, last}) if last else 0
     shots = settings.shots
     folds = _folds(settings)
-    # The descent on all images, and one without each part of them.
+    # One descent on all images, and one without each fold.
     of_step = step.adaptation.of(shots) + (folds * step.adaptation.of(shots - shots / folds) if folds else 0.0)
     seconds = 0.0
     for target in settings.target:
@@ -171,7 +171,7 @@ def _random(settings: Run, count: int, device: str) -> tuple[SupportSet, Episode
 
 
 def _outer(call: Callable[[Episode], object], small: Episode, large: Episode, cuda: bool) -> LinearCost:
-    """Of an outer step: support and query images do not cost the same."""
+    """The cost of an outer step, in which support and query images differ in cost."""
     of_support = small._replace(support_images=large.support_images, support_masks=large.support_masks)
     of_query = small._replace(query_images=large.query_images, query_masks=large.query_masks)
     base, more_support, more_query = (_seconds(partial(call, one), cuda) for one in (small, of_support, of_query))
@@ -186,7 +186,7 @@ def _cost(
     cuda: bool,
     of_each: int = 1,
 ) -> LinearCost:
-    """Of a step that takes `of_each` images for each of those that were drawn."""
+    """The cost of a step that uses `of_each` images per drawn image."""
     return _line(*(_seconds(partial(call, one), cuda) for one in (small, large)), of_each=of_each)
 
 
@@ -197,22 +197,22 @@ def _peak(
     device: str,
     of_each: int = 1,
 ) -> LinearCost:
-    """MiB at the peak of a step that takes `of_each` images for each of those that were drawn."""
+    """Peak MiB of a step that uses `of_each` images per drawn image."""
     peaks = []
     for one in (small, large):
-        tidy(device)  # memory that was freed, and is kept for the next call, would hide what the call needs
+        tidy(device)  # freed memory that is cached for reuse would hide the needs of the call
         peaks.append(of_call(partial(call, one), device)[0])
     return _line(*peaks, of_each=of_each)
 
 
 def _line(small: float, large: float, *, of_each: int = 1) -> LinearCost:
-    """The line through what `IMAGES` and twice as many images take; no part of it is negative."""
+    """The line through the costs of `IMAGES` and twice as many images; no part of it is negative."""
     image = min(max(0.0, large - small) / IMAGES, small / IMAGES)
     return LinearCost(max(0.0, small - IMAGES * image), image / of_each)
 
 
 def _adaptation(learner: Learner, support: SupportSet, cuda: bool) -> float:
-    """Seconds of one adaptation step: the mean of the second and the third."""
+    """Seconds of one adaptation step, the mean of the second and third."""
     if not learner.adapt_loop.steps:
         return 0.0
     seconds = [_seconds(lambda steps=steps: list(learner.adaptation(support, [steps])), cuda) for steps in (1, 3)]  # type: ignore[misc]

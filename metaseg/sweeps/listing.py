@@ -1,4 +1,4 @@
-"""`--dry-run`: the cells of a sweep, their status, and an estimate of the time and memory that is still needed."""
+"""`--dry-run`: the cells of a sweep, their status, and estimates of the remaining time and memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from metaseg.sweeps.status import State
 if TYPE_CHECKING:
     from metaseg.sweeps.sweep import Planned
 
-_SAYS = {State.FINISHED: "finished", State.NEW: "to run", State.OTHER: "other settings, left alone"}
+_SAYS = {State.FINISHED: "finished", State.NEW: "to run", State.OTHER: "different settings, kept"}
 
 
 def print_plan(plan: Sequence[Planned], console: Console) -> None:
-    """Print a line a cell, and the sum; settings that a cell would be refused for are told in its line."""
+    """Print one line per cell and the totals; a cell with invalid settings shows the reason."""
     missing = [one for one in plan if one.status.state in (State.NEW, State.BEGUN)]
     typed = {one.cell.name: _typed(one.settings) for one in missing}
     kinds = {kind(settings): settings for settings in typed.values() if not isinstance(settings, str)}
@@ -33,7 +33,7 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
         )
     }
     table = Table("cell", "state", "minutes", "GiB", box=None, pad_edge=False)
-    table.columns[0].min_width = max((len(one.cell.name) for one in plan), default=0)  # names are to be copied
+    table.columns[0].min_width = max((len(one.cell.name) for one in plan), default=0)  # unwrapped, to be copied
     for column in table.columns[2:]:
         column.justify = "right"
     seconds, mib = 0.0, 0.0
@@ -53,8 +53,8 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
         table.add_row(one.cell.name, said, f"{estimate.seconds / 60:.1f}", f"{estimate.mib / 1024:.2f}")
     console.print(table)
     console.print(
-        f"{len(missing)} of {len(plan)} cells to run: about {seconds / 3600:.1f} hours one after another, at most "
-        f"{mib / 1024:.2f} GiB beside what the libraries need; estimated from one step on this machine. None was run."
+        f"{len(missing)} of {len(plan)} cells to run: about {seconds / 3600:.1f} hours in sequence, at most "
+        f"{mib / 1024:.2f} GiB in addition to the libraries; estimated from one step on this machine. None was run."
     )
 
 

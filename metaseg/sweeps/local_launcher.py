@@ -1,6 +1,6 @@
-"""Cells as processes of this machine: one slot a GPU or a share of the CPU's cores, a log file a cell.
+"""Run cells as local processes: one slot per GPU or share of the CPU's cores, one log file per cell.
 
-A process of its own keeps what one cell does to itself: memory, threads, W&B's state, a crash of a library.
+Separate processes isolate the cells' memory, threads, W&B state and crashes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LOG = "log.txt"
 _HERE = str(Path(__file__).parents[2])
-_PATIENCE = 30  # seconds that an interrupted cell has to end its dashboard and its files
+_PATIENCE = 30  # seconds for an interrupted cell to finish its W&B run and files
 
 
 @dataclass
@@ -43,18 +43,18 @@ class _Job:
 
 
 def launch(launcher: SlotLauncher, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
-    """Run jobs, as many at a time as there are slots.
+    """Run jobs, one per slot at a time.
 
     Args:
-        launcher: with the settings of conf/hydra/launcher/slots.yaml.
-        job_overrides: each job's overrides, among them ``hydra.sweep.subdir``.
+        launcher: the launcher, with the settings of conf/hydra/launcher/slots.yaml.
+        job_overrides: each job's overrides, including ``hydra.sweep.subdir``.
 
     Returns:
         For each job COMPLETED, or FAILED with the last line of its log as the error.
 
     Raises:
-        MetasegError: on settings out of range.
-        KeyboardInterrupt: passed on when all cells have ended.
+        MetasegError: a setting is out of range.
+        KeyboardInterrupt: re-raised once all cells have ended.
     """
     devices = _devices()
     slots = _number("slots", launcher.slots, max(1, len(devices)))
@@ -95,7 +95,7 @@ def launch(launcher: SlotLauncher, job_overrides: Sequence[Sequence[str]]) -> li
 def _job(root: Path, overrides: list[str]) -> _Job:
     marker = "hydra.sweep.subdir="
     name = next(override for override in overrides if override.startswith(marker)).removeprefix(marker).strip("'")
-    # A table is what the sweep is made of; the cell itself is a single run.
+    # `experiment` defines the sweep; the cell itself is a single run.
     kept = [override for override in overrides if not override.startswith((marker, "experiment="))]
     return _Job(name, root / name, kept)
 
@@ -103,10 +103,10 @@ def _job(root: Path, overrides: list[str]) -> _Job:
 def _run(job: _Job, count: str, program: Sequence[str], flags: Sequence[str], threads: int, device: str | None) -> None:
     if RunDirectory(job.directory).result.is_file():  # there was none when the sweep began
         job.status = 0
-        print(f"{count} {job.name}: finished by another sweep meanwhile", flush=True)
+        print(f"{count} {job.name}: already finished by another sweep", flush=True)
         return
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    # A checkout that is not installed is found by the cell as by this process.
+    # Lets the cell import metaseg from a checkout that is not installed.
     environment["PYTHONPATH"] = os.pathsep.join([_HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
     if device is not None:
         environment |= {"CUDA_VISIBLE_DEVICES": device}
@@ -123,13 +123,13 @@ def _run(job: _Job, count: str, program: Sequence[str], flags: Sequence[str], th
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
         with (job.directory / LOG).open("ab") as log:
-            # A group of its own, so that Ctrl-C reaches it through `_interrupt` alone, once.
+            # A separate process group, so that Ctrl+C reaches the cell only once, through `_interrupt`.
             job.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
             job.status = job.process.wait()
     except OSError as error:
-        job.problem = f"{job.directory} cannot be written to ({error.strerror})"
+        job.problem = f"{job.directory} is not writable ({error.strerror})"
     if job.status != 0 and job.problem is None:
         job.problem = _last_line(job)
     said = "finished" if job.status == 0 else f"FAILED ({job.problem})"
@@ -138,7 +138,7 @@ def _run(job: _Job, count: str, program: Sequence[str], flags: Sequence[str], th
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """A terminal that is closed and a polite kill end the cells as Ctrl-C does; else they would go on by themselves."""
+    """Make a closed terminal (SIGHUP) and SIGTERM end the cells like Ctrl+C; otherwise they would keep running."""
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt
@@ -153,7 +153,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _flags(launcher: SlotLauncher) -> list[str]:
-    """What the cells need of the command line beside overrides: where further configuration lies."""
+    """Command-line options that cells need in addition to overrides: extra configuration folders."""
     sources = launcher.config.hydra.runtime.config_sources
     return [part for one in sources if one.provider == "command-line" for part in ("--config-dir", one.path)]
 
@@ -166,7 +166,7 @@ def _interrupt(jobs: Sequence[_Job]) -> None:
     while time.monotonic() < end and any(process.poll() is None for process in running):
         time.sleep(0.1)
     for process in running:
-        process.kill()  # without effect on one that has ended
+        process.kill()  # no effect if it has ended
 
 
 def _returned(job: _Job) -> JobReturn:
@@ -179,12 +179,12 @@ def _returned(job: _Job) -> JobReturn:
 
 def _last_line(job: _Job) -> str:
     lines = (job.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     return f"{last}; see {job.directory / LOG}"
 
 
 def _devices() -> list[str]:
-    """The GPUs that cells may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs available to cells, in the notation of CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device for device in visible.split(",") if device.strip()]
@@ -197,5 +197,5 @@ def _number(name: str, value: int | str, automatic: int) -> int:
     if value == "auto":
         return automatic
     if not isinstance(value, int) or value < 1:
-        raise MetasegError(f"hydra.launcher.{name} must be auto or a number from 1 on, found {value!r}.")
+        raise MetasegError(f"hydra.launcher.{name} must be auto or a whole number of at least 1, found {value!r}.")
     return value

@@ -20,11 +20,11 @@ HOW = {
     "sampling": "resident memory (VmRSS) sampled every millisecond by a thread",
     "rusage": "growth of ru_maxrss",
 }
-"""Ways to measure, the first that works is taken; words for the report."""
+"""Methods of measurement, as described in reports; the first that works is used."""
 
 
 def tidy(device: str) -> None:
-    """Collect garbage, and hand freed memory back to the system where that can be done."""
+    """Collect garbage, and return freed memory to the system if possible."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -33,7 +33,7 @@ def tidy(device: str) -> None:
 
 
 def of_call(run: Callable[[], object], device: str) -> tuple[float, str]:
-    """MiB at the peak of a call above what was in use before it, and the way it was measured."""
+    """Peak MiB of a call above the memory in use before it, and the method of measurement."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -55,7 +55,7 @@ def of_call(run: Callable[[], object], device: str) -> tuple[float, str]:
 
 
 def resident(field: str = "VmRSS") -> float:
-    """A memory field of /proc/self/status in MiB; nan where there is none."""
+    """A memory field of /proc/self/status in MiB; NaN on systems without it."""
     if not _STATUS.exists():
         return float("nan")
     lines = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="ascii").splitlines() if ":" in line)

@@ -1,4 +1,4 @@
-"""The status of a cell: finished, begun, not begun, or run with other settings. Read from its directory alone."""
+"""The status of a cell, read from its directory: finished, begun, new, or run with different settings."""
 
 import enum
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
 
 _MADE_INTO_OTHERS = ("scale", "protocol", "pair.target", "ckpt_path")
-"""Settings that others are made of, which are compared themselves; and that by which a run is continued."""
+"""Settings that only feed into others, which are compared; and the one that resumes a run."""
 
 
 class State(enum.Enum):
-    """What there is in a cell's directory."""
+    """The state of a cell's directory."""
 
     FINISHED = "finished"
     BEGUN = "begun"
@@ -27,7 +27,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Status:
-    """The status of a cell; `steps`: outer steps already taken; `differences`: sentences on settings that differ."""
+    """The status of a cell; `steps`: outer steps already taken; `differences`: settings that differ, as text."""
 
     state: State
     steps: int = 0
@@ -37,11 +37,11 @@ class Status:
 def status_of(directory: RunDirectory, settings: Mapping[str, Any]) -> Status:
     """The status of the cell in `directory`, given its resolved `settings`.
 
-    A setting that only one of the two has was added to or dropped from the program since, and decides nothing.
+    A setting that only one of the two has was added or removed between versions and is ignored.
     """
     try:
         result = directory.read_result()
-    except MetasegError:  # missing, or damaged: then it is made anew
+    except MetasegError:  # missing, or damaged and to be recreated
         result = None
     if result is not None:
         apart = differences(result.settings, settings)
@@ -54,7 +54,7 @@ def status_of(directory: RunDirectory, settings: Mapping[str, Any]) -> Status:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """`key=new (was old)` for each setting that both have with different values and that matters."""
+    """`key=new (was old)` for each relevant setting that both have with different values."""
     before, after = leaves(old), leaves(new)
     return tuple(
         f"{key}={after[key]} (was {before[key]})"
@@ -68,5 +68,5 @@ def _steps(checkpoint: Path) -> int:
 
     try:
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception:  # damaged: what is wrong with it is told when it is continued from
+    except Exception:  # damaged: resuming the run reports the problem
         return 0

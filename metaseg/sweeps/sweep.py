@@ -1,4 +1,4 @@
-"""What `python train.py -m …` does: expand into cells, leave out the finished ones, continue or run the others."""
+"""`python train.py -m …`: expand a sweep into cells, skip finished ones, resume or run the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hydra_plugins.metaseg_plugins import CellSweeper
 
 _PLAIN = ("seed", "shots")
-"""Keys that every cell has and that choose no group of the configuration."""
+"""Keys that every cell has and that do not select a config group."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
     """Run the missing cells of a sweep.
 
     Args:
-        sweeper: with Hydra's configuration and the launcher.
-        arguments: the command line's overrides of the jobs.
+        sweeper: the sweeper, with Hydra's configuration and the launcher.
+        arguments: overrides from the command line.
 
     Returns:
-        As Hydra expects of a sweeper: what the jobs of the one batch returned.
+        The returns of the jobs, as a single batch, as Hydra expects.
 
     Raises:
-        MetasegError: where no cell is left, and after all cells have run, where one failed or had other settings; for
-            table 1, where a dataset is missing or faulty.
+        MetasegError: no cell matches; or, after all cells have run, one failed or has results with different settings;
+            for table 1, a dataset is missing or faulty.
     """
     assert sweeper.hydra_context is not None
     assert sweeper.config is not None
@@ -82,7 +82,8 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
     missing = [one for one in plan if one.status.state in (State.NEW, State.BEGUN)]
     console.print(
         f"{len(plan)} cells in {root}: {counts[State.FINISHED]} finished, {counts[State.BEGUN]} to continue, "
-        f"{counts[State.NEW]} to run" + (f", {counts[State.OTHER]} with other settings" if counts[State.OTHER] else ""),
+        f"{counts[State.NEW]} to run"
+        + (f", {counts[State.OTHER]} with different settings" if counts[State.OTHER] else ""),
         markup=False,
     )
     returns = sweeper.launcher.launch([_job(one) for one in missing], initial_job_idx=0) if missing else []
@@ -101,14 +102,14 @@ def _choice(override: Any) -> Choice:
     if not override.is_sweep_override():
         return Choice(key, (override.get_value_element_as_str(),))
     if not override.is_discrete_sweep():
-        raise MetasegError(f"A sweep needs values to choose from, as in {key}=1,2, found {override.input_line}.")
+        raise MetasegError(f"A sweep needs discrete values, as in {key}=1,2, found {override.input_line}.")
     return Choice(key, tuple(override.sweep_string_iterator()))
 
 
 def _planned(
     loader: ConfigLoader, sweep_config: DictConfig, cell: Cell, root: Path, composed: dict[tuple[str, ...], DictConfig]
 ) -> Planned:
-    """The cell with its settings. Composing is slow: `composed` keeps it for cells of one composition."""
+    """The cell with its settings. Composing is slow, so `composed` caches it for cells that share a composition."""
     plain = {key: value for key, value in cell.overrides if key in _PLAIN}
     shared = tuple(argument for argument in cell.arguments() if argument.partition("=")[0] not in plain)
     if shared not in composed:
@@ -124,13 +125,13 @@ def _planned(
 
 def _job(planned: Planned) -> list[str]:
     resume = ["ckpt_path=last"] if planned.status.state is State.BEGUN else []
-    # First, so that what the command line says counts.
+    # First, so that the command line takes precedence.
     named = [f"logger.cell='{planned.cell.seedless}'"]
     return [*named, *planned.cell.arguments(), *resume, f"hydra.sweep.subdir='{planned.cell.name}'"]
 
 
 def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console) -> None:
-    """The Dice of every cell; raises where something is not as it was asked for."""
+    """Print the Dice of every cell; raises if a cell failed or has different settings."""
     table = Table("cell", "target", "Dice, %", "95 % interval", box=None, pad_edge=False)
     for one in plan:
         try:
@@ -145,13 +146,13 @@ def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console
     problems = []
     if failed:
         problems.append(
-            f"{len(failed)} of {len(plan)} cells failed ({_names(failed)}); repeat the command to try them again"
+            f"{len(failed)} of {len(plan)} cells failed ({_names(failed)}); repeat the command to retry them"
         )
     if other:
         first = "; ".join(other[0].status.differences[:3])
         problems.append(
-            f"{len(other)} of {len(plan)} cells are there with other settings and were left alone ({_names(other)}; "
-            f"the first has {first}); choose another hydra.sweep.dir or move them away"
+            f"{len(other)} of {len(plan)} cells have existing results with different settings, which were kept "
+            f"({_names(other)}; first: {first}); choose another hydra.sweep.dir or move them away"
         )
     if problems:
         raise MetasegError(". ".join(problems) + ".")

@@ -119,11 +119,11 @@ def test_earlier_results_are_overwritten_only_on_request(adapt, folders):
 @pytest.mark.parametrize(
     ("overrides", "named", "words"),
     [
-        (["out"], {}, ["Expected NAME=VALUE, found 'out'", "quotes"]),
+        (["out"], {}, ["Expected NAME=VALUE, found 'out'"]),
         (["--foo"], {}, ["unrecognized arguments: --foo", "adapt.py --help"]),
         (["lr=fast"], {}, ["lr must be", "'fast'"]),
         (["support="], {"support": None}, ["support must be a path", "''"]),
-        ([], {"checkpoint": None}, ["checkpoint=… must be given"]),
+        ([], {"checkpoint": None}, ["checkpoint=… is required"]),
         ([], {"support": "gone"}, ["folder of annotated images", "gone"]),
         ([], {"checkpoint": "gone"}, ["found nothing at gone"]),
         ([], {"images": "gone"}, ["folder of images", "gone"]),
@@ -146,7 +146,7 @@ def test_help_names_every_setting(program, tmp_path):
     done = program("adapt.py", "--help", directory=tmp_path)
     settings = yaml.safe_load((ROOT / "conf" / "adapt.yaml").read_text()).keys() - {"defaults", "hydra"}
     assert all(setting in done.stdout for setting in settings)
-    assert done.stdout.startswith("Segment images of a new kind")
+    assert done.stdout.startswith("Segment new images")
 
 
 AWKWARD = ["a, b (2) [x] {y} = näme's # 100% \\", "2024", "true", "1e5", "[a,b]", "learner=imaml,shots=5", '"', "${x}"]

@@ -12,7 +12,7 @@ from metaseg.data.synthetic.twins import TWIN_SEED, twin
 def test_painted_images_are_those_of_the_twin(tmp_path, capsys):
     out = tmp_path / "mine"
     assert main(["paint", "isic", "--count", "3", "--first", "2", "--size", "32", "--out", str(out)]) == 0
-    assert "3 painted images" in capsys.readouterr().out
+    assert "3 synthetic images" in capsys.readouterr().out
     images, masks, ids, _ = twin("isic", 5, 32, TWIN_SEED)
     found = annotated_in(out)
     assert [one.image.name for one in found] == list(ids[2:])
@@ -44,12 +44,12 @@ def test_wrong_input_is_told_in_one_sentence(tmp_path, capsys, arguments, words)
 def test_a_folder_that_cannot_be_is_told(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["paint", "isic", "--count", "1", "--size", "32", "--out", str(tmp_path / "file" / "new")]) == 1
-    assert "could not be written to" in capsys.readouterr().err
+    assert "cannot write to" in capsys.readouterr().err
 
 
 def test_what_is_there_stays(tmp_path, capsys):
     (tmp_path / "masks").mkdir()
     Image.new("L", (2, 2)).save(tmp_path / "masks" / "mine.png")
     assert main(["paint", "isic", "--count", "1", "--size", "32", "--out", str(tmp_path)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*.png")] == ["mine.png"]

@@ -75,17 +75,17 @@ def test_a_new_dataset_is_one_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"colour": "red"}, "unknown key colour: allowed are name, title"),
+        ({"colour": "red"}, "unknown key colour: allowed keys are name, title"),
         ({"title": None}, "lacks the key title"),
         ({"count": "many"}, "count should be a whole number, 0 or more, not 'many'"),
         ({"count": True}, "count should be a whole number"),
         ({"foreground": 32.3}, "foreground should be a number from 0 to 1, not 32.3"),
-        ({"folders": "moles"}, "folders should be a list of texts"),
+        ({"folders": "moles"}, "folders should be a list of strings"),
         ({"licence": 5}, "licence should be text, not 5"),
         ({"layouts": [{"images": "a/*", "masks": "b/{stem}"}]}, "layouts should be a list of"),
-        ({"sequence_starts": [1, 9, 5]}, "sequence_starts should be a list of rising whole numbers"),
+        ({"sequence_starts": [1, 9, 5]}, "sequence_starts should be a list of increasing whole numbers"),
         ({"sequence_starts": [1], "blocks": 2}, "both sequence_starts and blocks"),
-        ({"name": "freckles"}, "the name must be the file's own, 'moles'"),
+        ({"name": "freckles"}, "the name must match the file, 'moles'"),
     ],
 )
 def test_faulty_yaml_is_refused(tmp_path, changes, sentence):
@@ -105,7 +105,7 @@ def test_broken_yaml_and_empty_folder(tmp_path):
     with pytest.raises(MetasegError, match=r"moles\.yaml is not valid YAML"):
         catalogue.load_catalogue(tmp_path)
     (tmp_path / "moles.yaml").write_text("")
-    with pytest.raises(MetasegError, match="should hold the keys"):
+    with pytest.raises(MetasegError, match="should have the keys"):
         catalogue.load_catalogue(tmp_path)
 
 

@@ -59,7 +59,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
     assert report.counts["unpaired"] == 2
     messages = {fault.images: fault.message for fault in report.faults}
     assert messages[("small",)].startswith("small.png has 95×72 pixels, its image 96×72")
-    assert "largest value is 2" in messages[("label",)]
+    assert "largest value 2" in messages[("label",)]
     assert "7 pairs found, 4 published" in messages[()]
 
 

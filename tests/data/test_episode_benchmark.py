@@ -21,6 +21,6 @@ def test_the_benchmark_of_episodes_measures_all_it_promises(tmp_path, capsys, mo
     assert all(0 <= one["waiting_%"] <= 100 for one in result["waiting"])
     assert result["preparing"][0]["speedup"] == 1
     shown = capsys.readouterr().out
-    for title in ("An episode at 32×32", "Share of the least", "Waiting of a loop", "Decoding, checking"):
+    for title in ("An episode at 32×32", "Share of the minimal time", "Waiting time", "Decoding, checking"):
         assert title in shown
     assert not (tmp_path / "home").exists()

@@ -131,7 +131,7 @@ def test_any_number_of_threads_prepares_the_same(tmp_path, kvasir_root):
     )
     assert np.array_equal(one.images, three.images)
     assert np.array_equal(one.masks, three.masks)
-    with pytest.raises(MetasegError, match="at least one thread"):
+    with pytest.raises(MetasegError, match="--threads"):
         pools.prepare(KVASIR, kvasir_root, 16, threads=0)
 
 

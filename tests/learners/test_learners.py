@@ -225,7 +225,7 @@ def test_no_task_leaves_tensors_behind():
     [
         ("imaml", {"curvature": "fisher"}, "learner.curvature must be one of hessian, gauss_newton"),
         ("imaml", {"lam": 0}, "learner.lam must be a number above 0"),
-        ("imaml", {"cg": {"steps": 0, "tolerance": 0.1}}, "learner.cg.steps must be a whole number from 1 on"),
+        ("imaml", {"cg": {"steps": 0, "tolerance": 0.1}}, "learner.cg.steps must be a whole number from 1"),
         ("imaml", {"products": "finite"}, "learner.products must be one of auto, replay, autograd"),
         ("imaml", {"loss": LOSSES["dice"]}, "loss=dice"),
         ("maml", {"adapt": ADAPT | {"rates": dict.fromkeys(("encoder", "decoder", "head"), 0)}}, "learner.adapt.rates"),

@@ -307,9 +307,9 @@ def test_the_prior_mask_is_one_where_a_query_repeats_the_supports_foreground():
     [
         ("prototypes", {"adapt": {"optimizer": "adam", "lr": 0.1, "steps": 2, "lam": 0.0}}, "learner.adapt.steps=0"),
         ("prototypes", {"scale": 0}, "learner.scale must be a number above 0"),
-        ("prototypes", {"reversal": -1}, "learner.reversal must be a number from 0 on"),
+        ("prototypes", {"reversal": -1}, "learner.reversal must be a number from 0"),
         ("prototypes", {"network": torch.nn.Conv2d(3, 1, 1)}, "model=attention_unet"),
-        ("feyjie", {"surrogate": -1}, "learner.surrogate must be a number from 0 on"),
+        ("feyjie", {"surrogate": -1}, "learner.surrogate must be a number from 0"),
         ("feyjie", {"network": PMGNetwork(1)}, "needs metaseg.networks.feyjie.FeyjieNetwork, found PMGNetwork"),
         ("pmg", {"network": FeyjieNetwork(1)}, "needs metaseg.networks.pmg.PMGNetwork, found FeyjieNetwork"),
         ("pmg", {"network": torch.nn.Conv2d(3, 1, 1)}, "found Conv2d; set learner.network._target_"),

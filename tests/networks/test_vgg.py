@@ -127,7 +127,7 @@ def test_a_file_that_does_not_fit_is_refused_in_words(original, tmp_path):
     del tensors["features.7.bias"]
     cases = {
         saved(tmp_path / "less.pt", tensors): r"7\.bias",
-        saved(tmp_path / "list.pt", [1, 2]): "tensors by name, found list",
+        saved(tmp_path / "list.pt", [1, 2]): "named tensors, found a list",
         tmp_path / "none.pt": "no such file",
         tmp_path / "imaginet": "encoder_weights to be a file",
     }

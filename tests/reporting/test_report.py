@@ -215,7 +215,7 @@ def test_broken_and_unfinished_directories_are_named_and_the_rest_is_reported(tm
     assert main([str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "1 run\n" in out
-    assert "not finished, left out: begun" in out
+    assert "unfinished, skipped: begun" in out
     named = re.findall(r"error: (\w+) is unreadable", err)
     assert sorted(named) == sorted(set(os.listdir(tmp_path)) - {"good", "begun", "report"})  # noqa: PTH208
     text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")

@@ -145,8 +145,8 @@ def test_what_was_not_given_is_not_written():
         (changed("targets/isic/dsc", ...), r"targets\.isic\.dsc is missing"),
         (changed("targets/isic/dsc/mean", 63.4), r"targets\.isic\.dsc\.mean .*less than or equal to 1, found 63\.4"),
         (changed("targets/isic/trivial/otsu", "x"), r"targets\.isic\.trivial\.otsu .*number, found 'x'"),
-        (changed("targets/isic/curve/dsc", [0.5]), r"targets\.isic\.curve .*one length, not of \[2, 1, 2, 2\]"),
-        (changed("version", 2), "of version 1 or below, found 2: read it with the metaseg that wrote it"),
+        (changed("targets/isic/curve/dsc", [0.5]), r"targets\.isic\.curve .*same length, not \[2, 1, 2, 2\]"),
+        (changed("version", 2), "version 1 or below, found 2"),
         ([1], r"it should be an object, found \[1\]"),
     ],
 )

@@ -161,7 +161,7 @@ def test_seeds_are_pooled_and_other_settings_are_not():
     assert [run.name for run in cell.runs] == ["a", "b"]
     assert cell.left_out == (
         ("d", "same settings and seed as b"),
-        ("c", "other settings: model.init=brain_mri"),
+        ("c", "different settings: model.init=brain_mri"),
     )
 
 
@@ -169,7 +169,7 @@ def test_of_equally_many_seeds_the_usual_settings_are_shown():
     runs = [made("a", model__init="brain_mri"), made("b"), made("c", "maml"), made("d", "joint")]
     cell = cell_of(fill(load_table(2), runs), "imaml", 5)
     assert [run.name for run in cell.runs] == ["b"]
-    assert cell.left_out == (("a", "other settings: model.init=brain_mri"),)
+    assert cell.left_out == (("a", "different settings: model.init=brain_mri"),)
 
 
 def test_settings_that_change_no_score_do_not_part_seeds():
@@ -213,8 +213,8 @@ def test_a_table_compares_runs_of_one_size_and_protocol():
     assert {run.name for cell in cells for run in cell.runs} == {"small0", "small1", "maml"}
     reasons = dict(reason for cell in cells for reason in cell.left_out)
     assert reasons == {
-        "large": "another size or protocol: data.size=256",
-        "paper": "another size or protocol: protocol.name=paper",
+        "large": "different size or protocol: data.size=256",
+        "paper": "different size or protocol: protocol.name=paper",
     }
 
 

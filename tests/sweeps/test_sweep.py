@@ -170,7 +170,7 @@ def test_two_processes_do_not_share_a_directory(train, tmp_path):
     with RunDirectory(tmp_path / "run").held():
         finished = train("learner=scratch")
     assert finished.returncode == 1
-    assert "held by another process" in finished.stderr
+    assert "in use by another process" in finished.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
@@ -202,5 +202,5 @@ def test_a_cell_that_cannot_be_written_is_a_failed_cell(tmp_path, capsys):
     assert "cell: FAILED" in capsys.readouterr().out
     returned = local_launcher._returned(job)
     assert returned.status is JobStatus.FAILED
-    with pytest.raises(MetasegError, match="cannot be written to"):
+    with pytest.raises(MetasegError, match="not writable"):
         _ = returned.return_value

@@ -127,7 +127,7 @@ def test_an_interrupted_run_writes_no_weights_and_ends_as_the_uninterrupted_one(
 def test_two_processes_do_not_share_a_directory(pretrain, tmp_path):
     directory = RunDirectory(tmp_path / "pretrained")
     with directory.held():
-        assert_fails_in_words(pretrain(), "held by another process")
+        assert_fails_in_words(pretrain(), "in use by another process")
     assert not directory.result.exists()
 
 

@@ -1,1 +1,1 @@
-"""Archives of datasets: downloaded, verified, unpacked."""
+"""Download, verify and unpack the archives of datasets."""

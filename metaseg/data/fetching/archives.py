@@ -1,8 +1,8 @@
-"""Unpacking archives from the network: whole, and never outside of their folder.
+"""Safe unpacking of untrusted archives.
 
-Zip and tar are read by Python, which looks at each member before it is written. Rar needs one of the programs in
-`TOOLS`, which unpacks into an empty folder that is looked at meanwhile and afterwards. Refused are members whose path
-leaves the folder, links and devices, encrypted ones, and archives that grow beyond what images and masks can.
+Zip and tar are read by Python, and each member is checked before it is written. Rar needs one of the programs in
+`TOOLS`, which unpacks into an empty folder that is checked during and after unpacking. Refused are members with paths
+outside the folder, links, devices and encrypted members, and archives that grow more than images and masks can.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from metaseg.errors import MetasegError
 
 MOST_MEMBERS = 200_000
 GROWTH = 100
-"""Times that an archive may grow when unpacked: bitmaps of masks grow 40 times, a bomb 1000 times."""
+"""Largest expansion factor of an archive: bitmaps of masks expand 40 times, a zip bomb 1000 times."""
 ALWAYS = 2**26
-"""Bytes that an archive of any size may unpack to."""
+"""Unpacked size in bytes that is always allowed."""
 
 TOOLS: dict[str, Callable[[Path, Path], list[str]]] = {
     "unar": lambda archive, target: ["-quiet", "-no-directory", "-output-directory", str(target), str(archive)],
@@ -34,18 +34,18 @@ TOOLS: dict[str, Callable[[Path, Path], list[str]]] = {
     "7z": lambda archive, target: ["x", "-y", "-p-", f"-o{target}", str(archive)],
     "bsdtar": lambda archive, target: ["-x", "-f", str(archive), "-C", str(target)],
 }
-"""Programs that read rar and their arguments; the first read more kinds of it."""
+"""Programs that read rar, with their arguments; the first support more variants of the format."""
 
 _MAGIC = {b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"Rar!\x1a\x07": "rar", b"\x1f\x8b": "tar", b"BZh": "tar"}
 _BLOCK = 2**20
 
 
 class DamagedError(MetasegError):
-    """The file is no archive, or not a whole one: only another download helps."""
+    """The file is not an archive, or an incomplete one: it must be downloaded again."""
 
 
 def kind(archive: Path) -> str:
-    """`zip`, `rar` or `tar`, by the file's first bytes. Raises MetasegError where it is none of them."""
+    """`zip`, `rar` or `tar`, by the file's first bytes. Raises MetasegError if it is none of them."""
     with archive.open("rb") as file:
         start = file.read(512)
     for magic, name in _MAGIC.items():
@@ -61,9 +61,9 @@ def unpack(archive: Path, target: Path) -> None:
     """Unpack an archive into an empty folder.
 
     Raises:
-        MetasegError: the archive is damaged, hostile or of no known kind; nothing reads rar here. The caller removes
-            what was written.
-        OSError: the disk is full, or cannot be written to.
+        MetasegError: the archive is damaged, malicious or of an unknown kind, or no program for rar is installed. The
+            caller removes what was written.
+        OSError: the disk is full or not writable.
     """
     {"zip": _unpack_zip, "tar": _unpack_tar, "rar": _unpack_by_tool}[kind(archive)](archive, target)
 
@@ -74,8 +74,8 @@ def _limit(archive: Path) -> int:
 
 def _refuse(archive: Path, member: str, why: str) -> MetasegError:
     return MetasegError(
-        f"{archive.name} is refused, and nothing of it was kept: its member {member[:200]!r} {why}: this is hardly "
-        f"the published archive; remove {archive} to download it again"
+        f"{archive.name} was refused and nothing was unpacked: its member {member[:200]!r} {why}; this is hardly the "
+        f"published archive: remove {archive} to download it again"
     )
 
 
@@ -83,27 +83,27 @@ def _check_path(archive: Path, name: str) -> None:
     path, windows = PurePosixPath(name), PureWindowsPath(name)
     outside = path.is_absolute() or windows.anchor or ".." in path.parts or ".." in windows.parts
     if outside or "\0" in name:
-        raise _refuse(archive, name, "leaves the folder")
+        raise _refuse(archive, name, "has a path outside the folder")
 
 
 def _check_sizes(archive: Path, sizes: list[int]) -> None:
     limit = _limit(archive)
     if len(sizes) > MOST_MEMBERS or sum(sizes) > limit:
         raise MetasegError(
-            f"{archive.name} is refused: its {len(sizes)} members would take {sum(sizes) / 2**20:,.0f} MiB, expected "
-            f"at most {MOST_MEMBERS} and {limit / 2**20:,.0f} MiB for an archive of its size"
+            f"{archive.name} was refused: its {len(sizes)} members would take {sum(sizes) / 2**20:,.0f} MiB, expected "
+            f"at most {MOST_MEMBERS} members and {limit / 2**20:,.0f} MiB for an archive of its size"
         )
     free = shutil.disk_usage(archive.parent).free
     if sum(sizes) > free:
         raise MetasegError(
             f"{archive.name} needs {sum(sizes) / 2**20:,.0f} MiB unpacked, but {archive.parent} has "
-            f"{free / 2**20:,.0f} MiB left: free some space and repeat the command"
+            f"only {free / 2**20:,.0f} MiB left: free some space and repeat the command"
         )
 
 
 def _damaged(archive: Path, error: Exception) -> DamagedError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return DamagedError(f"{archive.name} is damaged ({reason}): it was cut off, or is not the published archive")
+    return DamagedError(f"{archive.name} is damaged ({reason}): it is truncated, or is not the published archive")
 
 
 def _unpack_zip(archive: Path, target: Path) -> None:
@@ -134,15 +134,15 @@ def _unpack_tar(archive: Path, target: Path) -> None:
             for member in _checked(archive, file):
                 file.extract(member, target, set_attrs=False, filter="data")
     except tarfile.FilterError as error:
-        raise _refuse(archive, error.tarinfo.name, "leaves the folder") from error
+        raise _refuse(archive, error.tarinfo.name, "has a path outside the folder") from error
     except (FileExistsError, NotADirectoryError):
-        raise _refuse(archive, member.name, "is there twice") from None
+        raise _refuse(archive, member.name, "occurs twice") from None
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise _damaged(archive, error) from error
 
 
 def _checked(archive: Path, file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members, in order; a compressed tar says how large it is only as it is read."""
+    """Check and yield the members in order; the size of a compressed tar is only known as it is read."""
     sizes: list[int] = []
     for member in file:
         _check_path(archive, member.name)
@@ -161,7 +161,7 @@ def _write(archive: Path, target: Path, name: str, source: IO[bytes]) -> None:
         with path.open("xb") as file:
             shutil.copyfileobj(source, file, _BLOCK)
     except (FileExistsError, NotADirectoryError):
-        raise _refuse(archive, name, "is there twice") from None
+        raise _refuse(archive, name, "occurs twice") from None
 
 
 def _unpack_by_tool(archive: Path, target: Path) -> None:
@@ -170,7 +170,7 @@ def _unpack_by_tool(archive: Path, target: Path) -> None:
         raise MetasegError(
             f"{archive} is a rar archive, and none of {', '.join(TOOLS)} is installed: install one (Debian: apt "
             f"install unar libarchive-tools; macOS: brew install unar) and repeat the command, which will not download "
-            f"the archive again; or unpack it by hand"
+            f"the archive again, or unpack it by hand"
         )
     failed = []
     for tool in tools:
@@ -180,13 +180,13 @@ def _unpack_by_tool(archive: Path, target: Path) -> None:
         shutil.rmtree(target)
         target.mkdir()
     raise MetasegError(
-        f"{archive} could not be unpacked by {'; '.join(failed)}: it may be damaged, then remove it and repeat the "
-        f"command; or install another of {', '.join(TOOLS)}, which do not all read every rar"
+        f"{archive} could not be unpacked by {'; '.join(failed)}: it may be damaged, so remove it and repeat the "
+        f"command, or install another of {', '.join(TOOLS)}, as not all of them read every rar"
     )
 
 
 def _run(tool: str, archive: Path, target: Path) -> str:
-    """Let a program unpack; why it could not, empty where it could."""
+    """Unpack with a program; returns why it failed, empty on success."""
     limit = _limit(archive)
     command = [tool, *TOOLS[tool](archive.absolute(), target.absolute())]
     with tempfile.TemporaryFile() as output:
@@ -196,7 +196,7 @@ def _run(tool: str, archive: Path, target: Path) -> str:
                 _look_over(archive, target, limit)
                 time.sleep(0.1)
         finally:
-            process.kill()  # without effect on one that has ended
+            process.kill()  # no effect if it has ended
             process.wait()
         _look_over(archive, target, limit)
         output.seek(0)
@@ -205,18 +205,18 @@ def _run(tool: str, archive: Path, target: Path) -> str:
 
 
 def _look_over(archive: Path, target: Path, limit: int) -> None:
-    """Refuse what a program has unpacked where it is too much, or more than files and folders."""
+    """Refuse unpacked contents that are too large, or anything other than files and folders."""
     total = number = 0
     for path in target.rglob("*"):
         try:
             status = path.lstat()
-        except FileNotFoundError:  # the program renames its files when they are whole
+        except FileNotFoundError:  # the program renames files when they are complete
             continue
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise _refuse(archive, path.relative_to(target).as_posix(), "is a link or a device")
         total, number = total + status.st_size, number + 1
         if total > limit or number > MOST_MEMBERS:
             raise MetasegError(
-                f"{archive.name} is refused: it grows beyond {limit / 2**20:,.0f} MiB or {MOST_MEMBERS} members, far "
-                f"more than expected for an archive of its size"
+                f"{archive.name} was refused: it exceeds {limit / 2**20:,.0f} MiB or {MOST_MEMBERS} members, far more "
+                f"than expected for an archive of its size"
             )

@@ -1,8 +1,7 @@
-"""One file from the network: resumed where it was broken off, never taken for whole when it is not.
+"""Download one file, resumably; a partial file is never mistaken for a complete one.
 
-While it is under way the file is called FILE.part; FILE.part.json beside it says what it is part of. A part is
-continued by an HTTP range only if the server says by an ETag or a date that the file is still the same; else it starts
-over.
+During the download the file is called FILE.part, and FILE.part.json describes its source. A partial file is resumed by
+an HTTP range only if an ETag or date proves that the file on the server is unchanged; else the download starts over.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ import urllib3
 from metaseg.errors import MetasegError
 
 ATTEMPTS = 6
-"""Attempts without a further byte after which a download is given up."""
+"""Consecutive attempts without progress after which a download fails."""
 PAUSE = 1.0
-"""Seconds before the second attempt; each further pause is twice as long, up to `LONGEST`."""
+"""Seconds before the second attempt; doubled for each further one, up to `LONGEST`."""
 LONGEST = 60.0
 TIMEOUT = (20, 60)
 """Seconds to connect, and to wait for the next byte."""
@@ -35,11 +34,11 @@ _LATER = (408, 425, 429, 500, 502, 503, 504)
 
 
 class InterruptedDownloadError(MetasegError):
-    """The user ended a download by Ctrl-C."""
+    """The user interrupted a download with Ctrl+C."""
 
 
 class _TryAgainError(Exception):
-    """Something that another attempt may mend; `wait`: seconds that the server asks for."""
+    """A failure worth another attempt; `wait`: seconds requested by the server."""
 
     def __init__(self, reason: str, wait: float = 0) -> None:
         super().__init__(reason)
@@ -48,7 +47,7 @@ class _TryAgainError(Exception):
 
 @dataclass(frozen=True)
 class Described:
-    """What a server says of a file: ETag (strong ones only), date of change and length in bytes, where it says so."""
+    """A server's description of a file: ETag (strong ones only), modification date and length in bytes, if given."""
 
     url: str
     etag: str | None
@@ -57,22 +56,22 @@ class Described:
 
     @property
     def validator(self) -> str | None:
-        """By what a server can tell that it has another file now."""
+        """The value by which a server detects that its file has changed."""
         return self.etag or self.modified
 
 
 def download(url: str, target: Path, expected: int | None = None) -> None:
-    """Download `url` to `target`, whose folder exists.
+    """Download `url` to `target`.
 
     Args:
         url: http or https.
-        target: there only when it is whole, as far as the server tells.
-        expected: bytes, where they are known: a server that announces another length is refused.
+        target: in an existing folder; created only once complete, as far as the server tells.
+        expected: size in bytes, if known; a server that announces another length is refused.
 
     Raises:
-        InterruptedDownloadError: by Ctrl-C; the next call goes on.
-        MetasegError: the server refuses, cannot be reached, breaks off again and again or announces another length; the
-            disk is full. What was downloaded is kept.
+        InterruptedDownloadError: on Ctrl+C; the next call resumes.
+        MetasegError: the server refuses, is unreachable, repeatedly breaks off or announces another length; the disk is
+            full. The partial download is kept.
     """
     part = target.with_name(f"{target.name}.part")
     failures, longest = 0, _size(part)
@@ -82,7 +81,7 @@ def download(url: str, target: Path, expected: int | None = None) -> None:
         if failures >= ATTEMPTS:
             raise MetasegError(f"{url} could not be downloaded: {problem}, {ATTEMPTS} times in a row; {_kept(part)}")
         wait = min(LONGEST, max(problem.wait, PAUSE * 2 ** max(0, failures - 1)))
-        print(f"{target.name}: {problem}; trying again in {wait:.0f} s", flush=True)
+        print(f"{target.name}: {problem}; retrying in {wait:.0f} s", flush=True)
         try:
             time.sleep(wait)
         except KeyboardInterrupt:
@@ -92,7 +91,7 @@ def download(url: str, target: Path, expected: int | None = None) -> None:
 
 
 def _tried(url: str, part: Path, expected: int | None) -> _TryAgainError | None:
-    """One attempt: None where the part is whole now, else what another one may mend."""
+    """One attempt: None if the file is now complete, else the reason to try again."""
     try:
         with _bar(part.stem) as show:
             _attempt(url, part, expected, show)
@@ -102,15 +101,15 @@ def _tried(url: str, part: Path, expected: int | None) -> _TryAgainError | None:
         raise InterruptedDownloadError(f"interrupted; {_kept(part)}") from None
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise MetasegError(f"{part} could not be written: {reason}; mend that, {_kept(part)}") from error
+        raise MetasegError(f"{part} could not be written ({reason}): fix this first; {_kept(part)}") from error
     return None
 
 
 def _attempt(url: str, part: Path, expected: int | None, show: Callable[[int, int | None], None]) -> None:
-    """One request; returns when the part is whole."""
+    """One request; returns when the file is complete."""
     known = _known(part, url)
     have = _size(part) if known else 0
-    if known and have == known.total:  # killed just before the file got its name
+    if known and have == known.total:  # killed just before the file was renamed
         return
     headers = {"Accept-Encoding": "identity", "User-Agent": "metaseg"}
     if known and known.validator and have:
@@ -120,13 +119,13 @@ def _attempt(url: str, part: Path, expected: int | None, show: Callable[[int, in
             _check_status(url, response)
             if response.status_code == 416:
                 _discard(part)
-                raise _TryAgainError(f"the server does not continue after {have} bytes")
+                raise _TryAgainError(f"the server cannot resume after {have} bytes")
             found = _described(url, response)
             if response.status_code == 206:
                 have = _continued(known, found, response, have, part)
             else:
                 if have:
-                    print(f"{part.name}: the file has changed, or the server continues none: starting over", flush=True)
+                    print(f"{part.name}: the file has changed or cannot be resumed: starting over", flush=True)
                 _discard(part)
                 have = 0
                 _state(part).write_text(json.dumps(asdict(found)))
@@ -138,12 +137,12 @@ def _attempt(url: str, part: Path, expected: int | None, show: Callable[[int, in
                     show(have, found.total)
     except (requests.exceptions.SSLError, urllib3.exceptions.SSLError) as error:
         raise MetasegError(
-            f"{urlsplit(url).netloc} could not prove who it is ({_reason(error)}): download {url} with a browser, save "
+            f"{urlsplit(url).netloc} has no valid certificate ({_reason(error)}): download {url} with a browser, save "
             f"it as {part.with_suffix('')}, and repeat the command"
         ) from error
     except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
         raise MetasegError(
-            f"{url} leads nowhere ({_reason(error)}): mend the address, or see the dataset's page"
+            f"{url} is not a valid address ({_reason(error)}): correct it, or see the dataset's page"
         ) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise _TryAgainError(_broken(have, part) or f"no connection ({_reason(error)})") from error
@@ -152,24 +151,25 @@ def _attempt(url: str, part: Path, expected: int | None, show: Callable[[int, in
 
 
 def _broken(have: int, part: Path) -> str:
-    """How far the download came; empty where nothing arrived."""
+    """How far the download got; empty if nothing arrived."""
     known = _known(part, None)
     if not have or not known:
         return ""
-    return f"the connection ended after {have} bytes of {known.total if known.total is not None else 'unknown many'}"
+    total = f"{known.total}" if known.total is not None else "an unknown number"
+    return f"the connection ended after {have} bytes of {total}"
 
 
 def _check_status(url: str, response: requests.Response) -> None:
     if response.status_code in (200, 206, 416):
         if url.startswith("https://") and any(one.url.startswith("http://") for one in (*response.history, response)):
-            raise MetasegError(f"{url} leads on to an unprotected address, {response.url}: download it by hand")
+            raise MetasegError(f"{url} redirects to an insecure address, {response.url}: download it by hand")
         return
     said = f"{response.status_code} {response.reason}".strip()
     if response.status_code in _LATER:
         after = response.headers.get("Retry-After", "")
-        raise _TryAgainError(f"the server answers {said}", float(after) if after.isdecimal() else 0)
+        raise _TryAgainError(f"the server answered {said}", float(after) if after.isdecimal() else 0)
     raise MetasegError(
-        f"{url} cannot be downloaded: the server answers {said}; the address may have changed, see the dataset's page"
+        f"{url} cannot be downloaded: the server answered {said}; the address may have changed, see the dataset's page"
     )
 
 
@@ -184,12 +184,12 @@ def _described(url: str, response: requests.Response) -> Described:
 
 
 def _continued(known: Described | None, found: Described, response: requests.Response, have: int, part: Path) -> int:
-    """How many bytes are there already, where the answer goes on from there in the same file."""
+    """The number of bytes already present, once the response is known to continue the same file from there."""
     start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     same = known is not None and (known.validator, known.total) == (found.validator, found.total)
     if not have or not start or int(start[1]) != have or not same:
         _discard(part)
-        raise _TryAgainError("the server went on with something else than what it had begun")
+        raise _TryAgainError("the server did not continue the same file")
     return have
 
 
@@ -197,14 +197,14 @@ def _check_length(url: str, found: Described, expected: int | None, have: int, p
     if expected is not None and found.total is not None and found.total != expected:
         _discard(part)
         raise MetasegError(
-            f"{url} should be {expected} bytes, but the server announces {found.total}: it is another file than the "
-            f"published one; see the dataset's page"
+            f"{url} should be {expected} bytes, but the server announces {found.total}: it is not the published file; "
+            f"see the dataset's page"
         )
     left, free = (found.total or 0) - have, shutil.disk_usage(part.parent).free
     if left > free:
         raise MetasegError(
             f"{url} needs {left / 2**20:,.0f} MiB more, but {part.parent} has {free / 2**20:,.0f} MiB left: free some "
-            f"space, or name another folder by --root; {_kept(part)}"
+            f"space, or set another folder with --root; {_kept(part)}"
         )
 
 
@@ -213,7 +213,7 @@ def _state(part: Path) -> Path:
 
 
 def _known(part: Path, url: str | None) -> Described | None:
-    """What was noted of the part; None where nothing was, or of another address."""
+    """The description recorded for a partial file; None if there is none, or it is of another URL."""
     try:
         found = Described(**json.loads(_state(part).read_text()))
     except (OSError, ValueError, TypeError):
@@ -232,12 +232,12 @@ def _size(part: Path) -> int:
 
 def _kept(part: Path) -> str:
     if size := _size(part):
-        return f"{size / 2**20:,.1f} MiB are kept in {part}, and the same command goes on from there"
-    return "the same command tries again"
+        return f"{size / 2**20:,.1f} MiB are kept in {part}; repeat the command to resume"
+    return "repeat the command to try again"
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason of a chain of network errors, in few words."""
+    """The innermost reason in a chain of network errors, shortened."""
     while inner := error.__cause__ or error.__context__ or getattr(error, "reason", None):
         if not isinstance(inner, BaseException):
             break
@@ -247,7 +247,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on a terminal; what is yielded takes bytes done and bytes in all."""
+    """Show a bar on a terminal; yields a function of bytes done and total bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -1,8 +1,8 @@
-"""`python -m metaseg.data fetch`: archives of a dataset, downloaded, verified, unpacked and put where they are read.
+"""`python -m metaseg.data fetch`: download, verify and unpack the archives of a dataset.
 
-Archives lie in ROOT/downloads until they are unpacked; one that is put there by hand is taken as it is. What was
-downloaded is noted in ROOT/fetched.json: later downloads of the same address have to be the same file. SHA-256 that the
-catalogue knows is verified; where it knows none, the first download is believed and this is said.
+Archives stay in ROOT/downloads until they are unpacked; one placed there by hand is used as is. ROOT/fetched.json
+records every download: later downloads from the same URL must be the same file. A SHA-256 in the catalogue is verified;
+without one, the first download is trusted, with a notice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DOWNLOADS = "downloads"
 
 @dataclass(frozen=True)
 class _Place:
-    """A data.root: where archives, records and drafts lie in it."""
+    """A data.root with its downloads, records and temporary folders."""
 
     root: Path
 
@@ -44,7 +44,7 @@ class _Place:
             return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
         except (OSError, ValueError) as error:
             raise MetasegError(
-                f"{file} should hold what was fetched, but cannot be read ({error}): mend or remove it"
+                f"{file} should record earlier downloads, but cannot be read ({error}): repair or remove it"
             ) from error
 
     def note(self, url: str, **values: Any) -> None:
@@ -56,27 +56,27 @@ class _Place:
 
 
 def fetch(dataset: Dataset, root: str | Path, keep: bool = False) -> Listing:
-    """Download and unpack what is not there yet.
+    """Download and unpack the missing archives of a dataset.
 
     Args:
-        dataset: with its `sources`.
-        root: data.root, made if need be; the files go to the dataset's first folder in it.
-        keep: leave the archives in ROOT/downloads.
+        dataset: the dataset, with `sources`.
+        root: data.root, created if needed; the files go to the dataset's first folder in it.
+        keep: keep the archives in ROOT/downloads.
 
     Returns:
-        What lies there then.
+        The listing of the unpacked dataset.
 
     Raises:
-        MetasegError: the dataset cannot be downloaded by a program; a download fails or is not what it should be; an
-            archive is hostile or damaged; files are in the way; another process fetches into the same root.
+        MetasegError: the dataset cannot be downloaded automatically; a download fails or does not match; an archive is
+            malicious or damaged; files are in the way; another process is fetching into the same root.
     """
     place = _Place(Path(root).expanduser())
-    if there := _there(dataset, place.root):
-        print(f"{dataset.title}: {len(there.pairs)} pairs are in {there.folder} already")
-        return there
+    if existing := _existing(dataset, place.root):
+        print(f"{dataset.title}: {len(existing.pairs)} pairs are already in {existing.folder}")
+        return existing
     if not dataset.sources:
         how = f"{dataset.how} ({dataset.url})" if dataset.how else "its YAML file names no sources"
-        raise MetasegError(f"{dataset.name} ({dataset.title}) cannot be fetched by a program: {how}")
+        raise MetasegError(f"{dataset.name} ({dataset.title}) cannot be fetched automatically: {how}")
     for key in ("licence", "citation"):
         if text := getattr(dataset, key):
             print(f"{dataset.title}, {key}: {text}")
@@ -86,7 +86,7 @@ def fetch(dataset: Dataset, root: str | Path, keep: bool = False) -> Listing:
             for source in dataset.sources:
                 _one(dataset, source, place, keep)
     except Timeout:
-        raise MetasegError(f"another process fetches into {place.root}: wait for its end") from None
+        raise MetasegError(f"another process is fetching into {place.root}: wait for it to finish") from None
     except OSError as error:
         raise MetasegError(
             f"{dataset.name} could not be unpacked in {place.root}: {error.strerror or error}; free some space or make "
@@ -98,7 +98,7 @@ def fetch(dataset: Dataset, root: str | Path, keep: bool = False) -> Listing:
     return listing
 
 
-def _there(dataset: Dataset, root: Path) -> Listing | None:
+def _existing(dataset: Dataset, root: Path) -> Listing | None:
     try:
         listing = scan(dataset, root)
     except MetasegError:
@@ -116,7 +116,7 @@ def _one(dataset: Dataset, source: RemoteFile, place: _Place, keep: bool) -> Non
         download(source.url, archive, source.bytes)
     _verify(source, archive, place)
     draft = place.root / f".unpacking-{dataset.name}-{uuid.uuid4().hex}"
-    for leftover in place.root.glob(f".unpacking-{dataset.name}-*"):  # of a process that was killed
+    for leftover in place.root.glob(f".unpacking-{dataset.name}-*"):  # left by a killed process
         shutil.rmtree(leftover)
     print(f"unpacking {source.file}", flush=True)
     draft.mkdir()
@@ -126,7 +126,7 @@ def _one(dataset: Dataset, source: RemoteFile, place: _Place, keep: bool) -> Non
         _move(draft, folder)
     except archives.DamagedError as error:
         archive.unlink()
-        raise MetasegError(f"{error}; it was removed: repeat the command to download it again") from error
+        raise MetasegError(f"{error}; it was deleted: repeat the command to download it again") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     place.note(source.url, unpacked=names)
@@ -135,39 +135,39 @@ def _one(dataset: Dataset, source: RemoteFile, place: _Place, keep: bool) -> Non
 
 
 def _move(draft: Path, folder: Path) -> None:
-    """All of a draft into a folder, which may hold other things; nothing is replaced."""
+    """Move the contents of a draft into a folder that may have other contents; nothing is overwritten."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft.rename(folder)
         return
     if taken := sorted(path.name for path in draft.iterdir() if (folder / path.name).exists()):
         raise MetasegError(
-            f"{folder / taken[0]} is in the way of what was fetched, and is no whole dataset: move it away and repeat "
-            f"the command, which will not download the archive again"
+            f"{folder / taken[0]} already exists, but the dataset is incomplete: move it away and repeat the command; "
+            f"the archive will not be downloaded again"
         )
     for path in sorted(draft.iterdir()):
         path.rename(folder / path.name)
 
 
 def _verify(source: RemoteFile, archive: Path, place: _Place) -> None:
-    """Compare an archive with what the catalogue knows of it, else with what was fetched before, else note it."""
+    """Compare an archive with the catalogue, else with the record of an earlier download, else record it."""
     size, digest = archive.stat().st_size, _sha256(archive)
     for what, expected, found in (("bytes", source.bytes, size), ("sha256", source.sha256, digest)):
         if expected is not None and expected != found:
             archive.unlink()
             raise MetasegError(
-                f"{source.file} should have {what} {expected}, but has {found}: it is another file than the published "
-                f"one, and was removed; repeat the command, or download it by hand"
+                f"{source.file} should have {what} {expected}, but has {found}: it is not the published file and was "
+                f"deleted; repeat the command, or download it by hand"
             )
     record = place.records().get(source.url, {})
     if record.get("sha256", digest) != digest:
         raise MetasegError(
-            f"{archive} differs from what was fetched from {source.url} on {record.get('date')}: expected sha256 "
-            f"{record['sha256']}, found {digest}; if its publisher replaced it, remove its entry from "
+            f"{archive} differs from the file fetched from {source.url} on {record.get('date')}: expected sha256 "
+            f"{record['sha256']}, found {digest}; if the publisher replaced it, remove its entry from "
             f"{place.root / RECORDS}, else remove the archive, and repeat the command"
         )
     if source.sha256 is None and "sha256" not in record:
-        print(f"{source.file}: no published hash is known; noted sha256 {digest} in {place.root / RECORDS}", flush=True)
+        print(f"{source.file}: no published hash; recorded sha256 {digest} in {place.root / RECORDS}", flush=True)
     if "sha256" not in record:
         date = time.strftime("%Y-%m-%d")
         place.note(source.url, file=source.file, bytes=size, sha256=digest, known=source.sha256 is not None, date=date)

@@ -1,7 +1,7 @@
 """Batches of brain-MRI slices for pre-training, and whole volumes for validation.
 
-A batch is a pure function of (seed, epoch, step), so that a run can be resumed within an epoch, with any number of
-workers. [B] marks what is done as in Buda et al.'s public code, [D] what is our decision.
+A batch is a pure function of (seed, epoch, step), so a run can be resumed within an epoch, with any number of workers.
+[B] marks what follows Buda et al.'s public code, [D] our decisions.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ from metaseg.errors import MetasegError
 from metaseg.runs.schema import SliceAugmentation, Slices
 
 FLOOR = 0.1
-"""Share of the sampling weight of a volume that its slices have in equal parts, tumour or not [B]."""
+"""Sampling weight spread evenly over a volume's slices, relative to the weight by tumour area [B]."""
 
 Batch = tuple[Tensor, Tensor]
 """Images float32 (B, 3, S, S), z-scored over their volumes, and masks float32 {0, 1} (B, 1, S, S)."""
 
 
 def slice_weights(masks: np.ndarray) -> np.ndarray:
-    """Probability that each slice of a volume is drawn, (N,): by the area of its tumour, and a tenth evenly [B].
+    """Sampling probability of each slice of a volume, (N,): proportional to tumour area, plus a tenth evenly [B].
 
     Args:
-        masks: {0, 1} (N, S, S). Where all are empty, the slices are equally likely [D: in [B] 0/0].
+        masks: {0, 1} (N, S, S). If all are empty, slices are equally likely [D: in [B] 0/0].
     """
     area = masks.sum(axis=(1, 2), dtype=np.float64)
     if not area.any():
@@ -44,10 +44,10 @@ def slice_weights(masks: np.ndarray) -> np.ndarray:
 def augment(
     image: np.ndarray, mask: np.ndarray, settings: SliceAugmentation, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale by up to ± `scale`, rotate by up to ± `rotation` degrees, flip from left to right by probability `flip`.
+    """Scale by up to ± `scale`, rotate by up to ± `rotation` degrees, flip horizontally with probability `flip`.
 
-    What comes in from outside of the frame is 0, the mean of the volume [B]. Scaling and rotation are one resampling
-    [D: in [B] two], bilinear for the image, by nearest neighbour for the mask.
+    Pixels from outside the frame are 0, the mean of the volume [B]. Scaling and rotation are one resampling [D: in [B]
+    two], bilinear for the image, nearest neighbour for the mask.
 
     Args:
         image: float32 (S, S, 3), normalised.
@@ -67,20 +67,19 @@ def augment(
 
 
 class SliceBatches(Dataset[Batch]):
-    """Batches of slices; the key (epoch, step) says which.
+    """Batches of slices, by key (epoch, step).
 
-    Each slice is drawn anew: a patient, all being equally likely, then one of the patient's slices by `slice_weights`
-    [B].
+    Each slice is drawn independently: a patient uniformly, then one of the patient's slices by `slice_weights` [B].
 
     Args:
         volumes: training volumes.
         batch: slices in a batch, B.
-        steps: batches in an epoch; None: as many as all slices fill [B].
+        steps: batches in an epoch; None: the number of full batches in all slices [B].
         augmentation: scale, rotation, flip, as for `augment`.
-        seed: of everything drawn.
+        seed: seed of all random draws.
 
     Raises:
-        MetasegError: if batch or steps are more than the slices.
+        MetasegError: if the batch is larger than the number of slices.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class SliceBatches(Dataset[Batch]):
     ) -> None:
         slices = sum(len(volume.masks) for volume in volumes)
         if not 1 <= batch <= slices:
-            raise MetasegError(f"data.batch must be from 1 to the {slices} training slices, found {batch}.")
+            raise MetasegError(f"data.batch must be from 1 to {slices}, the number of training slices, found {batch}.")
         self.volumes, self.batch, self.augmentation, self.seed = volumes, batch, augmentation, seed
         self.steps = slices // batch if steps is None else steps
         self.weights = [slice_weights(volume.masks) for volume in volumes]
@@ -116,7 +115,7 @@ def channels_first(images: np.ndarray) -> Tensor:
 
 
 class WholeVolumes(Dataset[Batch]):
-    """One item a volume: all its slices in order, not augmented."""
+    """One volume per item: all its slices in order, not augmented."""
 
     def __init__(self, volumes: Sequence[Volume]) -> None:
         self.volumes = volumes
@@ -154,7 +153,7 @@ class BrainMRI(L.LightningDataModule):
         self.batches = SliceBatches(self.training, settings.batch, settings.steps, settings.augment, seed)
 
     def train_dataloader(self) -> ResumableLoader:
-        """The epoch's batches, from wherever training stands."""
+        """The epoch's batches, from the current position of training."""
         trainer = self.trainer
         assert trainer is not None
         device = trainer.strategy.root_device.type
@@ -170,5 +169,5 @@ class BrainMRI(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """The validation volumes, one after the other."""
+        """The validation volumes, one at a time."""
         return DataLoader(WholeVolumes(self.validation), batch_size=None)

@@ -1,8 +1,8 @@
 """The synthetic twin of the brain-MRI slices: painted heads with one bright lesion, in the style of the other twins.
 
 Our decision throughout: a head is an ellipse that shrinks towards both ends of the volume, with a rim for the skull;
-the lesion is a ball-like region, bright in the second channel (FLAIR), a little dark in the first, as low-grade glioma
-is. It shows on about a third of the slices, as in reality.
+the lesion is roughly a ball, bright in the second channel (FLAIR) and slightly dark in the first, like low-grade
+glioma. It is visible on about a third of the slices, as in the real data.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from metaseg.errors import MetasegError
 PATIENTS = 12
 SLICES = 16
 SMALLEST = 32
-"""Pixels of the smallest side: four halvings of fewer leave the U-Net's bottleneck a single pixel."""
+"""Smallest side in pixels: halved four times, a smaller one leaves the U-Net's bottleneck a single pixel."""
 
 _TISSUE = np.array([0.42, 0.36, 0.48], np.float32)
 _LESION = np.array([-0.08, 0.34, 0.06], np.float32)
@@ -24,14 +24,14 @@ _SKULL = np.array([0.35, 0.18, 0.4], np.float32)
 def twin(patients: int, size: int, seed: int) -> list[Volume]:
     """Paint the volumes of the first `patients` patients, `SLICES` slices of size×size each.
 
-    A volume is a function of (its index, size, seed) alone, and the scene is the same at every size, but for grain.
+    A volume depends only on (index, size, seed); except for grain, the scene is the same at every size.
 
     Raises:
-        MetasegError: for a count, size or seed out of range.
+        MetasegError: a count, size or seed is out of range.
     """
     if patients < 1 or size < SMALLEST or seed < 0:
         raise MetasegError(
-            f"The synthetic twin of brain MRI needs patients ≥ 1, size ≥ {SMALLEST} and seed ≥ 0, but got "
+            f"The synthetic twin of brain MRI needs patients ≥ 1, size ≥ {SMALLEST} and seed ≥ 0, found "
             f"patients={patients}, size={size}, seed={seed}: change these settings."
         )
     return [
@@ -62,7 +62,7 @@ def _slices(index: int, size: int, seed: int) -> list[tuple[np.ndarray, np.ndarr
         mask = np.zeros((size, size), bool)
         reach = 1 - ((height - middle) / half) ** 2
         if reach > 0.1:
-            # `depth` of the lesion is scaled so that its area is the slice's share of a ball's.
+            # Scale the lesion's depth so that its area is that of a ball's cross-section at this height.
             below = lesion.depth(x, y, share * reach, depth > 0.15)
             mask = (below > 0) & (depth > 0.15)
             image = image + _LESION * (smoothstep(below, -0.05, 0.1) * (depth > 0.15))[..., None]

@@ -1,9 +1,9 @@
-"""Lower-grade glioma in brain MRI: what the U-Net is trained on that the paper's networks start from.
+"""Lower-grade glioma in brain MRI, the pre-training data of the U-Net that initialises the paper's networks.
 
 The data are those of Buda et al. 2019 (arXiv 1906.03720), as published on Kaggle under kaggle_3m: 110 patients, 3929
 axial slices, three sequences as the channels of an image (pre-contrast, FLAIR, post-contrast), masks of the FLAIR
-abnormality. A patient's slices are one volume. [B] marks what is done as in the authors' public code
-(github.com/mateuszbuda/brain-segmentation-pytorch), [D] what is our decision.
+abnormality. A patient's slices form one volume. [B] marks what follows the authors' public code
+(github.com/mateuszbuda/brain-segmentation-pytorch), [D] our decisions.
 """
 
 import csv
@@ -22,22 +22,22 @@ from metaseg.data.layouts import SUFFIXES, Pair, natural_key, read_image, read_m
 from metaseg.errors import MetasegError
 
 FOLDERS = ("lgg_brain_mri", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
-"""Folders looked for under data.root, in this order."""
+"""Folders tried under data.root, in this order."""
 PATIENTS = "patients.csv"
-"""Beside images/ and masks/: columns stem and patient."""
+"""Next to images/ and masks/, with columns stem and patient."""
 PERCENTILES = (10, 99)
-"""Between which the intensities of a volume are clipped [B]."""
+"""Percentiles to which the intensities of a volume are clipped [B]."""
 DARK = 0.1
-"""Below this share of a volume's largest value a pixel counts as outside of the head [B]."""
+"""Share of a volume's largest value below which a pixel counts as outside the head [B]."""
 
 _HOW = (
-    "get kaggle_3m from https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation, or name another folder by "
-    "data.root=DIR or METASEG_DATA, or try the synthetic twin by data=synthetic"
+    "get kaggle_3m from https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation, or set another folder with "
+    "data.root=DIR or METASEG_DATA, or try the synthetic twin with data=synthetic"
 )
 
 
 class Scan(NamedTuple):
-    """One patient's slices as files, in the order of their numbers."""
+    """One patient's slices as files, in numerical order."""
 
     patient: str
     slices: tuple[Pair, ...]
@@ -51,9 +51,9 @@ class Volume:
         patient: the patient's name.
         images: uint8 (N, S, S, 3): N slices in order, channels pre-contrast, FLAIR, post-contrast.
         masks: uint8 {0, 1} (N, S, S).
-        clip: the 10th and 99th percentile of all intensities of the volume.
-        mean: (3,) of each channel of the clipped volume.
-        deviation: (3,) standard deviation of the same.
+        clip: 10th and 99th percentile of all intensities of the volume.
+        mean: (3,) mean of each channel of the clipped volume.
+        deviation: (3,) standard deviation of each channel of the clipped volume.
     """
 
     patient: str
@@ -65,7 +65,7 @@ class Volume:
 
     @classmethod
     def of(cls, patient: str, images: np.ndarray, masks: np.ndarray) -> "Volume":
-        """The volume of slices that are cropped and resized already, with the statistics of its intensities.
+        """A volume of slices that are already cropped and resized, with its intensity statistics.
 
         Raises:
             MetasegError: if the intensities do not vary.
@@ -74,12 +74,12 @@ class Volume:
         if low == high:
             raise MetasegError(
                 f"The slices of patient {patient} should show a head, but 89 % of their pixels have the same value "
-                f"{low:g}; replace them by fresh copies, or remove the patient."
+                f"{low:g}; replace them with fresh copies, or remove the patient."
             )
         clipped = np.clip(images, low, high, dtype=np.float32)
         mean = clipped.mean(axis=(0, 1, 2), dtype=np.float64)
         deviation = clipped.std(axis=(0, 1, 2), dtype=np.float64)
-        # A channel without any contrast is 0 everywhere, instead of a division by zero [D].
+        # A channel without contrast becomes 0 everywhere instead of dividing by zero [D].
         return cls(patient, images, masks, (low, high), mean, np.asarray(np.where(deviation > 0, deviation, 1)))
 
     def normalised(self, slices: Sequence[int] | slice = slice(None)) -> np.ndarray:
@@ -91,10 +91,10 @@ class Volume:
 
 
 def find(root: str | Path) -> list[Scan]:
-    """The scans under `root`, patients in order, laid out as published or as images/, masks/ and patients.csv.
+    """The scans under `root`, sorted by patient, laid out as published or as images/, masks/ and patients.csv.
 
     Raises:
-        MetasegError: if there is none, or an image or mask lacks its partner or its patient.
+        MetasegError: if there are none, or an image or mask lacks its partner or patient.
     """
     root = Path(root).expanduser()
     for folder in (root / name for name in FOLDERS):
@@ -104,8 +104,8 @@ def find(root: str | Path) -> list[Scan]:
         if images or masks:
             return _paired(folder, images, masks, patients)
     raise MetasegError(
-        f"Slices of brain MRI were expected under {root.resolve()}, as {' or '.join(FOLDERS)} with TCGA_*/TCGA_*_N.tif "
-        f"and TCGA_*_N_mask.tif, or with images/, masks/ and {PATIENTS}, but none were found; {_HOW}."
+        f"Expected brain-MRI slices under {root.resolve()}, in {' or '.join(FOLDERS)}, as TCGA_*/TCGA_*_N.tif and "
+        f"TCGA_*_N_mask.tif, or as images/, masks/ and {PATIENTS}, found none; {_HOW}."
     )
 
 
@@ -113,7 +113,7 @@ Files = dict[str, list[Path]]
 
 
 def _published(folder: Path) -> tuple[Files, Files, dict[str, str]]:
-    """Images and masks by stem, and the patient of each stem: the name of the folder it lies in."""
+    """Images and masks by stem, and each stem's patient, the name of its folder."""
     images: Files = {}
     masks: Files = {}
     patients: dict[str, str] = {}
@@ -126,7 +126,7 @@ def _published(folder: Path) -> tuple[Files, Files, dict[str, str]]:
 
 
 def _plain(folder: Path) -> tuple[Files, Files, dict[str, str]]:
-    """The same of images/ and masks/ with equal stems; patients.csv has the patient of each."""
+    """The same for images/ and masks/ with equal stems, and patients.csv."""
     images: Files = {}
     masks: Files = {}
     for name, files in (("images", images), ("masks", masks)):
@@ -139,9 +139,9 @@ def _plain(folder: Path) -> tuple[Files, Files, dict[str, str]]:
             patients = {row["stem"]: row["patient"] for row in csv.DictReader(file) if row["patient"]}
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise MetasegError(
-            f"{table} should say in columns stem and patient whose slice each image is, but cannot be read "
-            f"({type(error).__name__}: {error}); without it, slices of one patient could fall on both sides of the "
-            "split: write it."
+            f"{table} should give each image's patient in columns stem and patient, but cannot be read "
+            f"({type(error).__name__}: {error}); create it, since otherwise slices of one patient could fall on both "
+            "sides of the split."
         ) from error
     return images, masks, patients
 
@@ -161,7 +161,7 @@ def _paired(folder: Path, images: Files, masks: Files, patients: Mapping[str, st
     if problems:
         raise MetasegError(
             f"Each image in {folder} needs one mask and one patient, but there are {', '.join(problems)}; add the "
-            "missing files or remove those too many."
+            "missing files or remove the extra ones."
         )
     scans: dict[str, list[Pair]] = {}
     for stem in every:
@@ -173,12 +173,12 @@ def read(scans: Sequence[Scan], size: int) -> list[Volume]:
     """Decode, crop and resize all scans, on all cores.
 
     Raises:
-        MetasegError: if a file is damaged, or the sizes of a patient's images and masks differ; all faults are counted.
+        MetasegError: if a file is damaged, or a patient's images and masks differ in size; all faults are counted.
     """
     found = list(for_each(scans, lambda scan: _attempt(scan, size)))
     faults = [fault for fault in found if isinstance(fault, str)]
     if faults:
-        more = f" ({len(faults) - 1} more patients cannot be used either)" if len(faults) > 1 else ""
+        more = f" ({len(faults) - 1} more patients are unusable)" if len(faults) > 1 else ""
         raise MetasegError(f"{faults[0]}{more}")
     return [volume for volume in found if isinstance(volume, Volume)]
 
@@ -193,20 +193,20 @@ def _attempt(scan: Scan, size: int) -> Volume | str:
 def read_volume(scan: Scan, size: int) -> Volume:
     """One patient's volume at size×size.
 
-    As in [B]: the first and the last slice are left out, slices outside of the head at either end too; what is cropped
-    to the head is padded to a square. Volumes of fewer than three slices are kept whole [D].
+    As in [B], the first and last slice are dropped, as are slices outside the head at either end; the crop to the head
+    is padded to a square. Volumes of fewer than three slices are kept whole [D].
 
     Raises:
-        MetasegError: if a file is damaged, or the sizes of images and masks differ.
+        MetasegError: if a file is damaged, or images and masks differ in size.
     """
     images = [read_image(pair.image) for pair in scan.slices]
     masks = [read_mask(pair.mask) for pair in scan.slices]
     for pair, image, mask in zip(scan.slices, images, masks, strict=True):
         if image.shape != images[0].shape or mask.shape != images[0].shape[:2]:
             raise MetasegError(
-                f"All slices and masks of patient {scan.patient} should be of one size, {_side(images[0])} as "
+                f"All slices and masks of patient {scan.patient} should have the same size, {_side(images[0])} as in "
                 f"{scan.slices[0].image.name}, but {pair.id} has an image of {_side(image)} and a mask of "
-                f"{_side(mask)}; replace them by fresh copies."
+                f"{_side(mask)}; replace them with fresh copies."
             )
     inner = slice(1, -1) if len(images) > 2 else slice(None)
     volume, truth = crop(np.stack(images)[inner], np.stack(masks)[inner].astype(np.uint8))
@@ -218,19 +218,19 @@ def _side(array: np.ndarray) -> str:
 
 
 def crop(images: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Blacken what is darker than a tenth of the brightest value, and crop to the box around the rest [B].
+    """Blacken pixels below a tenth of the brightest value, and crop to the bounding box of the rest [B].
 
     Args:
         images: uint8 (N, H, W, 3).
         masks: (N, H, W).
 
     Returns:
-        The same of fewer slices and pixels, padded to a square with black.
+        The cropped images and masks, padded to a square with black.
     """
     images = np.where(images < images.max() * DARK, 0, images).astype(images.dtype)
     lit = images.any(axis=3)
     if not lit.any():
-        return images, masks  # all black: `Volume.of` says so
+        return images, masks  # all black: `Volume.of` raises
     box = tuple(slice(int(used.min()), int(used.max()) + 1) for used in np.nonzero(lit))
     images, masks = images[box], masks[box]
     height, width = masks.shape[1:]
@@ -239,7 +239,7 @@ def crop(images: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def resize(images: np.ndarray, masks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resize slices to size×size: images bilinearly, averaging where they shrink [D]; masks to nearest pixels [B]."""
+    """Resize slices to size×size: images bilinearly, averaging when shrinking [D]; masks by nearest neighbour [B]."""
 
     def each(slices: np.ndarray, how: Image.Resampling) -> np.ndarray:
         return np.stack([np.asarray(Image.fromarray(one).resize((size, size), how)) for one in slices])
@@ -252,8 +252,8 @@ def split(volumes: Sequence[Volume], validation: int | str, seed: int) -> tuple[
 
     Args:
         volumes: all volumes.
-        validation: number of patients; "auto": 10 [B] where that is at most a tenth, else a tenth of them, at least 1.
-        seed: of the draw.
+        validation: number of patients; "auto": 10 [B] if that is at most a tenth, else a tenth of them, at least 1.
+        seed: seed of the draw.
 
     Raises:
         MetasegError: if the number is out of range, or a patient occurs twice.
@@ -264,8 +264,8 @@ def split(volumes: Sequence[Volume], validation: int | str, seed: int) -> tuple[
     count = min(10, max(1, len(volumes) // 10)) if validation == "auto" else validation
     if not isinstance(count, int) or not 1 <= count < len(volumes):
         raise MetasegError(
-            f"data.validation must be auto or a number of patients from 1 to {len(volumes) - 1} (one less than there "
-            f"are), found {validation!r}."
+            f"data.validation must be auto or a number of patients from 1 to {len(volumes) - 1} (one fewer than "
+            f"available), found {validation!r}."
         )
     chosen = set(np.random.default_rng(seed).permutation(len(volumes))[:count].tolist())
     parts: tuple[list[Volume], list[Volume]] = ([], [])

@@ -1,8 +1,8 @@
 """Painted dermoscopy: the twins of PH2 and ISIC-2018.
 
-Skin and lesion are one absorbing layer (Beer-Lambert): melanin and blood are fields over the image, the colour is what
-they let through. So lesions are darker and browner than their skin, but no threshold tells a faint lesion in pale skin
-from dark skin, and hairs, freckles, rulers and corners are as dark as lesions.
+Skin and lesion are one absorbing layer (Beer-Lambert): melanin and blood are fields over the image, and the colour is
+the light they transmit. Lesions are thus darker and browner than the surrounding skin, but no threshold separates a
+faint lesion in pale skin from dark skin, and hairs, freckles, rulers and corners are as dark as lesions.
 """
 
 from dataclasses import dataclass
@@ -29,18 +29,18 @@ from metaseg.data.synthetic.painting import (
 
 @dataclass(frozen=True)
 class _Style:
-    """In what the two sets differ.
+    """The differences between the two datasets.
 
     Attributes:
-        aperture: chance that the round field of view shows.
+        aperture: probability that the round field of view is visible.
         radius: range of its radius; 1 touches the image's edges.
-        rim: where its dark rim begins and ends, in radii.
+        rim: start and end of its dark rim, in radii.
         darkness: mean and deviation of the logarithm of the lesion's pigment.
         softness: largest width of the border.
-        tone: scale of the skin's own pigment.
+        tone: scale of the skin's pigment.
         tint: deviation of the logarithm of the camera's white balance.
-        freckles: chance of freckles.
-        hairs: chance of hairs, and most of them.
+        freckles: probability of freckles.
+        hairs: probability of hairs, and their maximum number.
         artefacts: whether rulers, bubbles, patches and ink occur.
     """
 
@@ -112,7 +112,7 @@ def _lesion_pigment(rng: np.random.Generator, style: _Style, size: int) -> Array
 
 
 def _hairs(rng: np.random.Generator, number: int, size: int) -> Array:
-    """Return the coverage (S,S) of bent hairs that lie roughly in one direction."""
+    """Return the coverage (S,S) of curved, roughly parallel hairs."""
     t = np.linspace(0, 1, 14)[:, None]
     heading = rng.uniform(0, np.pi)
     curves = []
@@ -135,7 +135,7 @@ def _ruler(rng: np.random.Generator, size: int) -> Array:
 
 
 def _artefacts(rng: np.random.Generator, image: Array, x: Array, y: Array, mask: Array) -> Array:
-    """Lay ruler, gel bubbles, coloured patch and ink over the image, each with its own chance."""
+    """Draw a ruler, gel bubbles, a coloured patch and ink over the image, each with its own probability."""
     size = len(x)
     ruler, bubbles, patch, ink = rng.uniform(size=4) < (0.3, 0.25, 0.12, 0.1)
     if ruler:

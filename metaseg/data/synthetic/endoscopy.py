@@ -1,8 +1,8 @@
 """Painted endoscopy: the twins of Kvasir-SEG, CVC-ClinicDB and KvasirCapsule-SEG.
 
-The mucosa is a tube seen from within: a dark lumen with folds around it, vessels, wet highlights. A polyp is a bump:
-shaded by its own relief, without vessels, of a finer grain, and often better lit than the rest; but so are folds, and
-highlights and mucosa close by are as bright, so that a threshold does not find it.
+The mucosa is a tube seen from inside: a dark lumen surrounded by folds, vessels and specular highlights. A polyp is a
+bump: shaded by its relief, without vessels, finer in texture, and often better lit than the rest. But folds look
+similar, and highlights and nearby mucosa are as bright, so a threshold does not find it.
 """
 
 import cv2
@@ -25,7 +25,7 @@ from metaseg.data.synthetic.painting import (
 )
 
 CVC_FRAMES = 10
-"""Frames of one cvc sequence (reality: 612 frames of 29 sequences, about 21 each)."""
+"""Frames of one cvc sequence (in the real data: 612 frames in 29 sequences, about 21 each)."""
 CAPSULE_BLOCK = 11
 """Consecutive frames of the capsule video in one group, as conf/dataset/kvasir_capsule.yaml cuts the real video."""
 
@@ -33,7 +33,7 @@ _BILE = np.array([0.03, 0.25, 1.2], np.float32)
 
 
 def colonoscopy_image(name: str, seed: int, index: int, size: int) -> Frame:
-    """Paint image `index` of kvasir: black corners, often a box at the lower left (sometimes green) and text.
+    """Paint image `index` of kvasir: black corners, often text and a box at the lower left (sometimes green).
 
     Returns:
         image float (S,S,3), and mask bool (S,S), not empty.
@@ -57,7 +57,7 @@ def colonoscopy_image(name: str, seed: int, index: int, size: int) -> Frame:
 
 
 def colonoscopy_frame(name: str, seed: int, index: int, size: int) -> Frame:
-    """Paint frame `index` of cvc: one scene per sequence, seen by a camera that drifts a little; dark margins.
+    """Paint frame `index` of cvc: one scene per sequence, seen by a slightly drifting camera; dark margins.
 
     Returns:
         image float (S,S,3), and mask bool (S,S), not empty.
@@ -66,7 +66,7 @@ def colonoscopy_frame(name: str, seed: int, index: int, size: int) -> Frame:
     x, y = grid(size)
     visible = _octagon(x, y, scene.uniform(0.2, 0.35), scene.uniform(0.76, 0.86)) & (np.abs(y) < 0.95)
     outline = Outline.draw(scene, 0.3, scene.uniform(0.03, 0.16), 1.4)
-    # Well within the frame, so that the drift never carries a small polyp out of sight.
+    # Well inside the frame, so that the drift never moves a small polyp out of view.
     outline.centre = (float(np.clip(outline.centre[0], -0.5, 0.5)), float(np.clip(outline.centre[1], -0.6, 0.6)))
     depth = outline.depth(x, y, draw_share(scene, name), visible)
     image = _mucosa(scene, x, y, depth, outline.centre) * np.array([0.88, 0.85, 0.8], np.float32)
@@ -83,9 +83,9 @@ def colonoscopy_frame(name: str, seed: int, index: int, size: int) -> Frame:
 
 
 def capsule_frame(name: str, seed: int, index: int, size: int) -> Frame:
-    """Paint frame `index` of the one capsule video: a large pale polyp, 35 to 84 % of the frame, before dark debris.
+    """Paint frame `index` of the single capsule video: a large pale polyp, 35 to 84 % of the frame, over dark debris.
 
-    Everything moves as a smooth function of time, so that neighbouring frames are alike.
+    All motion is smooth in time, so neighbouring frames are alike.
 
     Returns:
         image float (S,S,3), and mask bool (S,S), not empty.
@@ -94,7 +94,7 @@ def capsule_frame(name: str, seed: int, index: int, size: int) -> Frame:
     x, y = grid(size)
     visible = _octagon(x, y, scene.uniform(0.35, 0.45), 0.98) & (np.abs(y) < 0.98)
     outline = Outline.draw(scene, 0.02, 0.16, 1.3)
-    periods = np.array([23, 9, 31, 17, 40, 13])  # frames; unequal, so that the video does not repeat
+    periods = np.array([23, 9, 31, 17, 40, 13])  # frames; different, so that the video does not repeat
     grow, pulse, right, down, tilt, squeeze = np.sin(2 * np.pi * (index / periods + scene.uniform(0, 1, 6)))
     outline.phases = outline.phases + scene.normal(0, 0.15, outline.phases.size) * index
     outline.stretch *= float(np.exp(0.1 * squeeze))
@@ -114,7 +114,7 @@ def capsule_frame(name: str, seed: int, index: int, size: int) -> Frame:
 
 
 def _turning(rng: np.random.Generator, size: int, cells: int, octaves: int, angle: float) -> Array:
-    """Return noise that changes smoothly with `angle` and keeps its variance."""
+    """Return noise that varies smoothly with `angle` at constant variance."""
     return np.cos(angle) * noise(rng, size, cells, octaves) + np.sin(angle) * noise(rng, size, cells, octaves)
 
 
@@ -133,7 +133,7 @@ def _relief(height: Array, light: Array) -> Array:
 
 
 def _mucosa(rng: np.random.Generator, x: Array, y: Array, depth: Array, centre: tuple[float, float]) -> Array:
-    """Paint mucosa with a polyp around `centre` where `depth` > 0; no frame around it yet. Returns float32 (S,S,3)."""
+    """Paint mucosa, float32 (S,S,3), with a polyp around `centre` where `depth` > 0, without the frame around it."""
     inside = smoothstep(depth, -0.04, 0.08)
     bright = _brightness(rng, x, y, depth, inside, centre)
     colour = _colour(rng, inside)
@@ -147,7 +147,7 @@ def _brightness(
     rng: np.random.Generator, x: Array, y: Array, depth: Array, inside: Array, centre: tuple[float, float]
 ) -> Array:
     size = len(x)
-    # The far end of the tube is dark, and folds run around it.
+    # The far end of the tube is dark and surrounded by folds.
     lumen = rng.uniform(-0.9, 0.9, 2)
     away = np.hypot(x - lumen[0], (y - lumen[1]) * rng.uniform(0.7, 1.4)) + 0.16 * noise(rng, size, 3, 2)
     dark = rng.uniform(0.2, 0.9) * (1 - smoothstep(away, 0.05, rng.uniform(0.3, 0.8)))
@@ -155,7 +155,7 @@ def _brightness(
     folds = rng.uniform(0, 0.1) * np.sqrt(0.04 + np.sin(phase) ** 2)
     folds = folds + rng.uniform(0.01, 0.06) * noise(rng, size, 3, 3)
 
-    # The polyp's height grows with its radius, so that small ones are no steeper; its foot lies in its shade.
+    # The polyp's height grows with its radius, so that small ones are no steeper; its base is shaded.
     radius = 2 * np.sqrt((depth > 0).mean() / np.pi)
     swelling = radius * rng.uniform(0.12, 0.4) * _bump(depth) * (1 + 0.12 * noise(rng, size, 5, 2))
     light = np.array([rng.normal(0, 0.45), rng.normal(0, 0.45), 1.0])
@@ -178,7 +178,7 @@ def _colour(rng: np.random.Generator, inside: Array) -> Array:
 
 
 def _green_screen(rng: np.random.Generator, image: Array, x: Array, y: Array, left: float, top: float) -> Array:
-    """Paint the green box that shows how the endoscope lies."""
+    """Paint the green box that shows the position of the endoscope."""
     area = (x > -0.97) & (x < left - 0.05) & (y > top + 0.06) & (y < 0.95)
     path = np.stack([rng.uniform(-0.93, left - 0.1, 6), np.linspace(top + 0.1, 0.9, 6)], 1)
     image = np.where(area[..., None], np.array([0.12, 0.45, 0.2], np.float32), image)

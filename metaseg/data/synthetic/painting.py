@@ -1,7 +1,7 @@
-"""What the painters of skin and of mucosa share: random generators, smooth noise, outlines, strokes.
+"""Shared tools for painting skin and mucosa: random generators, smooth noise, outlines, strokes.
 
-Coordinates x (to the right) and y (downwards) run over [-1, 1]² whatever the image size S, and random numbers are drawn
-independently of S, so that a scene is the same at every size. Images are float32 (S,S,3) in about [0, 1].
+Coordinates x (to the right) and y (downwards) span [-1, 1]² at any image size S, and random numbers are drawn
+independently of S, so a scene is the same at every size. Images are float32 (S,S,3) in about [0, 1].
 """
 
 import zlib
@@ -15,13 +15,13 @@ Frame = tuple[Array, Array]
 """Image float (S,S,3), to be clipped to [0, 1], and its mask bool (S,S)."""
 
 MELANIN = np.array([0.45, 1.0, 1.45], np.float32)
-"""Absorption of red, green, blue per unit of pigment; in the ratio of lesion to skin in the real PH2 images."""
+"""Absorption of red, green, blue per unit of pigment; from the ratio of lesion to skin in the real PH2 images."""
 BLOOD = np.array([0.12, 0.95, 0.85], np.float32)
-"""The same for blood, which leaves red alone."""
+"""The same for blood, which barely absorbs red."""
 
-_CANVAS = 256  # strokes are drawn at this side and averaged down: they are thinner than a pixel of a small image
+_CANVAS = 256  # side at which strokes are drawn before averaging: they are thinner than a pixel of a small image
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-_SHARES = {  # foreground shares of the real masks at these quantiles, measured at 128×128, extremes trimmed
+_SHARES = {  # foreground shares of the real masks at these quantiles, measured at 128×128 with extremes trimmed
     "ph2": (0.03, 0.10, 0.14, 0.23, 0.47, 0.69, 0.95),
     "isic": (0.005, 0.025, 0.05, 0.14, 0.32, 0.52, 0.95),
     "kvasir": (0.006, 0.034, 0.059, 0.114, 0.209, 0.319, 0.75),
@@ -36,7 +36,7 @@ def generator(name: str, seed: int, *key: int) -> np.random.Generator:
 
 
 def draw_share(rng: np.random.Generator, name: str) -> float:
-    """Draw the share of the frame that is foreground, as distributed in the real dataset."""
+    """Draw a foreground share from the distribution in the real dataset."""
     return float(np.interp(rng.uniform(), _QUANTILES, _SHARES[name]))
 
 
@@ -48,7 +48,7 @@ def grid(size: int) -> tuple[Array, Array]:
 
 
 def noise(rng: np.random.Generator, size: int, cells: int, octaves: int = 1) -> Array:
-    """Return a smooth random field (S,S) of about unit variance: `cells` bumps a side, and finer ones on top."""
+    """Return a smooth random field (S,S) of about unit variance: `cells` bumps per side, plus finer octaves."""
     total = np.zeros((size, size), np.float32)
     for octave in range(octaves):
         coarse = rng.standard_normal((cells << octave,) * 2, dtype=np.float32)
@@ -63,22 +63,22 @@ def smoothstep(value: Array, low: float, high: float) -> Array:
 
 
 def absorb(pigment: Array, spectrum: Array) -> Array:
-    """Return what a layer of pigment (S,S), at least 0, lets through: exp(-pigment · spectrum), (S,S,3)."""
+    """Return the transmission (S,S,3) of a layer of pigment (S,S), clipped at 0: exp(-pigment · spectrum)."""
     return np.exp(-np.maximum(pigment, 0)[..., None] * spectrum).astype(np.float32)
 
 
 def over(image: Array, colour: tuple[float, ...] | Array, alpha: Array) -> Array:
-    """Lay a colour, or an image, over an image with opacity alpha (S,S)."""
+    """Composite a colour or an image over an image with opacity alpha (S,S)."""
     return image + alpha[..., None] * (np.asarray(colour, np.float32) - image)
 
 
 def grain(rng: np.random.Generator, image: Array, strength: float) -> Array:
-    """Add sensor noise. Always the last to draw from `rng`, since it draws as many numbers as there are pixels."""
+    """Add sensor noise. Must draw from `rng` last, since it draws one number per pixel."""
     return image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(strength)
 
 
 def strokes(curves: list[Array], thickness: int, size: int) -> Array:
-    """Draw polylines (points, 2), about `thickness` 256ths of the image wide; return their coverage (S,S) in [0, 1]."""
+    """Draw polylines (points, 2), about `thickness`/256 of the image wide; return their coverage (S,S) in [0, 1]."""
     canvas = np.zeros((_CANVAS, _CANVAS), np.uint8)
     points = [np.asarray((curve + 1) * (_CANVAS / 2) * 16, np.int32) for curve in curves]
     cv2.polylines(canvas, points, False, 255, thickness, cv2.LINE_AA, shift=4)
@@ -87,14 +87,14 @@ def strokes(curves: list[Array], thickness: int, size: int) -> Array:
 
 @dataclass
 class Outline:
-    """A star-shaped region: its log-radius is a Fourier series of the angle, and it is stretched to an ellipse.
+    """A star-shaped region whose log-radius is a Fourier series of the angle, stretched to an ellipse.
 
     Attributes:
         centre: (x, y).
-        stretch: ratio of the ellipse's half axes, square root of.
-        angle: of the ellipse, radians.
+        stretch: square root of the ratio of the ellipse's half axes.
+        angle: orientation of the ellipse, radians.
         amplitudes: (16,) of the harmonics 2, 3, … 17.
-        phases: (16,) radians.
+        phases: (16,) of the same, radians.
     """
 
     centre: tuple[float, float]
@@ -110,8 +110,8 @@ class Outline:
         Args:
             rng: source of randomness.
             spread: standard deviation of the centre around the middle of the frame.
-            roughness: of the border; 0 is an ellipse.
-            decay: power by which higher harmonics fall; the smaller, the more ragged.
+            roughness: roughness of the border; 0 gives an ellipse.
+            decay: exponent by which harmonics decay; smaller is more ragged.
         """
         orders = np.arange(2, 18)
         x, y = np.clip(rng.normal(0, spread, 2), -0.8, 0.8)
@@ -124,10 +124,10 @@ class Outline:
         )
 
     def depth(self, x: Array, y: Array, share: float, visible: Array) -> Array:
-        """Return how deep each pixel lies below the border, (S,S): 1 in the centre, 0 on the border, else negative.
+        """Return the depth of each pixel inside the border, (S,S): 1 at the centre, 0 on the border, negative outside.
 
-        The outline is scaled so that `share` of all pixels lie inside and are visible: at least 4 pixels, at most 97 %
-        of the visible ones (bool (S,S)).
+        The outline is scaled so that a `share` of all pixels is both inside and `visible` (bool (S,S)): at least 4
+        pixels, at most 97 % of the visible ones.
         """
         turn = np.linspace(0, 2 * np.pi, 181)
         waves = np.cos(np.multiply.outer(turn, np.arange(2, 18)) + self.phases)

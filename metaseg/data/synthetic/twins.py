@@ -1,13 +1,13 @@
-"""Synthetic twins of the five datasets: painted images with exact masks, for trying everything without data.
+"""Synthetic twins of the five datasets: painted images with exact masks, to run everything without data.
 
-They stand for the real sets in what matters to few-shot segmentation, not in what a physician looks at:
+They resemble the real datasets in what matters for few-shot segmentation, not for diagnosis:
 
-- ph2, isic (dermoscopy.py): skin with one lesion; isic varies more and is littered with artefacts.
-- kvasir, cvc, kvasir_capsule (endoscopy.py): mucosa with one polyp; cvc comes in sequences of
-  near-identical frames, kvasir_capsule is one video of one large polyp.
+- ph2, isic (dermoscopy.py): skin with one lesion; isic varies more and has many artefacts.
+- kvasir, cvc, kvasir_capsule (endoscopy.py): mucosa with one polyp; cvc has sequences of near-identical frames,
+  kvasir_capsule is one video of one large polyp.
 
-Foreground shares and the spread of positions follow the real masks, so that predictors without learning
-(metaseg/evaluation/trivial.py) score about what they score on the real data. Mean Dice in %, twins at 64×64 and default
+Foreground shares and positions are distributed as in the real masks, so that the trivial baselines
+(metaseg/evaluation/trivial.py) score about the same as on the real data. Mean Dice in %, twins at 64×64 and default
 counts / real data at 64×64:
 
     twin            share      all-foreground  best disc    mean mask    Otsu on green
@@ -36,13 +36,13 @@ from metaseg.data.synthetic.painting import Frame
 from metaseg.errors import MetasegError
 
 DEFAULT_COUNTS = {"ph2": 200, "kvasir": 200, "cvc": 150, "isic": 200, "kvasir_capsule": 55}
-"""Images per twin: enough for 20-shot tasks of every pair; ph2 and kvasir_capsule as many as in reality."""
+"""Images per twin: enough for 20-shot tasks of every pair; ph2 and kvasir_capsule have as many as the real ones."""
 
 TWIN_SEED = 0
-"""The seed of the twins that data=synthetic means; every run sees the same ones, whatever its own seed."""
+"""Seed of the twins under data=synthetic, the same for all runs."""
 
 SMALLEST = 32
-"""Pixels of the smallest side: below, the smallest polyps would have no pixel left."""
+"""Smallest side in pixels: below it, the smallest polyps would vanish."""
 
 _PAINTERS: dict[str, Callable[[str, int, int, int], Frame]] = {
     "ph2": skin_lesion,
@@ -55,28 +55,28 @@ _GROUP = {"cvc": CVC_FRAMES, "kvasir_capsule": CAPSULE_BLOCK}
 
 
 def twin(name: str, count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
-    """Paint the first `count` images of the synthetic twin of dataset `name`: 2 to 3 ms an image at 64×64 on one core.
+    """Paint the first `count` images of the synthetic twin of dataset `name`; 2 to 3 ms per image at 64×64 on one core.
 
     Args:
         name: ph2, kvasir, cvc, isic or kvasir_capsule.
-        count: number of images N ≥ 1; `DEFAULT_COUNTS` has the usual ones.
-        size: side S of the square images in pixels, at least 32. The scenes are the same at every size, but for grain.
-        seed: ≥ 0. Image i is a function of (name, seed, size, i) alone, bit for bit on one machine, whatever the number
-            of threads; asking for more images changes none of them. Another processor may round a value differently.
+        count: number of images N ≥ 1; defaults in `DEFAULT_COUNTS`.
+        size: side S of the square images in pixels, at least 32. Except for grain, scenes are the same at every size.
+        seed: ≥ 0. Image i depends only on (name, seed, size, i), bit for bit on one machine, not on `count` or the
+            number of threads. Another processor may round a value differently.
 
     Returns:
         images uint8 (N,S,S,3) RGB, masks uint8 {0,1} (N,S,S), never empty, ids (N), groups int64 (N,): images that a
-        split must not separate. cvc: one group a sequence of `CVC_FRAMES`; kvasir_capsule: one group a block of
-        `CAPSULE_BLOCK` consecutive frames, as for the real video; else one group an image.
+        split must not separate. One group per sequence of `CVC_FRAMES` for cvc, per block of `CAPSULE_BLOCK`
+        consecutive frames for kvasir_capsule, as in the real video, else per image.
 
     Raises:
-        MetasegError: for an unknown name, or a count, size or seed out of range.
+        MetasegError: the name is unknown, or a count, size or seed is out of range.
     """
     if name not in _PAINTERS:
-        raise MetasegError(f"There is no synthetic twin of '{name}': name one of {', '.join(sorted(_PAINTERS))}.")
+        raise MetasegError(f"There is no synthetic twin of '{name}': choose one of {', '.join(sorted(_PAINTERS))}.")
     if count < 1 or size < SMALLEST or seed < 0:
         raise MetasegError(
-            f"A synthetic twin needs count ≥ 1, size ≥ {SMALLEST} and seed ≥ 0, but got count={count}, size={size}, "
+            f"A synthetic twin needs count ≥ 1, size ≥ {SMALLEST} and seed ≥ 0, found count={count}, size={size}, "
             f"seed={seed}: change these settings."
         )
     images = np.empty((count, size, size, 3), np.uint8)

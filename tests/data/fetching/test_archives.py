@@ -62,7 +62,7 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_archives_write_nothing(offered, tmp_path, case):
     before = sorted(path for path in tmp_path.rglob("*"))
-    with pytest.raises(MetasegError, match=r"is refused, and nothing of it was kept: its member"):
+    with pytest.raises(MetasegError, match=r"nothing was unpacked: its member"):
         offered(("x.zip", Misbehaving(HOSTILE[case])))
     assert hidden_and_archives(offered.root)[0] == []
     new = {path.name for path in set(tmp_path.rglob("*")) - set(before)}
@@ -90,14 +90,14 @@ def test_bombs_are_refused(offered, monkeypatch, pack):
             info.size = len(zeros)
             file.addfile(info, io.BytesIO(zeros))
         packed = stream.getvalue()
-    with pytest.raises(MetasegError, match=r"is refused: its \d members would take 8 MiB, expected at most"):
+    with pytest.raises(MetasegError, match=r"was refused: its \d members would take 8 MiB, expected at most"):
         offered(("x.zip", Misbehaving(packed)))
     assert hidden_and_archives(offered.root)[0] == []
 
 
 def test_too_many_members_are_refused(offered, published, monkeypatch):
     monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
-    with pytest.raises(MetasegError, match="is refused: its 9 members"):
+    with pytest.raises(MetasegError, match="was refused: its 9 members"):
         offered(("x.zip", Misbehaving(zipped(published))))
 
 
@@ -105,7 +105,7 @@ def test_too_little_space_to_unpack(offered, published, monkeypatch):
     (offered.root / "downloads").mkdir(parents=True)
     (offered.root / "downloads/x.zip").write_bytes(zipped(published))
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(MetasegError, match=r"MiB unpacked, but .* has 0 MiB left: free some space and repeat"):
+    with pytest.raises(MetasegError, match=r"MiB unpacked, but .* has only 0 MiB left: free some space and repeat"):
         offered(("x.zip", Misbehaving(b"")))
     assert hidden_and_archives(offered.root) == ([], ["x.zip"])
 
@@ -166,7 +166,7 @@ def test_rar_that_no_program_can_read(offered, bin_folder):
     ("script", "words"),
     [
         ('ln -s /etc "$5/link"', "is a link or a device"),
-        ('head -c 9000000 /dev/zero > "$5/bomb"; sleep 20', "grows beyond"),
+        ('head -c 9000000 /dev/zero > "$5/bomb"; sleep 20', "exceeds"),
     ],
 )
 def test_what_a_program_unpacks_is_looked_over(offered, bin_folder, monkeypatch, script, words):

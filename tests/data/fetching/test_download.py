@@ -69,9 +69,7 @@ def test_a_connection_that_breaks_is_continued_from_there(fetched, validators):
 
 def test_a_second_call_continues_what_the_first_gave_up(fetched, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
-    with pytest.raises(
-        MetasegError, match=r"ended after 1048576 bytes .* kept in .*x\.zip\.part, and the same command"
-    ) as caught:
+    with pytest.raises(MetasegError, match=r"ended after 1048576 bytes .* kept in .*x\.zip\.part") as caught:
         fetched(Misbehaving(CONTENT, breaks=[2**20, 0]))
     assert f"of {SIZE}" in str(caught.value)
     assert left(tmp_path) == ["x.zip.part", "x.zip.part.json"]
@@ -102,7 +100,7 @@ def test_a_server_that_continues_another_file_all_the_same_is_not_believed(fetch
 
 
 def test_more_announced_than_sent_is_told_with_both_numbers(fetched, tmp_path):
-    with pytest.raises(MetasegError, match=f"ended after {SIZE} bytes of {SIZE + 1000}|does not continue after {SIZE}"):
+    with pytest.raises(MetasegError, match=f"ended after {SIZE} bytes of {SIZE + 1000}|cannot resume after {SIZE}"):
         fetched(Misbehaving(CONTENT, announced=SIZE + 1000))
     assert "x.zip" not in left(tmp_path)
     with pytest.raises(MetasegError, match=f"ended after {SIZE} bytes of {SIZE + 1000}"):
@@ -139,9 +137,9 @@ def test_a_part_of_unknown_origin_is_not_continued(fetched, tmp_path, note):
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_a_server_in_trouble_is_asked_again(fetched, status, capsys):
     assert fetched(Misbehaving(CONTENT, statuses=[status, status])).read_bytes() == CONTENT
-    assert f"the server answers {status}" in capsys.readouterr().out
+    assert f"the server answered {status}" in capsys.readouterr().out
     file = Misbehaving(CONTENT, statuses=[status] * 100)
-    with pytest.raises(MetasegError, match=f"the server answers {status} .*, 6 times in a row"):
+    with pytest.raises(MetasegError, match=f"the server answered {status} .*, 6 times in a row"):
         fetched(file)
     assert len(file.asked) == 6
 
@@ -149,7 +147,7 @@ def test_a_server_in_trouble_is_asked_again(fetched, status, capsys):
 @pytest.mark.parametrize("status", [403, 404, 410])
 def test_a_refusal_is_final(fetched, status):
     file = Misbehaving(CONTENT, statuses=[status] * 2)
-    with pytest.raises(MetasegError, match=f"the server answers {status} .* address may have changed"):
+    with pytest.raises(MetasegError, match=f"the server answered {status} .* address may have changed"):
         fetched(file)
     assert len(file.asked) == 1
 
@@ -200,7 +198,7 @@ def test_a_disk_that_fills_up_keeps_what_there_is(fetched, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
-        with pytest.raises(MetasegError, match=r"the disk is full; mend that, .* MiB are kept in"):
+        with pytest.raises(MetasegError, match=r"the disk is full.* MiB are kept in"):
             fetched(Misbehaving(CONTENT))
     file = Misbehaving(CONTENT)
     assert fetched(file).read_bytes() == CONTENT
@@ -224,11 +222,11 @@ def test_ctrl_c_keeps_the_part_and_says_how_to_go_on(tmp_path):
     assert said.count("\n") == 1
     assert "interrupted; " in said
     assert "MiB are kept in" in said
-    assert "the same command goes on from there" in said
+    assert "repeat the command to resume" in said
     assert CONTENT.startswith(part.read_bytes())
 
 
 def test_https_never_leads_to_an_unprotected_address():
     response = SimpleNamespace(status_code=200, url="http://x/y.zip", history=[], reason="OK", headers={})
-    with pytest.raises(MetasegError, match="unprotected address"):
+    with pytest.raises(MetasegError, match="insecure address"):
         download._check_status("https://x/y.zip", response)

@@ -41,7 +41,7 @@ def test_from_an_address_to_pairs(offered, published, name, pack, capsys):
     assert record["sha256"] == hashlib.sha256(packed).hexdigest()
     assert (record["bytes"], record["unpacked"], record["known"]) == (len(packed), ["Mine"], False)
     printed = capsys.readouterr().out
-    assert f"no published hash is known; noted sha256 {record['sha256']}" in printed
+    assert f"no published hash; recorded sha256 {record['sha256']}" in printed
     assert "Mine: 3 pairs in" in printed
 
 
@@ -51,7 +51,7 @@ def test_a_second_call_does_nothing(offered, published, capsys):
     capsys.readouterr()
     assert len(offered(("x.zip", again)).pairs) == 3
     assert again.asked == []
-    assert "3 pairs are in" in capsys.readouterr().out
+    assert "3 pairs are already in" in capsys.readouterr().out
 
 
 def test_a_dataset_in_two_archives_goes_on_with_the_second(offered, published):
@@ -60,7 +60,7 @@ def test_a_dataset_in_two_archives_goes_on_with_the_second(offered, published):
     with pytest.raises(MetasegError, match="404"):
         offered(("images.zip", images), ("masks.zip", masks))
     # Both archives have one top folder, so the second has to find it taken.
-    with pytest.raises(MetasegError, match=r"mine/Mine is in the way .* will not download"):
+    with pytest.raises(MetasegError, match=r"mine/Mine already exists, .* will not be downloaded"):
         offered(("images.zip", images), ("masks.zip", Misbehaving(packed)))
     assert len(images.asked) == 1
     assert hidden_and_archives(offered.root) == ([], ["masks.zip"])
@@ -83,7 +83,7 @@ def test_two_archives_that_lie_beside_each_other(tmp_path, published, capsys):
 def test_a_known_hash_or_size_is_verified(offered, published, capsys):
     packed = zipped(published)
     known = {"sha256": hashlib.sha256(packed).hexdigest(), "bytes": len(packed)}
-    with pytest.raises(MetasegError, match=r"should have sha256 0{64}, but has .* was removed"):
+    with pytest.raises(MetasegError, match=r"should have sha256 0{64}, but has .* deleted"):
         offered(("x.zip", Misbehaving(packed)), known={"sha256": "0" * 64})
     assert hidden_and_archives(offered.root) == ([], [])
     assert not (offered.root / "mine").exists()
@@ -96,7 +96,7 @@ def test_a_later_download_has_to_be_the_same_file(offered, published, tmp_path):
     (offered.root / "mine").rename(tmp_path / "moved")
     other = zipped(published) + b"\0"
     with pytest.raises(
-        MetasegError, match=r"differs from what was fetched from .* remove its entry from .*fetched\.json"
+        MetasegError, match=r"differs from the file fetched from .* remove its entry from .*fetched\.json"
     ):
         offered(("x.zip", Misbehaving(other)))
     assert not (offered.root / "mine").exists()
@@ -129,7 +129,7 @@ def test_what_is_no_whole_archive_is_removed(offered, published, content, words)
         content = bytearray(packed)
         content[len(packed) // 2] ^= 255
         content = bytes(content)
-    with pytest.raises(MetasegError, match=rf"{words}.*it was removed: repeat the command"):
+    with pytest.raises(MetasegError, match=rf"{words}.*it was deleted: repeat the command"):
         offered(("x.zip", Misbehaving(content)))
     assert hidden_and_archives(offered.root) == ([], [])
     assert not (offered.root / "mine").exists()
@@ -143,7 +143,7 @@ def test_a_draft_of_a_killed_process_is_cleared_away(offered, published):
 
 def test_one_process_at_a_time(offered, published):
     (offered.root / "downloads").mkdir(parents=True)
-    with FileLock(offered.root / "downloads/.lock"), pytest.raises(MetasegError, match="another process fetches"):
+    with FileLock(offered.root / "downloads/.lock"), pytest.raises(MetasegError, match="another process"):
         offered(("x.zip", Misbehaving(zipped(published))))
 
 
@@ -158,7 +158,7 @@ def test_the_five_datasets_have_sources_or_instructions(tmp_path, capsys):
     }
     assert main(["fetch", "kvasir_capsule", "--root", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert "cannot be fetched by a program: download KvasirCapsule-SEG" in said
+    assert "cannot be fetched automatically: download KvasirCapsule-SEG" in said
     assert "https://datasets.simula.no/kvasir-capsule-seg/" in said
     assert said.count("\n") == 1
 
@@ -196,7 +196,7 @@ def test_commands_refuse_in_one_sentence(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3
     assert all(line.startswith("error: ") for line in said)
-    assert "fetched.json should hold what was fetched" in said[2]
+    assert "fetched.json should record" in said[2]
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind the administrator")

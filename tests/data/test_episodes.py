@@ -65,7 +65,7 @@ def test_a_fixed_pool_of_tasks_repeats_every_epoch():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"shots": 25}, "25 support \\+ 7 query = 32 images of a pool for train, but a has 30"),
+        ({"shots": 25}, "25 support \\+ 7 query = 32 images per pool for train, but a has 30"),
         ({"count": 9}, "multiple of the 2 pools"),
     ],
 )

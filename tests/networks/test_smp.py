@@ -117,7 +117,7 @@ def test_fingerprint_names_architecture_and_encoder():
     [
         ({"arch": "Segnet"}, "model.arch to be one of Unet, UnetPlusPlus, MAnet, Linknet, FPN"),
         ({"encoder": "resnet19"}, "found 'resnet19': did you mean resnet1"),
-        ({"encoder": "tu-no_such_network"}, "does not (Unknown model"),
+        ({"encoder": "tu-no_such_network"}, "(Unknown model"),
         ({"encoder_weights": "imaginet"}, "Wrong pretrained weights `imaginet` for encoder `resnet18`"),
         ({"arch": "UnetPlusPlus", "encoder": "mit_b0"}, "UnetPlusPlus with encoder mit_b0"),
     ],

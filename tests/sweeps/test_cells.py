@@ -107,7 +107,7 @@ def test_cells_that_would_share_a_directory_are_refused():
     )
     with pytest.raises(MetasegError, match="share the directory"):
         of_tables([twice], [], [0])
-    with pytest.raises(MetasegError, match="one scale"):
+    with pytest.raises(MetasegError, match="scale"):
         of_tables([TABLE], [Choice("scale", ("toy", "small"))], [0])
     with pytest.raises(MetasegError, match="share the directory"):
         of_multirun([Choice("trainer", ("cpu", "gpu"))])

@@ -14,6 +14,7 @@ from hydra.utils import get_class
 from PIL import Image
 from torch import nn
 
+from metaseg import configuration
 from metaseg.adapting.arrays import binary_mask, rgb, same_size, shrunk, shrunk_mask
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.errors import MetasegError
@@ -29,13 +30,18 @@ from metaseg.runs.settings import upgraded
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> Model:
-    """Load a run of train.py.
+BUILT_IN = ("learner=scratch", "pair=none", "model=pretrained", "logger=csv")
+"""The built-in model as settings of train.py: the pre-trained encoder and a decoder that has seen no image yet."""
+
+
+def load(path: str | Path | None = None, device: str = "auto", recipe: str | None = None) -> Model:
+    """Load the built-in model or a run of train.py.
 
     Nothing in the file is executed. The pre-trained weights the run started from are not needed.
 
     Args:
-        path: a run directory, or a checkpoint (best.ckpt, last.ckpt) anywhere.
+        path: a run directory, or a checkpoint (best.ckpt, last.ckpt) anywhere. None: the built-in model, which has
+            learned from ImageNet alone.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         recipe: adaptation recipe of the run's network: "default", or "quick", which adapts the decoder alone. None: as
             in the run.
@@ -47,8 +53,11 @@ def load(path: str | Path, device: str = "auto", recipe: str | None = None) -> M
         raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise MetasegError("device=cuda needs a GPU that torch can use, found none; use device=cpu.")
-    path = Path(path).expanduser()
-    settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
+    if path is None:
+        settings, checkpoint = _built_in(), None
+    else:
+        path = Path(path).expanduser()
+        settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
     try:
         _own_classes(settings)
         known = _with_recipe(schema.checked(schema.Trained, upgraded(settings)), recipe)
@@ -185,6 +194,13 @@ def enlarged(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     picture = Image.fromarray(probabilities.astype(np.float32))
     # Rounding errors may leave [0, 1].
     return np.clip(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
+
+
+def _built_in() -> Mapping[str, Any]:
+    from hydra import compose, initialize_config_dir  # a third of a second
+
+    with initialize_config_dir(str(configuration.FOLDER), version_base="1.3"):
+        return schema.read(schema.Run, compose("config", list(BUILT_IN))).plain
 
 
 def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained:

@@ -497,7 +497,7 @@ class Pretraining(Group):
 class Adaptation(Group):
     """adapt.py: segment new images from a few annotated ones."""
 
-    checkpoint: Path = setting("a run directory of train.py, or its best.ckpt")
+    checkpoint: Path | None = setting("a run directory of train.py, or its best.ckpt; null: the built-in model")
     support: Path = setting(
         "annotated images: DIR/images and DIR/masks with equal stems, or DIR/a.jpg with DIR/a_mask.png"
     )
@@ -523,7 +523,7 @@ class Adaptation(Group):
 class Page(Group):
     """app.py: the web app."""
 
-    checkpoint: Path = setting("a run directory of train.py, or its best.ckpt")
+    checkpoint: Path | None = setting("a run directory of train.py, or its best.ckpt; null: the built-in model")
     port: Annotated[int, Field(ge=0, le=65535)] = setting("port on http://127.0.0.1; 0: any free port")
     browser: bool = setting("open the page in a browser")
     max_images: Annotated[int, Field(ge=1, le=10_000)] = setting("maximum number of images per user")

@@ -123,7 +123,7 @@ def test_earlier_results_are_overwritten_only_on_request(adapt, folders):
         (["--foo"], {}, ["unrecognized arguments: --foo", "adapt.py --help"]),
         (["lr=fast"], {}, ["lr must be", "'fast'"]),
         (["support="], {"support": None}, ["support must be a path", "''"]),
-        ([], {"checkpoint": None}, ["checkpoint=… is required"]),
+        ([], {"out": None}, ["out=… is required"]),
         ([], {"support": "gone"}, ["folder of annotated images", "gone"]),
         ([], {"checkpoint": "gone"}, ["found nothing at gone"]),
         ([], {"images": "gone"}, ["folder of images", "gone"]),

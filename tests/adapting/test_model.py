@@ -221,6 +221,17 @@ def test_reports_diverged_adaptation(trained, lesions):
 
 
 @pytest.mark.long
+def test_the_built_in_model_needs_no_run(lesions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = metaseg.load(recipe="quick", device="cpu")
+    assert (model.size, model.learner.adapt_loop.steps) == (128, 40)
+    assert model.learner.weights.name.startswith("EfficientNet-Lite0")
+    found = model.adapt(*lesions, steps=2).segment(lesions[0])
+    assert [mask.shape for mask in found] == [image.shape[:2] for image in lesions[0]]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
 def test_a_recipe_of_the_runs_network_replaces_its_adaptation(run_of, lesions):
     run = run_of("learner=joint", "model=pretrained", "model.widths=[8,8]", "model.recipe.adapt.quick.steps=3")
     model = metaseg.load(run, recipe="quick")

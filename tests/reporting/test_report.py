@@ -285,7 +285,7 @@ def test_runs_outside_the_tables_are_shown_with_the_reason(runs):
     assert shown["other"][1:5] == ["supervised", "5", "50", "ISIC-2018"]
     assert set(shown) == {"wider", "other"}
     page = (runs / "report" / "index.html").read_text(encoding="utf-8")
-    assert "wider: another size or protocol: model.features=16" in page
+    assert "size or protocol: model.features=16" in page
 
 
 def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):

@@ -198,9 +198,16 @@ def enlarged(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _built_in() -> Mapping[str, Any]:
     from hydra import compose, initialize_config_dir  # a third of a second
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.initialize import get_gh_backup, restore_gh_from_backup
 
-    with initialize_config_dir(str(configuration.FOLDER), version_base="1.3"):
-        return schema.read(schema.Run, compose("config", list(BUILT_IN))).plain
+    command = get_gh_backup()  # within metaseg adapt and app, Hydra is already in use
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(configuration.FOLDER), version_base="1.3"):
+            return schema.read(schema.Run, compose("config", list(BUILT_IN))).plain
+    finally:
+        restore_gh_from_backup(command)
 
 
 def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained:

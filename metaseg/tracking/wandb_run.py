@@ -96,7 +96,7 @@ class WandbRunLogger(WandbLogger):
         with replacing(stored) as temporary:
             temporary.write_text(run.id + "\n")
         if offline:
-            parts = sorted(stored.parent.glob(f"offline-run-*-{run.id}"))
+            parts = sorted(stored.parent.glob(f"offline-run-*-{run.id}*"))  # a second run in the same second ends in -1
             print(f"W&B is offline; to upload this run: wandb sync {' '.join(map(str, parts))}")
         else:
             print(f"W&B: {run.url}")

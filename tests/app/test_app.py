@@ -38,11 +38,11 @@ def test_refuses_invalid_settings(app, run, monkeypatch, override, expected):
     assert ended.stderr.count("\n") == 1
 
 
-def test_a_checkpoint_must_be_given(app, monkeypatch):
+def test_a_missing_checkpoint_is_refused(app, monkeypatch):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: True)
-    ended = app()
+    ended = app("checkpoint=gone")
     assert ended.returncode == 1
-    assert "checkpoint" in ended.stderr
+    assert "gone" in ended.stderr
 
 
 def test_sessions_need_no_web_library():

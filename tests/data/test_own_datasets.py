@@ -318,6 +318,7 @@ def test_lists_become_names_that_hydra_knows(given, made):
     assert pairs.chosen(["learner=maml", f"pair={given}"]) == ["learner=maml", f"pair={made}"]
 
 
+@pytest.mark.slow  # tests/sweeps runs cells of their own process; lists as values are tested without running them
 def test_lists_are_values_of_a_sweep_and_reach_cells_of_their_own_process(train, tmp_path):
     sweep = ["learner=scratch", "pair=[kvasir,cvc],[kvasir]", f"hydra.sweep.dir={tmp_path / 'sweep'}", "-m"]
     finished = train(*sweep)  # in this process, its cells in theirs

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from torch.utils import _pytree as pytree
 
 from benchmarks.report import Report
@@ -130,8 +129,7 @@ def adaptation(setting: Setting, dataset: str, root: Path | None, images: int, r
 def learner_of(overrides: tuple[str, ...], setting: Setting) -> Learner:
     """A learner that trains on the support set alone with a recipe of its model."""
     given = [*overrides, f"data.size={setting.size}", f"shots={setting.shots}", f"seed={setting.seed}"]
-    with initialize_config_dir(str(configuration.FOLDER), version_base="1.3"):
-        config = compose("config", ["learner=scratch", "logger.wandb=false", *given])
+    config = configuration.composed("config", ["learner=scratch", "logger.wandb=false", *given])
     return build_learner(read(Run, config)).to(setting.device)
 
 

@@ -53,8 +53,10 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
         raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise MetasegError("device=cuda needs a GPU that torch can use, found none; use device=cpu.")
+    settings: Mapping[str, Any]
+    checkpoint: Path | None
     if path is None:
-        settings, checkpoint = _built_in(), None
+        settings, checkpoint = schema.read(schema.Run, configuration.composed("config", BUILT_IN)).plain, None
     else:
         path = Path(path).expanduser()
         settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
@@ -194,20 +196,6 @@ def enlarged(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     picture = Image.fromarray(probabilities.astype(np.float32))
     # Rounding errors may leave [0, 1].
     return np.clip(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
-
-
-def _built_in() -> Mapping[str, Any]:
-    from hydra import compose, initialize_config_dir  # a third of a second
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.initialize import get_gh_backup, restore_gh_from_backup
-
-    command = get_gh_backup()  # within metaseg adapt and app, Hydra is already in use
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(configuration.FOLDER), version_base="1.3"):
-            return schema.read(schema.Run, compose("config", list(BUILT_IN))).plain
-    finally:
-        restore_gh_from_backup(command)
 
 
 def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained:

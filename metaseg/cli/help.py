@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from metaseg import configuration
@@ -25,7 +24,9 @@ def text(config_name: str, arguments: Sequence[str] = ()) -> str:
         config_name: name of its configuration.
         arguments: the command line; values set there are shown in place of the defaults.
     """
-    config = _composed(config_name, [argument for argument in arguments if "=" in argument and argument[0] != "-"])
+    config = configuration.composed(
+        config_name, [argument for argument in arguments if "=" in argument and argument[0] != "-"], with_hydra=True
+    )
     said = config.hydra.help
     lines = [said.header.rstrip(), "", "Settings, as NAME=VALUE:", ""]
     choices = config.hydra.runtime.choices
@@ -46,16 +47,11 @@ def text(config_name: str, arguments: Sequence[str] = ()) -> str:
 
 def known_settings(config_name: str) -> list[str]:
     """Every key that the command accepts when composed without overrides."""
-    return [*_documented(config_name), *leaves(_plain(_composed(config_name, [])))]
+    return [*_documented(config_name), *leaves(_plain(configuration.composed(config_name, with_hydra=True)))]
 
 
 def _documented(config_name: str) -> set[str]:
     return {one.key for one in documented(CONFIGURATIONS[config_name])}
-
-
-def _composed(config_name: str, overrides: list[str]) -> DictConfig:
-    with initialize_config_dir(str(configuration.FOLDER), version_base="1.3"):
-        return compose(config_name, overrides, return_hydra_config=True)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

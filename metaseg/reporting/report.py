@@ -18,7 +18,7 @@ from metaseg.reporting.runs import REPORT, Found, Run, read_runs
 from metaseg.reporting.shots import draw, over_shots
 from metaseg.runs.directory import replacing
 from metaseg.runs.result import Curve
-from metaseg.runs.summary import TRIVIAL_NAMES
+from metaseg.runs.summary import trivial_name
 from metaseg.runs.tables import NUMBERS, TableCell, load_table
 
 CURVE_WIDTH, PHOTOGRAPH_WIDTH = 900, 620  # pixels in the page; the files in report/figures are larger
@@ -75,7 +75,7 @@ def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str]) -> li
         order = [*FIRST_LOOKS, *sorted(set(one.learners) - set(FIRST_LOOKS))]
         where = f"{titles.get(one.target, one.target)}, pair {one.pair}, {one.mixing} tasks"
         path = folder / f"shots_{one.pair}_{one.mixing}_{one.target}.png"
-        draw(one, path, where, TRIVIAL_NAMES, {learner: place for place, learner in enumerate(order)})
+        draw(one, path, where, {learner: place for place, learner in enumerate(order)})
         caption = f"Dice over the number of annotated images, {where}, with 95 % intervals. Grey: trivial baselines."
         found.append(TableFigure("shots", comparisons.embedded(path, CURVE_WIDTH), caption, one.runs))
     return found
@@ -123,7 +123,7 @@ def _adaptation(cells: Sequence[TableCell], path: Path, where: str, places: dict
     if len(known) > 3:
         known = {label: Curve(steps=curve.steps, dsc=curve.dsc) for label, curve in known.items()}
     floors = trivial([run for cell in cells if cell.row.learner != "naive" for run in cell.runs], target)
-    names = {TRIVIAL_NAMES.get(key, key.replace("_", " ")): value for key, value in floors.items()}
+    names = {trivial_name(key): value for key, value in floors.items()}
     adaptation_curve(known, path, names, where, places)
     caption = (
         f"Dice over adaptation steps, {where}. Coloured dashes: systems that do not adapt; grey lines: trivial "

@@ -14,6 +14,7 @@ from metaseg.evaluation.intervals import Interval
 from metaseg.plots.figures import look_of, plain_axes, save
 from metaseg.reporting.cells import ours, trivial
 from metaseg.reporting.runs import Run
+from metaseg.runs.summary import trivial_name
 from metaseg.runs.tables import identity
 
 LEAST = 3
@@ -56,14 +57,13 @@ def over_shots(runs: Sequence[Run]) -> list[OverShots]:
     return found
 
 
-def draw(figure: OverShots, path: Path, title: str, names: Mapping[str, str], places: Mapping[str, int]) -> Path:
+def draw(figure: OverShots, path: Path, title: str, places: Mapping[str, int]) -> Path:
     """Draw the curves with their intervals; trivial baselines are grey.
 
     Args:
         figure: what to draw.
         path: where the PNG goes.
         title: stands above the figure.
-        names: trivial baseline → its name for readers.
         places: learner → place among the looks of systems.
     """
     canvas = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -74,8 +74,8 @@ def draw(figure: OverShots, path: Path, title: str, names: Mapping[str, str], pl
         reach = np.nan_to_num(np.stack([means - lows, highs - means]))
         axes.errorbar(list(curve), means, reach, label=learner, linewidth=1.6, capsize=2, **look_of(places[learner]))
     for name, floor in figure.trivial.items():
-        label = names.get(name, name.replace("_", " "))
-        axes.plot(list(floor), [100 * value for value in floor.values()], "--", color="0.6", linewidth=1, label=label)
+        percents = [100 * value for value in floor.values()]
+        axes.plot(list(floor), percents, "--", color="0.6", linewidth=1, label=trivial_name(name))
     axes.set_xscale("log")
     axes.set_xticks(counts, list(map(str, counts)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -95,24 +95,23 @@ def _of_one_kind(learner: str, runs: Sequence[Run]) -> list[Run]:
 
 
 def _curve(runs: Sequence[Run], target: str) -> dict[int, Interval]:
-    cells = {shots: ours([run for run in runs if _shots(run) == shots], target) for shots in _counts(runs)}
+    cells = {shots: ours(some, target) for shots, some in _by_shots(runs).items()}
     return {shots: found.dice for shots, found in cells.items() if found is not None}
 
 
 def _trivial(runs: Sequence[Run], target: str) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
-    for shots in _counts(runs):
-        for name, value in trivial([run for run in runs if _shots(run) == shots], target).items():
+    for shots, some in _by_shots(runs).items():
+        for name, value in trivial(some, target).items():
             found.setdefault(name, {})[shots] = value
     return found
 
 
-def _counts(runs: Sequence[Run]) -> list[int]:
-    return sorted({_shots(run) for run in runs})
-
-
-def _shots(run: Run) -> int:
-    return int(run.settings["shots"])
+def _by_shots(runs: Sequence[Run]) -> dict[int, list[Run]]:
+    found: dict[int, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.settings["shots"]):
+        found.setdefault(run.settings["shots"], []).append(run)
+    return found
 
 
 def _pair(run: Run) -> str:

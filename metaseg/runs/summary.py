@@ -21,6 +21,11 @@ TRIVIAL_NAMES = {
 }
 
 
+def trivial_name(key: str) -> str:
+    """A trivial baseline's name for readers."""
+    return TRIVIAL_NAMES.get(key, key.replace("_", " "))
+
+
 def print_summary(result: Result, run: RunDirectory, console: Console | None = None) -> None:
     """Print one table per target, and the paths of the existing checkpoint, scores and figures.
 
@@ -86,7 +91,7 @@ def _table(target: str, scores: Scores, scratch: Estimate | None) -> Table:
             table.add_row(label, percent(score.mean), _interval(score), style=style)
     for name, value in scores.trivial.items():
         if value is not None:
-            table.add_row(TRIVIAL_NAMES.get(name, name.replace("_", " ")), percent(value))
+            table.add_row(trivial_name(name), percent(value))
     return table
 
 

@@ -38,7 +38,13 @@ def one_thread(_worker: int = 0) -> None:
     cv2.setNumThreads(0)  # a DataLoader worker does the same for torch
 
 
-def augment(name: str, images: np.ndarray, masks: np.ndarray, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    name: str,
+    images: np.ndarray,
+    masks: np.ndarray,
+    seed: tuple[int, ...],
+    positions: Sequence[int] | np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Augment each image together with its mask.
 
     Args:
@@ -47,15 +53,17 @@ def augment(name: str, images: np.ndarray, masks: np.ndarray, seed: tuple[int, .
         images: uint8 (B, H, W, 3).
         masks: uint8 {0, 1} (B, H, W); resampled by nearest neighbour.
         seed: any tuple of non-negative integers; equal seeds give equal results.
+        positions: of the images in a larger set, which they are augmented as part of; None: 0 to B - 1.
     """
     if name == "none":
         return images, masks
     pipeline = _pipeline(name, threading.get_ident())
     out_images, out_masks = np.empty_like(images), np.empty_like(masks)
-    for position, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        pipeline.set_random_seed(int(np.random.SeedSequence([*seed, position]).generate_state(1)[0]))
+    places = range(len(images)) if positions is None else positions
+    for index, (position, image, mask) in enumerate(zip(places, images, masks, strict=True)):
+        pipeline.set_random_seed(int(np.random.SeedSequence([*seed, int(position)]).generate_state(1)[0]))
         pair = pipeline(image=image, mask=mask)
-        out_images[position], out_masks[position] = pair["image"], pair["mask"]
+        out_images[index], out_masks[index] = pair["image"], pair["mask"]
     return out_images, out_masks
 
 

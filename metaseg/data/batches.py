@@ -235,7 +235,9 @@ class SupportSet:
         """Images (K, 3, H, W) and masks (K, 1, H, W), not augmented."""
         return image_tensor(self.images), mask_tensor(self.masks)
 
-    def augmented(self, step: int) -> tuple[Tensor, Tensor]:
-        """The same, freshly augmented for adaptation step ``step``."""
-        images, masks = augment(self.augmentation, self.images, self.masks, (self.seed, Stream.AUGMENT, step))
+    def augmented(self, step: int, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """The same, freshly augmented for adaptation step ``step``; only images ``rows`` if given."""
+        seed = (self.seed, Stream.AUGMENT, step)
+        rows = np.arange(len(self.images)) if rows is None else rows
+        images, masks = augment(self.augmentation, self.images[rows], self.masks[rows], seed, rows)
         return image_tensor(images), mask_tensor(masks)

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     LIMIT = 4
     UNLABELLED = 5
     SUBSET = 6
+    BATCHES = 7
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class Learner(nn.Module):
         recipe = InnerLoop(adapt.optimizer, adapt.lr, adapt.steps, adapt.lam or 0.0, adapt.schedule)
         self._adapt = self._inner if self.adapts_by_inner else recipe
         self._adapts_with_strengths = adapt.lam is None
-        self._folds, self._flips = adapt.folds, adapt.flips
+        self._folds, self._flips, self._batch, self._share = adapt.folds, adapt.flips, adapt.batch, adapt.share
         self.outer_rates = _rates(network, "optimizer", optimizer)
         self._inner_rates = _rates(network, "inner", inner)
         self._adapt_rates = _rates(network, "adapt", adapt)
@@ -201,6 +201,8 @@ class Learner(nn.Module):
             loop=self._bounded(loop, curvature),
             rates=self._inner_rates,
             folds=0,
+            batch=None,
+            share=None,
             strengths=self.strengths,
         )
         return tuning, support.plain()
@@ -218,6 +220,8 @@ class Learner(nn.Module):
             self.device,
             self.memory_format,
             self.strengths if self._adapts_with_strengths else None,
+            self._batch,
+            self._share,
         )
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:

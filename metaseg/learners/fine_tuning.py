@@ -12,6 +12,7 @@ them. Leading stages held at θ with frozen norm layers also run once per step f
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaseg.data.batches import SupportSet
+from metaseg.data.episodes import Stream
 from metaseg.evaluation.scores import THRESHOLD, dice
 from metaseg.learners.side_by_side import SideBySide
 from metaseg.learners.strengths import Strengths
@@ -65,6 +67,8 @@ class FineTuning:
         norms: normalisation statistics used for predictions.
         loop: the optimisation loop; its ``rates`` are ignored.
         rates: step-size multipliers by part.
+        batch: most images of a step, see `turns`; None: all.
+        share: α; None: chosen on the held-out images.
         folds: number of folds of the support set, each held out once; each adds a network to the ensemble, and together
             they choose α; 0: φ alone, with α = 1.
         flips: whether to average predictions over an image and its mirror images.
@@ -83,6 +87,8 @@ class FineTuning:
     device: torch.device
     memory_format: torch.memory_format
     strengths: Strengths | None = None
+    batch: int | None = None
+    share: float | None = None
 
     def run(
         self,
@@ -106,13 +112,10 @@ class FineTuning:
         clean = self._there(support.clean())
         if 0 in steps:
             yield 0, self._adapted(theta, Stage(theta, running_statistics(self.network)), 0.0, clean[0])
-        with _Batches(self, theta, support) as batches, SideBySide(len(members), self.device) as side_by_side:
+        with _Batches(self, theta, support, members) as batches, SideBySide(len(members), self.device) as side_by_side:
             # A network supports one call at a time.
             networks = [self.network, *(copy.deepcopy(self.network) for _ in parts)]
-            descents = [
-                self._descent(network, theta, batches, rows, last)
-                for network, rows in zip(networks, members, strict=True)
-            ]
+            descents = [self._descent(network, theta, batches, number, last) for number, network in enumerate(networks)]
             advances = [partial(next, descent) for descent in descents]
             for step in range(1, last + 1):
                 batches.draw(step - 1)
@@ -123,9 +126,9 @@ class FineTuning:
                     yield step, self._segmenter(theta, stages, followed, clean[0])
 
     def _descent(
-        self, network: nn.Module, theta: Parameters, batches: "_Batches", rows: np.ndarray, last: int
+        self, network: nn.Module, theta: Parameters, batches: "_Batches", member: int, last: int
     ) -> Iterator[Stage]:
-        """The stage after each step of one member, which is fine-tuned on the images in ``rows``.
+        """The stage after each step of one member.
 
         After an early stop at the tolerance, the last stage repeats.
         """
@@ -136,7 +139,7 @@ class FineTuning:
         running = running_statistics(network)
 
         def objective(parameters: Parameters) -> tuple[Tensor, Statistics]:
-            inputs, masks, found = batches.of(network, rows)
+            inputs, masks, found = batches.of(network, member)
             logits, statistics = forward(network, parameters, inputs, first=batches.first)
             return self.loss(logits, masks), found | statistics
 
@@ -164,8 +167,8 @@ class FineTuning:
             parts: the images each holds out.
             clean: images and masks of the support set.
         """
-        if not self.folds:
-            return Followed(1.0)
+        if self.share is not None or not self.folds:
+            return Followed(1.0 if self.share is None else self.share)
         if not parts:
             return Followed(OF_ONE_IMAGE)
         images, masks = clean
@@ -200,18 +203,21 @@ class FineTuning:
 
 
 class _Batches:
-    """The support set, augmented for each step during the previous one, and the outputs of the held stages."""
+    """The images of each step, augmented during the previous one, and the outputs of the held stages."""
 
-    def __init__(self, tuning: FineTuning, theta: Parameters, support: SupportSet) -> None:
+    def __init__(
+        self, tuning: FineTuning, theta: Parameters, support: SupportSet, members: Sequence[np.ndarray]
+    ) -> None:
         self._tuning, self._support = tuning, support
         self._held: HeldStages | None = tuning.rates.held(tuning.network)
         self.first = None if self._held is None else self._held.next
         names = frozenset[str]() if self._held is None else self._held.names
         self._parameters = {name: value for name, value in theta.items() if name in names}
-        self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+        self._turns = [turns(rows, tuning.batch, (support.seed, number)) for number, rows in enumerate(members)]
         self._thread = ThreadPoolExecutor(max_workers=1)
 
     def __enter__(self) -> "_Batches":
+        self._ahead = self._submitted(0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -222,19 +228,21 @@ class _Batches:
         return name not in self._parameters
 
     def draw(self, step: int) -> None:
-        """Move on to step number ``step``, from 0."""
-        if step and self._support.augmentation == "none":
+        """Move on to step number ``step``; called with 0, 1, 2, ..."""
+        if step and self._support.augmentation == "none" and self._tuning.batch is None:
             return  # images and outputs of the held stages are those of the first step
-        self._images, self._masks = self._tuning._there(self._augmented(step))
+        (self._rows, augmented), self._ahead = self._ahead, self._submitted(step + 1)
+        self._images, self._masks = self._tuning._there(augmented.result())
         self._outputs = self._run(self._tuning.network, self._images)
 
-    def of(self, network: nn.Module, rows: np.ndarray) -> tuple[Any, Tensor, Statistics]:
+    def of(self, network: nn.Module, member: int) -> tuple[Any, Tensor, Statistics]:
         """The input of the first moving stage, the masks, and the norm statistics of the stages before it.
 
         Args:
             network: the member's, not used by any other thread.
-            rows: the member's images.
+            member: its number.
         """
+        rows = self._rows[member]
         outputs, found = self._outputs
         if found:  # normalised by the batch, so outputs differ between members
             outputs, found = self._run(network, self._images[rows])
@@ -249,13 +257,28 @@ class _Batches:
         with torch.no_grad():
             return forward(network, self._parameters, images, last=self._held.last)
 
-    def _augmented(self, step: int) -> tuple[Tensor, Tensor]:
-        if self._support.augmentation == "none":
-            return self._support.clean()
-        known = self._ahead is not None and self._ahead[0] == step
-        batch = self._ahead[1].result() if known and self._ahead else self._support.augmented(step)
-        self._ahead = step + 1, self._thread.submit(self._support.augmented, step + 1)
-        return batch
+    def _submitted(self, step: int) -> tuple[list[np.ndarray], Future[tuple[Tensor, Tensor]]]:
+        """Each member's images as positions among the step's images, and the latter, being augmented."""
+        chosen = [next(turn) for turn in self._turns]
+        union = np.unique(np.concatenate(chosen))
+        augmented = self._thread.submit(self._support.augmented, step, union)
+        return [np.searchsorted(union, rows) for rows in chosen], augmented
+
+
+def turns(rows: np.ndarray, batch: int | None, seed: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """The images of step 0, 1, 2, ...: all of ``rows`` in order, or in random order and batches of equal size.
+
+    Args:
+        rows: a member's images.
+        batch: most images of a step; sizes differ by at most one. None: all.
+        seed: of the order, which is new each time all images have been used.
+    """
+    if batch is None or batch >= len(rows):
+        yield from itertools.repeat(rows)
+    assert batch is not None
+    generator = np.random.default_rng([*seed, Stream.BATCHES])
+    while True:
+        yield from np.array_split(generator.permutation(rows), -(-len(rows) // batch))
 
 
 def chosen_share(scores: np.ndarray) -> float:

@@ -148,6 +148,10 @@ class FineTuning(Group):
         "folds of the support set; each held-out fold adds a network to the ensemble; 0: no ensemble", 0
     )
     flips: bool = optional("average predictions over an image and its mirror images", False)
+    batch: Count | None = optional("maximum number of images of a step; null: all", None)
+    share: Share | None = optional(
+        "how far to go from the start to the fine-tuned parameters; null: chosen on the held-out folds, 1 without", None
+    )
     rates: Rates | None = optional("multipliers of the step size by part")
 
 

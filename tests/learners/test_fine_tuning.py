@@ -8,7 +8,7 @@ import torch
 
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.evaluation.scores import dice
-from metaseg.learners.fine_tuning import OF_ONE_IMAGE, SHARES, FineTuning, chosen_share, held_out
+from metaseg.learners.fine_tuning import OF_ONE_IMAGE, SHARES, FineTuning, chosen_share, held_out, turns
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten
@@ -211,7 +211,9 @@ def test_running_held_stages_once_does_not_change_results(norm, monkeypatch):
 def test_images_are_augmented_once_a_step_for_all_members(monkeypatch):
     asked = []
     original = SupportSet.augmented
-    monkeypatch.setattr(SupportSet, "augmented", lambda self, step: (asked.append(step), original(self, step))[1])
+    monkeypatch.setattr(
+        SupportSet, "augmented", lambda self, step, rows: (asked.append(step), original(self, step, rows))[1]
+    )
     of = tuning(folds=3, steps=4)
     support = SupportSet(discs(5, 3).images, discs(5, 3).masks, "flips", seed=0)
     list(of.run(theta(of), support, [4]))
@@ -237,3 +239,41 @@ def test_flips_average_mirrored_predictions():
     assert not torch.allclose(plain(images.flip(-1)), plain(images).flip(-1), atol=1e-3)
     views = [plain(images.flip(axes)).flip(axes) for axes in ((), (-1,), (-2,), (-2, -1))]
     torch.testing.assert_close(flipped(images), torch.stack(views).mean(0))
+
+
+def test_batches_use_every_image_once_before_any_again():
+    rows = np.array([1, 3, 4, 7, 8])
+    drawn = [batch for batch, _ in zip(turns(rows, 2, (0, 0)), range(9), strict=False)]
+
+    assert {len(batch) for batch in drawn} == {1, 2}
+    for first in (0, 3, 6):
+        assert sorted(np.concatenate(drawn[first : first + 3])) == sorted(rows)
+    assert any(set(drawn[0]) != set(batch) for batch in drawn[3::3])
+
+
+@pytest.mark.parametrize("batch", [None, 5, 9])
+def test_a_batch_of_all_images_is_the_plain_path(batch):
+    drawn = turns(np.arange(5), batch, (0, 0))
+
+    assert all(list(next(drawn)) == [0, 1, 2, 3, 4] for _ in range(3))
+
+
+def test_members_learn_from_batches_of_their_own_images():
+    support = discs(6, 1)
+    whole, batches = (
+        replace(tuning(folds=2, steps=12), batch=batch).run(theta(tuning()), support, [12]) for batch in (None, 2)
+    )
+
+    (_, one), (_, other) = next(whole), next(batches)
+    assert len(one.members) == len(other.members) == 3
+    test = discs(20, 5)
+    image, mask = image_tensor(test.images), torch.from_numpy(test.masks)[:, None]
+    assert abs(dice(one(image) > 0.5, mask).mean() - dice(other(image) > 0.5, mask).mean()) < 0.2
+    assert not torch.equal(one(image), other(image))
+
+
+def test_a_given_share_is_not_chosen():
+    ((_, segmenter),) = replace(tuning(folds=2), share=1.0).run(theta(tuning()), contradicting(), [20])
+
+    assert segmenter.followed.share == 1
+    assert not segmenter.followed.held_out

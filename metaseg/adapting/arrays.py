@@ -80,11 +80,11 @@ def same_size(image: np.ndarray, mask: np.ndarray, name: str) -> None:
         )
 
 
-def shrunk(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (H, W, 3) → (S, S, 3), averaging when shrinking, as when datasets are prepared for training."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+def shrunk(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W, 3) → (h, w, 3), averaging when shrinking, as when datasets are prepared for training."""
+    return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
-def shrunk_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """bool (H, W) → uint8 {0, 1} (S, S), by nearest neighbour."""
-    return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST))
+def shrunk_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """bool (H, W) → uint8 {0, 1} (h, w), by nearest neighbour."""
+    return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(shape[::-1], Image.Resampling.NEAREST))

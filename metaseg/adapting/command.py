@@ -17,9 +17,9 @@ from metaseg.adapting import checks, output
 from metaseg.adapting.arrays import shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
-from metaseg.adapting.held_out import hold_out
-from metaseg.adapting.model import Adapted, Model, load
+from metaseg.adapting.model import Adapted, load
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
+from metaseg.adapting.working_size import KEPT
 from metaseg.data.check import plural
 from metaseg.data.layouts import read_mask
 from metaseg.errors import MetasegError
@@ -31,6 +31,7 @@ from metaseg.runs.directory import replacing
 
 _INPUTS = ("support", "images", "truth")
 _SCORES = ["dsc", "iou"]
+_COMPARED = (128, 128)  # pixels: the size at which new images are compared with annotated ones
 _LONGEST = 1024  # pixels of an overlay's longer side: enough to judge an outline
 
 
@@ -56,24 +57,25 @@ def run(config: DictConfig) -> None:
     began = time.monotonic()
     pictures, masks = _support(annotated)
     output.clear(out)
-    options: dict[str, Any] = {"steps": settings.steps, "lr": settings.lr, "seed": settings.seed}
-    if settings.estimate:
-        if len(annotated) > 1:
-            with Progress("estimating", settings.folds or len(annotated), "networks") as progress:
-                found = hold_out(model, pictures, masks, settings.folds, **options, progress=progress.update)
-            print(found.sentence())
-        else:
-            print("Dice to expect: unknown, as a single annotated image cannot be held out; annotate more.")
-    if not sources and not settings.export:
-        return
     with Progress("adapting", None, "steps") as progress:
-        adapted = model.adapt(pictures, masks, **options, progress=progress.update)
+        adapted = model.adapt(
+            pictures,
+            masks,
+            settings.steps,
+            settings.lr,
+            settings.seed,
+            progress.update,
+            size=settings.size,
+            folds=settings.folds,
+            budget=settings.budget,
+        )
+    _say(adapted, len(annotated))
     for path in export(adapted, out, settings.export):
         print(f"segmenter   {path}")
     if not sources:
         return
     with Progress("segmenting", len(sources), "images") as progress:
-        table, faults = _segment(model, adapted, pictures, sources, truth, settings, out, progress.update)
+        table, faults = _segment(adapted, pictures, sources, truth, settings, out, progress.update)
     _summary(table, out, time.monotonic() - began)
     if faults:
         raise MetasegError(
@@ -94,8 +96,24 @@ def _support(annotated: Sequence[Annotated]) -> tuple[list[np.ndarray], list[np.
     return pictures, masks
 
 
+def _say(adapted: Adapted, count: int) -> None:
+    """What was adapted, and how good it is."""
+    plan = adapted.plan
+    print(
+        f"adapted     at {plan.shape[1]}×{plan.shape[0]} pixels, which keeps {100 * plan.kept:.0f} % of the masks' Dice"
+    )
+    print(f"repeat      {plan.settings()} seed= as given")
+    if plan.kept < KEPT:
+        _warn(
+            [f"At the working size the masks keep {100 * plan.kept:.0f} % of their Dice, so no result can be better."]
+        )
+    if adapted.estimate is not None:
+        print(f"{adapted.estimate.sentence()}\n{adapted.estimate.verdict()}")
+    elif count == 1:
+        print("Dice to expect: unknown, as a single annotated image cannot be held out; annotate more.")
+
+
 def _segment(
-    model: Model,
     adapted: Adapted,
     pictures: Sequence[np.ndarray],
     sources: Sequence[Source],
@@ -109,7 +127,7 @@ def _segment(
     Returns:
         The content of results.csv, and texts that count the unusable files.
     """
-    support = np.stack([shrunk(picture, model.size) for picture in pictures])
+    support = np.stack([shrunk(picture, _COMPARED) for picture in pictures])
     rows: list[dict[str, Any]] = []
     small: list[np.ndarray] = []
     failed: list[str] = []
@@ -122,7 +140,7 @@ def _segment(
         truths = [_truth(truth.get(source.name), image) for source, image in read]
         unscored += [result for result in truths if isinstance(result, str)]
         known = [None if isinstance(result, str) else result for result in truths]
-        small += [shrunk(image, model.size) for _, image in read]
+        small += [shrunk(image, _COMPARED) for _, image in read]
         rows += [
             _row(source, probabilities, true)
             for (source, _), probabilities, true in zip(read, found, known, strict=True)

@@ -20,11 +20,11 @@ FORMATS = ("onnx", "torch")
 
 
 class Exported(nn.Module):
-    """Images uint8 (N, S, S, 3), RGB → foreground probabilities float32 (N, S, S) in [0, 1].
+    """Images uint8 (N, h, w, 3), RGB → foreground probabilities float32 (N, h, w) in [0, 1].
 
     Args:
-        networks: the members of an ensemble, or one network; each a plain module: images (N, 3, S, S) in [-1, 1] →
-            logits (N, 1, S, S).
+        networks: the members of an ensemble, or one network; each a plain module: images (N, 3, h, w) in [-1, 1] →
+            logits (N, 1, h, w).
         flips: as in `Ensemble`.
     """
 
@@ -36,7 +36,7 @@ class Exported(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) → float32 (N, S, S)."""
+        """uint8 (N, h, w, 3) → float32 (N, h, w)."""
         normalised = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         probabilities = [lambda images, network=network: torch.sigmoid(network(images)) for network in self.networks]
         return averaged(probabilities, normalised, self.flips)[:, 0]
@@ -55,7 +55,7 @@ def export(adapted: Adapted, folder: Path, formats: Sequence[str]) -> list[Path]
     if not formats:
         return []
     module = exportable(adapted)
-    example = torch.zeros(2, adapted.size, adapted.size, 3, dtype=torch.uint8)
+    example = torch.zeros(2, *adapted.plan.shape, 3, dtype=torch.uint8)
     number = torch.export.Dim("images", min=1, max=1024)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporters' internals

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ import numpy as np
 import torch
 import yaml
 from hydra.utils import get_class
-from PIL import Image
 from torch import nn
 
 from metaseg import configuration
 from metaseg.adapting.arrays import binary_mask, rgb, same_size, shrunk, shrunk_mask
+from metaseg.adapting.estimate import Estimate, estimated
+from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
+from metaseg.adapting.working_size import Shape, enlarged, shape_of
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
-from metaseg.networks.segmenter import Segmenter
+from metaseg.learners.fine_tuning import held_out
+from metaseg.networks.segmenter import Ensemble, Segmenter, averaged
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import upgraded
@@ -30,7 +34,11 @@ from metaseg.runs.settings import upgraded
 DEVICES = ("auto", "cpu", "cuda")
 
 
-BUILT_IN = ("learner=scratch", "pair=none", "model=pretrained", "logger=csv")
+BUDGET = 60.0
+"""Seconds for adapting to a few images and segmenting 20 [D]."""
+
+# alpha = 1, as a decoder with random weights is no point to stay close to.
+BUILT_IN = ("learner=scratch", "pair=none", "model=pretrained", "logger=csv", "learner.adapt.share=1")
 """The built-in model as settings of train.py: the pre-trained encoder and a decoder that has seen no image yet."""
 
 
@@ -76,7 +84,7 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
         ) from error
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     learner.to(chosen).eval()
-    return Model(learner, known, known.data.size, known.data.augment)
+    return Model(learner, known, known.data.size, known.data.augment, any_size=path is None)
 
 
 @dataclass(frozen=True)
@@ -86,14 +94,16 @@ class Model:
     Attributes:
         learner: the learner, at its meta-parameters.
         settings: of the run.
-        size: S, the side of the network's input in pixels.
+        size: S, the side of the network's input in pixels in the run.
         augmentation: of the support images during adaptation.
+        any_size: whether the working size follows the annotated masks; False: it is S, as in the run.
     """
 
     learner: Learner
     settings: schema.Trained
     size: int
     augmentation: str
+    any_size: bool = False
 
     def adapt(
         self,
@@ -103,52 +113,110 @@ class Model:
         lr: float | None = None,
         seed: int = 0,
         progress: Callable[[int, int], None] = lambda done, of: None,
+        *,
+        size: int | None = None,
+        crop: int | None = None,
+        folds: int | None = None,
+        budget: float | None = BUDGET,
     ) -> Adapted:
         """Adapt the network to annotated images; the model itself is not changed.
 
         Args:
             images: K ≥ 1 arrays (H, W), (H, W, 3) or (H, W, 4): uint8, uint16, or floats in [0, 1]; sizes may differ.
             masks: K arrays (H, W); foreground is > 0 if a mask has at most two values, else above half of the largest.
-            steps: adaptation steps; None: the run's.
-            lr: step size; None: the run's.
+            steps: adaptation steps, whatever time they take. None: the recipe's, or as many as the budget allows.
+            lr: step size; None: the recipe's.
             seed: of the random augmentation.
             progress: called with (steps taken, total steps).
+            size: working size: the side in pixels of a square of as many pixels. None: the smallest that keeps the
+                annotated masks, or the run's.
+            crop: side in pixels of random pieces to adapt to. None: whole images, unless the budget forbids it.
+            folds: of the annotated images; each adds a network to the ensemble, and together they give the estimate. 0:
+                one network and no estimate. None: three, or as many as there are images.
+            budget: seconds to adapt and to segment 20 images. None: any time.
 
         Raises:
-            MetasegError: on invalid images or masks, or if their numbers or sizes do not match.
+            MetasegError: on invalid images, masks or settings, or if their numbers or sizes do not match.
         """
-        support_images, support_masks = self.support(images, masks)
-        return self.adapt_to(support_images, support_masks, steps, lr, seed, progress)
+        pictures, truths = checked(images, masks)
+        plan = self._plan(pictures, truths, size, crop, steps, folds, budget)
+        small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
+        small_masks = np.stack([shrunk_mask(truth, plan.shape) for truth in truths])
+        support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
+        adapted = Adapted(self._adapted(support, plan.steps, lr, plan.folds, progress), plan)
+        if not plan.folds:
+            return adapted
+        parts = adapted.members or self._without_each_fold(support, plan, lr)
+        predictions = [(member.segment, part) for member, part in parts]
+        return replace(adapted, estimate=estimated(predictions, pictures, truths, small, small_masks))
 
-    def support(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Annotated images at the network's size: uint8 (K, S, S, 3) and {0, 1} (K, S, S). Arguments as for `adapt`."""
-        if not len(images) or len(images) != len(masks):
-            raise MetasegError(
-                f"Expected at least one image and a mask for each, found {len(images)} images and {len(masks)} masks."
-            )
-        coloured = [rgb(image, f"image {number}") for number, image in enumerate(images)]
-        binary = [binary_mask(mask, f"mask {number}") for number, mask in enumerate(masks)]
-        for number, (image, mask) in enumerate(zip(coloured, binary, strict=True)):
-            same_size(image, mask, f"mask {number}")
-        small = [shrunk(image, self.size) for image in coloured]
-        return np.stack(small), np.stack([shrunk_mask(mask, self.size) for mask in binary])
+    def _without_each_fold(self, support: SupportSet, plan: Plan, lr: float | None) -> list[tuple[Adapted, np.ndarray]]:
+        """Segmenters for learners without an ensemble, each with the indices of the images it has not seen."""
+        everything = np.arange(len(support.images))
+        return [
+            (Adapted(self._adapted(support.only(np.setdiff1d(everything, part)), plan.steps, lr, 0), plan), part)
+            for part in held_out(len(everything), plan.folds)
+        ]
 
-    def adapt_to(
+    def _plan(
         self,
-        images: np.ndarray,
-        masks: np.ndarray,
-        steps: int | None = None,
-        lr: float | None = None,
-        seed: int = 0,
+        images: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        size: int | None,
+        crop: int | None,
+        steps: int | None,
+        folds: int | None,
+        budget: float | None,
+    ) -> Plan:
+        most = self.learner.adapt_loop.steps if steps is None else steps
+        if folds is not None and folds != 0 and not 2 <= folds <= len(images):
+            raise MetasegError(
+                f"Expected folds to be 0, or from 2 to the number of annotated images, found {len(images)} images and "
+                f"{folds} folds; annotate more, or set folds=0."
+            )
+        if folds is None:
+            folds = min(FOLDS, len(images)) if len(images) > 1 else 0
+        if size is None and not self.any_size:
+            shape: Shape | None = (self.size, self.size)
+        else:
+            shape = None if size is None else shape_of(size, [mask.shape for mask in masks], STRIDE)
+        plan = replace(Plan.keeping(masks, most, folds, shape), crop=crop)
+        if crop is not None and crop > min(plan.shape):
+            raise MetasegError(f"Expected crop to be at most the working size, {min(plan.shape)}, found {crop}.")
+        if steps is not None or not most or budget is None:
+            return plan
+        return within(plan, budget, len(images), seconds_per_pixel(self.learner, images, masks))
+
+    def _adapted(
+        self,
+        support: SupportSet,
+        steps: int,
+        lr: float | None,
+        folds: int,
         progress: Callable[[int, int], None] = lambda done, of: None,
-    ) -> Adapted:
-        """`adapt` to the arrays returned by `support`."""
-        changes = {"steps": steps, "lr": lr}
-        learner = self.learner.with_adaptation(**{name: one for name, one in changes.items() if one is not None})
-        end = learner.adapt_loop.steps
-        progress(0, end)
-        ((_, segmenter),) = learner.adaptation(SupportSet(images, masks, self.augmentation, seed), [end], progress)
-        return Adapted(segmenter, self.size)
+    ) -> Segmenter:
+        changes = {"steps": steps, "folds": folds} | ({} if lr is None else {"lr": lr})
+        learner = self.learner.with_adaptation(**changes)
+        progress(0, steps)
+        ((_, segmenter),) = learner.adaptation(support, [steps], progress)
+        return segmenter
+
+
+def checked(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """A user's annotated images as uint8 (H, W, 3) and bool (H, W). Arguments as for `Model.adapt`.
+
+    Raises:
+        MetasegError: on invalid images or masks, or if their numbers or sizes do not match.
+    """
+    if not len(images) or len(images) != len(masks):
+        raise MetasegError(
+            f"Expected at least one image and a mask for each, found {len(images)} images and {len(masks)} masks."
+        )
+    coloured = [rgb(image, f"image {number}") for number, image in enumerate(images)]
+    binary = [binary_mask(mask, f"mask {number}") for number, mask in enumerate(masks)]
+    for number, (image, mask) in enumerate(zip(coloured, binary, strict=True)):
+        same_size(image, mask, f"mask {number}")
+    return coloured, binary
 
 
 @dataclass(frozen=True)
@@ -156,12 +224,26 @@ class Adapted:
     """A segmenter for one kind of image.
 
     Attributes:
-        segmenter: images (B, 3, S, S) in [-1, 1] → foreground probabilities (B, 1, S, S).
-        size: S.
+        segmenter: images (B, 3, h, w) in [-1, 1] → foreground probabilities (B, 1, h, w).
+        plan: how it was adapted, with its working shape (h, w).
+        estimate: the Dice to expect on new images; None if no annotated images were held out.
     """
 
     segmenter: Segmenter
-    size: int
+    plan: Plan
+    estimate: Estimate | None = None
+
+    @property
+    def members(self) -> list[tuple[Adapted, np.ndarray]]:
+        """The networks of the ensemble that were not adapted to all images, each with the indices of the others."""
+        if not isinstance(self.segmenter, Ensemble):
+            return []
+        flips = self.segmenter.flips
+        return [
+            (Adapted(partial(averaged, [member], flips=flips), self.plan), part)
+            for member, part in zip(self.segmenter.members, self.segmenter.held_out, strict=True)
+            if len(part)
+        ]
 
     def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
         """Foreground probabilities, float32 (H, W) in [0, 1], at each image's size.
@@ -173,29 +255,22 @@ class Adapted:
         Raises:
             MetasegError: on invalid images, or if adaptation diverged.
         """
-        small = [shrunk(rgb(image, f"image {number}"), self.size) for number, image in enumerate(images)]
         found: list[np.ndarray] = []
-        for first in range(0, len(small), batch):
-            pieces = self.segmenter(image_tensor(np.stack(small[first : first + batch])))[:, 0].cpu().numpy()
+        for first in range(0, len(images), batch):
+            some = [rgb(image, f"image {first + number}") for number, image in enumerate(images[first : first + batch])]
+            small = np.stack([shrunk(image, self.plan.shape) for image in some])
+            pieces = self.segmenter(image_tensor(small))[:, 0].cpu().numpy()
             if not np.isfinite(pieces).all():
                 raise MetasegError(
                     "Expected probabilities from the network, found NaN: adaptation diverged or the checkpoint is "
                     "damaged; choose a smaller lr."
                 )
-            found += [enlarged(piece, image.shape[:2]) for piece, image in zip(pieces, images[first:], strict=False)]
+            found += [enlarged(piece, image.shape[:2]) for piece, image in zip(pieces, some, strict=True)]
         return found
 
     def segment(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
         """Masks, bool (H, W), of probabilities above 0.5. Arguments as for `probabilities`."""
         return [found > THRESHOLD for found in self.probabilities(images, batch)]
-
-
-def enlarged(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Probabilities (S, S) resized bilinearly to (H, W), which keeps outlines smooth."""
-    height, width = size
-    picture = Image.fromarray(probabilities.astype(np.float32))
-    # Rounding errors may leave [0, 1].
-    return np.clip(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)), 0, 1)
 
 
 def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained:

@@ -13,6 +13,7 @@ import gradio as gr
 import numpy as np
 
 from metaseg.adapting.files import DICOM, PICTURES
+from metaseg.adapting.model import BUDGET
 from metaseg.app import texts
 from metaseg.app.picture import FRAME
 from metaseg.app.session import Session
@@ -86,12 +87,8 @@ class _Page:
         self.adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
         self.status = gr.Markdown(elem_id="status")
         self.notes = gr.Markdown(elem_id="notes")
-        self.estimate = gr.Button("How accurate will it be?", size="sm", interactive=False, elem_id="estimate")
-        self.estimated = gr.Markdown(texts.ESTIMATE, elem_id="estimated")
-        with gr.Accordion("Settings", open=False):
-            run = self.sessions.network
-            self.steps = gr.Number(run.steps, label="Steps", info=texts.STEPS, precision=0, elem_id="steps")
-            self.lr = gr.Number(run.lr, label="Step size", info=texts.LR, elem_id="lr")
+        self.estimated = gr.Markdown(elem_id="estimated")
+        self.budget = gr.Radio(texts.BUDGETS, value=BUDGET, label=texts.BUDGET, elem_id="budget")
         gr.Markdown("### 5 · Download", elem_classes="step")
         self.download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
         gr.Markdown(texts.DOWNLOAD)
@@ -138,7 +135,7 @@ class _Page:
     def _wire(self) -> None:
         """Connect each event with its handler."""
         everything = [
-            *(self.chosen, self.gallery, self.status, self.notes, self.adapt, self.estimate, self.download),
+            *(self.chosen, self.gallery, self.status, self.notes, self.adapt, self.estimated, self.download),
             *(self.save, self.empty, self.forget, self.remove, self.title, self.editor),
         ]
 
@@ -162,9 +159,7 @@ class _Page:
             (self.remove, Session.remove),
         ):
             on(button.click, self.changing(change), [self.chosen], everything, show_progress="hidden")
-        how_long = [self.steps, self.lr]
-        on(self.adapt.click, self.learn, how_long, everything, show_progress_on=self.status, **alone)
-        on(self.estimate.click, self.guess, how_long, self.estimated, show_progress_on=self.estimated, **alone)
+        on(self.adapt.click, self.learn, [self.budget], everything, show_progress_on=self.status, **alone)
 
     def _of(self, request: gr.Request) -> Session:
         return self.sessions.of(_key(request))
@@ -187,7 +182,7 @@ class _Page:
             self.status: texts.status(session),
             self.notes: texts.notes(session),
             self.adapt: gr.update(value=texts.learn(marked, len(pictures)), interactive=marked > 0),
-            self.estimate: gr.update(interactive=marked > 1),
+            self.estimated: texts.estimated(session.estimate()),
             self.download: gr.update(
                 value=str(session.download()) if marked or found else None, interactive=bool(marked or found)
             ),
@@ -240,18 +235,11 @@ class _Page:
 
         return handler
 
-    def learn(
-        self, count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS
-    ) -> Updates:
+    def learn(self, budget: float, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
         session = self._of(request)
-        session.adapt(progress, count, size)
+        session.adapt(progress, budget)
         looked_at = session.pictures.get(session.chosen or "")
         return self._shown(session, canvas=looked_at is not None and not looked_at.annotated)
-
-    def guess(
-        self, count: int | None, size: float | None, request: gr.Request, progress: gr.Progress = _PROGRESS
-    ) -> str:
-        return texts.estimated(self._of(request).estimate(progress, count, size))
 
 
 def _key(request: gr.Request) -> str:

@@ -19,6 +19,8 @@ FRAME = (720, 960)
 """(H, W) of the canvas for every image: finer than hand precision and fast in a browser. One size for all, as gradio
 6.31 misplaces paint when an image follows one of another size."""
 _BESIDE = 32  # of 255: grey around the image
+SMALL = 128
+"""Side in pixels of the images that are compared with one another."""
 TILE = 480  # pixels of a gallery image
 _OPACITY = 128  # of 255: paint is translucent to show the lesion below
 
@@ -31,7 +33,7 @@ class Picture:
         source: its file.
         folder: where its files go.
         size: (H, W) of the image.
-        small: uint8 (S, S, 3), the network's input.
+        small: uint8 (`SMALL`, `SMALL`, 3), for the comparison of images.
         annotated: whether the user gave a mask.
         changes: number of masks given so far; shows whether a network has seen the latest.
         line: of results.csv, for the prediction; None without one.
@@ -48,17 +50,16 @@ class Picture:
     _tile: Path | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, source: Source, pixels: np.ndarray, folder: Path, size: int) -> Picture:
+    def of(cls, source: Source, pixels: np.ndarray, folder: Path) -> Picture:
         """Store an image.
 
         Args:
             source: its file.
             pixels: uint8 (H, W, 3).
             folder: an empty folder.
-            size: S, the side of the network's input.
         """
         height, width = pixels.shape[:2]
-        kept = cls(source, folder, (height, width), shrunk(pixels, size))
+        kept = cls(source, folder, (height, width), shrunk(pixels, (SMALL, SMALL)))
         frame = np.full((*FRAME, 3), _BESIDE, np.uint8)
         frame[kept.within] = np.asarray(
             Image.fromarray(pixels).resize(kept.drawn_size[::-1], Image.Resampling.BILINEAR)

@@ -12,10 +12,9 @@ from tempfile import mkdtemp
 import numpy as np
 
 from metaseg.adapting import checks
-from metaseg.adapting.arrays import same_size, shrunk_mask
+from metaseg.adapting.arrays import same_size
 from metaseg.adapting.files import partner
-from metaseg.adapting.held_out import hold_out
-from metaseg.adapting.model import Adapted, Model, enlarged
+from metaseg.adapting.model import BUDGET, Adapted, Model
 from metaseg.adapting.results import row
 from metaseg.app.packing import packed
 from metaseg.app.picture import Picture
@@ -28,8 +27,7 @@ OnProgress = Callable[[float, str], None]
 """Called with (fraction done in [0, 1], current activity)."""
 SESSION = "session-"
 """Prefix of session folders."""
-_ESTIMATED = 1024  # longer side of held-out images, in pixels
-_BATCH = 16  # images segmented at a time
+_LEARNT = 1024  # longer side in pixels of the images that are learnt from, so that all fit into memory
 _SILENT: OnProgress = lambda done, what: None  # noqa: E731
 
 
@@ -132,7 +130,7 @@ class Session:
             for number, (source, pixels) in enumerate(found):
                 own = folder / f"{number:04d}"
                 own.mkdir()
-                self.pictures[source.name] = Picture.of(source, pixels, own, self.network.model.size)
+                self.pictures[source.name] = Picture.of(source, pixels, own)
         except MetasegError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -239,13 +237,12 @@ class Session:
     def _state(self) -> tuple[object, ...]:
         return tuple((picture.name, picture.changes) for picture in self.annotated)
 
-    def adapt(self, on_progress: OnProgress = _SILENT, steps: int | None = None, lr: float | None = None) -> list[str]:
+    def adapt(self, on_progress: OnProgress = _SILENT, budget: float | None = BUDGET) -> list[str]:
         """Adapt the network to the annotated images and segment all images.
 
         Args:
             on_progress: progress callback.
-            steps: adaptation steps; None: the network's.
-            lr: step size; None: the network's.
+            budget: see `Model.adapt`.
 
         Returns:
             warnings, also in `notes`.
@@ -254,12 +251,17 @@ class Session:
             MetasegError: if nothing is annotated, or no mask has foreground.
         """
         self._open()
-        steps, lr = self._chosen(steps, lr)
         state = self._state()
-        support, small, masks = self._support()
+        support = self._support()
         on_progress(0, "learning")
-        self._adapted = self.network.model.adapt_to(
-            small, masks, steps, lr, progress=self._share_of(on_progress, "learning", 0.0, 0.8)
+        images, masks = zip(*(picture.reduced(_LEARNT) for picture in support), strict=True)
+        self._adapted = self.network.model.adapt(
+            images,
+            masks,
+            self.network.steps,
+            self.network.lr,
+            progress=self._share_of(on_progress, "learning", 0.0, 0.8),
+            budget=budget,
         )
         self._seen = state
         self._segment(self._adapted, self._share_of(on_progress, "segmenting", 0.8, 1.0))
@@ -271,58 +273,35 @@ class Session:
         others = [picture for picture in list(self.pictures.values()) if not picture.annotated]
         if others:
             new = np.stack([picture.small for picture in others])
-            self.notes += checks.of_new(small, new, [picture.name for picture in others])
+            self.notes += checks.of_new(
+                np.stack([picture.small for picture in support]), new, [picture.name for picture in others]
+            )
         return self.notes
 
-    def estimate(self, on_progress: OnProgress = _SILENT, steps: int | None = None, lr: float | None = None) -> str:
-        """Cross-validated Dice as a sentence: each annotated image is segmented by a network that has not seen it.
+    def estimate(self) -> list[str]:
+        """The Dice to expect and what it means, as sentences; empty before `adapt`, or if one image is annotated."""
+        found = None if self._adapted is None else self._adapted.estimate
+        return [] if found is None else [found.sentence(), found.verdict()]
 
-        Arguments as for `adapt`. Large images are reduced first, so that all fit into memory.
-
-        Raises:
-            MetasegError: if fewer than two images are annotated, or no mask has foreground.
-        """
-        self._open()
-        steps, lr = self._chosen(steps, lr)
-        support, _, _ = self._support()
-        if len(support) < 2:
-            raise MetasegError("An estimate needs at least two annotated images; five make it useful.")
-        images, masks = zip(*(picture.reduced(_ESTIMATED) for picture in support), strict=True)
-        on_progress(0, "estimating")
-        progress = self._share_of(on_progress, "estimating", 0.0, 1.0)
-        return hold_out(self.network.model, images, masks, steps=steps, lr=lr, progress=progress).sentence()
-
-    def _chosen(self, steps: int | None, lr: float | None) -> tuple[int | None, float | None]:
-        steps = self.network.steps if steps is None else steps
-        lr = self.network.lr if lr is None else lr
-        if steps is not None and not 1 <= steps <= 10_000:
-            raise MetasegError(f"Steps must be from 1 to 10000, found {steps}.")
-        if lr is not None and not 0 < lr <= 10:
-            raise MetasegError(f"The step size must be above 0 and at most 10, found {lr:g}.")
-        return steps, lr
-
-    def _support(self) -> tuple[list[Picture], np.ndarray, np.ndarray]:
+    def _support(self) -> list[Picture]:
         support = self.annotated
         if not self.pictures:
             raise MetasegError("There are no images yet; upload some first.")
         if not support:
             raise MetasegError("No image has a mask yet: mark the lesion in at least one; five or more are better.")
-        masks = np.stack([shrunk_mask(picture.mask(), self.network.model.size) for picture in support])
-        if not masks.any():
+        if not any(picture.mask().any() for picture in support):
             raise MetasegError("No mask shows a lesion: mark the lesion in at least one image.")
-        return support, np.stack([picture.small for picture in support]), masks
+        return support
 
     def _segment(self, adapted: Adapted, progress: Callable[[int, int], None]) -> None:
         pictures = list(self.pictures.values())
-        for first in range(0, len(pictures), _BATCH):
-            some = pictures[first : first + _BATCH]
-            for picture, found in zip(some, adapted.probabilities([one.small for one in some]), strict=True):
-                probabilities = enlarged(found, picture.size)
-                line = row(picture.name, picture.source.path.name, picture.source.page, probabilities)
-                with self._changing:
-                    if self.pictures.get(picture.name) is picture:  # may have been removed meanwhile
-                        picture.predicted(probabilities > THRESHOLD, line)
-            progress(min(first + _BATCH, len(pictures)), len(pictures))
+        for number, picture in enumerate(pictures):
+            (probabilities,) = adapted.probabilities([picture.source.read()])
+            line = row(picture.name, picture.source.path.name, picture.source.page, probabilities)
+            with self._changing:
+                if self.pictures.get(picture.name) is picture:  # may have been removed meanwhile
+                    picture.predicted(probabilities > THRESHOLD, line)
+            progress(number + 1, len(pictures))
 
     def _share_of(self, on_progress: OnProgress, what: str, low: float, high: float) -> Callable[[int, int], None]:
         def progress(done: int, of: int) -> None:

@@ -28,11 +28,9 @@ GALLERY = (
 NOTHING_CHOSEN = "*Click an image to mark the lesion in it.*"
 NO_CANVAS = "Click an image above"
 FILL = "Fill closed outlines, so that painting the outline is enough"
-ESTIMATE = (
-    "*Optional: hides each marked image in turn and tries to find its lesion. Takes one learning run per marked image.*"
-)
-STEPS = "Number of steps; empty: as in training"
-LR = "Empty: as in training"
+BUDGET = "Time for learning"
+BUDGETS = [("ten seconds", 10.0), ("a minute", 60.0), ("five minutes", 300.0)]
+"""Label and seconds."""
 DOWNLOAD = (
     "*A PNG per image at its original size, white inside the lesion, and a table. Your masks replace predictions.*"
 )
@@ -103,9 +101,14 @@ def notes(session: Session) -> str:
     return "\n".join(f"- ⚠ {escaped(sentence)}" for sentence in session.notes)
 
 
-def estimated(sentence: str) -> str:
-    """The estimate with an explanation."""
-    return f"{escaped(sentence)}\n\n*Dice is the overlap of prediction and your mask: 100 % is perfect, 0 % is none.*"
+def estimated(sentences: list[str]) -> str:
+    """The estimate and verdict with an explanation; empty if there are none."""
+    if not sentences:
+        return ""
+    estimate, verdict = (escaped(sentence) for sentence in sentences)
+    return (
+        f"**{verdict}**\n\n{estimate}\n\n*Dice is the overlap of prediction and mask: 100 % is perfect, 0 % is none.*"
+    )
 
 
 def escaped(text: str) -> str:

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=16)
-def _pipeline(name: str, thread: int) -> "albumentations.Compose":
+def _pipeline(name: str, square: bool, thread: int) -> "albumentations.Compose":
     """One pipeline per thread, because the random state lives in the pipeline."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network
     import albumentations as A
 
-    turns = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), A.RandomRotate90(p=1.0)]
+    turns = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
+    if square:  # a quarter turn would change the shape of others
+        turns.append(A.RandomRotate90(p=1.0))
     if name == "flips":
         return A.Compose(turns)
     geometry = A.Affine(
@@ -48,8 +50,8 @@ def augment(
     """Augment each image together with its mask.
 
     Args:
-        name: "none"; "flips" (flips and quarter turns); "standard" (also affine by up to 30° and 25 %, and colour
-            jitter of ± 30 %) [our decision: the paper names no augmentation].
+        name: "none"; "flips" (flips, and quarter turns of square images); "standard" (also affine by up to 30° and
+            25 %, and colour jitter of ± 30 %) [our decision: the paper names no augmentation].
         images: uint8 (B, H, W, 3).
         masks: uint8 {0, 1} (B, H, W); resampled by nearest neighbour.
         seed: any tuple of non-negative integers; equal seeds give equal results.
@@ -57,7 +59,7 @@ def augment(
     """
     if name == "none":
         return images, masks
-    pipeline = _pipeline(name, threading.get_ident())
+    pipeline = _pipeline(name, images.shape[1] == images.shape[2], threading.get_ident())
     out_images, out_masks = np.empty_like(images), np.empty_like(masks)
     places = range(len(images)) if positions is None else positions
     for index, (position, image, mask) in enumerate(zip(places, images, masks, strict=True)):
@@ -65,6 +67,35 @@ def augment(
         pair = pipeline(image=image, mask=mask)
         out_images[index], out_masks[index] = pair["image"], pair["mask"]
     return out_images, out_masks
+
+
+def cropped(
+    images: np.ndarray, masks: np.ndarray, side: int, seed: tuple[int, ...], positions: Sequence[int] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random square pieces, one of each image; half of them are centred on a pixel of the foreground [our decision].
+
+    Args:
+        images: uint8 (B, H, W, 3).
+        masks: uint8 {0, 1} (B, H, W).
+        side: S, at most H and W.
+        seed: any tuple of non-negative integers.
+        positions: of the images in a larger set, which each image's randomness depends on.
+
+    Returns:
+        uint8 (B, S, S, 3) and {0, 1} (B, S, S).
+    """
+    height, width = masks.shape[1:]
+    out_images, out_masks = [], []
+    for position, image, mask in zip(positions, images, masks, strict=True):
+        generator = np.random.default_rng([*seed, int(position)])
+        corner = generator.integers([height - side + 1, width - side + 1])
+        inside = np.argwhere(mask)
+        if len(inside) and generator.random() < 0.5:
+            corner = np.clip(generator.choice(inside) - side // 2, 0, [height - side, width - side])
+        piece = tuple(slice(low, low + side) for low in corner)
+        out_images.append(image[piece])
+        out_masks.append(mask[piece])
+    return np.stack(out_images), np.stack(out_masks)
 
 
 def recolour(images: Sequence[np.ndarray], share: float, seed: tuple[int, ...]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from metaseg.data.augment import augment, one_thread, recolour
+from metaseg.data.augment import augment, cropped, one_thread, recolour
 from metaseg.data.episodes import Plan, Stream
 from metaseg.data.pools import Pool
 
@@ -217,18 +217,27 @@ class SupportSet:
         masks: uint8 {0, 1} (K, H, W).
         augmentation: name for ``augment``, used only while adapting.
         seed: seed of the augmentation.
+        crop: side in pixels of the random square pieces to adapt to, see `metaseg.data.augment.cropped`; None: whole
+            images.
     """
 
-    def __init__(self, images: np.ndarray, masks: np.ndarray, augmentation: str, seed: int) -> None:
+    def __init__(
+        self, images: np.ndarray, masks: np.ndarray, augmentation: str, seed: int, crop: int | None = None
+    ) -> None:
         self.images, self.masks = images, masks
-        self.augmentation, self.seed = augmentation, seed
+        self.augmentation, self.seed, self.crop = augmentation, seed, crop
+
+    @property
+    def constant(self) -> bool:
+        """Whether every step sees the same pixels."""
+        return self.augmentation == "none" and self.crop is None
 
     def only(self, chosen: np.ndarray) -> "SupportSet":
         """The subset of images with the given indices."""
-        return SupportSet(self.images[chosen], self.masks[chosen], self.augmentation, self.seed)
+        return SupportSet(self.images[chosen], self.masks[chosen], self.augmentation, self.seed, self.crop)
 
     def plain(self) -> "SupportSet":
-        """The set without augmentation."""
+        """The set without augmentation or crops."""
         return SupportSet(self.images, self.masks, "none", self.seed)
 
     def clean(self) -> tuple[Tensor, Tensor]:
@@ -236,8 +245,11 @@ class SupportSet:
         return image_tensor(self.images), mask_tensor(self.masks)
 
     def augmented(self, step: int, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """The same, freshly augmented for adaptation step ``step``; only images ``rows`` if given."""
+        """The same, freshly augmented (and cropped) for adaptation step ``step``; only images ``rows`` if given."""
         seed = (self.seed, Stream.AUGMENT, step)
         rows = np.arange(len(self.images)) if rows is None else rows
-        images, masks = augment(self.augmentation, self.images[rows], self.masks[rows], seed, rows)
+        images, masks = self.images[rows], self.masks[rows]
+        if self.crop is not None:
+            images, masks = cropped(images, masks, self.crop, (self.seed, Stream.CROP, step), rows)
+        images, masks = augment(self.augmentation, images, masks, seed, rows)
         return image_tensor(images), mask_tensor(masks)

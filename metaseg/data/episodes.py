@@ -24,6 +24,7 @@ class Stream(IntEnum):
     UNLABELLED = 5
     SUBSET = 6
     BATCHES = 7
+    CROP = 8
 
 
 @dataclass(frozen=True)

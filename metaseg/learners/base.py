@@ -139,17 +139,22 @@ class Learner(nn.Module):
         return self._adapt
 
     def with_adaptation(self, **changes: Any) -> "Learner":
-        """An independent copy with other values of ``adapt`` (lr, steps, lam); both may adapt at the same time.
+        """An independent copy with other values of ``adapt`` (lr, steps, lam, folds, flips, batch, share).
+
+        Both may adapt at the same time.
 
         Raises:
             MetasegError: on a value out of range.
         """
+        ensemble = {name: changes.pop(name) for name in ("folds", "flips", "batch", "share") if name in changes}
         try:
             loop = replace(self._adapt, **changes)
         except ValueError as error:
             raise MetasegError(f"Cannot adapt with {changes}: {error}.") from error
         other = copy.deepcopy(self)
         other._adapt = loop
+        for name, value in ensemble.items():
+            setattr(other, f"_{name}", value)
         return other
 
     @abstractmethod

@@ -123,7 +123,7 @@ class FineTuning:
                 progress(step, last)
                 if step in steps:
                     followed = self._followed(theta, stages[1:], members[1:], parts, clean)
-                    yield step, self._segmenter(theta, stages, followed, clean[0])
+                    yield step, self._segmenter(theta, stages, followed, clean[0], parts)
 
     def _descent(
         self, network: nn.Module, theta: Parameters, batches: "_Batches", member: int, last: int
@@ -182,13 +182,20 @@ class FineTuning:
         means = {share: float(one.mean()) for share, one in zip(SHARES, scores, strict=True)}
         return Followed(chosen_share(np.stack(scores)), means)
 
-    def _segmenter(self, theta: Parameters, stages: Sequence[Stage], followed: Followed, images: Tensor) -> Segmenter:
+    def _segmenter(
+        self,
+        theta: Parameters,
+        stages: Sequence[Stage],
+        followed: Followed,
+        images: Tensor,
+        parts: Sequence[np.ndarray],
+    ) -> Segmenter:
         """The mean prediction of all members, each normalised with all support images, held out or not."""
         networks = tuple(self._adapted(theta, stage, followed.share, images) for stage in stages)
         if len(networks) == 1 and not self.flips:
             return networks[0]
         alone = networks[0] if followed.share == 1 else self._adapted(theta, stages[0], 1.0, images)
-        return Ensemble(networks, self.flips, alone, followed)
+        return Ensemble(networks, self.flips, alone, followed, (np.empty(0, int), *parts))
 
     def _adapted(self, theta: Parameters, stage: Stage, share: float, images: Tensor) -> AdaptedNetwork:
         """The network at θ + α (φ - θ), with the norm statistics of these images there."""
@@ -229,7 +236,7 @@ class _Batches:
 
     def draw(self, step: int) -> None:
         """Move on to step number ``step``; called with 0, 1, 2, ..."""
-        if step and self._support.augmentation == "none" and self._tuning.batch is None:
+        if step and self._support.constant and self._tuning.batch is None:
             return  # images and outputs of the held stages are those of the first step
         (self._rows, augmented), self._ahead = self._ahead, self._submitted(step + 1)
         self._images, self._masks = self._tuning._there(augmented.result())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -63,12 +64,14 @@ class Ensemble:
         flips: whether each member also sees the three mirror images of an image (`VIEWS`).
         alone: the first member at α = 1, the result of plain fine-tuning.
         followed: the members' α.
+        held_out: for each member, the support images it was not adapted to, as indices.
     """
 
     members: tuple[AdaptedNetwork, ...]
     flips: bool
     alone: AdaptedNetwork
     followed: Followed
+    held_out: tuple[np.ndarray, ...] = ()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Mean foreground probabilities (B, 1, H, W) of images (B, 3, H, W) in [-1, 1]."""

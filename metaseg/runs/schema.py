@@ -39,6 +39,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+WorkingSize = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Path = Annotated[str, Field(min_length=1)]
@@ -515,8 +516,12 @@ class Adaptation(Group):
     steps: Natural | None = setting("adaptation steps; null: as in the run's recipe")
     lr: Positive | None = setting("step size; null: as in the run's recipe")
     seed: Natural = setting("seed of the random augmentation")
-    estimate: bool = setting("cross-validate on the annotated images to estimate the Dice")
-    folds: Annotated[int, Field(ge=2)] | None = setting("folds of the estimate; null: one per image; 5 is faster")
+    size: WorkingSize | None = setting("side in pixels of a square as large as the network's input; null: by the masks")
+    crop: WorkingSize | None = setting("side in pixels of the pieces to adapt to; null: whole images, or by the budget")
+    folds: Literal[0] | Annotated[int, Field(ge=2)] | None = setting(
+        "folds of the annotated images: networks of the ensemble that give the estimate; 0: none; null: 3"
+    )
+    budget: Positive | None = setting("seconds for adapting and 20 new images; null: any time")
     probabilities: bool = setting("write probabilities/NAME.png, 16 bits")
     overlays: bool = setting("write images with outlined masks")
     export: list[Literal["onnx", "torch"]] = setting("formats in which to export the adapted segmenter")

@@ -56,9 +56,9 @@ def test_images_are_segmented_and_scored(adapt, folders, trained):
         else:
             assert row.dsc == pytest.approx(dice(mask[None], truth[None])[0])
     assert "Dice to expect: " in done.stdout
-    assert "4 annotated images, leave-one-out" in done.stdout
+    assert "4 annotated images, 3-fold cross-validation" in done.stdout
     # In a pipe progress is lines, at least the last of each part of the work.
-    for work, count in (("estimating", "4/4"), ("adapting", "2/2"), ("segmenting", "3/3")):
+    for work, count in (("adapting", "2/2"), ("segmenting", "3/3")):
         assert any(line.startswith(work) and count in line for line in done.stderr.splitlines())
     assert f"Dice        {100 * table['dsc'].mean():.1f} %" in done.stdout
 
@@ -71,7 +71,7 @@ def test_prints_the_estimate_without_images(adapt, folders):
 
 
 def test_the_adapted_segmenter_is_exported(adapt, folders):
-    done = adapt("estimate=false", "export=[torch]")
+    done = adapt("folds=0", "export=[torch]")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (folders / "out").iterdir()] == ["segmenter.pt2"]
 
@@ -88,7 +88,7 @@ def test_one_annotated_image_works_without_an_estimate(adapt, folders):
 def test_warns_about_inconsistent_support(adapt, folders):
     Image.new("L", (64, 48)).save(folders / "support" / "masks" / "case 0.png")
     Image.new("RGB", (64, 48), "green").save(folders / "new" / "green.png")
-    done = adapt("estimate=false", images=folders / "new")
+    done = adapt("folds=0", images=folders / "new")
     assert done.returncode == 0, done.stderr
     assert "warning: case 0: the mask has no foreground" in done.stderr
     assert "1 image of 4 looks unlike the annotated ones in colour or contrast (green)" in done.stderr
@@ -96,7 +96,7 @@ def test_warns_about_inconsistent_support(adapt, folders):
 
 def test_an_unreadable_image_does_not_keep_the_others(adapt, folders):
     (folders / "new" / "case 5.png").write_bytes(b"broken")
-    done = adapt("estimate=false", images=folders / "new")
+    done = adapt("folds=0", images=folders / "new")
     assert done.returncode == 1
     assert "warning: cannot read" in done.stderr
     assert "error: 1 of 3 images" in done.stderr
@@ -105,13 +105,13 @@ def test_an_unreadable_image_does_not_keep_the_others(adapt, folders):
 
 
 def test_earlier_results_are_overwritten_only_on_request(adapt, folders):
-    assert adapt("estimate=false", images=folders / "new").returncode == 0
+    assert adapt("folds=0", images=folders / "new").returncode == 0
     (folders / "new" / "case 4.png").unlink()
     (folders / "out" / "notes.txt").write_text("mine")
     before = (folders / "out" / "results.csv").read_bytes()
-    assert_fails_in_words(adapt("estimate=false", images=folders / "new"), "of an earlier call", "overwrite=true")
+    assert_fails_in_words(adapt("folds=0", images=folders / "new"), "of an earlier call", "overwrite=true")
     assert (folders / "out" / "results.csv").read_bytes() == before
-    assert adapt("estimate=false", "overwrite=true", images=folders / "new").returncode == 0
+    assert adapt("folds=0", "overwrite=true", images=folders / "new").returncode == 0
     assert sorted(path.name for path in (folders / "out" / "masks").iterdir()) == ["case 5.png", "case 6.png"]
     assert (folders / "out" / "notes.txt").read_text() == "mine"
 
@@ -162,7 +162,7 @@ def test_paths_are_composed_as_they_stand(name):
 def test_paths_are_used_verbatim(adapt, folders):
     name = AWKWARD[0]
     shutil.copytree(folders / "new", folders / name)  # in the working directory
-    done = adapt("estimate=false", "overlays=false", f"images={name}", f"out={name}/out")
+    done = adapt("folds=0", "overlays=false", f"images={name}", f"out={name}/out")
     assert done.returncode == 0, done.stderr
     assert len(list((folders / name / "out" / "masks").iterdir())) == 3
 
@@ -170,7 +170,7 @@ def test_paths_are_used_verbatim(adapt, folders):
 def test_a_true_mask_that_cannot_be_used_costs_its_score_alone(adapt, folders):
     (folders / "truth" / "case 4.png").write_bytes(b"broken")
     Image.new("L", (6, 4)).save(folders / "truth" / "case 6.png")
-    done = adapt("estimate=false", images=folders / "new", truth=folders / "truth")
+    done = adapt("folds=0", images=folders / "new", truth=folders / "truth")
     assert done.returncode == 1
     assert "64×48 pixels, found 6×4" in done.stderr
     assert "error: 2 true masks" in done.stderr
@@ -190,17 +190,17 @@ def test_never_replaces_files_of_others(adapt, folders, overwrite):
         if out == "own":
             shutil.copytree(folders / "truth", folders / "own" / "masks")
             before = contents(folders)
-        done = adapt("estimate=false", f"overwrite={overwrite}", images=folders / "new", out=folders / out)
+        done = adapt("folds=0", f"overwrite={overwrite}", images=folders / "new", out=folders / out)
         assert_fails_in_words(done, words)
         assert contents(folders) == before
 
 
 def test_overwriting_removes_only_earlier_results(adapt, folders):
-    assert adapt("estimate=false", images=folders / "new").returncode == 0
+    assert adapt("folds=0", images=folders / "new").returncode == 0
     mine = folders / "out" / "masks" / "mine.png"
     mine.write_bytes(b"mine")
     (folders / "new" / "case 4.png").unlink()
-    assert adapt("estimate=false", "overwrite=true", "overlays=false", images=folders / "new").returncode == 0
+    assert adapt("folds=0", "overwrite=true", "overlays=false", images=folders / "new").returncode == 0
     assert mine.read_bytes() == b"mine"
     assert sorted(path.name for path in (folders / "out" / "masks").iterdir()) == [
         "case 5.png",
@@ -214,12 +214,12 @@ def test_a_results_file_cannot_lead_out_of_the_folder(adapt, folders):
     (folders / "out").mkdir()
     (folders / "out" / "results.csv").write_text("image\n../../truth/case 4\n")
     before = contents(folders)
-    done = adapt("estimate=false", "overwrite=true", images=folders / "new")
+    done = adapt("folds=0", "overwrite=true", images=folders / "new")
     assert_fails_in_words(done, "no results.csv of an earlier call")
     assert contents(folders) == before
 
 
 def test_reports_an_unwritable_output_folder(adapt, folders):
     (folders / "file").touch()
-    done = adapt("estimate=false", images=folders / "new", out=folders / "file" / "out")
+    done = adapt("folds=0", images=folders / "new", out=folders / "file" / "out")
     assert_fails_in_words(done, "out", "choose another folder")

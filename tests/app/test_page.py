@@ -171,7 +171,6 @@ def test_from_upload_to_download(page, served, upload, painted):
     second, table = downloaded(page)
     assert table.count("yours") == 3
     assert (second["case2"] == corrected["case2"]).all()
-    page.locator("#estimate").click()
     page.locator("#estimated", has_text="Dice to expect").wait_for()
 
     assert page.elsewhere == []

@@ -61,7 +61,8 @@ def test_masks_equal_those_of_the_python_interface(session, network, upload, pai
     images, masks = painted
     session.add_images(upload("image", 0, 1, 2))
     session.add_masks(upload("mask", 0, 1))
-    session.adapt(steps=3, lr=0.01)
+    session.network = Network(network.model, steps=3, lr=0.01)
+    session.adapt()
     expected = network.model.adapt(images[:2], masks[:2], steps=3, lr=0.01).segment(images[2:3])[0]
     assert (unpacked(session.download())[0]["masks/case2.png"] > 0).tolist() == expected.tolist()
 
@@ -69,7 +70,8 @@ def test_masks_equal_those_of_the_python_interface(session, network, upload, pai
 def test_a_correction_becomes_a_mask_and_changes_what_is_learnt(session, upload):
     session.add_images(upload("image", 0, 1, 2))
     session.add_masks(upload("mask", 0))
-    session.adapt(steps=1, lr=0.01)
+    session.network = Network(session.network.model, steps=1, lr=0.01)
+    session.adapt()
     assert not session.stale
     before = session.pictures["case2"].line
     corrected = ~session.picture("case1").mask()
@@ -78,7 +80,7 @@ def test_a_correction_becomes_a_mask_and_changes_what_is_learnt(session, upload)
     assert session.stale
     assert "learn again" in texts.status(session)
     assert (session.picture("case1").mask() == corrected).all()
-    session.adapt(steps=1, lr=0.01)
+    session.adapt()
     assert not session.stale
     assert [picture.name for picture in session.annotated] == ["case0", "case1"]
     assert session.pictures["case2"].line != before
@@ -163,30 +165,28 @@ def test_an_empty_mask_must_be_meant(session, upload, tmp_path):
 
 
 def test_reports_steps_in_the_wrong_order(session, upload):
-    for verb in (session.adapt, session.estimate):
-        with pytest.raises(MetasegError, match="no images yet"):
-            verb()
+    with pytest.raises(MetasegError, match="no images yet"):
+        session.adapt()
     with pytest.raises(MetasegError, match="no masks yet"):
         session.download()
     with pytest.raises(MetasegError, match="Select an image"):
         session.picture(None)
     session.add_images(upload("image", 0, 1))
-    for verb in (session.adapt, session.estimate):
-        with pytest.raises(MetasegError, match="No image has a mask yet"):
-            verb()
-    session.add_masks(upload("mask", 0))
-    with pytest.raises(MetasegError, match="two annotated images"):
-        session.estimate()
-    with pytest.raises(MetasegError, match="Steps must be"):
-        session.adapt(steps=0)
-    with pytest.raises(MetasegError, match="step size must be"):
-        session.adapt(lr=-1.0)
+    with pytest.raises(MetasegError, match="No image has a mask yet"):
+        session.adapt()
 
 
-def test_estimate_is_a_sentence_about_dice(session, upload):
+def test_learning_gives_the_dice_to_expect_and_a_verdict(session, upload):
     session.add_images(upload("image", 0, 1, 2))
-    session.add_masks(upload("mask", 0, 1))
-    assert session.estimate().startswith("Dice to expect")
+    assert session.estimate() == []
+    session.add_masks(upload("mask", 0))
+    session.adapt()
+    assert session.estimate() == []
+    session.add_masks(upload("mask", 1))
+    session.adapt()
+    dice, verdict = session.estimate()
+    assert dice.startswith("Dice to expect")
+    assert verdict in texts.estimated([dice, verdict])
 
 
 def refused(session, path, what):
@@ -288,14 +288,15 @@ def test_two_users_do_not_see_each_other_and_do_not_disturb_each_other(network, 
     for session, number in ((one, 0), (other, 1)):
         session.add_images(upload("image", number, 2))
         session.add_masks(upload("mask", number))
-        session.adapt(steps=3 + number)
+        session.network = Network(network.model, steps=3 + number)
+        session.adapt()
         alone[number] = session.pictures["case2"].line
     assert set(one.pictures) == {"case0", "case2"}
     assert set(other.pictures) == {"case1", "case2"}
     assert one.folder != other.folder
     threads = [
-        threading.Thread(target=one.adapt, kwargs={"steps": 3}),
-        threading.Thread(target=other.adapt, kwargs={"steps": 4}),
+        threading.Thread(target=one.adapt),
+        threading.Thread(target=other.adapt),
     ]
     for thread in threads:
         thread.start()
@@ -333,9 +334,3 @@ def test_leftovers_of_a_killed_program_are_removed_at_the_next_start(tmp_path, m
         assert running.is_dir()
         assert second.is_dir()
     assert not list(tmp_path.iterdir())
-
-
-def test_settings_of_the_run_are_used_where_users_give_none(network, limits, tmp_path, upload):
-    session = Session(Network(network.model, steps=1, lr=0.5), limits, tmp_path)
-    assert session._chosen(None, None) == (1, 0.5)
-    assert session._chosen(7, 0.1) == (7, 0.1)

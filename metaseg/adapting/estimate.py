@@ -1,0 +1,98 @@
+"""The Dice to expect: each annotated image is segmented by a network adapted to others."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from metaseg.evaluation.scores import dice
+from metaseg.evaluation.trivial import lesion_is_dark, mean_support_mask, otsu_green
+
+Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+"""Images (H, W, 3) → masks, bool (H, W)."""
+
+CORRECTION = 1.0
+"""Mean error 1 - Dice of the ensemble on new images, relative to that of its members on the images they did not see."""
+
+GOOD, POOR = 0.85, 0.5
+"""Dice from which masks can be used after a look at the least confident, and below which they are of no use [D]."""
+
+AHEAD = 0.02
+"""A network must be ahead of every trivial baseline by this much to be of use [D]."""
+
+TRIVIAL = {"mean mask": "the mean of the other masks", "Otsu": "Otsu's threshold on green"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Dice of held-out annotated images.
+
+    Attributes:
+        dsc: (K,) in [0, 1], at each image's original size.
+        trivial: name of a baseline that learns nothing → (K,), its Dice on the same images at the working size.
+        folds: number of networks; K means leave-one-out.
+    """
+
+    dsc: np.ndarray
+    trivial: dict[str, np.ndarray]
+    folds: int
+
+    @property
+    def expected(self) -> float:
+        """The mean Dice to expect on new images: networks of an ensemble have seen fewer images than the ensemble."""
+        return 1 - CORRECTION * (1 - float(self.dsc.mean()))
+
+    @property
+    def best_trivial(self) -> str:
+        """The best of the trivial baselines."""
+        return max(self.trivial, key=lambda name: float(self.trivial[name].mean()))
+
+    def sentence(self) -> str:
+        """The estimate with its spread."""
+        count, best = len(self.dsc), self.best_trivial
+        how = "leave-one-out" if self.folds == count else f"{self.folds}-fold cross-validation"
+        return (
+            f"Dice to expect: {100 * self.expected:.0f} % ({count} annotated images, {how}: "
+            f"{100 * self.dsc.mean():.1f}, from {100 * self.dsc.min():.1f} to {100 * self.dsc.max():.1f}; "
+            f"{TRIVIAL[best]}: {100 * self.trivial[best].mean():.1f})"
+        )
+
+    def verdict(self) -> str:
+        """One sentence: whether the masks can be used."""
+        ahead = self.expected - float(self.trivial[self.best_trivial].mean())
+        if self.expected < POOR or ahead < AHEAD:
+            why = "they are no better than a trivial baseline" if ahead < AHEAD else "most of them will be wrong"
+            return f"Do not use these masks: {why}. Annotate more images."
+        if self.expected < GOOD:
+            return "Look at each mask before you use it, and correct it where it is wrong."
+        return "Use the masks, and look at those that are named as least confident."
+
+
+def estimated(
+    members: Sequence[tuple[Predict, np.ndarray]],
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    small_images: np.ndarray,
+    small_masks: np.ndarray,
+) -> Estimate:
+    """Score each image by the member that was not adapted to it.
+
+    Args:
+        members: (its predictions, indices of the images it was not adapted to); together all K images.
+        images: K images, uint8 (H, W, 3).
+        masks: their masks, bool (H, W).
+        small_images: uint8 (K, h, w, 3), at the working size.
+        small_masks: {0, 1} (K, h, w).
+    """
+    count = len(images)
+    scores = np.empty(count)
+    trivial = {name: np.empty(count) for name in TRIVIAL}
+    for predict, held in members:
+        others = np.setdiff1d(np.arange(count), held)
+        for index, found in zip(held, predict([images[index] for index in held]), strict=True):
+            scores[index] = dice(found[None], masks[index][None])[0]
+        dark = lesion_is_dark(small_images[others], small_masks[others])
+        mean = mean_support_mask(small_masks[others])
+        trivial["mean mask"][held] = dice(np.broadcast_to(mean, small_masks[held].shape), small_masks[held])
+        trivial["Otsu"][held] = dice(otsu_green(small_images[held], dark), small_masks[held])
+    return Estimate(scores, trivial, len(members))

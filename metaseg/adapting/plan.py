@@ -1,0 +1,126 @@
+"""How to adapt to a user's images within a time: at what size, for how many steps, with how many networks."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from metaseg.adapting.arrays import shrunk, shrunk_mask
+from metaseg.adapting.working_size import KEPT, SIDES, Shape, kept, shape_of
+from metaseg.data.batches import SupportSet
+from metaseg.learners.base import Learner
+from metaseg.networks.segmenter import VIEWS
+
+FOLDS = 3
+"""Folds of the annotated images: each holds out a part of them for the estimate and adds a network to the ensemble."""
+
+FEWEST_STEPS = 60
+"""With fewer steps, images are adapted to in pieces rather than whole [D]."""
+
+SMALLEST_CROP = 128
+"""Side in pixels of the smallest pieces [D]."""
+
+PREDICTED = 20
+"""New images whose segmentation is part of the budget."""
+
+STRIDE = 32
+"""Multiple of working heights and widths: the largest stride of a network here."""
+
+_FORWARD = 0.3  # a forward pass, as a share of an image's time in a step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of an adaptation.
+
+    Attributes:
+        shape: (h, w) at which the network sees images.
+        steps: of each network.
+        folds: of the support images; 0: one network, and no estimate.
+        crop: side of the square pieces of the support images that a step sees; None: whole images.
+        kept: mean Dice that the support masks keep at this shape, in [0, 1].
+    """
+
+    shape: Shape
+    steps: int
+    folds: int
+    crop: int | None = None
+    kept: float = 1.0
+
+    @classmethod
+    def keeping(cls, masks: Sequence[np.ndarray], steps: int, folds: int, shape: Shape | None = None) -> "Plan":
+        """The smallest shape at which the masks keep `KEPT` of their Dice, or the best shape if none does.
+
+        Args:
+            masks: K support masks, bool (H, W).
+            steps: of each network.
+            folds: of the support images.
+            shape: a given shape.
+        """
+        if shape is not None:
+            return cls(shape, steps, folds, kept=kept(masks, shape))
+        shares: dict[Shape, float] = {}
+        for side in SIDES:
+            shape = shape_of(side, [(mask.shape[0], mask.shape[1]) for mask in masks], STRIDE)
+            shares[shape] = kept(masks, shape)
+            if shares[shape] >= KEPT:
+                break
+        best = max(shares, key=lambda one: shares[one])
+        return cls(best, steps, folds, kept=shares[best])
+
+    def settings(self) -> str:
+        """The settings that give this plan again."""
+        crop = "" if self.crop is None else f" crop={self.crop}"
+        return f"size={round((self.shape[0] * self.shape[1]) ** 0.5)}{crop} steps={self.steps} folds={self.folds}"
+
+    def seconds(self, images: int, per_pixel: float) -> float:
+        """Time of the adaptation and of segmenting `PREDICTED` images.
+
+        Args:
+            images: K support images.
+            per_pixel: seconds of a step per pixel and image.
+        """
+        whole = self.shape[0] * self.shape[1]
+        seen = images + (self.folds - 1) * images if self.folds else images  # each fold network misses one fold
+        adapting = self.steps * seen * (whole if self.crop is None else self.crop**2)
+        return per_pixel * (adapting + PREDICTED * (1 + self.folds) * len(VIEWS) * _FORWARD * whole)
+
+
+def within(plan: Plan, budget: float, images: int, per_pixel: float) -> Plan:
+    """The plan changed to take no longer than the budget: fewer steps first, then pieces of images, then no folds.
+
+    `FEWEST_STEPS` are taken in any case.
+
+    Args:
+        plan: with the most steps.
+        budget: seconds.
+        images: K support images.
+        per_pixel: seconds of a step per pixel and image.
+    """
+    crops: list[int | None] = [plan.crop]
+    if plan.crop is None:
+        crops += [side for side in range(max(SIDES), SMALLEST_CROP - 1, -STRIDE) if side < min(plan.shape)]
+    candidates = [
+        replace(plan, crop=crop, folds=folds, steps=min(FEWEST_STEPS, plan.steps))
+        for folds in dict.fromkeys((plan.folds, 0))
+        for crop in crops
+    ]
+    affordable = [one for one in candidates if one.seconds(images, per_pixel) <= budget]
+    chosen = affordable[0] if affordable else candidates[-1]
+    free = (budget - replace(chosen, steps=0).seconds(images, per_pixel)) / (
+        replace(chosen, steps=1).seconds(images, per_pixel) - replace(chosen, steps=0).seconds(images, per_pixel)
+    )
+    return replace(chosen, steps=int(max(chosen.steps, min(plan.steps, free // 10 * 10))))
+
+
+def seconds_per_pixel(learner: Learner, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:
+    """Seconds of a fine-tuning step per pixel and image, measured."""
+    shape = shape_of(SMALLEST_CROP, [(mask.shape[0], mask.shape[1]) for mask in masks], STRIDE)
+    small = np.stack([shrunk(image, shape) for image in images])
+    support = SupportSet(small, np.stack([shrunk_mask(mask, shape) for mask in masks]), "standard", 0)
+    ends: list[float] = []
+    timed = learner.with_adaptation(steps=3, folds=2)  # two networks or more keep all threads busy, as in the plan
+    for _ in timed.adaptation(support, [3], lambda done, of: ends.append(time.perf_counter())):
+        pass
+    return (ends[-1] - ends[0]) / (len(ends) - 1) / (2 * len(images)) / (shape[0] * shape[1])

@@ -1,0 +1,76 @@
+"""The Dice to expect, from the annotated images that each network of the ensemble has not seen."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import metaseg
+from metaseg.adapting.estimate import AHEAD, GOOD, POOR, Estimate, estimated
+from metaseg.evaluation.scores import dice
+
+
+def of(dsc, trivial=0.1, folds=3):
+    return Estimate(np.array(dsc), {"mean mask": np.full(len(dsc), trivial), "Otsu": np.zeros(len(dsc))}, folds)
+
+
+def test_each_image_is_scored_by_the_member_that_has_not_seen_it(lesions):
+    images, masks = lesions
+    small = np.zeros((5, 8, 8, 3), np.uint8)
+    small_masks = np.zeros((5, 8, 8), np.uint8)
+    small_masks[:, 2:6, 2:6] = 1
+    truth = {id(image): mask for image, mask in zip(images, masks, strict=True)}
+    right = (lambda some: [truth[id(image)] for image in some], np.array([0, 3]))
+    wrong = (lambda some: [~truth[id(image)] for image in some], np.array([1, 2, 4]))
+
+    found = estimated([right, wrong], images, masks, small, small_masks)
+
+    assert found.dsc.tolist() == [1, 0, 0, 1, 0]
+    assert found.trivial["mean mask"].tolist() == [1] * 5
+    assert found.best_trivial == "mean mask"
+    assert found.folds == 2
+
+
+def test_members_of_the_ensemble_give_the_estimate(trained, lesions):
+    images, masks = lesions
+    adapted = metaseg.load(trained).adapt(images, masks, steps=5, lr=3e-3)
+
+    assert [part.tolist() for _, part in adapted.members] == [[0, 1], [2, 3], [4]]
+    for member, part in adapted.members:
+        for index, prediction in zip(part, member.segment([images[index] for index in part]), strict=True):
+            assert adapted.estimate.dsc[index] == dice(prediction[None], masks[index][None])[0]
+
+
+@pytest.mark.long
+def test_learners_without_an_ensemble_are_adapted_to_each_part(run_of, lesions):
+    images, masks = lesions
+    model = metaseg.load(run_of("learner=prototypes", "learner.adapt.steps=0"))
+
+    adapted = model.adapt(images, masks)
+
+    expected = model.adapt(images[2:], masks[2:], folds=0).segment(images[:2])
+    found = [dice(one[None], mask[None])[0] for one, mask in zip(expected, masks, strict=False)]
+    assert adapted.estimate.dsc[:2].tolist() == found
+    assert adapted.estimate.folds == 3
+
+
+def test_one_image_cannot_be_held_out(trained, lesions):
+    assert metaseg.load(trained).adapt(lesions[0][:1], lesions[1][:1], steps=1).estimate is None
+
+
+@pytest.mark.parametrize(
+    ("dsc", "trivial", "verdict"),
+    [(GOOD + 0.1, 0.1, "Use"), (GOOD - 0.1, 0.1, "Look"), (POOR - 0.2, 0.1, "Do not"), (0.9, 0.95, "Do not")],
+)
+def test_the_verdict_follows_the_estimate_and_the_baselines(dsc, trivial, verdict):
+    assert of([dsc] * 3, trivial).verdict().startswith(verdict)
+
+
+def test_a_network_level_with_a_baseline_is_of_no_use():
+    level = of([0.9] * 3)
+    assert replace(level, trivial={"Otsu": np.full(3, level.expected - AHEAD / 2)}).verdict().startswith("Do not")
+
+
+def test_the_sentence_names_how_the_estimate_was_made():
+    assert "leave-one-out" in of([0.5, 0.7, 0.9]).sentence()
+    assert "2-fold" in of([0.5, 0.7, 0.9], folds=2).sentence()

@@ -12,6 +12,7 @@ from benchmarks.adaptation import adaptation
 from benchmarks.memory import memory
 from benchmarks.methods.registry import METHODS, choose
 from benchmarks.outer_step import outer_step
+from benchmarks.own_images import own_images
 from benchmarks.products import products
 from benchmarks.report import Report
 from benchmarks.setting import Setting
@@ -29,6 +30,7 @@ COMMANDS = {
     "memory": "peak memory against the number of inner steps",
     "tasks": "many tasks in a row: memory and time of the first and last ten",
     "variants": "iMAML's outer step in other precisions, channels last and compiled; hours for the paper's tables",
+    "own_images": "a few annotated images of each kind: Dice, time, error of the Dice to expect, confidence",
     "adaptation": "Dice against seconds of adapting to a new dataset, by recipe; time relative to the plain passes",
 }
 
@@ -57,6 +59,10 @@ def _carry_out(options: argparse.Namespace, setting: Setting) -> Report:
         return variants(setting, options.repeats, not options.no_compile, options.paper)
     if options.command == "adaptation":
         return adaptation(setting, options.dataset, options.root, options.images, options.repeats)
+    if options.command == "own_images":
+        how = {"steps": options.steps, "budget": options.budget}
+        record = options.out / "own_images.jsonl"
+        return own_images(setting, options.folders, options.of, options.draws, options.images, record, **how)
     return tasks(setting, options.count)
 
 
@@ -98,14 +104,21 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         add("--threads", type=int, default=_cores(), help="torch threads")
         add("--device", choices=("cpu", "cuda"), default=default.device, help="device to run on")
         add("--out", type=Path, default=Path("benchmarks/results"), help="folder for the Markdown and JSON files")
-        if name != "adaptation":
+        if name not in ("adaptation", "own_images"):
             add("--features", type=int, default=default.features, help="width of the attention U-Net")
             add("--inner-steps", type=int, default=default.inner_steps, help="number of inner steps K")
             add("--cg-steps", type=int, default=default.cg_steps, help="conjugate gradient steps")
             add("--lam", type=float, default=default.lam, help="lambda of the proximal term")
             add("--lr", type=float, default=default.lr, help="learning rate of the inner steps")
             add("--tf32", action="store_true", help="allow TF32 on a GPU")
-        if name == "tasks":
+        if name == "own_images":
+            add("folders", type=Path, nargs="+", help="folders of annotated images, each of one kind")
+            add("--of", type=int, nargs="+", default=[1, 5, 20], help="numbers of annotated images")
+            add("--draws", type=int, default=2, help="random choices of the annotated images")
+            add("--images", type=int, default=60, help="maximum number of other images to score")
+            add("--steps", type=int, help="adaptation steps; default: as many as the budget allows")
+            add("--budget", type=float, default=60.0, help="seconds for adapting and 20 images")
+        elif name == "tasks":
             add("--count", type=int, default=50, help="tasks in a row")
         else:
             add("--repeats", type=int, default=1 if name == "adaptation" else 10, help="rounds of timing")

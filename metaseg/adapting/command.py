@@ -17,7 +17,7 @@ from metaseg.adapting import checks, output
 from metaseg.adapting.arrays import shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
-from metaseg.adapting.model import Adapted, load
+from metaseg.adapting.model import Adapted, Predicted, load
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
 from metaseg.adapting.working_size import KEPT
 from metaseg.data.check import plural
@@ -136,22 +136,19 @@ def _segment(
         tried = [(source, _read(source)) for source in sources[first : first + settings.batch]]
         failed += [result for _, result in tried if isinstance(result, str)]
         read = [(source, result) for source, result in tried if not isinstance(result, str)]
-        found = adapted.probabilities([image for _, image in read], settings.batch)
+        found = adapted.predict([image for _, image in read], settings.batch)
         truths = [_truth(truth.get(source.name), image) for source, image in read]
         unscored += [result for result in truths if isinstance(result, str)]
         known = [None if isinstance(result, str) else result for result in truths]
         small += [shrunk(image, _COMPARED) for _, image in read]
-        rows += [
-            _row(source, probabilities, true)
-            for (source, _), probabilities, true in zip(read, found, known, strict=True)
-        ]
+        rows += [_row(source, predicted, true) for (source, _), predicted, true in zip(read, found, known, strict=True)]
         if rows:
             # Before the pictures, so that it lists all of them whenever the program is stopped.
             table = _table(rows, scored=bool(truth))
             with replacing(out / RESULTS) as path:
                 table.to_csv(path, index=False)
-        for (source, image), probabilities, true in zip(read, found, known, strict=True):
-            _write(source, image, probabilities, true, settings, out)
+        for (source, image), predicted, true in zip(read, found, known, strict=True):
+            _write(source, image, predicted.probabilities, true, settings, out)
         progress(min(first + settings.batch, len(sources)), len(sources))
     _warn([*failed, *unscored])
     if not rows:
@@ -196,9 +193,9 @@ def _truth(path: Path | None, image: np.ndarray) -> np.ndarray | str | None:
     return mask
 
 
-def _row(source: Source, probabilities: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
-    mask = probabilities > THRESHOLD
-    line = row(source.name, source.path.name, source.page, probabilities)
+def _row(source: Source, predicted: Predicted, truth: np.ndarray | None) -> dict[str, Any]:
+    mask = predicted.probabilities > THRESHOLD
+    line = row(source.name, source.path.name, source.page, *predicted)
     if truth is not None:
         line |= {"dsc": float(dice(mask[None], truth[None])[0]), "iou": float(iou(mask[None], truth[None])[0])}
     return line

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from metaseg import configuration
 from metaseg.adapting.arrays import binary_mask, rgb, same_size, shrunk, shrunk_mask
+from metaseg.adapting.confidence import confidence
 from metaseg.adapting.estimate import Estimate, estimated
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
 from metaseg.adapting.working_size import Shape, enlarged, shape_of
@@ -143,18 +144,25 @@ class Model:
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
         small_masks = np.stack([shrunk_mask(truth, plan.shape) for truth in truths])
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
-        adapted = Adapted(self._adapted(support, plan.steps, lr, plan.folds, progress), plan)
+        segmenter = self._adapted(support, plan, lr, plan.folds, progress)
         if not plan.folds:
-            return adapted
-        parts = adapted.members or self._without_each_fold(support, plan, lr)
-        predictions = [(member.segment, part) for member, part in parts]
-        return replace(adapted, estimate=estimated(predictions, pictures, truths, small, small_masks))
+            return Adapted(segmenter, plan)
+        own_ensemble = bool(self.learner.folds)
+        members = _members(segmenter) or self._without_each_fold(support, plan, lr)
+        if isinstance(segmenter, Ensemble) and not own_ensemble:
+            # For these recipes an ensemble with networks that have seen fewer images is no better, or worse.
+            segmenter = replace(segmenter, members=segmenter.members[:1], held_out=segmenter.held_out[:1])
+        predictions = [(Adapted(member, plan).segment, part) for member, part in members]
+        estimate = estimated(predictions, pictures, truths, small, small_masks)
+        return Adapted(segmenter, plan, tuple(member for member, _ in members), estimate)
 
-    def _without_each_fold(self, support: SupportSet, plan: Plan, lr: float | None) -> list[tuple[Adapted, np.ndarray]]:
+    def _without_each_fold(
+        self, support: SupportSet, plan: Plan, lr: float | None
+    ) -> list[tuple[Segmenter, np.ndarray]]:
         """Segmenters for learners without an ensemble, each with the indices of the images it has not seen."""
         everything = np.arange(len(support.images))
         return [
-            (Adapted(self._adapted(support.only(np.setdiff1d(everything, part)), plan.steps, lr, 0), plan), part)
+            (self._adapted(support.only(np.setdiff1d(everything, part)), plan, lr, 0), part)
             for part in held_out(len(everything), plan.folds)
         ]
 
@@ -180,7 +188,7 @@ class Model:
             shape: Shape | None = (self.size, self.size)
         else:
             shape = None if size is None else shape_of(size, [mask.shape for mask in masks], STRIDE)
-        plan = replace(Plan.keeping(masks, most, folds, shape), crop=crop)
+        plan = replace(Plan.keeping(masks, most, folds, shape), crop=crop, batch=self.learner.batch)
         if crop is not None and crop > min(plan.shape):
             raise MetasegError(f"Expected crop to be at most the working size, {min(plan.shape)}, found {crop}.")
         if steps is not None or not most or budget is None:
@@ -190,16 +198,26 @@ class Model:
     def _adapted(
         self,
         support: SupportSet,
-        steps: int,
+        plan: Plan,
         lr: float | None,
         folds: int,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Segmenter:
-        changes = {"steps": steps, "folds": folds} | ({} if lr is None else {"lr": lr})
+        changes: dict[str, Any] = {"steps": plan.steps, "folds": folds} | ({} if lr is None else {"lr": lr})
+        if not self.learner.folds:
+            changes["share"] = 1.0  # the recipe has no folds to choose it by
         learner = self.learner.with_adaptation(**changes)
-        progress(0, steps)
-        ((_, segmenter),) = learner.adaptation(support, [steps], progress)
+        progress(0, plan.steps)
+        ((_, segmenter),) = learner.adaptation(support, [plan.steps], progress)
         return segmenter
+
+
+def _members(segmenter: Segmenter) -> list[tuple[Segmenter, np.ndarray]]:
+    """The networks of an ensemble that were not adapted to all images, each with the indices of the others."""
+    if not isinstance(segmenter, Ensemble):
+        return []
+    pairs = zip(segmenter.members, segmenter.held_out, strict=True)
+    return [(partial(averaged, [member], flips=segmenter.flips), part) for member, part in pairs if len(part)]
 
 
 def checked(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -219,6 +237,18 @@ def checked(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[
     return coloured, binary
 
 
+class Predicted(NamedTuple):
+    """A segmented image.
+
+    Attributes:
+        probabilities: of the foreground, float32 (H, W) in [0, 1], at the image's size.
+        confidence: in [0, 1], see `metaseg.adapting.confidence`.
+    """
+
+    probabilities: np.ndarray
+    confidence: float
+
+
 @dataclass(frozen=True)
 class Adapted:
     """A segmenter for one kind of image.
@@ -226,27 +256,17 @@ class Adapted:
     Attributes:
         segmenter: images (B, 3, h, w) in [-1, 1] → foreground probabilities (B, 1, h, w).
         plan: how it was adapted, with its working shape (h, w).
+        members: networks adapted to parts of the images, for the confidence.
         estimate: the Dice to expect on new images; None if no annotated images were held out.
     """
 
     segmenter: Segmenter
     plan: Plan
+    members: tuple[Segmenter, ...] = ()
     estimate: Estimate | None = None
 
-    @property
-    def members(self) -> list[tuple[Adapted, np.ndarray]]:
-        """The networks of the ensemble that were not adapted to all images, each with the indices of the others."""
-        if not isinstance(self.segmenter, Ensemble):
-            return []
-        flips = self.segmenter.flips
-        return [
-            (Adapted(partial(averaged, [member], flips=flips), self.plan), part)
-            for member, part in zip(self.segmenter.members, self.segmenter.held_out, strict=True)
-            if len(part)
-        ]
-
-    def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
-        """Foreground probabilities, float32 (H, W) in [0, 1], at each image's size.
+    def predict(self, images: Sequence[np.ndarray], batch: int = 16) -> list[Predicted]:
+        """Segment images.
 
         Args:
             images: as for `Model.adapt`.
@@ -255,21 +275,29 @@ class Adapted:
         Raises:
             MetasegError: on invalid images, or if adaptation diverged.
         """
-        found: list[np.ndarray] = []
+        predicted: list[Predicted] = []
         for first in range(0, len(images), batch):
             some = [rgb(image, f"image {first + number}") for number, image in enumerate(images[first : first + batch])]
-            small = np.stack([shrunk(image, self.plan.shape) for image in some])
-            pieces = self.segmenter(image_tensor(small))[:, 0].cpu().numpy()
-            if not np.isfinite(pieces).all():
+            small = image_tensor(np.stack([shrunk(image, self.plan.shape) for image in some]))
+            found, *others = (one(small)[:, 0].cpu().numpy() for one in (self.segmenter, *self.members))
+            if not np.isfinite(found).all():
                 raise MetasegError(
                     "Expected probabilities from the network, found NaN: adaptation diverged or the checkpoint is "
                     "damaged; choose a smaller lr."
                 )
-            found += [enlarged(piece, image.shape[:2]) for piece, image in zip(pieces, some, strict=True)]
-        return found
+            sure = confidence(found, others).tolist()
+            predicted += [
+                Predicted(enlarged(piece, image.shape[:2]), one)
+                for piece, image, one in zip(found, some, sure, strict=True)
+            ]
+        return predicted
+
+    def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
+        """Foreground probabilities, float32 (H, W) in [0, 1], at each image's size. Arguments as for `predict`."""
+        return [one.probabilities for one in replace(self, members=()).predict(images, batch)]
 
     def segment(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
-        """Masks, bool (H, W), of probabilities above 0.5. Arguments as for `probabilities`."""
+        """Masks, bool (H, W), of probabilities above 0.5. Arguments as for `predict`."""
         return [found > THRESHOLD for found in self.probabilities(images, batch)]
 
 

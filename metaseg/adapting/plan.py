@@ -39,6 +39,7 @@ class Plan:
         steps: of each network.
         folds: of the support images; 0: one network, and no estimate.
         crop: side of the square pieces of the support images that a step sees; None: whole images.
+        batch: most images of a step and network; None: all.
         kept: mean Dice that the support masks keep at this shape, in [0, 1].
     """
 
@@ -46,6 +47,7 @@ class Plan:
     steps: int
     folds: int
     crop: int | None = None
+    batch: int | None = None
     kept: float = 1.0
 
     @classmethod
@@ -82,7 +84,10 @@ class Plan:
             per_pixel: seconds of a step per pixel and image.
         """
         whole = self.shape[0] * self.shape[1]
-        seen = images + (self.folds - 1) * images if self.folds else images  # each fold network misses one fold
+        most = self.batch or images
+        seen = min(most, images)
+        if self.folds:
+            seen += self.folds * min(most, images - images // self.folds)
         adapting = self.steps * seen * (whole if self.crop is None else self.crop**2)
         return per_pixel * (adapting + PREDICTED * (1 + self.folds) * len(VIEWS) * _FORWARD * whole)
 
@@ -120,7 +125,9 @@ def seconds_per_pixel(learner: Learner, images: Sequence[np.ndarray], masks: Seq
     small = np.stack([shrunk(image, shape) for image in images])
     support = SupportSet(small, np.stack([shrunk_mask(mask, shape) for mask in masks]), "standard", 0)
     ends: list[float] = []
-    timed = learner.with_adaptation(steps=3, folds=2)  # two networks or more keep all threads busy, as in the plan
+    timed = learner.with_adaptation(
+        steps=3, folds=2, batch=None
+    )  # two networks or more keep all threads busy, as in the plan
     for _ in timed.adaptation(support, [3], lambda done, of: ends.append(time.perf_counter())):
         pass
     return (ends[-1] - ends[0]) / (len(ends) - 1) / (2 * len(images)) / (shape[0] * shape[1])

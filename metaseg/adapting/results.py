@@ -10,7 +10,7 @@ from metaseg.evaluation.scores import THRESHOLD
 RESULTS = "results.csv"
 
 
-def row(name: str, file: str, page: int | None, probabilities: np.ndarray) -> dict[str, Any]:
+def row(name: str, file: str, page: int | None, probabilities: np.ndarray, confidence: float | None) -> dict[str, Any]:
     """A line of results.csv.
 
     Args:
@@ -18,9 +18,9 @@ def row(name: str, file: str, page: int | None, probabilities: np.ndarray) -> di
         file: name of the file it is in.
         page: of the file, from 0; None for a single-page file.
         probabilities: (H, W) in [0, 1], at the image's size.
+        confidence: in [0, 1]; None for a user's mask.
     """
     mask = probabilities > THRESHOLD
-    both = probabilities.sum() + mask.sum()
     return {
         "image": name,
         "file": file,
@@ -29,8 +29,7 @@ def row(name: str, file: str, page: int | None, probabilities: np.ndarray) -> di
         "height": mask.shape[0],
         "area": int(mask.sum()),
         "foreground": round(float(mask.mean()), 5),
-        # Expected Dice of the mask if the probabilities are calibrated; 0 if nothing was found.
-        "confidence": round(float(2 * probabilities[mask].sum() / both), 4) if mask.any() else 0.0,
+        "confidence": None if confidence is None else round(confidence, 4),
     }
 
 

@@ -19,8 +19,9 @@ def table(pictures: Sequence[Picture]) -> pd.DataFrame:
     lines = []
     for picture in pictures:
         if picture.annotated:
-            line = row(picture.name, picture.source.path.name, picture.source.page, picture.mask().astype(float))
-            lines.append(line | {"confidence": None, "mask": "yours"})
+            mask = picture.mask().astype(float)
+            line = row(picture.name, picture.source.path.name, picture.source.page, mask, None)
+            lines.append(line | {"mask": "yours"})
         elif picture.line:
             lines.append(picture.line | {"mask": "predicted"})
     return pd.DataFrame(lines)

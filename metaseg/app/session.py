@@ -296,8 +296,8 @@ class Session:
     def _segment(self, adapted: Adapted, progress: Callable[[int, int], None]) -> None:
         pictures = list(self.pictures.values())
         for number, picture in enumerate(pictures):
-            (probabilities,) = adapted.probabilities([picture.source.read()])
-            line = row(picture.name, picture.source.path.name, picture.source.page, probabilities)
+            ((probabilities, confidence),) = adapted.predict([picture.source.read()])
+            line = row(picture.name, picture.source.path.name, picture.source.page, probabilities, confidence)
             with self._changing:
                 if self.pictures.get(picture.name) is picture:  # may have been removed meanwhile
                     picture.predicted(probabilities > THRESHOLD, line)

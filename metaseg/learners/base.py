@@ -138,6 +138,16 @@ class Learner(nn.Module):
         """The fine-tuning loop on a target's support set, without its rates."""
         return self._adapt
 
+    @property
+    def folds(self) -> int:
+        """Folds of a target's support set for the ensemble; 0: none."""
+        return 0 if self.adapts_by_inner else self._folds
+
+    @property
+    def batch(self) -> int | None:
+        """Most support images of a fine-tuning step; None: all."""
+        return self._batch
+
     def with_adaptation(self, **changes: Any) -> "Learner":
         """An independent copy with other values of ``adapt`` (lr, steps, lam, folds, flips, batch, share).
 

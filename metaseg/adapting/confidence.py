@@ -1,0 +1,33 @@
+"""How far a prediction can be trusted: what ranks images from the best to the worst."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from metaseg.evaluation.scores import THRESHOLD, dice
+
+
+def soft_dice(probabilities: np.ndarray) -> np.ndarray:
+    """The Dice of each mask if the probabilities (B, h, w) are calibrated: (B,) in [0, 1]; 0 for an empty mask."""
+    masks = probabilities > THRESHOLD
+    inside = (probabilities * masks).sum((1, 2))
+    either = probabilities.sum((1, 2)) + masks.sum((1, 2))
+    return np.divide(2 * inside, either, out=np.zeros(len(masks)), where=masks.any((1, 2)))
+
+
+def agreement(probabilities: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean Dice of each mask with those of other networks: (B,) in [0, 1]; 0 for an empty mask.
+
+    Args:
+        probabilities: (B, h, w).
+        others: of the other networks, likewise; at least one.
+    """
+    masks = probabilities > THRESHOLD
+    found = np.mean([dice(masks, one > THRESHOLD) for one in others], axis=0)
+    return np.asarray(np.where(masks.any((1, 2)), found, 0.0))
+
+
+def confidence(probabilities: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """The product of `agreement` and `soft_dice`; the latter alone without other networks. Shape (B,), in [0, 1]."""
+    own = soft_dice(probabilities)
+    return own * agreement(probabilities, others) if others else own

@@ -1,0 +1,42 @@
+"""What ranks predictions from the best to the worst."""
+
+import numpy as np
+import pytest
+
+import metaseg
+from metaseg.adapting.confidence import agreement, confidence, soft_dice
+
+
+def half(value):
+    """Two images of which the left half has this probability and the right half none; the second is empty."""
+    found = np.zeros((2, 4, 4))
+    found[0, :, :2] = value
+    return found
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1.0, 1.0), (0.6, 2 * 0.6 / 1.6)])
+def test_soft_dice_is_that_of_calibrated_probabilities(value, expected):
+    assert soft_dice(half(value)) == pytest.approx([expected, 0])
+
+
+def test_agreement_is_the_mean_dice_with_other_networks():
+    other = np.zeros((2, 4, 4))
+    other[0, :2, :2] = 1
+    assert agreement(half(0.9), [half(0.8), other]) == pytest.approx([(1 + 2 / 3) / 2, 0])
+
+
+def test_confidence_falls_with_either():
+    sure, unsure = half(1.0), half(0.6)
+    wide = np.ones((2, 4, 4))
+    assert confidence(sure, [sure])[0] == 1
+    assert confidence(unsure, [unsure])[0] < 1
+    assert confidence(sure, [wide])[0] == pytest.approx(2 / 3)
+    assert confidence(unsure, []) == pytest.approx(soft_dice(unsure))
+
+
+def test_predictions_carry_the_confidence_of_the_whole_ensemble(trained, lesions):
+    adapted = metaseg.load(trained).adapt(*lesions, steps=5, lr=3e-3)
+    found = adapted.predict(lesions[0])
+    assert all(0 <= one.confidence <= 1 for one in found)
+    alone = adapted.probabilities(lesions[0], batch=2)
+    assert all(np.allclose(one.probabilities, other) for one, other in zip(found, alone, strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
 from metaseg.learners.fine_tuning import held_out
-from metaseg.networks.segmenter import Ensemble, Segmenter, averaged
+from metaseg.networks.segmenter import Ensemble, Segmenter
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import upgraded
@@ -217,7 +216,7 @@ def _members(segmenter: Segmenter) -> list[tuple[Segmenter, np.ndarray]]:
     if not isinstance(segmenter, Ensemble):
         return []
     pairs = zip(segmenter.members, segmenter.held_out, strict=True)
-    return [(partial(averaged, [member], flips=segmenter.flips), part) for member, part in pairs if len(part)]
+    return [(member, part) for member, part in pairs if len(part)]
 
 
 def checked(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -89,7 +89,7 @@ class Plan:
         if self.folds:
             seen += self.folds * min(most, images - images // self.folds)
         adapting = self.steps * seen * (whole if self.crop is None else self.crop**2)
-        return per_pixel * (adapting + PREDICTED * (1 + self.folds) * len(VIEWS) * _FORWARD * whole)
+        return per_pixel * (adapting + PREDICTED * (len(VIEWS) + self.folds) * _FORWARD * whole)
 
 
 def within(plan: Plan, budget: float, images: int, per_pixel: float) -> Plan:

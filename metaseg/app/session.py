@@ -253,8 +253,8 @@ class Session:
         self._open()
         state = self._state()
         support = self._support()
-        on_progress(0, "learning")
         images, masks = zip(*(picture.reduced(_LEARNT) for picture in support), strict=True)
+        on_progress(0, "learning")
         self._adapted = self.network.model.adapt(
             images,
             masks,

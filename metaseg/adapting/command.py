@@ -17,8 +17,9 @@ from metaseg.adapting import checks, output
 from metaseg.adapting.arrays import shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
-from metaseg.adapting.model import Adapted, Predicted, load
+from metaseg.adapting.model import Adapted, Model, Predicted, load
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
+from metaseg.adapting.saved import NAME, SUFFIX, load_segmenter, savable, save
 from metaseg.adapting.working_size import KEPT
 from metaseg.data.check import plural
 from metaseg.data.layouts import read_mask
@@ -44,38 +45,38 @@ def run(config: DictConfig) -> None:
     settings = schema.read(schema.Adaptation, config)
     if settings.truth is not None and settings.images is None:
         raise MetasegError("truth=DIR needs images=DIR, the images it belongs to.")
+    kept = settings.checkpoint is not None and Path(settings.checkpoint).suffix == SUFFIX
+    if settings.support is None and not kept:
+        raise MetasegError(
+            f"support=DIR is required, the annotated images, unless checkpoint is a segmenter ({SUFFIX})."
+        )
     given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
     paths = {key: Path(value).expanduser() for key, value in given.items() if value is not None}
     out = paths["out"]
-    read = [(key, paths[key]) for key in _INPUTS if key in paths] + [("support", paths["support"] / "masks")]
-    output.check(out, read, settings.overwrite)
-    annotated = annotated_in(paths["support"])
+    read = [(key, paths[key]) for key in _INPUTS if key in paths]
+    output.check(out, read + [(key, path / "masks") for key, path in read if key == "support"], settings.overwrite)
+    annotated = annotated_in(paths["support"]) if "support" in paths else []
     sources = images_in(paths["images"]) if "images" in paths else []
     _warn(passed_over(paths["images"]) if "images" in paths else [])
     truth = truth_in(paths["truth"], sources) if "truth" in paths else {}
-    model = load(settings.checkpoint, settings.device, settings.recipe)
+    source = _source(settings, kept)
     began = time.monotonic()
     pictures, masks = _support(annotated)
     output.clear(out)
-    with Progress("adapting", None, "steps") as progress:
-        adapted = model.adapt(
-            pictures,
-            masks,
-            settings.steps,
-            settings.lr,
-            settings.seed,
-            progress.update,
-            size=settings.size,
-            folds=settings.folds,
-            budget=settings.budget,
-        )
-    _say(adapted, len(annotated))
+    if isinstance(source, Adapted) and not annotated:
+        adapted = source
+    else:
+        with Progress("adapting", None, "steps") as progress:
+            adapted = _adapted(source, pictures, masks, settings, progress.update)
+        if settings.save:
+            print(f"segmenter   {save(adapted, out / NAME) if savable(adapted) else 'not saved: nothing was adapted'}")
+    _say(adapted)
     for path in export(adapted, out, settings.export):
         print(f"segmenter   {path}")
     if not sources:
         return
     with Progress("segmenting", len(sources), "images") as progress:
-        table, faults = _segment(adapted, pictures, sources, truth, settings, out, progress.update)
+        table, faults = _segment(adapted, sources, truth, settings, out, progress.update)
     _summary(table, out, time.monotonic() - began)
     if faults:
         raise MetasegError(
@@ -83,7 +84,29 @@ def run(config: DictConfig) -> None:
         )
 
 
+def _source(settings: schema.Adaptation, kept: bool) -> Model | Adapted:
+    """What to adapt: a model, or a saved segmenter, which also segments as it is."""
+    if kept:
+        assert settings.checkpoint is not None
+        return load_segmenter(settings.checkpoint, settings.device)
+    return load(settings.checkpoint, settings.device, settings.recipe)
+
+
+def _adapted(
+    source: Model | Adapted,
+    pictures: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    settings: schema.Adaptation,
+    progress: Callable[[int, int], None],
+) -> Adapted:
+    how: dict[str, Any] = {name: getattr(settings, name) for name in ("steps", "lr", "seed", "size", "crop", "folds")}
+    adapt = source.adapt if isinstance(source, Model) else source.with_more
+    return adapt(pictures, masks, **how, budget=settings.budget, progress=progress)
+
+
 def _support(annotated: Sequence[Annotated]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    if not annotated:
+        return [], []
     names = [one.image.name for one in annotated]
     pictures, masks = (list(part) for part in zip(*(one.read() for one in annotated), strict=True))
     for one, picture, mask in zip(annotated, pictures, masks, strict=True):
@@ -96,7 +119,7 @@ def _support(annotated: Sequence[Annotated]) -> tuple[list[np.ndarray], list[np.
     return pictures, masks
 
 
-def _say(adapted: Adapted, count: int) -> None:
+def _say(adapted: Adapted) -> None:
     """What was adapted, and how good it is."""
     plan = adapted.plan
     print(
@@ -109,13 +132,12 @@ def _say(adapted: Adapted, count: int) -> None:
         )
     if adapted.estimate is not None:
         print(f"{adapted.estimate.sentence()}\n{adapted.estimate.verdict()}")
-    elif count == 1:
+    elif len(adapted.support.images) == 1:
         print("Dice to expect: unknown, as a single annotated image cannot be held out; annotate more.")
 
 
 def _segment(
     adapted: Adapted,
-    pictures: Sequence[np.ndarray],
     sources: Sequence[Source],
     truth: Mapping[str, Path],
     settings: schema.Adaptation,
@@ -127,7 +149,7 @@ def _segment(
     Returns:
         The content of results.csv, and texts that count the unusable files.
     """
-    support = np.stack([shrunk(picture, _COMPARED) for picture in pictures])
+    support = np.stack([shrunk(picture, _COMPARED) for picture in adapted.support.images])
     rows: list[dict[str, Any]] = []
     small: list[np.ndarray] = []
     failed: list[str] = []

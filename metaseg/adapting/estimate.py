@@ -1,7 +1,8 @@
 """The Dice to expect: each annotated image is segmented by a network adapted to others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,17 @@ class Estimate:
     dsc: np.ndarray
     trivial: dict[str, np.ndarray]
     folds: int
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Estimate":
+        """The estimate from the content of a file; the inverse of `plain`."""
+        trivial = {str(name): np.asarray(values, np.float64) for name, values in plain["trivial"].items()}
+        return cls(np.asarray(plain["dsc"], np.float64), trivial, int(plain["folds"]))
+
+    def plain(self) -> dict[str, Any]:
+        """Plain numbers, for a file."""
+        trivial = {name: values.tolist() for name, values in self.trivial.items()}
+        return {"dsc": self.dsc.tolist(), "trivial": trivial, "folds": self.folds}
 
     @property
     def expected(self) -> float:

@@ -57,10 +57,7 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
     Raises:
         MetasegError: if there is no run, it is unfinished, its files are damaged, or the device does not exist.
     """
-    if device not in DEVICES:
-        raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {device!r}.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MetasegError("device=cuda needs a GPU that torch can use, found none; use device=cpu.")
+    place = chosen_device(device)
     settings: Mapping[str, Any]
     checkpoint: Path | None
     if path is None:
@@ -69,9 +66,7 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
         path = Path(path).expanduser()
         settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
     try:
-        _own_classes(settings)
-        known = _with_recipe(schema.checked(schema.Trained, upgraded(settings)), recipe)
-        learner = build_learner(known, initial_weights=checkpoint is None)
+        known, learner = learner_of(settings, recipe, initial_weights=checkpoint is None)
         if checkpoint is not None:
             load_weights(learner, checkpoint)
     except MetasegError:
@@ -82,9 +77,39 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
             f"Expected settings and weights of a run of train.py, but those in {path} do not match this version of "
             f"metaseg ({type(error).__name__}: {reason[:200]}); train again."
         ) from error
-    chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    learner.to(chosen).eval()
-    return Model(learner, known, known.data.size, known.data.augment, any_size=path is None)
+    learner.to(place).eval()
+    return Model(learner, known, known.data.size, known.data.augment, path is None, recipe)
+
+
+def chosen_device(device: str) -> str:
+    """ "cpu" or "cuda", for "auto" a GPU if there is one.
+
+    Raises:
+        MetasegError: if the device is unknown or missing.
+    """
+    if device not in DEVICES:
+        raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MetasegError("device=cuda needs a GPU that torch can use, found none; use device=cpu.")
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def learner_of(
+    settings: Mapping[str, Any], recipe: str | None = None, initial_weights: bool = True
+) -> tuple[schema.Trained, Learner]:
+    """The checked settings of a run and its learner. Settings may come from an untrusted file.
+
+    Args:
+        settings: of the run.
+        recipe: as for `load`.
+        initial_weights: as for `build_learner`.
+
+    Raises:
+        MetasegError: on settings that name foreign classes or are invalid.
+    """
+    _own_classes(settings)
+    known = _with_recipe(schema.checked(schema.Trained, upgraded(settings)), recipe)
+    return known, build_learner(known, initial_weights=initial_weights)
 
 
 @dataclass(frozen=True)
@@ -97,6 +122,8 @@ class Model:
         size: S, the side of the network's input in pixels in the run.
         augmentation: of the support images during adaptation.
         any_size: whether the working size follows the annotated masks; False: it is S, as in the run.
+        recipe: the name given to `load`.
+        complete: whether the learner is at its meta-parameters; False: nothing but its architecture is known.
     """
 
     learner: Learner
@@ -104,6 +131,8 @@ class Model:
     size: int
     augmentation: str
     any_size: bool = False
+    recipe: str | None = None
+    complete: bool = True
 
     def adapt(
         self,
@@ -145,15 +174,15 @@ class Model:
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
         segmenter = self._adapted(support, plan, lr, plan.folds, progress)
         if not plan.folds:
-            return Adapted(segmenter, plan)
+            return Adapted(segmenter, plan, self, support)
         own_ensemble = bool(self.learner.folds)
         members = _members(segmenter) or self._without_each_fold(support, plan, lr)
         if isinstance(segmenter, Ensemble) and not own_ensemble:
             # For these recipes an ensemble with networks that have seen fewer images is no better, or worse.
             segmenter = replace(segmenter, members=segmenter.members[:1], held_out=segmenter.held_out[:1])
-        predictions = [(Adapted(member, plan).segment, part) for member, part in members]
+        predictions = [(Adapted(member, plan, self, support).segment, part) for member, part in members]
         estimate = estimated(predictions, pictures, truths, small, small_masks)
-        return Adapted(segmenter, plan, tuple(member for member, _ in members), estimate)
+        return Adapted(segmenter, plan, self, support, tuple(member for member, _ in members), estimate)
 
     def _without_each_fold(
         self, support: SupportSet, plan: Plan, lr: float | None
@@ -255,12 +284,16 @@ class Adapted:
     Attributes:
         segmenter: images (B, 3, h, w) in [-1, 1] → foreground probabilities (B, 1, h, w).
         plan: how it was adapted, with its working shape (h, w).
+        model: the model that was adapted.
+        support: the annotated images at the working size.
         members: networks adapted to parts of the images, for the confidence.
         estimate: the Dice to expect on new images; None if no annotated images were held out.
     """
 
     segmenter: Segmenter
     plan: Plan
+    model: Model
+    support: SupportSet
     members: tuple[Segmenter, ...] = ()
     estimate: Estimate | None = None
 
@@ -290,6 +323,28 @@ class Adapted:
                 for piece, image, one in zip(found, some, sure, strict=True)
             ]
         return predicted
+
+    def with_more(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], **how: Any) -> Adapted:
+        """Adapt the model again, to the images it was adapted to and these.
+
+        Adaptation starts from the model rather than from this segmenter, which has seen every earlier image: the Dice
+        to expect would no longer be that of images which a network has not seen.
+
+        Args:
+            images: K ≥ 0 further images, as for `Model.adapt`.
+            masks: their masks.
+            how: further arguments of `Model.adapt`.
+
+        Raises:
+            MetasegError: as for `Model.adapt`, or if the file of a segmenter does not hold the model.
+        """
+        if not self.model.complete:
+            raise MetasegError(
+                "Expected the model that was adapted, but the file of a segmenter holds that of the built-in model "
+                "alone; adapt your run to all images instead."
+            )
+        before = [mask > 0 for mask in self.support.masks]
+        return self.model.adapt([*self.support.images, *images], [*before, *masks], **how)
 
     def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
         """Foreground probabilities, float32 (H, W) in [0, 1], at each image's size. Arguments as for `predict`."""

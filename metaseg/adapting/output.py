@@ -11,7 +11,7 @@ from metaseg.errors import MetasegError
 
 FOLDERS = ("masks", "overlays", "probabilities")
 """Folders of pictures, one picture per line of results.csv."""
-SEGMENTERS = ("segmenter.onnx", "segmenter.pt2")
+SEGMENTERS = ("segmenter.safetensors", "segmenter.onnx", "segmenter.pt2")
 
 
 def check(out: Path, inputs: Sequence[tuple[str, Path]], overwrite: bool) -> None:

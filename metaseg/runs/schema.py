@@ -502,9 +502,12 @@ class Pretraining(Group):
 class Adaptation(Group):
     """adapt.py: segment new images from a few annotated ones."""
 
-    checkpoint: Path | None = setting("a run directory of train.py, or its best.ckpt; null: the built-in model")
-    support: Path = setting(
-        "annotated images: DIR/images and DIR/masks with equal stems, or DIR/a.jpg with DIR/a_mask.png"
+    checkpoint: Path | None = setting(
+        "a run directory of train.py, its best.ckpt, or a saved segmenter (.safetensors); null: the built-in model"
+    )
+    support: Path | None = setting(
+        "annotated images: DIR/images and DIR/masks with equal stems, or DIR/a.jpg with DIR/a_mask.png; added to those "
+        "of a saved segmenter"
     )
     images: Path | None = setting("images to segment (JPEG, PNG, TIFF, DICOM, ...); null: only estimate the Dice")
     out: Path = setting("output folder: masks/NAME.png, overlays/NAME.png, results.csv")
@@ -524,6 +527,7 @@ class Adaptation(Group):
     budget: Positive | None = setting("seconds for adapting and 20 new images; null: any time")
     probabilities: bool = setting("write probabilities/NAME.png, 16 bits")
     overlays: bool = setting("write images with outlined masks")
+    save: bool = setting("write segmenter.safetensors, which contains the annotated images at the working size")
     export: list[Literal["onnx", "torch"]] = setting("formats in which to export the adapted segmenter")
     device: Literal["auto", "cpu", "cuda"] = setting("device to run on")
     batch: Count = setting("batch size for prediction")

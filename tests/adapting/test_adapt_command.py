@@ -32,7 +32,9 @@ def test_images_are_segmented_and_scored(adapt, folders, trained):
     done = adapt("probabilities=true", images=folders / "new", truth=folders / "truth")
     assert done.returncode == 0, done.stderr
     out = folders / "out"
-    assert sorted(path.name for path in out.iterdir()) == ["masks", "overlays", "probabilities", "results.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("masks", "overlays", "probabilities", "results.csv", "segmenter.safetensors"),
+    ]
     table = pd.read_csv(out / "results.csv")
     assert table["image"].tolist() == ["case 4", "case 5", "case 6"]
 
@@ -49,8 +51,7 @@ def test_images_are_segmented_and_scored(adapt, folders, trained):
         assert Image.open(out / "overlays" / name).size == (64 * 6, 48 * 6)  # small images are enlarged
         assert (row.width, row.height, row.area) == (64, 48, mask.sum())
         assert row.foreground == pytest.approx(mask.mean(), abs=1e-5)
-        expected = 2 * probabilities[mask].sum() / (probabilities.sum() + mask.sum()) if mask.any() else 0
-        assert row.confidence == pytest.approx(expected, abs=1e-4)
+        assert row.confidence == pytest.approx(segmenter.predict([image])[0].confidence, abs=1e-4)
         if number == 6:  # has no truth
             assert np.isnan(row.dsc)
         else:
@@ -67,13 +68,23 @@ def test_prints_the_estimate_without_images(adapt, folders):
     done = adapt("folds=2")
     assert done.returncode == 0, done.stderr
     assert "2-fold cross-validation" in done.stdout
-    assert list((folders / "out").iterdir()) == []
+    assert [path.name for path in (folders / "out").iterdir()] == ["segmenter.safetensors"]
 
 
 def test_the_adapted_segmenter_is_exported(adapt, folders):
-    done = adapt("folds=0", "export=[torch]")
+    done = adapt("folds=0", "export=[torch]", "save=false")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (folders / "out").iterdir()] == ["segmenter.pt2"]
+
+
+def test_a_saved_segmenter_segments_more_images_without_the_annotated_ones(adapt, folders):
+    assert adapt("steps=5", images=folders / "new").returncode == 0
+    kept = folders / "out" / "segmenter.safetensors"
+    again = adapt(checkpoint=kept, support=None, images=folders / "new", out=folders / "again")
+    assert again.returncode == 0, again.stderr
+    assert "Dice to expect" in again.stdout
+    first, second = (pd.read_csv(folders / name / "results.csv") for name in ("out", "again"))
+    assert (first["area"] - second["area"]).abs().max() <= 0.01 * 48 * 64  # half precision
 
 
 def test_one_annotated_image_works_without_an_estimate(adapt, folders):

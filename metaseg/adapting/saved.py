@@ -1,0 +1,159 @@
+"""An adapted segmenter in one file: networks, how they were adapted, and the annotated images they learnt from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from metaseg import __version__
+from metaseg.adapting.estimate import Estimate
+from metaseg.adapting.model import Adapted, Model, chosen_device, learner_of, load
+from metaseg.adapting.plan import Plan
+from metaseg.data.batches import SupportSet
+from metaseg.errors import MetasegError
+from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
+from metaseg.runs.directory import replacing
+
+NAME = "segmenter.safetensors"
+"""File in the output folder of `metaseg adapt`."""
+
+SUFFIX = ".safetensors"
+
+_FORMAT = 1
+
+
+def save(adapted: Adapted, path: str | Path) -> Path:
+    """Write a segmenter, in half precision: some 7 MB for each of its networks with the built-in model.
+
+    The file contains the annotated images at the working size, so pass it on only where these may go.
+
+    Args:
+        adapted: the segmenter; of a learner that adapts a network.
+        path: the file, usually .safetensors; replaced if it exists.
+
+    Raises:
+        MetasegError: if the learner compares images instead of adapting a network, or the file cannot be written.
+    """
+    own, flips = _networks(adapted.segmenter)
+    others = [network for member in adapted.members for network in _networks(member)[0]]
+    tensors: dict[str, Tensor] = {}
+    for number, network in enumerate([*own, *others]):
+        tensors |= {f"{number}.parameters.{name}": value for name, value in network.parameters.items()}
+        for name, (mean, variance) in network.statistics.items():
+            tensors |= {f"{number}.mean.{name}": mean, f"{number}.variance.{name}": variance}
+    tensors = {name: value.detach().half().contiguous().cpu() for name, value in tensors.items()}
+    tensors["images"] = torch.from_numpy(np.ascontiguousarray(adapted.support.images))
+    tensors["masks"] = torch.from_numpy(np.ascontiguousarray(adapted.support.masks))
+    description = {
+        "format": _FORMAT,
+        "version": __version__,
+        "settings": adapted.model.settings.plain,
+        "recipe": adapted.model.recipe,
+        "plan": asdict(adapted.plan),
+        "networks": len(own),
+        "flips": flips,
+        "augmentation": adapted.support.augmentation,
+        "built_in": adapted.model.any_size,
+        "estimate": None if adapted.estimate is None else adapted.estimate.plain(),
+    }
+    path = Path(path).expanduser()
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"metaseg": json.dumps(description)})
+    except OSError as error:
+        raise MetasegError(f"Cannot write {path} ({error.strerror or error}); choose another place.") from error
+    return path
+
+
+def load_segmenter(path: str | Path, device: str = "auto") -> Adapted:
+    """Read a segmenter that `save` wrote. Nothing in the file is executed.
+
+    Args:
+        path: the file.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+
+    Raises:
+        MetasegError: if the file is missing, damaged, of another kind, or of a later version.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise MetasegError(f"Expected a segmenter saved by metaseg, found nothing at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["metaseg"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if description["format"] > _FORMAT:
+            raise MetasegError(f"{path} was saved by metaseg {description['version']}; update metaseg to read it.")
+        return _read(description, tensors, device)
+    except MetasegError:
+        raise
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
+        raise MetasegError(
+            f"Expected a segmenter saved by metaseg, but {path} is damaged or something else; adapt again to get a new "
+            "one."
+        ) from error
+
+
+def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) -> Adapted:
+    model = _model(description, device)
+    network, place = model.learner.network, model.learner.device
+    plan = Plan(**description["plan"] | {"shape": tuple(description["plan"]["shape"])})
+    support = SupportSet(
+        tensors.pop("images").numpy(), tensors.pop("masks").numpy(), description["augmentation"], 0, plan.crop
+    )
+    if support.images.shape[1:] != (*plan.shape, 3) or support.masks.shape != support.images.shape[:3]:
+        raise ValueError("images of another shape")
+    parts: dict[int, dict[str, dict[str, Tensor]]] = {}
+    for name, value in tensors.items():
+        network_number, kind, rest = name.split(".", 2)
+        of = parts.setdefault(int(network_number), {"parameters": {}, "mean": {}, "variance": {}})
+        of[kind][rest] = value.float().to(place)
+    expected = {name: value.shape for name, value in network.named_parameters()}
+    networks = []
+    for number in sorted(parts):
+        found = parts[number]
+        if {name: value.shape for name, value in found["parameters"].items()} != expected:
+            raise ValueError("weights of another network")
+        statistics = {name: (mean, found["variance"][name]) for name, mean in found["mean"].items()}
+        ordered = {name: found["parameters"][name] for name in expected}
+        networks.append(AdaptedNetwork(network, ordered, statistics))
+    own, others = networks[: description["networks"]], networks[description["networks"] :]
+    estimate = None if description["estimate"] is None else Estimate.of(description["estimate"])
+    segmenter = Ensemble(tuple(own), bool(description["flips"]), own[0], Followed(1.0))
+    return Adapted(segmenter, plan, model, support, tuple(others), estimate)
+
+
+def _model(description: dict[str, Any], device: str) -> Model:
+    """The model that was adapted: the built-in one, or the architecture of a run."""
+    recipe = description["recipe"]
+    if description["built_in"]:
+        return load(None, device, recipe)
+    settings, learner = learner_of(description["settings"], recipe, initial_weights=False)
+    learner.to(chosen_device(device)).eval()
+    return Model(learner, settings, settings.data.size, settings.data.augment, recipe=recipe, complete=False)
+
+
+def savable(adapted: Adapted) -> bool:
+    """Whether the segmenter is one or more networks, rather than a comparison of images."""
+    return isinstance(adapted.segmenter, Ensemble | AdaptedNetwork)
+
+
+def _networks(segmenter: Segmenter) -> tuple[Sequence[AdaptedNetwork], bool]:
+    """The networks whose predictions a segmenter averages, and whether it mirrors images."""
+    if isinstance(segmenter, Ensemble):
+        return segmenter.members, segmenter.flips
+    if isinstance(segmenter, AdaptedNetwork):
+        return [segmenter], False
+    raise MetasegError(
+        "Saving needs an adapted network, but this learner compares images with annotated ones; use the built-in "
+        "model, or a run of imaml, maml, joint or similar."
+    )

@@ -1,0 +1,115 @@
+"""A segmenter in one file: used again, extended, refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import metaseg
+from metaseg.errors import MetasegError
+
+
+@pytest.fixture(scope="module")
+def adapted(trained):
+    from conftest import lesion
+
+    pairs = [lesion(number) for number in range(4)]
+    return metaseg.load(trained).adapt(*map(list, zip(*pairs, strict=True)), steps=20, lr=3e-3)
+
+
+@pytest.fixture(scope="module")
+def saved(adapted, tmp_path_factory):
+    return metaseg.save(adapted, tmp_path_factory.mktemp("saved") / "lesions.safetensors")
+
+
+def changed(path, tmp_path, **changes):
+    """A copy of a file with other entries of its description."""
+    with safe_open(path, framework="pt") as file:
+        description = json.loads(file.metadata()["metaseg"])
+    other = tmp_path / "changed.safetensors"
+    save_file(load_file(path), other, {"metaseg": json.dumps(description | changes)})
+    return other
+
+
+def test_a_segmenter_is_the_same_after_saving(adapted, saved, lesions):
+    again = metaseg.load_segmenter(saved)
+    assert again.plan == adapted.plan
+    assert again.estimate.sentence() == adapted.estimate.sentence()
+    for one, other in zip(again.predict(lesions[0]), adapted.predict(lesions[0]), strict=True):
+        assert np.abs(one.probabilities - other.probabilities).max() < 0.01  # half precision
+        assert one.confidence == pytest.approx(other.confidence, abs=0.02)
+
+
+def test_the_file_is_small_and_needs_no_run(saved, trained):
+    parameters = sum(value.numel() for value in metaseg.load(trained).learner.network.parameters())
+    assert saved.stat().st_size < 4 * (2.5 * parameters) + 200_000  # four networks in half precision
+
+
+def test_saving_again_changes_nothing(saved, tmp_path):
+    again = metaseg.save(metaseg.load_segmenter(saved), tmp_path / "again.safetensors")
+    first, second = load_file(saved), load_file(again)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_more_images_mean_adapting_to_all_of_them(adapted, trained, lesions):
+    images, masks = lesions
+    few = metaseg.load(trained).adapt(images[:2], masks[:2], steps=3, folds=0)
+    more = few.with_more(images[2:3], masks[2:3], steps=3, folds=0)
+    assert len(more.support.images) == 3
+    small = list(few.support.images)
+    again = metaseg.load(trained).adapt(
+        [*small, images[2]], [*(mask > 0 for mask in few.support.masks), masks[2]], steps=3, folds=0
+    )
+    assert np.array_equal(more.probabilities(images[:1])[0], again.probabilities(images[:1])[0])
+
+
+def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
+    with pytest.raises(MetasegError, match="adapt your run"):
+        metaseg.load_segmenter(saved).with_more(*lesions)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 99},
+        {"settings": {"learner": {"_target_": "os.system"}}},
+        {"plan": {"shape": [64, 64], "steps": 1, "folds": 0}},
+        {"plan": {"nothing": 1}},
+        {"networks": 0},
+    ],
+)
+def test_files_with_another_description_are_refused(saved, tmp_path, changes):
+    with pytest.raises(MetasegError):
+        metaseg.load_segmenter(changed(saved, tmp_path, **changes))
+
+
+def test_other_files_are_refused(saved, tmp_path):
+    (tmp_path / "text.safetensors").write_text("nothing")
+    (tmp_path / "cut.safetensors").write_bytes(saved.read_bytes()[:-1000])
+    tensors = load_file(saved)
+    save_file(tensors, tmp_path / "bare.safetensors")
+    for name in ("gone", "text", "cut", "bare"):
+        with pytest.raises(MetasegError, match=name):
+            metaseg.load_segmenter(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.long
+def test_learners_that_compare_images_cannot_be_saved(run_of, lesions, tmp_path):
+    adapted = metaseg.load(run_of("learner=prototypes", "learner.adapt.steps=0")).adapt(*lesions, folds=0)
+    with pytest.raises(MetasegError, match="compares images"):
+        metaseg.save(adapted, tmp_path / "file.safetensors")
+
+
+@pytest.mark.long
+def test_the_built_in_model_can_be_extended_from_its_file(lesions, tmp_path):
+    images, masks = lesions
+    few = metaseg.load().adapt(images[:1], masks[:1], steps=1, size=64)
+    more = metaseg.load_segmenter(metaseg.save(few, tmp_path / "one.safetensors")).with_more(
+        images[1:2], masks[1:2], steps=1, size=64
+    )
+    assert len(more.support.images) == 2
+    assert len(more.members) == 2

@@ -11,6 +11,7 @@ COMMANDS = {
     "adapt": "adapt a trained run to a few annotated images and segment others",
     "app": "do the same in a local web app",
     "pretrain": "pre-train a U-Net on brain MRI",
+    "models": "list the built-in model and trained runs to adapt",
     "data": "list, download, check, prepare, show or paint datasets",
     "report": "build the paper's tables from a folder of runs",
     "dashboard": "save a report on Weights & Biases",

@@ -33,7 +33,7 @@ from metaseg.data import catalogue, pools
 from metaseg.data.augment import augment
 from metaseg.data.batches import EpisodeDataset, OuterSteps, image_tensor, mask_tensor, step_loader
 from metaseg.data.check import cores
-from metaseg.data.episodes import Plan
+from metaseg.data.episodes import EpisodePlan
 from metaseg.data.layouts import complete
 from metaseg.data.pools import Pool
 from metaseg.data.synthetic.twins import TWIN_SEED, twin
@@ -118,9 +118,9 @@ def twins(root: Path, count: int, size: int) -> Path:
     return root
 
 
-def plan(loaded: Sequence[Pool], shots: int, mixing: str, count: int) -> Plan:
+def plan(loaded: Sequence[Pool], shots: int, mixing: str, count: int) -> EpisodePlan:
     """A plan over whole pools: K + K images of one pool (exclusive) or of each (mixed)."""
-    return Plan(
+    return EpisodePlan(
         pools=tuple((pool.name, np.arange(len(pool))) for pool in loaded),
         shots=shots,
         query=shots,

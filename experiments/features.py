@@ -8,7 +8,7 @@ from pathlib import Path
 from metaseg.evaluation.paired import paired_test
 from metaseg.reporting.runs import read_run
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.result import Scores
+from metaseg.runs.result import TargetScores
 
 ROOT = Path(__file__).parent / "results" / "features-128px"
 TARGETS = {"kvasir": "Kvasir-SEG", "isic": "ISIC-2018", "kvasir_capsule": "KvasirCapsule-SEG"}
@@ -53,13 +53,13 @@ def differences(system: str, others: Sequence[str]) -> None:
         print(f"{system} - {other}: {mean} ({low} to {high})")
 
 
-def results(system: str, shots: int) -> dict[str, Scores]:
+def results(system: str, shots: int) -> dict[str, TargetScores]:
     """Target → its scores, of the runs that are there."""
     places = {target: RunDirectory(ROOT / f"{system}-{shots}shot-{target}") for target in TARGETS}
     return {target: run.read_result().targets[target] for target, run in places.items() if run.result.is_file()}
 
 
-def row(head: str, of_target: dict[str, Scores]) -> str:
+def row(head: str, of_target: dict[str, TargetScores]) -> str:
     """A system's Dice with its interval on each target, and its mean seconds."""
     cells = []
     for target in TARGETS:

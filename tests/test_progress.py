@@ -10,7 +10,7 @@ import torch
 
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
-from metaseg.evaluation.metatest import Settings, score_target
+from metaseg.evaluation.metatest import ScoringSettings, score_target
 from metaseg.evaluation.metatest import work as work_of
 from metaseg.evaluation.work import Work, reporter
 from metaseg.progress import EVERY, Progress, duration
@@ -243,7 +243,9 @@ def test_a_test_tells_how_far_it_is_from_nothing_to_all(steps, tells):
     images = generator.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
     pool = prepare_arrays("kvasir", images, (images[..., 0] > 127).astype(np.uint8))
     target = Target.of(pool, 0, 0)
-    how = Settings(shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2, 9), curve_limit=4, augmentation="none")
+    how = ScoringSettings(
+        shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2, 9), curve_limit=4, augmentation="none"
+    )
     learner = Adapting(steps, tells)
     whole = work_of(learner, target, how, folds=2)
     assert {step: networks for step, (_, networks) in whole.points.items()} == (

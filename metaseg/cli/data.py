@@ -19,7 +19,7 @@ from metaseg.data.synthetic.twins import TWIN_SEED, twin
 from metaseg.errors import MetasegError
 
 if TYPE_CHECKING:
-    from metaseg.plots.contact_sheets import Section
+    from metaseg.plots.contact_sheets import SheetSection
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,8 +98,8 @@ def _show(options: argparse.Namespace, datasets: Sequence[catalogue.Dataset]) ->
     print(f"{path}: {', '.join(dataset.title for dataset in datasets)}")
 
 
-def _section(options: argparse.Namespace, dataset: catalogue.Dataset) -> Section:
-    from metaseg.plots.contact_sheets import Section
+def _section(options: argparse.Namespace, dataset: catalogue.Dataset) -> SheetSection:
+    from metaseg.plots.contact_sheets import SheetSection
 
     def some(total: int) -> np.ndarray:
         generator = np.random.default_rng(options.seed)
@@ -125,7 +125,7 @@ def _section(options: argparse.Namespace, dataset: catalogue.Dataset) -> Section
         images, masks = np.stack([image for _, image, _ in decoded]), np.stack([mask for *_, mask in decoded])
         ids, total, what = [pair.id for pair in chosen_pairs], len(pairs), ""
     title = f"{what}{dataset.title}: {len(ids)} of {total} images, resized to {options.size}×{options.size} pixels"
-    return Section(title, images, masks, ids)
+    return SheetSection(title, images, masks, ids)
 
 
 def _paint(options: argparse.Namespace, datasets: Sequence[catalogue.Dataset]) -> None:

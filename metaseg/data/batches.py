@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from metaseg.data.augment import augment, cropped, one_thread, recolour
-from metaseg.data.episodes import Plan, Stream
+from metaseg.data.episodes import EpisodePlan, Stream
 from metaseg.data.pools import Pool
 
 
@@ -80,7 +80,7 @@ class EpisodeDataset(Dataset[RawEpisode | list[RawEpisode]]):
     def __init__(
         self,
         pools: Sequence[Pool],
-        plan: Plan,
+        plan: EpisodePlan,
         augmentation: str,
         unlabelled: Sequence[tuple[Pool, np.ndarray]] = (),
         recolour: float = 0.0,
@@ -135,7 +135,7 @@ class OuterSteps(EpisodeDataset):
     def __init__(
         self,
         pools: Sequence[Pool],
-        plan: Plan,
+        plan: EpisodePlan,
         augmentation: str,
         per_step: int,
         rank: int,

@@ -37,7 +37,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpisodePlan:
     """How episodes are composed.
 
     Attributes:

@@ -18,11 +18,11 @@ from metaseg.data.batches import (
     step_loader,
 )
 from metaseg.data.check import cores
-from metaseg.data.episodes import Plan, Stream, target_support
+from metaseg.data.episodes import EpisodePlan, Stream, target_support
 from metaseg.data.layouts import scan
 from metaseg.data.pools import Pool, prepare, prepare_arrays, split_by_group
 from metaseg.errors import MetasegError
-from metaseg.runs.result import Dataset
+from metaseg.runs.result import DatasetRecord
 from metaseg.runs.schema import Run
 
 TRAIN_ON = ("source", "target")
@@ -227,11 +227,11 @@ class EpisodicData(L.LightningDataModule):
             self.train_plan, self.validation_plan = self._plans(allowed, learner.train_images)
             self._validate_split()
 
-    def provenance(self) -> dict[str, Dataset]:
+    def provenance(self) -> dict[str, DatasetRecord]:
         """For each dataset, source or target: the number of images and groups, and the key of its source files."""
         pools = {pool.name: pool for pool in [*self.pools, *(target.pool for target in self.targets.values())]}
         return {
-            name: Dataset(images=len(pool), groups=len(np.unique(pool.groups)), key=pool.key)
+            name: DatasetRecord(images=len(pool), groups=len(np.unique(pool.groups)), key=pool.key)
             for name, pool in pools.items()
         }
 
@@ -246,7 +246,7 @@ class EpisodicData(L.LightningDataModule):
                 "This learner trains on a pair, but pair=none; choose a pair, or learner.train_on=target."
             )
 
-    def _plans(self, allowed: list[np.ndarray], most: int | None) -> tuple[Plan, Plan]:
+    def _plans(self, allowed: list[np.ndarray], most: int | None) -> tuple[EpisodePlan, EpisodePlan]:
         train, held_out = [], []
         for pool, indices in zip(self.pools, allowed, strict=True):
             first, second = split_by_group(pool, self.settings.data.validation, self.settings.seed)
@@ -261,7 +261,7 @@ class EpisodicData(L.LightningDataModule):
             "seed": self.settings.seed,
         }
         return (
-            Plan(
+            EpisodePlan(
                 pools=tuple(train),
                 order=tasks.order,
                 count=tasks.in_epoch(len(train)),
@@ -269,7 +269,7 @@ class EpisodicData(L.LightningDataModule):
                 stream=Stream.TRAIN,
                 **shared,
             ),
-            Plan(
+            EpisodePlan(
                 pools=tuple(held_out),
                 order="interleaved",
                 count=tasks.validation * (len(held_out) if tasks.mixing == "exclusive" else 1),

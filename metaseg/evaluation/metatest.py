@@ -39,7 +39,7 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScoringSettings:
     """Settings of the meta-test.
 
     Attributes:
@@ -111,7 +111,7 @@ def segment(
     return np.concatenate(pieces)
 
 
-def work(learner: Learner, target: Target, settings: Settings, folds: int) -> Work:
+def work(learner: Learner, target: Target, settings: ScoringSettings, folds: int) -> Work:
     """The work of `score_target`, assuming that all draws score as many images as the first.
 
     Args:
@@ -132,7 +132,7 @@ def work(learner: Learner, target: Target, settings: Settings, folds: int) -> Wo
     return Work(settings.draws, max(steps), settings.shots * max(1, folds), points)
 
 
-def stops(learner: Learner, settings: Settings) -> tuple[int, list[int]]:
+def stops(learner: Learner, settings: ScoringSettings) -> tuple[int, list[int]]:
     """The last adaptation step, and the steps after which images are scored."""
     end = learner.adapt_loop.steps
     # A learner without adaptation has a one-point curve, and a schedule that decays to 0 has no further steps.
@@ -140,7 +140,7 @@ def stops(learner: Learner, settings: Settings) -> tuple[int, list[int]]:
     return end, [0, end, *(step for step in settings.curve if further or step <= end)] if end else [0]
 
 
-def of_curve(target: Target, settings: Settings, scored: np.ndarray) -> np.ndarray:
+def of_curve(target: Target, settings: ScoringSettings, scored: np.ndarray) -> np.ndarray:
     """The scored indices used for the curve."""
     return scored[np.isin(scored, limited(target, settings.curve_limit, settings.seed))]
 
@@ -148,7 +148,7 @@ def of_curve(target: Target, settings: Settings, scored: np.ndarray) -> np.ndarr
 def score_target(
     learner: Learner,
     target: Target,
-    settings: Settings,
+    settings: ScoringSettings,
     progress: Callable[[int, float, int], None] = lambda draw, step, images: None,
 ) -> Scores:
     """Adapt and score over all draws.
@@ -210,7 +210,7 @@ def _tick(progress: Callable[[int, float, int], None], draw: int, last: int, don
     progress(draw, last * done / of, 0)
 
 
-def trivial_baselines(target: Target, settings: Settings) -> dict[str, float]:
+def trivial_baselines(target: Target, settings: ScoringSettings) -> dict[str, float]:
     """Mean Dice of the trivial baselines on the same draws and images."""
     sums: dict[str, list[float]] = {}
     for draw in range(settings.draws):
@@ -220,7 +220,7 @@ def trivial_baselines(target: Target, settings: Settings) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in sums.items()}
 
 
-def drawn(target: Target, settings: Settings, draw: int) -> tuple[np.ndarray, np.ndarray]:
+def drawn(target: Target, settings: ScoringSettings, draw: int) -> tuple[np.ndarray, np.ndarray]:
     """Support and scored indices of a draw, with the limit applied."""
     support, scored = target.draw(settings.shots, settings.seed, draw)
     if settings.limit is not None:
@@ -239,7 +239,7 @@ def limited(target: Target, count: int, seed: int) -> np.ndarray:
     return everything[np.isin(everything, target.scored)][:count]
 
 
-def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result.Scores:
+def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result.TargetScores:
     """The entries of result.json for one target; `trivial`: Dice of the trivial baselines."""
     matrices = {"dsc_inner": scores.inner, "dsc_alone": scores.alone}
     further: dict[str, Any] = {
@@ -247,12 +247,12 @@ def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result
     }
     if scores.followed:
         further["followed"] = [
-            result.Followed(alpha=one.share, held_out={f"{share:g}": value for share, value in one.held_out.items()})
+            result.ChosenShare(alpha=one.share, held_out={f"{share:g}": value for share, value in one.held_out.items()})
             for one in scores.followed
         ]
     total = np.nansum(scores.total)
     adapting, image = scores.seconds.mean(0).tolist()
-    return result.Scores(
+    return result.TargetScores(
         dsc=interval(scores.after, seed),
         dsc_before=interval(scores.before, seed),
         pooled_dsc=float(2 * np.nansum(scores.overlap) / total) if total else 1.0,
@@ -283,12 +283,12 @@ def curve(scores: Scores, seed: int) -> result.Curve:
     )
 
 
-def interval(matrix: np.ndarray, seed: int) -> result.Estimate:
+def interval(matrix: np.ndarray, seed: int) -> result.Interval:
     """Mean and bootstrap interval of a (draws, images) matrix."""
     mean, *bounds = bootstrap_interval(matrix, level=LEVEL, seed=seed)
     # With two or three draws the interval can exceed [0, 1]; NaN stays.
     low, high = (min(max(bound, 0.0), 1.0) for bound in bounds)
-    return result.Estimate(mean=mean, low=low, high=high, level=LEVEL)
+    return result.Interval(mean=mean, low=low, high=high, level=LEVEL)
 
 
 def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mapping[str, Any]]:

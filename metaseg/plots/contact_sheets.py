@@ -18,7 +18,7 @@ _INK, _PAPER = (230, 230, 230), (40, 40, 40)  # the outlines' colours stand out 
 
 
 @dataclass(frozen=True)
-class Section:
+class SheetSection:
     """One dataset's part of a sheet: a title, images uint8 (N, S, S, 3), masks (N, S, S) in {0, 1}, and their ids."""
 
     title: str
@@ -27,7 +27,7 @@ class Section:
     ids: Sequence[str]
 
 
-def contact_sheet(sections: Sequence[Section], path: Path, columns: int = 6) -> Path:
+def contact_sheet(sections: Sequence[SheetSection], path: Path, columns: int = 6) -> Path:
     """Draw all images, each with the outline of its mask and its id, in rows of `columns`.
 
     An empty mask is noted instead of outlined.
@@ -56,7 +56,7 @@ def contact_sheet(sections: Sequence[Section], path: Path, columns: int = 6) -> 
     return path
 
 
-def _block(section: Section, columns: int) -> Image.Image:
+def _block(section: SheetSection, columns: int) -> Image.Image:
     pictures = [
         overlay(image, mask if mask.any() else None, None)
         for image, mask in zip(section.images, section.masks, strict=True)

@@ -14,7 +14,7 @@ from metaseg.reporting import exports
 from metaseg.reporting.cells import TRIVIAL, Block, Comparison
 from metaseg.reporting.differences import Initial, settings_of
 from metaseg.reporting.runs import Found, Run
-from metaseg.runs.result import Estimate, Weights
+from metaseg.runs.result import Interval, Weights
 from metaseg.runs.summary import percent
 from metaseg.runs.tables import Table
 
@@ -255,7 +255,7 @@ def _values(values: Iterable[Any]) -> str:
     return ", ".join(map(str, known)) or "–"
 
 
-def _mean(scores: Iterable[Estimate | None]) -> float | None:
+def _mean(scores: Iterable[Interval | None]) -> float | None:
     known = [score.mean for score in scores if score is not None and score.mean is not None]
     return statistics.fmean(known) if known else None
 

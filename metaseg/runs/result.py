@@ -34,7 +34,7 @@ class ResultPart(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
 
-class Estimate(ResultPart):
+class Interval(ResultPart):
     """A mean over images and draws with its interval; no bounds if there is a single score."""
 
     mean: Fraction
@@ -59,7 +59,7 @@ class Curve(ResultPart):
         return self
 
 
-class FromScratch(Estimate):
+class FromScratch(Interval):
     """The Dice after training on the support set alone."""
 
     curve: Curve = Curve()
@@ -73,7 +73,7 @@ class Seconds(ResultPart):
     """To segment one image after adaptation."""
 
 
-class Followed(ResultPart):
+class ChosenShare(ResultPart):
     """How far a draw moved from θ along its descent; ``alpha`` 1 is the end."""
 
     alpha: Fraction
@@ -81,17 +81,17 @@ class Followed(ResultPart):
     """α → mean Dice on held-out support images, by which α was chosen."""
 
 
-class Scores(ResultPart):
+class TargetScores(ResultPart):
     """The scores on one target."""
 
-    dsc: Estimate
+    dsc: Interval
     """After adaptation."""
-    dsc_before: Estimate | None = None
-    dsc_inner: Estimate | None = None
+    dsc_before: Interval | None = None
+    dsc_inner: Interval | None = None
     """After the inner problem of training alone, for learners that have one."""
-    dsc_alone: Estimate | None = None
+    dsc_alone: Interval | None = None
     """Of a single network at the end of its descent, without the recipe's ensemble, α below 1 and mirror images."""
-    followed: list[Followed] = []
+    followed: list[ChosenShare] = []
     """One per draw, if α is chosen."""
     pooled_dsc: Fraction = None
     """Over the pixels of all images together."""
@@ -121,7 +121,7 @@ class Hardware(ResultPart):
     gpus: list[Gpu] = []
 
 
-class Dataset(ResultPart):
+class DatasetRecord(ResultPart):
     """A prepared dataset; `key` is a hash of its files and preparation."""
 
     images: int
@@ -154,7 +154,7 @@ class Result(ResultPart):
     """The content of result.json; `targets` and `scratch` are keyed by target, `data` by dataset."""
 
     version: Literal[1]
-    targets: dict[str, Scores] = Field(min_length=1)
+    targets: dict[str, TargetScores] = Field(min_length=1)
     scratch: dict[str, FromScratch] = {}
     wall_seconds: Number = None
     peak_memory_mib: dict[str, Number] = {}
@@ -162,7 +162,7 @@ class Result(ResultPart):
     dirty: bool | None = None
     versions: dict[str, str] = {}
     hardware: Hardware = Hardware()
-    data: dict[str, Dataset] = {}
+    data: dict[str, DatasetRecord] = {}
     settings: dict[str, Any]
     """Resolved settings as written. Earlier versions lack some, so reports cannot read them as `schema.Run`; all have
     learner.name, shots and seed."""
@@ -191,7 +191,7 @@ class VolumeScores(ResultPart):
     """Epoch of the weights, from 0."""
 
 
-class Slices(ResultPart):
+class SliceScores(ResultPart):
     """The training data of pre-training."""
 
     patients: int
@@ -205,7 +205,7 @@ class PretrainingResult(ResultPart):
     weights: str
     """Name of the weights file in the run directory."""
     validation: VolumeScores
-    training: Slices
+    training: SliceScores
     wall_seconds: Number = None
     peak_memory_mib: dict[str, Number] = {}
     commit: str | None = None

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.result import Estimate, Result, Scores
+from metaseg.runs.result import Interval, Result, TargetScores
 
 TRIVIAL_NAMES = {
     "all_foreground": "all foreground",
@@ -65,7 +65,7 @@ def _strengths(learned: Iterable[tuple[str, float]]) -> Table:
     return table
 
 
-def _table(target: str, scores: Scores, scratch: Estimate | None) -> Table:
+def _table(target: str, scores: TargetScores, scratch: Interval | None) -> Table:
     counts = ", ".join(
         f"{count} {unit}{'' if count == 1 else 's'}"
         for count, unit in ((scores.images, "image"), (scores.draws, "draw"))
@@ -100,5 +100,5 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
-def _interval(score: Estimate) -> str:
+def _interval(score: Interval) -> str:
     return "" if score.low is None or score.high is None else f"{percent(score.low)} – {percent(score.high)}"

@@ -34,7 +34,7 @@ from metaseg.plots.figures import learning_curves
 from metaseg.progress import Progress
 from metaseg.runs import provenance, schema
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.result import PretrainingResult, Slices, VolumeScores
+from metaseg.runs.result import PretrainingResult, SliceScores, VolumeScores
 from metaseg.training.callbacks import LastCheckpoint, TrainingProgress
 from metaseg.training.network_module import NetworkModule
 from metaseg.training.process import interruptible
@@ -85,7 +85,7 @@ def carry_out(
         result = PretrainingResult(
             weights=save_in_hub_layout(module.network, directory.path).name,
             validation=VolumeScores(**evaluate(module, data.validation, settings.trainer.progress), epoch=epoch),
-            training=Slices(
+            training=SliceScores(
                 patients=len(data.training),
                 slices=sum(len(volume.masks) for volume in data.training),
                 steps_per_epoch=len(data.batches),

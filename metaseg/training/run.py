@@ -26,7 +26,7 @@ from metaseg.plots.overlays import OverlayRow, best_median_worst, overlay, overl
 from metaseg.progress import Progress
 from metaseg.runs import provenance, schema
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.result import VERSION, FromScratch, Result, Scores, Weights
+from metaseg.runs.result import VERSION, FromScratch, Result, TargetScores, Weights
 from metaseg.runs.settings import leaves
 from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
@@ -174,7 +174,7 @@ def test(
     data: EpisodicData,
     directory: RunDirectory,
     loggers: list[Logger],
-) -> tuple[dict[str, Scores], dict[str, FromScratch]]:
+) -> tuple[dict[str, TargetScores], dict[str, FromScratch]]:
     """Meta-test on every target, with training from scratch and the trivial baselines; writes scores and figures."""
     how = how_to_test(settings)
     learners, folds = {"": learner}, {"": settings.learner.adapt.folds}
@@ -187,7 +187,7 @@ def test(
         for label, one in learners.items()
     }
     device = device_of_tests(settings.trainer)
-    found: dict[str, Scores] = {}
+    found: dict[str, TargetScores] = {}
     scratch: dict[str, FromScratch] = {}
     rows: list[Mapping[str, Any]] = []
     total = sum(part.total for part in parts.values())
@@ -212,10 +212,10 @@ def test(
     return found, scratch
 
 
-def how_to_test(settings: schema.Run) -> metatest.Settings:
+def how_to_test(settings: schema.Run) -> metatest.ScoringSettings:
     """The test settings of a configuration."""
     chosen = settings.evaluation
-    return metatest.Settings(
+    return metatest.ScoringSettings(
         shots=settings.shots,
         seed=settings.seed,
         draws=chosen.draws,
@@ -243,7 +243,7 @@ def draw_figures(
     name: str,
     data: EpisodicData,
     scores: metatest.Scores,
-    summary: Scores,
+    summary: TargetScores,
     scratch: FromScratch | None,
     directory: RunDirectory,
     loggers: list[Logger],

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from metaseg.data import module
 from metaseg.data.augment import one_thread, recolour
 from metaseg.data.batches import Episode, EpisodeDataset, RawEpisode, image_tensor, mask_tensor
-from metaseg.data.episodes import Plan
+from metaseg.data.episodes import EpisodePlan
 from metaseg.data.pools import prepare_arrays
 
 
@@ -25,7 +25,7 @@ def pool(name="ph2", count=30, size=32):
 
 def dataset(augmentation, mixing="mixed"):
     pools = [pool("a"), pool("bb")]
-    plan = Plan(
+    plan = EpisodePlan(
         pools=tuple((one.name, np.arange(len(one))) for one in pools),
         shots=3,
         query=2,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metaseg.data.episodes import Plan, Stream, target_support
+from metaseg.data.episodes import EpisodePlan, Stream, target_support
 from metaseg.errors import MetasegError
 
 
@@ -16,7 +16,7 @@ def plan(**changes):
         "resample": True,
         "seed": 3,
     }
-    return Plan(**(settings | changes))
+    return EpisodePlan(**(settings | changes))
 
 
 def same(first, second):

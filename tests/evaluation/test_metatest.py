@@ -8,11 +8,11 @@ import torch
 
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
-from metaseg.evaluation.metatest import Settings, score_target, summarise
+from metaseg.evaluation.metatest import ScoringSettings, score_target, summarise
 from metaseg.networks.segmenter import Ensemble, Followed
 from metaseg.runs.result import plain
 
-HOW = Settings(shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2), curve_limit=4, augmentation="flips")
+HOW = ScoringSettings(shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2), curve_limit=4, augmentation="flips")
 
 
 def saying(probability):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from metaseg.cli.data import main
 from metaseg.errors import MetasegError
-from metaseg.plots.contact_sheets import Section, contact_sheet
+from metaseg.plots.contact_sheets import SheetSection, contact_sheet
 from metaseg.plots.overlays import PREDICTION_COLOUR, TRUTH_COLOUR
 
 
@@ -15,7 +15,7 @@ def section(count=3, size=64, empty=()):
     masks = np.zeros((count, size, size), np.uint8)
     masks[:, 16:48, 16:48] = 1
     masks[list(empty)] = 0
-    return Section(
+    return SheetSection(
         "PH²", images, masks, [f"a very long name of an image, number {index:09d}" for index in range(count)]
     )
 

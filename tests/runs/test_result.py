@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.result import VERSION, Estimate, Result, plain, read
+from metaseg.runs.result import VERSION, Interval, Result, plain, read
 
 OF_VERSION_0 = sorted((ROOT / "tests" / "runs" / "version_0").rglob("result.json"))
 WHOLE = {
@@ -115,7 +115,7 @@ def test_all_that_is_written_is_read_back(tmp_path):
 
 
 def test_what_is_no_number_is_none_before_and_after_writing(tmp_path):
-    assert Estimate(mean=math.nan, low=math.inf, high=0.5) == Estimate(mean=None, low=None, high=0.5)
+    assert Interval(mean=math.nan, low=math.inf, high=0.5) == Interval(mean=None, low=None, high=0.5)
     result = Result.model_validate(changed("wall_seconds", math.nan))
     assert result.wall_seconds is None
     RunDirectory(tmp_path).write_result(result)

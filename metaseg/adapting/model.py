@@ -14,6 +14,7 @@ from hydra.utils import get_class
 from torch import nn
 
 from metaseg import configuration
+from metaseg.adapting.arguments import at_least, several
 from metaseg.adapting.arrays import binary_mask, rgb, same_size, shrunk, shrunk_mask
 from metaseg.adapting.confidence import confidence
 from metaseg.adapting.estimate import Estimate, estimated
@@ -167,7 +168,9 @@ class Model:
         Raises:
             MetasegError: on invalid images, masks or settings, or if their numbers or sizes do not match.
         """
-        pictures, truths = checked(images, masks)
+        at_least(0, steps=steps, seed=seed, folds=folds)
+        at_least(STRIDE, size=size, crop=crop)
+        pictures, truths = checked(several(images, "images"), several(masks, "masks"))
         plan = self._plan(pictures, truths, size, crop, steps, folds, budget)
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
         small_masks = np.stack([shrunk_mask(truth, plan.shape) for truth in truths])
@@ -307,6 +310,8 @@ class Adapted:
         Raises:
             MetasegError: on invalid images, or if adaptation diverged.
         """
+        at_least(1, batch=batch)
+        images = several(images, "images")
         predicted: list[Predicted] = []
         for first in range(0, len(images), batch):
             some = [rgb(image, f"image {first + number}") for number, image in enumerate(images[first : first + batch])]

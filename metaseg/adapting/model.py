@@ -222,9 +222,14 @@ class Model:
         plan = replace(Plan.keeping(masks, most, folds, shape), crop=crop, batch=self.learner.batch)
         if crop is not None and crop > min(plan.shape):
             raise MetasegError(f"Expected crop to be at most the working size, {min(plan.shape)}, found {crop}.")
-        if steps is not None or not most or budget is None:
+        if steps is not None or not most:
             return plan
-        return within(plan, budget, len(images), seconds_per_pixel(self.learner, images, masks))
+        roomy = plan.roomier(masks) if shape is None else plan
+        if budget is None:
+            return roomy
+        per_pixel = seconds_per_pixel(self.learner, images, masks)
+        in_time = roomy.seconds(len(images), per_pixel) <= budget
+        return roomy if in_time else within(plan, budget, len(images), per_pixel)
 
     def _adapted(
         self,

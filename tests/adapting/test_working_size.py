@@ -88,3 +88,9 @@ def test_steps_go_first_then_whole_images_then_folds():
 
 def test_a_given_crop_is_kept():
     assert within(Plan((256, 256), 160, 3, crop=160), 1, 5, PER_PIXEL).crop == 160
+
+
+def test_a_roomier_plan_is_never_smaller():
+    large = [discs(90)]
+    assert Plan.keeping(large, 160, 3).roomier(large).shape == (192, 192)
+    assert Plan((256, 256), 160, 3).roomier(large).shape == (256, 256)

@@ -175,6 +175,7 @@ class Model:
                 empty.
         """
         at_least(0, steps=steps, seed=seed, folds=folds)
+        at_least(1, label=label)
         at_least(STRIDE, size=size, crop=crop)
         pictures, truths = checked(several(images, "images"), several(masks, "masks"), label)
         plan = self._plan(pictures, truths, size, crop, steps, folds, budget)

@@ -65,7 +65,9 @@ def replaced(out: Path, kept: str | None = None) -> Iterator[Path]:
     with _refusals_explained(out):
         out.mkdir(parents=True, exist_ok=True)
         earlier = _earlier(out)
-        used = {path for path in earlier if kept is not None and (out / path).resolve() == Path(kept).expanduser().resolve()}
+        used = {
+            path for path in earlier if kept is not None and (out / path).resolve() == Path(kept).expanduser().resolve()
+        }
         beside = out / _UNFINISHED
         shutil.rmtree(beside, ignore_errors=True)  # of a call that was killed
         if earlier:

@@ -16,6 +16,7 @@ from benchmarks.setting import Setting
 from metaseg.adapting.arrays import shrunk, shrunk_mask
 from metaseg.adapting.confidence import agreement, soft_dice
 from metaseg.adapting.files import Annotated, annotated_in
+from metaseg.adapting.masks import foregrounds
 from metaseg.adapting.model import Adapted, Model
 from metaseg.data.batches import image_tensor
 from metaseg.evaluation.scores import dice
@@ -88,7 +89,8 @@ def drawn(pairs: Sequence[Annotated], shots: int, images: int, seed: tuple[int, 
     """Random annotated images, and up to ``images`` others."""
     found = Draw([], [], [], [])
     for index in np.random.default_rng(seed).permutation(len(pairs)):
-        image, mask = pairs[index].read()
+        image = pairs[index].image.read()
+        (mask,), _ = foregrounds([pairs[index].mask.read_mask()], some=False)
         if mask.mean() < SEEN:
             continue
         support = len(found.images) < shots

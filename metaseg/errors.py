@@ -1,8 +1,27 @@
 """The one exception whose message is addressed to the user."""
 
+DISTRIBUTION = "metaseg-implicit"
+"""The package's name for pip; on PyPI, metaseg is another project."""
+
 
 class MetasegError(Exception):
     """A problem the user can fix, as one sentence: what was expected, what was found, what to do.
 
     Entry points print it without a traceback and exit with status 1.
     """
+
+
+def needs(what: str, library: str, extra: str) -> str:
+    """The sentence that a library of an extra is missing, and how to install it.
+
+    Args:
+        what: that needs it, the sentence's subject.
+        library: its name, or names.
+        extra: as in pyproject.toml.
+    """
+    return f"{what} needs {library}: {installing(extra)}."
+
+
+def installing(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from benchmarks.setting import Problem
+from metaseg.errors import installing
 
 Quantity = Literal["hessian", "gauss_newton", "unrolled", "first_order"]
 
@@ -72,7 +73,7 @@ def optional(package: str) -> ModuleType:
         return import_module(package)
     except ModuleNotFoundError as error:
         if error.name == package:
-            raise MissingError("not installed: pip install -e .[benchmarks]") from error
+            raise MissingError(f"not installed: {installing('benchmarks')}") from error
         raise MissingError(f"cannot be imported: {error}") from error
     except Exception as error:
         raise MissingError(f"cannot be imported: {type(error).__name__}: {error}") from error

@@ -1,17 +1,20 @@
-"""Users' arrays → network input. The only place that checks shapes and types."""
+"""Users' images as arrays → network input. The only place that checks their shapes and types, and that windows them."""
 
 import numpy as np
 from PIL import Image
 
 from metaseg.errors import MetasegError
 
+_WITHIN = (0.5, 99.5)
+"""Percentiles of an image that become black and white if it has more than 8 bits [D]."""
+
 
 def rgb(image: np.ndarray, name: str) -> np.ndarray:
     """An image as uint8 (H, W, 3).
 
     Args:
-        image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, bool, uint16 (reduced to the upper 8 bits) or floats
-            in [0, 1]; a fourth channel is opacity, composited over black.
+        image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, bool, floats in [0, 1], or other integers, such as
+            12 or 16 bits, which are windowed by their content; a fourth channel is opacity, composited over black.
         name: used in error messages.
 
     Raises:
@@ -34,36 +37,34 @@ def _eight_bits(pixels: np.ndarray, name: str) -> np.ndarray:
         return pixels
     if pixels.dtype == bool:
         return pixels * np.uint8(255)
-    if pixels.dtype == np.uint16:
-        return (pixels >> 8).astype(np.uint8)
+    if np.issubdtype(pixels.dtype, np.integer):
+        return windowed(pixels)
     if np.issubdtype(pixels.dtype, np.floating):
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
             raise MetasegError(f"{name} holds floats, which must be from 0 to 1, found others; rescale it.")
         return np.rint(pixels * 255).astype(np.uint8)
-    raise MetasegError(f"{name} must be uint8, uint16 or floats, found {pixels.dtype}; convert it.")
+    raise MetasegError(f"{name} must be integers or floats, found {pixels.dtype}; convert it.")
 
 
-def binary_mask(mask: np.ndarray, name: str) -> np.ndarray:
-    """A mask as bool (H, W).
+def windowed(values: np.ndarray, window: tuple[float, float] | None = None) -> np.ndarray:
+    """Values of any range as uint8: those at the window's ends, and beyond, become 0 and 255.
 
     Args:
-        mask: (H, W) or (H, W, 1): bool, or non-negative numbers. With at most two values, foreground is > 0; with more,
-            e.g. the soft edges of a JPEG, it is above half of the largest.
-        name: used in error messages.
-
-    Raises:
-        MetasegError: on another shape, or negative values.
+        values: of any shape, the channels of an image together; what is not finite counts as lowest.
+        window: its ends; None: `content_window`.
     """
-    values = np.asarray(mask)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if values.ndim != 2 or not values.size:
-        raise MetasegError(f"{name} must have the shape (H, W), found {np.shape(mask)}.")
-    if values.dtype == bool:
-        return values
-    if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all() or values.min() < 0:
-        raise MetasegError(f"{name} must hold numbers from 0 up, above 0 for the foreground, found others.")
-    return values > (0 if len(np.unique(values)) <= 2 else values.max() / 2)
+    low, high = content_window(values) if window is None else window
+    shares = (np.where(np.isfinite(values), values, low).astype(np.float32) - low) / ((high - low) or 1)
+    return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+
+
+def content_window(values: np.ndarray) -> tuple[float, float]:
+    """The range of nearly all values, without the extremes that a few pixels have; of all if these are nearly one."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = np.percentile(finite, _WITHIN)
+    return (float(low), float(high)) if low < high else (float(finite.min()), float(finite.max()))
 
 
 def same_size(image: np.ndarray, mask: np.ndarray, name: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,15 +15,15 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from metaseg.adapting import checks, output
-from metaseg.adapting.arrays import shrunk
+from metaseg.adapting.arrays import same_size, shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
+from metaseg.adapting.masks import Reading, decide, foregrounds, require_foreground, survey
 from metaseg.adapting.model import Adapted, Model, Predicted, load
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
 from metaseg.adapting.saved import NAME, SUFFIX, load_segmenter, savable, save
 from metaseg.adapting.working_size import KEPT
 from metaseg.data.check import plural
-from metaseg.data.layouts import read_mask
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD, dice, iou
 from metaseg.plots.overlays import overlay
@@ -32,6 +33,7 @@ from metaseg.runs.directory import replacing
 
 _INPUTS = ("support", "images", "truth")
 _SCORES = ["dsc", "iou"]
+Read = TypeVar("Read")
 _COMPARED = (128, 128)  # pixels: the size at which new images are compared with annotated ones
 _LONGEST = 1024  # pixels of an overlay's longer side: enough to judge an outline
 
@@ -43,50 +45,87 @@ def run(config: DictConfig) -> None:
         MetasegError: on unusable settings, files or folders. Results written before the error remain.
     """
     settings = schema.read(schema.Adaptation, config)
+    labels = _labels(settings)
+    each = [(label, _paths(settings, f"label_{label}" if len(labels) > 1 else "")) for label in labels]
+    for label, paths in each:
+        if len(each) > 1:
+            print(f"\nlabel {label}")
+        _run(settings, label, paths)
+
+
+def _labels(settings: schema.Adaptation) -> list[int | None]:
+    """The labels to be segmented, one after the other; None: all but the background as one."""
+    chosen = settings.label
+    if chosen is None or isinstance(chosen, int):
+        return [chosen]
+    if settings.support is None:
+        raise MetasegError(f"label={chosen} needs support=DIR, the masks with these labels.")
+    masks = [one.mask.read_mask() for one in annotated_in(Path(settings.support).expanduser())]
+    found = foregrounds(masks)[1]
+    if chosen == "all":
+        return [*found.labels] or [None]
+    for label in chosen:
+        found.require(label)
+    return [*chosen]
+
+
+def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
+    """The folders by the settings' names, results in a folder below `out`; checked before anything is written."""
     if settings.truth is not None and settings.images is None:
         raise MetasegError("truth=DIR needs images=DIR, the images it belongs to.")
-    kept = settings.checkpoint is not None and Path(settings.checkpoint).suffix == SUFFIX
-    if settings.support is None and not kept:
+    if settings.support is None and not _kept(settings):
         raise MetasegError(
             f"support=DIR is required, the annotated images, unless checkpoint is a segmenter ({SUFFIX})."
         )
     given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
     paths = {key: Path(value).expanduser() for key, value in given.items() if value is not None}
-    out = paths["out"]
+    paths["out"] /= below
     read = [(key, paths[key]) for key in _INPUTS if key in paths]
-    output.check(out, read + [(key, path / "masks") for key, path in read if key == "support"], settings.overwrite)
+    output.check(
+        paths["out"], read + [(key, path / "masks") for key, path in read if key == "support"], settings.overwrite
+    )
+    return paths
+
+
+def _kept(settings: schema.Adaptation) -> bool:
+    """Whether the checkpoint is a saved segmenter."""
+    return settings.checkpoint is not None and Path(settings.checkpoint).suffix == SUFFIX
+
+
+def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Path]) -> None:
     annotated = annotated_in(paths["support"]) if "support" in paths else []
     sources = images_in(paths["images"]) if "images" in paths else []
     _warn(passed_over(paths["images"]) if "images" in paths else [])
-    truth = truth_in(paths["truth"], sources) if "truth" in paths else {}
-    source = _source(settings, kept)
+    pictures, masks = _support(annotated, label, some=not _kept(settings))
+    truth = _Truth.read(truth_in(paths["truth"], sources), label) if "truth" in paths else None
+    source = _source(settings)
     began = time.monotonic()
-    pictures, masks = _support(annotated)
-    output.clear(out)
-    if isinstance(source, Adapted) and not annotated:
-        adapted = source
-    else:
-        with Progress("adapting", None, "steps") as progress:
-            adapted = _adapted(source, pictures, masks, settings, progress.update)
-        if settings.save:
-            print(f"segmenter   {save(adapted, out / NAME) if savable(adapted) else 'not saved: nothing was adapted'}")
-    _say(adapted)
-    for path in export(adapted, out, settings.export):
-        print(f"segmenter   {path}")
-    if not sources:
-        return
-    with Progress("segmenting", len(sources), "images") as progress:
-        table, faults = _segment(adapted, sources, truth, settings, out, progress.update)
-    _summary(table, out, time.monotonic() - began)
+    with output.replaced(paths["out"], settings.checkpoint) as out:
+        if isinstance(source, Adapted) and not annotated:
+            adapted = source
+        else:
+            with Progress("adapting", None, "steps") as progress:
+                adapted = _adapted(source, pictures, masks, settings, progress.update)
+            if settings.save:
+                done = savable(adapted) and save(adapted, out / NAME)
+                print(f"segmenter   {paths['out'] / NAME if done else 'not saved: nothing was adapted'}")
+        _say(adapted)
+        for path in export(adapted, out, settings.export):
+            print(f"segmenter   {paths['out'] / path.name}")
+        if not sources:
+            return
+        with Progress("segmenting", len(sources), "images") as progress:
+            table, faults = _segment(adapted, sources, truth, settings, out, progress.update)
+    _summary(table, paths["out"], time.monotonic() - began)
     if faults:
         raise MetasegError(
-            f"{' and '.join(faults)} could not be used, see the messages above; all other results are in {out}."
+            f"{' and '.join(faults)} could not be used, see the messages above; all others are in {paths['out']}."
         )
 
 
-def _source(settings: schema.Adaptation, kept: bool) -> Model | Adapted:
+def _source(settings: schema.Adaptation) -> Model | Adapted:
     """What to adapt: a model, or a saved segmenter, which also segments as it is."""
-    if kept:
+    if _kept(settings):
         assert settings.checkpoint is not None
         return load_segmenter(settings.checkpoint, settings.device)
     return load(settings.checkpoint, settings.device, settings.recipe)
@@ -104,19 +143,49 @@ def _adapted(
     return adapt(pictures, masks, **how, budget=settings.budget, progress=progress)
 
 
-def _support(annotated: Sequence[Annotated]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _support(
+    annotated: Sequence[Annotated], label: int | None, some: bool
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     if not annotated:
         return [], []
     names = [one.image.name for one in annotated]
-    pictures, masks = (list(part) for part in zip(*(one.read() for one in annotated), strict=True))
+    pictures = [one.image.read() for one in annotated]
+    masks, reading = foregrounds([one.mask.read_mask() for one in annotated], label, some)
+    print(f"masks: {reading.sentence()}")
     for one, picture, mask in zip(annotated, pictures, masks, strict=True):
-        if picture.shape[:2] != mask.shape:
-            raise MetasegError(
-                f"Expected a mask of its image's size, {picture.shape[1]}×{picture.shape[0]} pixels, found "
-                f"{mask.shape[1]}×{mask.shape[0]} in {one.mask}; it may belong to another image."
-            )
+        same_size(picture, mask, str(one.mask.path))
     _warn(checks.of_support(names, [picture.shape[:2] for picture in pictures], masks))
     return pictures, masks
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """True masks by image name, read by one rule."""
+
+    files: Mapping[str, Source]
+    reading: Reading
+
+    @classmethod
+    def read(cls, files: Mapping[str, Source], label: int | None) -> _Truth:
+        raws = (_tried(source.read_mask) for source in files.values())
+        surveys = [survey(raw) for raw in raws if not isinstance(raw, str)]  # what is damaged costs its score alone
+        reading = decide(surveys, label if surveys else None)
+        if surveys:
+            require_foreground(reading, [one.name for one in surveys])
+        return cls(files, reading)
+
+    def of(self, name: str, image: np.ndarray) -> np.ndarray | str | None:
+        """The true mask of an image, or an error message; None if there is no mask."""
+        if name not in self.files:
+            return None
+        source = self.files[name]
+
+        def read() -> np.ndarray:
+            mask = self.reading.foreground(source.read_mask())
+            same_size(image, mask, str(source.path))
+            return mask
+
+        return _tried(read)
 
 
 def _say(adapted: Adapted) -> None:
@@ -139,7 +208,7 @@ def _say(adapted: Adapted) -> None:
 def _segment(
     adapted: Adapted,
     sources: Sequence[Source],
-    truth: Mapping[str, Path],
+    truth: _Truth | None,
     settings: schema.Adaptation,
     out: Path,
     progress: Callable[[int, int], None],
@@ -155,18 +224,18 @@ def _segment(
     failed: list[str] = []
     unscored: list[str] = []
     for first in range(0, len(sources), settings.batch):
-        tried = [(source, _read(source)) for source in sources[first : first + settings.batch]]
+        tried = [(source, _tried(source.read)) for source in sources[first : first + settings.batch]]
         failed += [result for _, result in tried if isinstance(result, str)]
         read = [(source, result) for source, result in tried if not isinstance(result, str)]
         found = adapted.predict([image for _, image in read], settings.batch)
-        truths = [_truth(truth.get(source.name), image) for source, image in read]
+        truths = [None if truth is None else truth.of(source.name, image) for source, image in read]
         unscored += [result for result in truths if isinstance(result, str)]
         known = [None if isinstance(result, str) else result for result in truths]
         small += [shrunk(image, _COMPARED) for _, image in read]
         rows += [_row(source, predicted, true) for (source, _), predicted, true in zip(read, found, known, strict=True)]
         if rows:
             # Before the pictures, so that it lists all of them whenever the program is stopped.
-            table = _table(rows, scored=bool(truth))
+            table = _table(rows, scored=truth is not None)
             with replacing(out / RESULTS) as path:
                 table.to_csv(path, index=False)
         for (source, image), predicted, true in zip(read, found, known, strict=True):
@@ -191,28 +260,12 @@ def _table(rows: Sequence[Mapping[str, Any]], scored: bool) -> pd.DataFrame:
     return table.reindex(columns=[*table.columns.drop(_SCORES, errors="ignore"), *(_SCORES if scored else ())])
 
 
-def _read(source: Source) -> np.ndarray | str:
-    """The image, or an error message."""
+def _tried(read: Callable[[], Read]) -> Read | str:
+    """What `read` returns, or its error message."""
     try:
-        return source.read()
+        return read()
     except MetasegError as error:
         return str(error)
-
-
-def _truth(path: Path | None, image: np.ndarray) -> np.ndarray | str | None:
-    """The true mask, or an error message; None if there is no mask."""
-    if path is None:
-        return None
-    try:
-        mask = read_mask(path)
-    except MetasegError as error:
-        return str(error)
-    if mask.shape != image.shape[:2]:
-        return (
-            f"Expected a mask of its image's size, {image.shape[1]}×{image.shape[0]} pixels, found "
-            f"{mask.shape[1]}×{mask.shape[0]} in {path}; the image is not scored."
-        )
-    return mask
 
 
 def _row(source: Source, predicted: Predicted, truth: np.ndarray | None) -> dict[str, Any]:

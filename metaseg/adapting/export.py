@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metaseg.adapting.model import Adapted
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, needs
 from metaseg.networks.normalisation import plain_batch_norm
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter, averaged
 from metaseg.runs.directory import replacing
@@ -106,9 +106,7 @@ def _onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     try:
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
-        raise MetasegError(
-            "export=[onnx] needs the libraries onnx and onnxscript: pip install 'metaseg-implicit[onnx]'."
-        ) from error
+        raise MetasegError(needs("export=[onnx]", "onnx and onnxscript", "onnx")) from error
     found = torch.onnx.export(
         program, input_names=["images"], output_names=["probabilities"], dynamo=True, verbose=False, external_data=False
     )

@@ -1,21 +1,19 @@
-"""Users' files → arrays: any picture that Pillow reads, DICOM by pydicom, multi-page TIFF by tifffile."""
+"""Users' folders → images and their masks: what is found, and what belongs together."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from metaseg.data.layouts import SUFFIXES, natural_key, read_image, read_mask
+from metaseg.adapting.formats import READABLE, instance, pages, read, read_mask, segmented, stem, suffix
+from metaseg.adapting.masks import RawMask
+from metaseg.data.layouts import natural_key
 from metaseg.errors import MetasegError
 
-PICTURES = (*SUFFIXES, ".webp", ".gif", ".ppm", ".pgm", ".jp2")
-DICOM = (".dcm", ".dicom", ".ima")
-TIFF = (".tif", ".tiff")
 _NOTES = (".txt", ".md", ".csv", ".tsv", ".xlsx", ".json", ".xml", ".yaml", ".html", ".db", ".ini")
 MASK_ENDINGS = ("_mask", "-mask", "_segmentation", "_seg", "_lesion", "_label")
 """Suffixes of a mask's stem if image and mask are in one folder."""
@@ -23,7 +21,7 @@ MASK_ENDINGS = ("_mask", "-mask", "_segmentation", "_seg", "_lesion", "_label")
 
 @dataclass(frozen=True)
 class Source:
-    """One image: a file or a page of it.
+    """One image or mask: a file, or a page or slice of it.
 
     Attributes:
         name: stem of its outputs; unique within a folder.
@@ -35,33 +33,34 @@ class Source:
     path: Path
     page: int | None = None
 
+    @property
+    def stem(self) -> str:
+        """The name without its page."""
+        return self.name if self.page is None else self.name[: -len(_numbered("", self.page))]
+
     def read(self) -> np.ndarray:
-        """uint8 (H, W, 3).
+        """The image, uint8 (H, W, 3).
 
         Raises:
             MetasegError: if the file is damaged or its library is missing.
         """
-        if self.path.suffix.lower() in DICOM:
-            return _dicom(self.path)
-        if self.page is not None:
-            return _page(self.path, self.page)
-        return read_image(self.path)
+        return read(self.path, self.page)
+
+    def read_mask(self) -> RawMask:
+        """The mask, not interpreted yet. Errors as for `read`."""
+        return read_mask(self.path, self.page)
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image with its mask file."""
+    """An image with its mask."""
 
     image: Source
-    mask: Path
-
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (H, W, 3) and bool (H, W)."""
-        return self.image.read(), read_mask(self.mask)
+    mask: Source
 
 
 def images_in(folder: Path) -> list[Source]:
-    """All images directly in a folder, in natural order; each page of a TIFF is an image.
+    """All images directly in a folder, in natural order; each page of a TIFF and slice of a NIfTI file is an image.
 
     Raises:
         MetasegError: if the folder does not exist or has no images.
@@ -69,16 +68,12 @@ def images_in(folder: Path) -> list[Source]:
     paths = _files(folder)
     if not paths:
         meant = f"; did you mean {folder / 'images'}?" if (folder / "images").is_dir() else "."
-        raise MetasegError(f"Expected images in {folder}, found none of {', '.join((*PICTURES, *DICOM))}{meant}")
-    stems = Counter(path.stem.casefold() for path in paths)
+        raise MetasegError(f"Expected images in {folder}, found none of {', '.join(READABLE)}{meant}")
+    stems = Counter(stem(path).casefold() for path in paths)
     found: list[Source] = []
     for path in paths:
         # a.jpg and a.png, or A.png on a case-insensitive file system, must not overwrite each other's outputs.
-        name = path.stem if stems[path.stem.casefold()] == 1 else path.name
-        pages = _pages(path) if path.suffix.lower() in TIFF else 1
-        found += (
-            [Source(name, path)] if pages == 1 else [Source(f"{name}_{page:04d}", path, page) for page in range(pages)]
-        )
+        found += _of_file(path, stem(path) if stems[stem(path).casefold()] == 1 else path.name)
     names = Counter(source.name.casefold() for source in found)
     for source in found:
         if names[source.name.casefold()] > 1:
@@ -89,12 +84,21 @@ def images_in(folder: Path) -> list[Source]:
     return found
 
 
+def _of_file(path: Path, name: str) -> list[Source]:
+    count = pages(path)
+    return [Source(name, path)] if count == 1 else [Source(_numbered(name, page), path, page) for page in range(count)]
+
+
+def _numbered(name: str, page: int) -> str:
+    return f"{name}_{page:04d}"
+
+
 def passed_over(folder: Path) -> list[str]:
     """A warning about files that are neither readable images nor notes, if there are any."""
     others = [
         path.name
         for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
-        if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in (*PICTURES, *DICOM, *_NOTES)
+        if path.is_file() and not path.name.startswith(".") and suffix(path) not in (*READABLE, *_NOTES)
     ]
     if not others:
         return []
@@ -105,54 +109,79 @@ def passed_over(folder: Path) -> list[str]:
 def annotated_in(folder: Path) -> list[Annotated]:
     """Images with their masks: images/ and masks/ with matching stems, or one folder with a.jpg and a_mask.png.
 
+    Of a volume, a stack of pages, or a series with a DICOM-SEG file, the slices with foreground are annotated.
+
     Raises:
         MetasegError: if the folder has neither layout, or an image or a mask has no partner.
     """
     if not folder.is_dir():
         raise MetasegError(f"Expected a folder of annotated images, found none at {folder}.")
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
-        images = {path.stem: path for path in _unique(_files(folder / "images"))}
-        masks = {_without_ending(path.stem, images): path for path in _unique(_files(folder / "masks"))}
+        images, masks = (list(_unique(_files(folder / name))) for name in ("images", "masks"))
     else:
-        paths = {path.stem: path for path in _unique(_files(folder))}
-        masks = {}
-        for stem in paths:
-            of = _without_ending(stem, paths)
-            if of != stem:
-                masks[of] = paths[stem]
-        images = {stem: path for stem, path in paths.items() if path not in masks.values()}
+        paths = {stem(path): path for path in _unique(_files(folder))}
+        masks = [path for name, path in paths.items() if _without_ending(name, paths) != name]
+        images = [path for path in paths.values() if path not in masks]
         if not masks:
             raise MetasegError(
                 f"Expected annotated images in {folder}: folders images and masks with matching stems, or pairs such "
                 f"as a.jpg and a_mask.png; found {len(paths)} files and no mask among them."
             )
-    lonely = [f"{path.name} has no mask" for stem, path in images.items() if stem not in masks]
-    lonely += [f"{path.name} has no image" for stem, path in masks.items() if stem not in images]
-    if lonely or not images:
+    sources = [source for path in images for source in _of_file(path, stem(path))]
+    found = masks_for(masks, sources)
+    used = {mask.path for mask in found.values()}
+    lonely = [f"{path.name} has no image" for path in masks if path not in used]
+    if not any(segmented(mask.path) for mask in found.values() if mask.page is not None):  # else a part of a series
+        lonely = [f"{source.path.name} has no mask" for source in sources if source.name not in found] + lonely
+    if lonely or not sources:
         what = "; ".join(lonely[:3]) + (f" and {len(lonely) - 3} more" if len(lonely) > 3 else "")
         raise MetasegError(f"Expected a mask for each image in {folder}, found {what or 'no images'}.")
-    found = []
-    for stem in sorted(images, key=natural_key):
-        if images[stem].suffix.lower() in TIFF and _pages(images[stem]) > 1:
-            raise MetasegError(
-                f"Expected single-page annotated images, found several pages in {images[stem]}; split the file."
-            )
-        found.append(Annotated(Source(stem, images[stem]), masks[stem]))
-    return found
+    pairs = [Annotated(source, found[source.name]) for source in sources if source.name in found]
+    kept = [one for one in pairs if one.mask.page is None or one.mask.read_mask().values.any()]
+    if not kept:
+        raise MetasegError(f"Expected foreground in a slice of the masks in {folder}, found {len(pairs)} empty slices.")
+    return kept
 
 
-def truth_in(folder: Path, images: Sequence[Source]) -> dict[str, Path]:
+def truth_in(folder: Path, images: Sequence[Source]) -> dict[str, Source]:
     """Image name → its true mask, for images that have one.
 
     Raises:
         MetasegError: if the folder does not exist, or none of its masks belongs to an image.
     """
-    names = {source.name: source for source in images}
-    found = {_without_ending(path.stem, names): path for path in _unique(_files(folder))}
-    kept = {name: path for name, path in found.items() if name in names}
-    if not kept:
+    found = masks_for(_unique(_files(folder)), images)
+    if not found:
         raise MetasegError(f"Expected masks with the images' stems in {folder}, found none.")
-    return kept
+    return found
+
+
+def masks_for(paths: Iterable[Path], images: Sequence[Source]) -> dict[str, Source]:
+    """Image name → its mask, for images that have one, by stem; a DICOM-SEG file names its images itself.
+
+    Raises:
+        MetasegError: if a mask has another number of pages than its image.
+    """
+    by_name = {image.name: [image] for image in images}
+    by_stem: dict[str, list[Source]] = {}
+    for image in images:
+        by_stem.setdefault(image.stem, []).append(image)
+    by_instance: dict[str | None, Source] | None = None
+    found: dict[str, Source] = {}
+    for path in paths:
+        of = partner(stem(path), by_stem | by_name)
+        slices = segmented(path)
+        if slices and (of is None or len(slices) > 1):
+            by_instance = {instance(image.path): image for image in images} if by_instance is None else by_instance
+            pairs = [(by_instance[place], page) for page, place in enumerate(slices) if place in by_instance]
+            found |= {image.name: Source(stem(path), path, page) for image, page in pairs}
+        elif of is not None:
+            belonging, masks = (by_name | by_stem)[of], _of_file(path, stem(path))
+            if len(belonging) != len(masks):
+                raise MetasegError(
+                    f"Expected a mask of as many slices as its image, {len(belonging)}, found {len(masks)} in {path}."
+                )
+            found |= {image.name: mask for image, mask in zip(belonging, masks, strict=True)}
+    return dict(sorted(found.items(), key=lambda one: natural_key(one[0])))
 
 
 def partner(stem: str, images: Mapping[str, object]) -> str | None:
@@ -165,15 +194,13 @@ def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise MetasegError(f"Expected a folder of images, found none at {folder}.")
     paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    return sorted(
-        (path for path in paths if path.suffix.lower() in (*PICTURES, *DICOM)), key=lambda path: natural_key(path.name)
-    )
+    return sorted((path for path in paths if suffix(path) in READABLE), key=lambda path: natural_key(path.name))
 
 
 def _unique(paths: Sequence[Path]) -> Iterator[Path]:
     seen: dict[str, Path] = {}
     for path in paths:
-        other = seen.setdefault(path.stem, path)
+        other = seen.setdefault(stem(path), path)
         if other is not path:
             raise MetasegError(
                 f"Expected one file per stem, found {other.name} and {path.name} in {path.parent}; move one away."
@@ -188,70 +215,3 @@ def _without_ending(stem: str, images: Mapping[str, object]) -> str:
         if stem.endswith(ending) and stem[: -len(ending)] in images:
             return stem[: -len(ending)]
     return stem
-
-
-def _pages(path: Path) -> int:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return getattr(image, "n_frames", 1)
-    except (OSError, SyntaxError, ValueError):
-        return 1  # e.g. floats in several channels: reading it reports the problem
-
-
-def _page(path: Path, page: int) -> np.ndarray:
-    tifffile = _library("tifffile", path)
-    try:
-        values = tifffile.imread(path, key=page)
-    except Exception as error:  # damaged files raise errors of any type
-        raise MetasegError(f"cannot read page {page} of {path}: {error}; replace it with a fresh copy") from error
-    return _scaled(values, path)
-
-
-def _dicom(path: Path) -> np.ndarray:
-    """The image as a DICOM viewer shows it: rescaled, windowed, inverted if its photometric interpretation says so."""
-    pydicom = _library("pydicom", path)
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut, convert_color_space
-
-    try:
-        dataset = pydicom.dcmread(path)
-        if int(getattr(dataset, "NumberOfFrames", 1) or 1) > 1:
-            raise MetasegError(
-                f"Expected a single-frame DICOM file, found several frames in {path}; save them one by one."
-            )
-        values = dataset.pixel_array
-        kind = str(getattr(dataset, "PhotometricInterpretation", ""))
-        if values.ndim == 3:
-            return _scaled(convert_color_space(values, kind, "RGB") if kind.startswith("YBR") else values, path)
-        values = apply_voi_lut(apply_modality_lut(values, dataset), dataset)
-    except MetasegError:
-        raise
-    except Exception as error:  # damaged files and unsupported encodings raise errors of any type
-        raise MetasegError(f"cannot read {path}: {error}; replace it with a fresh copy, or save it as PNG") from error
-    grey = _stretched(np.asarray(values, np.float64))
-    return _scaled(255 - grey if kind == "MONOCHROME1" else grey, path)
-
-
-def _scaled(values: np.ndarray, path: Path) -> np.ndarray:
-    from metaseg.adapting.arrays import rgb
-
-    if values.ndim == 3 and values.shape[2] not in (1, 3, 4):
-        raise MetasegError(f"Expected an image with 1, 3 or 4 channels in {path}, found {values.shape[2]}.")
-    known = values.dtype in (np.uint8, np.uint16, bool)
-    return rgb(values if known else _stretched(values.astype(np.float64)), str(path))
-
-
-def _stretched(values: np.ndarray) -> np.ndarray:
-    """Values of any range, stretched to 0 to 255."""
-    low, high = values.min(), values.max()
-    return np.rint((values - low) * (255 / (high - low or 1))).astype(np.uint8)
-
-
-def _library(name: str, path: Path) -> ModuleType:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MetasegError(f"{path} needs the library {name}: pip install 'metaseg-implicit[medical]'.") from error

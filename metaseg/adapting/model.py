@@ -15,9 +15,10 @@ from torch import nn
 
 from metaseg import configuration
 from metaseg.adapting.arguments import at_least, several
-from metaseg.adapting.arrays import binary_mask, rgb, same_size, shrunk, shrunk_mask
+from metaseg.adapting.arrays import rgb, same_size, shrunk, shrunk_mask
 from metaseg.adapting.confidence import confidence
 from metaseg.adapting.estimate import Estimate, estimated
+from metaseg.adapting.masks import foregrounds, of_array
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
 from metaseg.adapting.working_size import Shape, enlarged, shape_of
 from metaseg.data.batches import SupportSet, image_tensor
@@ -144,6 +145,7 @@ class Model:
         seed: int = 0,
         progress: Callable[[int, int], None] = lambda done, of: None,
         *,
+        label: int | None = None,
         size: int | None = None,
         crop: int | None = None,
         folds: int | None = None,
@@ -152,12 +154,15 @@ class Model:
         """Adapt the network to annotated images; the model itself is not changed.
 
         Args:
-            images: K ≥ 1 arrays (H, W), (H, W, 3) or (H, W, 4): uint8, uint16, or floats in [0, 1]; sizes may differ.
-            masks: K arrays (H, W); foreground is > 0 if a mask has at most two values, else above half of the largest.
+            images: K ≥ 1 arrays (H, W), (H, W, 3) or (H, W, 4): uint8, floats in [0, 1], or other integers, such as 12
+                or 16 bits, which are windowed by their content; sizes may differ.
+            masks: K arrays: labels, a soft mask or bool, (H, W), or colours, (H, W, 3) or (H, W, 4). Read together, as
+                docs/quickstart.md describes; by default all that is not background is foreground.
             steps: adaptation steps, whatever time they take. None: the recipe's, or as many as the budget allows.
             lr: step size; None: the recipe's.
             seed: of the random augmentation.
             progress: called with (steps taken, total steps).
+            label: the label of the masks that is foreground; None: all but the background.
             size: working size: the side in pixels of a square of as many pixels. None: the smallest that keeps the
                 annotated masks, or the run's.
             crop: side in pixels of random pieces to adapt to. None: whole images, unless the budget forbids it.
@@ -166,11 +171,13 @@ class Model:
             budget: seconds to adapt and to segment 20 images. None: any time.
 
         Raises:
-            MetasegError: on invalid images, masks or settings, or if their numbers or sizes do not match.
+            MetasegError: on invalid images, masks or settings, if their numbers or sizes do not match, or all masks are
+                empty.
         """
         at_least(0, steps=steps, seed=seed, folds=folds)
+        at_least(1, label=label)
         at_least(STRIDE, size=size, crop=crop)
-        pictures, truths = checked(several(images, "images"), several(masks, "masks"))
+        pictures, truths = checked(several(images, "images"), several(masks, "masks"), label)
         plan = self._plan(pictures, truths, size, crop, steps, folds, budget)
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
         small_masks = np.stack([shrunk_mask(truth, plan.shape) for truth in truths])
@@ -256,18 +263,20 @@ def _members(segmenter: Segmenter) -> list[tuple[Segmenter, np.ndarray]]:
     return [(member, part) for member, part in pairs if len(part)]
 
 
-def checked(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def checked(
+    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], label: int | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """A user's annotated images as uint8 (H, W, 3) and bool (H, W). Arguments as for `Model.adapt`.
 
     Raises:
-        MetasegError: on invalid images or masks, or if their numbers or sizes do not match.
+        MetasegError: on invalid images or masks, if their numbers or sizes do not match, or all masks are empty.
     """
     if not len(images) or len(images) != len(masks):
         raise MetasegError(
             f"Expected at least one image and a mask for each, found {len(images)} images and {len(masks)} masks."
         )
     coloured = [rgb(image, f"image {number}") for number, image in enumerate(images)]
-    binary = [binary_mask(mask, f"mask {number}") for number, mask in enumerate(masks)]
+    binary, _ = foregrounds([of_array(mask, f"mask {number}") for number, mask in enumerate(masks)], label)
     for number, (image, mask) in enumerate(zip(coloured, binary, strict=True)):
         same_size(image, mask, f"mask {number}")
     return coloured, binary
@@ -334,7 +343,9 @@ class Adapted:
             ]
         return predicted
 
-    def with_more(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], **how: Any) -> Adapted:
+    def with_more(
+        self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], label: int | None = None, **how: Any
+    ) -> Adapted:
         """Adapt the model again, to the images it was adapted to and these.
 
         Adaptation starts from the model rather than from this segmenter, which has seen every earlier image: the Dice
@@ -342,7 +353,8 @@ class Adapted:
 
         Args:
             images: K ≥ 0 further images, as for `Model.adapt`.
-            masks: their masks.
+            masks: their masks, as for `Model.adapt`.
+            label: as for `Model.adapt`.
             how: further arguments of `Model.adapt`.
 
         Raises:
@@ -354,7 +366,9 @@ class Adapted:
                 "alone; adapt your run to all images instead."
             )
         before = [mask > 0 for mask in self.support.masks]
-        return self.model.adapt([*self.support.images, *images], [*before, *masks], **how)
+        raws = [of_array(mask, f"mask {number}") for number, mask in enumerate(several(masks, "masks"))]
+        new, _ = foregrounds(raws, label, some=False)
+        return self.model.adapt([*self.support.images, *images], [*before, *new], **how)
 
     def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
         """Foreground probabilities, float32 (H, W) in [0, 1], at each image's size. Arguments as for `predict`."""

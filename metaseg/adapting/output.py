@@ -1,8 +1,9 @@
 """The output folder: replaces results of an earlier call, and never touches other files."""
 
 import csv
-from collections.abc import Sequence
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from metaseg.errors import MetasegError
 FOLDERS = ("masks", "overlays", "probabilities")
 """Folders of pictures, one picture per line of results.csv."""
 SEGMENTERS = ("segmenter.safetensors", "segmenter.onnx", "segmenter.pt2")
+_UNFINISHED = ".unfinished"
 
 
 def check(out: Path, inputs: Sequence[tuple[str, Path]], overwrite: bool) -> None:
@@ -46,26 +48,67 @@ def check(out: Path, inputs: Sequence[tuple[str, Path]], overwrite: bool) -> Non
         )
 
 
-def clear(out: Path) -> None:
-    """Create the folder, and remove an earlier call's results: the files that its results.csv names, and no others.
+@contextmanager
+def replaced(out: Path, kept: str | None = None) -> Iterator[Path]:
+    """Create the folder, and yield the folder to write results to.
+
+    Where an earlier call left results, that is one beside them, whose content takes their place once the block ends
+    without an error. Earlier results are the files that results.csv names; no others are replaced or removed.
+
+    Args:
+        out: the folder.
+        kept: path of an earlier segmenter that is in use, and so is replaced but not removed.
 
     Raises:
-        MetasegError: if the folder cannot be created, or files cannot be removed.
+        MetasegError: if the folder cannot be created, or files cannot be replaced.
     """
-    try:
+    with _refusals_explained(out):
         out.mkdir(parents=True, exist_ok=True)
-        for image in _images(out) or ():
-            for name in FOLDERS:
-                (out / name / f"{image}.png").unlink(missing_ok=True)
-        for name in (RESULTS, *SEGMENTERS):
-            (out / name).unlink(missing_ok=True)
+        earlier = _earlier(out)
+        used = {
+            path for path in earlier if kept is not None and (out / path).resolve() == Path(kept).expanduser().resolve()
+        }
+        beside = out / _UNFINISHED
+        shutil.rmtree(beside, ignore_errors=True)  # of a call that was killed
+        if earlier:
+            beside.mkdir()
+    try:
+        yield beside if earlier else out
+        if earlier:
+            with _refusals_explained(out):
+                _take_over(beside, out, earlier - used)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _earlier(out: Path) -> set[Path]:
+    """An earlier call's results, relative to the folder."""
+    pictures = [Path(name) / f"{image}.png" for image in _images(out) or () for name in FOLDERS]
+    return {path for path in (*pictures, Path(RESULTS), *map(Path, SEGMENTERS)) if (out / path).is_file()}
+
+
+def _take_over(beside: Path, out: Path, earlier: set[Path]) -> None:
+    new = {path.relative_to(beside) for path in beside.rglob("*") if path.is_file()}
+    if not new:
+        return  # nothing was to be written
+    for path in sorted(new):
+        (out / path).parent.mkdir(exist_ok=True)
+        (beside / path).replace(out / path)
+    for path in earlier - new:
+        (out / path).unlink(missing_ok=True)
+    for name in FOLDERS:
+        with suppress(OSError):  # missing or not empty
+            (out / name).rmdir()
+
+
+@contextmanager
+def _refusals_explained(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise MetasegError(
             f"Cannot write to {out} ({error.strerror or error}); choose another folder for out."
         ) from error
-    for name in FOLDERS:
-        with suppress(OSError):  # missing or not empty
-            (out / name).rmdir()
 
 
 def _images(out: Path) -> Sequence[str] | None:

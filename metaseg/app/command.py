@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, needs
 from metaseg.runs import schema
 
 HOST = "127.0.0.1"
@@ -31,7 +31,7 @@ def run(config: DictConfig) -> None:
         MetasegError: if gradio is missing, or on unusable settings.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise MetasegError("The web page needs the library gradio: pip install 'metaseg-implicit[app]'.")
+        raise MetasegError(needs("The web page", "gradio", "app"))
     settings = schema.read(schema.Page, config)
 
     from metaseg.adapting.model import load

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from metaseg.adapting.files import DICOM, PICTURES
+from metaseg.adapting.formats import READABLE
 from metaseg.adapting.model import BUDGET
 from metaseg.app import texts
 from metaseg.app.picture import FRAME
@@ -71,7 +71,7 @@ class _Page:
 
     def _lay_out_controls(self) -> None:
         """The left column: upload, adaptation, download."""
-        kinds = [*PICTURES, *DICOM]
+        kinds = [*READABLE, ".gz"]
         gr.Markdown("### 1 · Add images", elem_classes="step")
         self.images = gr.File(
             file_count="multiple",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,12 +14,13 @@ import numpy as np
 
 from metaseg.adapting import checks
 from metaseg.adapting.arrays import same_size
-from metaseg.adapting.files import partner
+from metaseg.adapting.files import Source
+from metaseg.adapting.masks import Reading, Survey, decide, survey
 from metaseg.adapting.model import BUDGET, Adapted, Model
 from metaseg.adapting.results import row
 from metaseg.app.packing import packed
 from metaseg.app.picture import Picture
-from metaseg.app.uploads import Limits, images_of, mask_of
+from metaseg.app.uploads import Limits, images_of, masks_of
 from metaseg.data.check import plural
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD
@@ -81,15 +83,45 @@ class Session:
             an error message for each refused file; the others were added.
         """
         paths = [Path(path) for path in files]
-        return self._each(paths, self._add_image, on_progress)
+        try:
+            return self._each(paths, self._add_image, on_progress)
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
 
-    def add_masks(self, files: Iterable[str | Path], on_progress: OnProgress = _SILENT) -> list[str]:
+    def add_masks(
+        self, files: Iterable[str | Path], on_progress: OnProgress = _SILENT, label: int | None = None
+    ) -> list[str]:
         """Add uploaded masks to the images of the same name (a.png or a_mask.png for a.jpg); removes the files.
 
+        Args:
+            files: read together, as `metaseg.adapting.masks` describes.
+            on_progress: progress callback.
+            label: the label that is foreground; None: all but the background.
+
         Returns:
-            a message for each refused file and each empty mask.
+            a message for each refused file and each empty mask, and how the masks are read if they have several labels.
         """
-        return self._each([Path(path) for path in files], self._add_mask, on_progress)
+        paths = [Path(path) for path in files]
+        seen: dict[Path, list[tuple[str, Source, Survey]]] = {}
+
+        def look(path: Path) -> None:
+            images = [picture.source for picture in self.pictures.values()]
+            masks = masks_of(path, self.limits, images).items()
+            with _named(path):
+                seen[path] = [(name, mask, survey(mask.read_mask())) for name, mask in masks]
+
+        try:
+            said = self._each(paths, look, on_progress)
+            reading = decide([one for found in seen.values() for *_, one in found], label)
+            if len(reading.labels) > 1:
+                said.append(f"The masks have {reading.sentence()}.")
+            return said + self._each(list(seen), lambda path: self._add_mask(path, seen[path], reading), on_progress)
+        except MetasegError as error:
+            return [*said, str(error)]
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
 
     def _each(self, paths: Sequence[Path], take: Callable[[Path], str | None], on_progress: OnProgress) -> list[str]:
         said: list[str | None] = []
@@ -101,8 +133,6 @@ class Session:
                     said.append(take(path))
             except MetasegError as error:
                 said.append(str(error))
-            finally:
-                path.unlink(missing_ok=True)
         return [sentence for sentence in said if sentence]
 
     def _add_image(self, path: Path) -> None:
@@ -135,15 +165,18 @@ class Session:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _add_mask(self, path: Path) -> str | None:
-        name = partner(path.stem, self.pictures)
-        if name is None:
-            raise MetasegError(
-                f"{path.name} matches no image; name it after its image, e.g. a.png or a_mask.png for a.jpg."
-            )
-        mask = mask_of(path, self.limits)
-        self.set_mask(name, mask)
-        return None if mask.any() else f"{path.name} is empty, which means that {name} shows no lesion; please check."
+    def _add_mask(self, path: Path, found: Sequence[tuple[str, Source, Survey]], reading: Reading) -> str | None:
+        empty = []
+        for name, source, _ in found:
+            with _named(path):
+                mask = reading.foreground(source.read_mask())
+            if not mask.any() and source.page is not None:
+                continue  # a slice of a volume that is not annotated
+            self.set_mask(name, mask)
+            empty += [] if mask.any() else [name]
+        if not empty:
+            return None
+        return f"{path.name} is empty, which means that {', '.join(empty)} shows no lesion; please check."
 
     def set_mask(self, name: str, mask: np.ndarray) -> None:
         """Annotate an image; an empty mask means no lesion.
@@ -341,3 +374,12 @@ class Session:
     def _open(self) -> None:
         if self.closed:
             raise MetasegError("This session has ended and its images were removed; reload the page.")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name an uploaded file without its folder."""
+    try:
+        yield
+    except MetasegError as error:
+        raise MetasegError(str(error).replace(str(path), path.name)) from error

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from metaseg.adapting.files import DICOM, PICTURES, Source, images_in
-from metaseg.data.layouts import read_mask
-from metaseg.errors import MetasegError
+from metaseg.adapting.files import Source, images_in, masks_for
+from metaseg.adapting.formats import DICOM, NIFTI, READABLE, suffix
+from metaseg.errors import MetasegError, needs
 
 SHORTEST, LONGEST_TO_SHORTEST = 16, 10
 """Minimum shorter side in pixels, and maximum aspect ratio: generous for any clinical image [D]."""
+_VOLUME = 2  # a volume's voxels, in a picture's largest number of pixels
 # A subset of Pillow's formats: some of the others start programs or read further files.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "MPO")
 
@@ -34,7 +38,7 @@ class Limits:
 
 
 def images_of(path: Path, limits: Limits) -> list[tuple[Source, np.ndarray]]:
-    """The images in an uploaded file, uint8 (H, W, 3) each; several for a multi-page TIFF.
+    """The images in an uploaded file, uint8 (H, W, 3) each; several for a multi-page TIFF or a volume.
 
     Args:
         path: the file, alone in its folder.
@@ -55,23 +59,27 @@ def images_of(path: Path, limits: Limits) -> list[tuple[Source, np.ndarray]]:
         raise MetasegError(f"{path.name} cannot be read as an image; save it again as PNG.") from error
 
 
-def mask_of(path: Path, limits: Limits) -> np.ndarray:
-    """The mask in an uploaded file, bool (H, W).
+def masks_of(path: Path, limits: Limits, images: Sequence[Source]) -> dict[str, Source]:
+    """The masks in an uploaded file: name of the image → its mask; several for a volume.
 
     Args:
         path: the file.
         limits: of uploads.
+        images: those that it may belong to.
 
     Raises:
-        MetasegError: if it is too large, not an image, or damaged.
+        MetasegError: if it is too large, not an image, damaged, or belongs to no image.
     """
     judge(path, limits)
     try:
-        return read_mask(path)
+        found = masks_for([path], images)
     except MetasegError as error:
         raise MetasegError(str(error).replace(str(path), path.name)) from error
-    except Exception as error:
-        raise MetasegError(f"{path.name} cannot be read as a mask; save it again as PNG.") from error
+    if not found:
+        raise MetasegError(
+            f"{path.name} matches no image; name it after its image, e.g. a.png or a_mask.png for a.jpg."
+        )
+    return found
 
 
 def judge(path: Path, limits: Limits) -> None:
@@ -85,9 +93,12 @@ def judge(path: Path, limits: Limits) -> None:
     megabytes = path.stat().st_size / 2**20
     if megabytes > limits.max_mb:
         raise MetasegError(f"{path.name} has {megabytes:.1f} MB; the limit is {limits.max_mb:g} MB.")
-    if path.suffix.lower() not in (*PICTURES, *DICOM) or path.name.startswith("."):
-        raise MetasegError(f"{path.name} is not in a supported format; save it as PNG, JPEG, TIFF or DICOM.")
-    width, height = _dicom_size(path) if path.suffix.lower() in DICOM else _size(path)
+    if suffix(path) not in READABLE or path.name.startswith("."):
+        raise MetasegError(f"{path.name} is not in a supported format; save it as PNG, JPEG, TIFF, DICOM or NIfTI.")
+    if suffix(path) in NIFTI:
+        width, height = _nifti_size(path, limits)
+    else:
+        width, height = _dicom_size(path) if suffix(path) in DICOM else _size(path)
     if width * height > limits.max_megapixels * 1e6:
         raise MetasegError(
             f"{path.name} has {width}×{height} pixels; the limit is {limits.max_megapixels:g} million, so shrink it."
@@ -118,10 +129,28 @@ def _dicom_size(path: Path) -> tuple[int, int]:
     try:
         import pydicom
     except ImportError as error:
-        hint = "pip install 'metaseg-implicit[medical]'"
-        raise MetasegError(f"{path.name} needs the library pydicom: {hint}.") from error
+        raise MetasegError(needs(path.name, "pydicom", "medical")) from error
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         return int(header.Columns), int(header.Rows)
     except Exception as error:
         raise MetasegError(f"{path.name} cannot be read as a DICOM image; save it as PNG.") from error
+
+
+def _nifti_size(path: Path, limits: Limits) -> tuple[int, int]:
+    try:
+        import nibabel
+    except ImportError as error:
+        raise MetasegError(needs(path.name, "nibabel", "medical")) from error
+    try:
+        header: Any = nibabel.load(path).header
+        width, height, *others = header.get_data_shape()
+    except Exception as error:
+        raise MetasegError(f"{path.name} cannot be read as a NIfTI file; save its slices as PNG.") from error
+    slices = math.prod(others)
+    if slices > limits.max_images or width * height * slices > _VOLUME * limits.max_megapixels * 1e6:
+        raise MetasegError(
+            f"{path.name} has {slices} slices of {width}×{height} pixels; the limits are {limits.max_images} slices "
+            f"and {_VOLUME * limits.max_megapixels:g} million voxels, so save a part of it."
+        )
+    return width, height

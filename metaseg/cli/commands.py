@@ -18,7 +18,7 @@ def adapt() -> None:
     entry(
         _adapt,
         "adapt",
-        "Interrupted; files already written are kept. Add overwrite=true to start again.",
+        "Interrupted; what was written before is kept. Add overwrite=true to start again.",
         paths=("checkpoint", "support", "images", "out", "truth"),
         program=("-m", "metaseg", "adapt"),
     )

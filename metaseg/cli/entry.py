@@ -70,6 +70,9 @@ def entry(
             failed.append(str(error))
         except OmegaConfBaseException as error:
             failed.append(_sentence(error, config_name))
+        except KeyboardInterrupt:
+            clear_away(HydraConfig.get())
+            raise
         else:
             return
         tell(failed[-1])
@@ -143,19 +146,24 @@ def as_it_stands(argument: str, paths: Collection[str]) -> str:
 
 
 def clear_away(hydra_config: HydraConf) -> None:
-    """Remove the directory of a refused run if it holds only Hydra's own files.
+    """Remove the directory of a refused run if it holds only what every run begins with: settings and empty folders.
 
     Parent folders that come from the default path are removed too once they are empty.
     """
     folder = Path(hydra_config.runtime.output_dir)
-    own = folder / (hydra_config.output_subdir or ".")
-    others = [path for path in folder.glob("*") if path != own]
-    if hydra_config.output_subdir is None or any(path.suffix != ".log" or path.stat().st_size for path in others):
+    if hydra_config.output_subdir is None:
         return
-    with suppress(OSError):  # gone, or not empty
+    own = folder / hydra_config.output_subdir
+    begun = [folder / name for name in ("checkpoints", "figures") if (folder / name).is_dir()]
+    # Without these folders, config.yaml is not a run's.
+    ours = {own, *begun, folder / ".lock"} | ({folder / "config.yaml"} if begun else set())
+    logs = {path for path in folder.glob("*.log") if not path.stat().st_size}
+    if set(folder.glob("*")) - ours - logs or any(any(path.iterdir()) for path in begun):
+        return
+    with suppress(OSError):  # gone
         shutil.rmtree(own, ignore_errors=True)
-        for log in others:
-            log.unlink()
+        for path in (*begun, *(ours - {own, *begun}), *logs):
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
         folder.rmdir()
         named = any(one.startswith("hydra.run.dir=") for one in hydra_config.overrides.hydra)
         while hydra_config.mode == RunMode.RUN and not named and folder.parent != Path(hydra_config.runtime.cwd):

@@ -226,7 +226,8 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An open image. Raises MetasegError naming the file if it turns out to be damaged, also while it is decoded."""
     try:
         with Image.open(path) as image:
             yield image
@@ -241,7 +242,7 @@ def open_image(path: Path, at_least: int | None = None) -> tuple[Image.Image, tu
     at_least: a JPEG may be decoded at a half, quarter or eighth of its size (averaged in the frequency domain, and much
     faster) if both sides keep this many pixels. Raises MetasegError naming the file if it is damaged.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
         size = (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
         if at_least:
@@ -283,7 +284,7 @@ def grey_mask(path: Path) -> np.ndarray:
     - Colours, with or without a palette: the brightest channel, so red on black is foreground.
     - Varying transparency: the mask itself if the colour is constant; else colours are composited over black.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("P", "PA", "LA", "RGBA") and (image.mode != "P" or "transparency" in image.info):

@@ -58,6 +58,8 @@ def _distinct(value: list[int]) -> list[int]:
 
 Names = Annotated[list[str], BeforeValidator(_listed)]
 Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"]
+Label = Annotated[int, Field(ge=1)]
+Labels = Annotated[list[Label], Field(min_length=1), AfterValidator(_distinct)]
 Devices = Annotated[list[Natural], Field(min_length=1), AfterValidator(_distinct)]
 
 
@@ -509,9 +511,14 @@ class Adaptation(Group):
         "annotated images: DIR/images and DIR/masks with equal stems, or DIR/a.jpg with DIR/a_mask.png; added to those "
         "of a saved segmenter"
     )
-    images: Path | None = setting("images to segment (JPEG, PNG, TIFF, DICOM, ...); null: only estimate the Dice")
+    images: Path | None = setting(
+        "images to segment (JPEG, PNG, TIFF, DICOM, NIfTI, ...); null: only estimate the Dice"
+    )
     out: Path = setting("output folder: masks/NAME.png, overlays/NAME.png, results.csv")
     truth: Path | None = setting("true masks with the images' stems; adds Dice and IoU to results.csv")
+    label: Label | Labels | Literal["all"] | None = setting(
+        "label of the masks that is foreground; several, or all: one segmenter each, in out/label_N; null: any label"
+    )
     overwrite: bool = setting("replace the results of an earlier call in out")
     recipe: Literal["default", "quick"] | None = setting(
         "default, or quick: decoder only, takes seconds; null: the run's recipe"

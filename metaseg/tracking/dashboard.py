@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, installing
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Panel as WandbPanel
@@ -151,7 +151,7 @@ def build(entity: str, project: str, tables: Sequence[int] = (), title: str = "m
         import wandb_workspaces.reports.v2 as wr
     except ImportError as error:
         raise MetasegError(
-            f"A report needs the package wandb-workspaces ({error}): pip install 'metaseg-implicit[dashboard]', or "
+            f"A report needs wandb-workspaces ({error}): {installing('dashboard')}, or "
             "create the panels by hand as described in docs/wandb.md."
         ) from error
     tags = ", ".join(f"'table {number}'" for number in tables)

@@ -56,6 +56,9 @@ def run(config: DictConfig) -> Result | None:
     if settings.evaluation.scratch.compare and learner.trains:
         # Check the requirements of testing before training.
         build_learner(settings, scratch_settings(settings), initial_weights=False)
+    for target in data.targets.values():
+        for draw in range(settings.evaluation.draws):
+            metatest.drawn(target, how_to_test(settings), draw)
     if settings.train and learner.trains:
         data.require_training_data()
     if checkpoint is not None:
@@ -141,7 +144,8 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
         The run directory, and the checkpoint to start from.
 
     Raises:
-        MetasegError: on too few GPUs, a GPU this torch has no kernels for, or a missing checkpoint.
+        MetasegError: on too few GPUs, a GPU this torch has no kernels for, a missing checkpoint, or a directory that
+            holds another run.
     """
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     if settings.trainer.accelerator not in ("cpu", "mps"):
@@ -149,8 +153,27 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
     require_devices(settings.trainer)
     prepare_process(settings.trainer.tf32)
     checkpoint = find_checkpoint(settings.ckpt_path, directory)
+    refuse_another(directory, checkpoint)
     L.seed_everything(settings.seed, workers=True, verbose=False)
     return directory, checkpoint
+
+
+@rank_zero_only
+def refuse_another(directory: RunDirectory, checkpoint: Path | None) -> None:
+    """Refuse to write over a run that is not continued or tested from a checkpoint of its own.
+
+    Raises:
+        MetasegError: if the directory holds one.
+    """
+    own = directory.checkpoints
+    if checkpoint is not None and checkpoint.resolve().parent == own.resolve():
+        return
+    found = next((path for path in (directory.result, own / "last.ckpt", own / "best.ckpt") if path.is_file()), None)
+    if found is not None:
+        raise MetasegError(
+            f"{directory.path} holds another run ({found.relative_to(directory.path)}): continue it with "
+            "ckpt_path=last, or choose another hydra.run.dir."
+        )
 
 
 def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | None:

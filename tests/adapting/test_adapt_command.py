@@ -148,6 +148,55 @@ def test_invalid_input_gives_a_one_sentence_error(adapt, folders, overrides, nam
     assert not (folders / "out" / "masks").exists()
 
 
+def rewrite(folder, change):
+    """Change every picture of a folder by a function of its pixels."""
+    for path in folder.iterdir():
+        Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
+
+
+def halves(mask):
+    """A label map: the left half of a mask is 1, its right half 2."""
+    return ((mask > 0) * np.where(np.arange(mask.shape[1]) < mask.shape[1] // 2, 1, 2)).astype(np.uint8)
+
+
+def test_each_label_has_a_segmenter_and_a_folder_of_its_own(adapt, folders, trained):
+    for folder in ("support/masks", "truth"):
+        rewrite(folders / folder, halves)
+    done = adapt("folds=0", "label=all", images=folders / "new", truth=folders / "truth")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (folders / "out").iterdir()) == ["label_1", "label_2"]
+    assert "0, 1, 2" in done.stdout
+    pairs = [lesion(number) for number in range(5)]
+    images, masks = zip(*((image, halves(mask)) for image, mask in pairs), strict=True)
+    for label in (1, 2):
+        out = folders / "out" / f"label_{label}"
+        (mask,) = metaseg.load(trained).adapt(images[:4], masks[:4], label=label).segment(images[4:])
+        assert np.array_equal(np.asarray(Image.open(out / "masks" / "case 4.png")) > 0, mask)
+        score = pd.read_csv(out / "results.csv")["dsc"][0]
+        assert score == pytest.approx(dice(mask[None], (masks[4] == label)[None])[0])
+
+
+@pytest.mark.parametrize("where", ["support/masks", "truth"])
+@pytest.mark.parametrize(
+    ("change", "overrides", "words"),
+    [
+        (lambda mask: lesion(0)[0], [], ["photograph", "case"]),
+        (np.zeros_like, [], ["empty masks", "case"]),
+        (halves, ["label=7"], ["label=7", "1, 2"]),
+        (halves, ["label=[1,7]"], ["label=7", "1, 2"]),
+    ],
+)
+def test_masks_that_cannot_be_meant_are_refused_before_anything_is_written(
+    adapt, folders, where, change, overrides, words
+):
+    rewrite(folders / where, change)
+    if where == "truth" and overrides:
+        rewrite(folders / "support" / "masks", lambda mask: (mask > 0) * np.uint8(7))
+        overrides = ["label=7"]
+    assert_fails_in_words(adapt(*overrides, images=folders / "new", truth=folders / "truth"), *words)
+    assert not (folders / "out").exists()
+
+
 def test_a_mask_of_another_size_is_refused(adapt, folders):
     Image.new("L", (6, 4), 255).save(folders / "support" / "masks" / "case 0.png")
     assert_fails_in_words(adapt(), "case 0.png", "64×48 pixels, found 6×4")

@@ -271,6 +271,52 @@ def test_refuses_masks_that_do_not_match(session, upload, tmp_path):
     assert not session.annotated
 
 
+def test_uploaded_masks_are_read_together(session, upload, painted, tmp_path):
+    session.add_images(upload("image", 0, 1))
+    labels = [np.where(painted[1][number], 2, 0).astype(np.uint8) for number in (0, 1)]
+    labels[1][:3, :3] = 1
+    paths = [tmp_path / f"case{number}.png" for number in (0, 1)]
+
+    def add(**options):
+        for path, values in zip(paths, labels, strict=True):
+            Image.fromarray(values).save(path)
+        return session.add_masks(paths, **options)
+
+    (said,) = add()
+    assert "0, 1, 2" in said
+    assert (session.picture("case1").mask() == (labels[1] > 0)).all()
+    (empty, _) = add(label=1)[::-1]
+    assert "case0" in empty
+    assert (session.picture("case1").mask() == (labels[1] == 1)).all()
+    (refused,) = add(label=5)
+    assert "label=5" in refused
+    assert not any(path.exists() for path in paths)
+
+
+def test_a_photograph_is_no_mask(session, upload, tmp_path):
+    session.add_images(upload("image", 0, 1))
+    (photograph,) = upload("image", 0)
+    (said,) = session.add_masks([photograph, *upload("mask", 1)])
+    assert "case0.png" in said
+    assert str(tmp_path) not in said
+    assert [picture.name for picture in session.annotated] == ["case1"]
+
+
+def test_volumes_are_uploaded_as_their_slices(session, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.random.default_rng(0).integers(0, 900, (40, 32, 3)).astype(np.int16)
+    for name, values in (("scan.nii.gz", volume), ("scan_seg.nii.gz", np.zeros((40, 32, 3), np.uint8))):
+        values[5:20, 5:20, 1] = 1
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / name)
+    assert session.add_images([tmp_path / "scan.nii.gz"]) == []
+    assert list(session.pictures) == ["scan_0000", "scan_0001", "scan_0002"]
+    assert session.add_masks([tmp_path / "scan_seg.nii.gz"]) == []
+    assert [picture.name for picture in session.annotated] == ["scan_0001"]
+    nibabel.save(nibabel.Nifti1Image(np.zeros((40, 32, 7)), np.eye(4)), tmp_path / "deep.nii")
+    (said,) = session.add_images([tmp_path / "deep.nii"])
+    assert "7 slices" in said
+
+
 def test_names_of_files_are_no_markup(session, upload):
     path = upload("image", 0)[0]
     path = path.rename(path.with_name("<img src=x onerror=alert(1)>[a](b).png"))

@@ -15,7 +15,10 @@ import yaml
 from conftest import ROOT, assert_fails_in_words
 from offline_runs import as_dict, of_kind, offline_records
 
+from metaseg.errors import MetasegError
+from metaseg.runs.directory import RunDirectory
 from metaseg.training.callbacks import LastCheckpoint, Unchanging
+from metaseg.training.run import refuse_another
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
 COMPARES = "feyjie"  # nothing is fitted at the target
@@ -171,6 +174,13 @@ def test_resuming_prints_changed_settings(train, resumable):
         (["--foo"], ["unrecognized arguments: --foo", "train.py --help"]),
         (["learner.inner.learning_rate=1"], ["learning_rate"]),
         (["shots=150"], ["150 support", "ph2 has"]),
+        (["shots=55", "target=kvasir_capsule"], ["shots=55", "kvasir_capsule"]),  # as its tests need more images
+        (["shots=1.5"], ["shots", "1.5"]),
+        (["data.size=gross"], ["data.size", "gross"]),
+        (["seed=-1"], ["seed", "-1"]),
+        (["seed=abc"], ["seed", "abc"]),
+        (["trainer=gpu"], ["trainer.accelerator=gpu"]),
+        (["trainer=ddp"], ["trainer.devices=2"]),
         (["target=ph2"], ["target", "ph2"]),
         (["target=mars"], ["unknown dataset 'mars'", "isic"]),
         (["ckpt_path=last"], ["last.ckpt", "hydra.run.dir"]),
@@ -185,8 +195,28 @@ def test_resuming_prints_changed_settings(train, resumable):
         (["learner=pretrained", "learner.network.encoder_weights=none.pth"], ["none.pth", "no such file"]),
     ],
 )
-def test_wrong_settings_are_refused_in_one_sentence(train, overrides, words):
+def test_wrong_settings_are_refused_in_one_sentence(train, overrides, words, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert_fails_in_words(train(*overrides), *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_run_directory_that_cannot_be_made_is_refused(train, tmp_path, place):
+    (tmp_path / "file").touch()
+    assert_fails_in_words(train(directory=tmp_path / place), "hydra.run.dir", place)
+
+
+@pytest.mark.parametrize("left", ["result.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt"])
+def test_the_directory_of_another_run_is_refused_unless_it_is_continued(tmp_path, left):
+    run, other = RunDirectory(tmp_path / "run").create(), RunDirectory(tmp_path / "other").create()
+    refuse_another(run, None)
+    (run.path / left).touch()
+    for checkpoint in (None, other.checkpoints / "last.ckpt"):
+        with pytest.raises(MetasegError, match=r"run \(.*ckpt_path=last.*hydra\.run\.dir"):
+            refuse_another(run, checkpoint)
+    for name in ("last.ckpt", "best.ckpt"):
+        refuse_another(run, run.path / "figures" / ".." / "checkpoints" / name)
 
 
 def test_missing_data_names_dataset_folder_remedy_and_the_twins(train, tmp_path):

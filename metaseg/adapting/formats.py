@@ -1,0 +1,292 @@
+"""File formats: pictures by Pillow, DICOM and DICOM-SEG by pydicom, stacks by tifffile, NIfTI by nibabel."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from metaseg.adapting.arrays import content_window, rgb, windowed
+from metaseg.adapting.masks import RawMask, coded, of_array
+from metaseg.data.layouts import SUFFIXES, opened, read_image
+from metaseg.errors import MetasegError, needs
+
+PICTURES = (*SUFFIXES, ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+DICOM = (".dcm", ".dicom", ".ima")
+TIFF = (".tif", ".tiff")
+NIFTI = (".nii", ".nii.gz")
+READABLE = (*PICTURES, *DICOM, *NIFTI)
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+"""DICOM's class of segmentations; label maps have another."""
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+
+
+def suffix(path: Path) -> str:
+    """The file's suffix in lower case: ".nii.gz" is one."""
+    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
+
+
+def stem(path: Path) -> str:
+    """The file's name without its suffix."""
+    return path.name[: len(path.name) - len(suffix(path))]
+
+
+def pages(path: Path) -> int:
+    """Number of images in a file: pages of a TIFF, slices of a NIfTI or DICOM-SEG file; 1 if it cannot be read."""
+    kind = suffix(path)
+    with suppress(MetasegError, OSError, SyntaxError, ValueError):  # reading it reports the problem
+        if kind in NIFTI:
+            return len(_volume(path))
+        if kind in DICOM:
+            return len(segmented(path)) or 1
+        if kind in TIFF:
+            with Image.open(path) as image:
+                return getattr(image, "n_frames", 1)
+    return 1
+
+
+def read(path: Path, page: int | None = None) -> np.ndarray:
+    """An image as it is shown, uint8 (H, W, 3).
+
+    More than 8 bits are windowed: DICOM by its window, if it has one, others by `content_window`.
+
+    Args:
+        path: the file.
+        page: from 0; None for a single-page file.
+
+    Raises:
+        MetasegError: if the file is damaged or its library is missing.
+    """
+    kind = suffix(path)
+    if kind in DICOM:
+        return _dicom(path)
+    if kind in NIFTI:
+        return rgb(windowed(_volume(path)[page or 0], _window(path, path.stat().st_mtime_ns)), str(path))
+    return _shown(_page(path, page), path) if page is not None else _picture(path)
+
+
+def read_mask(path: Path, page: int | None = None) -> RawMask:
+    """A mask, not interpreted yet. Arguments and errors as for `read`."""
+    kind = suffix(path)
+    if kind in NIFTI:
+        return of_array(_volume(path)[page or 0], str(path))
+    if kind in DICOM:
+        slices = segmented(path)
+        if slices:
+            return of_array(list(slices.values())[page or 0], str(path))
+        with _damage_named(path):
+            values = _dataset(path).pixel_array
+        return of_array(values, str(path))
+    return _picture_mask(path) if page is None else of_array(_page(path, page), str(path))
+
+
+def _picture(path: Path) -> np.ndarray:
+    with opened(path) as image:
+        several, deep = len(image.getbands()) > 1, image.mode.startswith(("I", "F"))
+        if not deep and not (several and ";16" in str(getattr(image, "tile", ""))):
+            return read_image(path)
+        if deep:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _shown(np.asarray(image), path)
+    import cv2  # as Pillow reduces colours to 8 bits
+
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise MetasegError(f"cannot read {path}; replace it with a fresh copy, or save it as 8-bit PNG")
+    return _shown(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB), path)
+
+
+def _picture_mask(path: Path) -> RawMask:
+    with opened(path) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.format in ("JPEG", "MPO"):
+            return RawMask(str(path), "soft", np.asarray(image.convert("RGB")).max(axis=-1))
+        if image.mode == "P":
+            return RawMask(str(path), "index", np.asarray(image), _palette(image))
+        if len(image.getbands()) > 1:
+            clear = "A" in image.getbands() or "transparency" in image.info
+            return of_array(np.asarray(image.convert("RGBA" if clear else "RGB")), str(path))
+        return of_array(np.asarray(image), str(path))
+
+
+def _palette(image: Image.Image) -> np.ndarray:
+    """The palette's colours as 0xRRGGBB, (256,); 0 for transparent entries, and then not for opaque black."""
+    given = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(given)] = given
+    codes, clear = coded(colours), image.info.get("transparency")
+    if clear is None:
+        return codes
+    opacity = np.full(256, 255)
+    if isinstance(clear, int):
+        opacity[clear] = 0
+    else:
+        opacity[: len(clear)] = list(clear)
+    return np.where(opacity < 128, 0, np.maximum(codes, 1))
+
+
+def _page(path: Path, page: int) -> np.ndarray:
+    tifffile = _library("tifffile", path)
+    try:
+        return np.asarray(tifffile.imread(path, key=page))
+    except Exception as error:  # damaged files raise errors of any type
+        raise MetasegError(f"cannot read page {page} of {path}: {error}; replace it with a fresh copy") from error
+
+
+def _shown(values: np.ndarray, path: Path) -> np.ndarray:
+    if values.ndim == 3 and values.shape[2] not in (1, 3, 4):
+        raise MetasegError(f"Expected an image with 1, 3 or 4 channels in {path}, found {values.shape[2]}.")
+    eight_bits = values.dtype in (np.uint8, bool)
+    shares = np.issubdtype(values.dtype, np.floating) and bool(((values >= 0) & (values <= 1)).all())
+    return rgb(values if eight_bits or shares else windowed(values), str(path))
+
+
+def _volume(path: Path) -> np.ndarray:
+    """A NIfTI file as slices along its third axis, (D, H, W), rows and columns as radiologists look at them."""
+    with _damage_named(path):
+        return _slices(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)  # slices are read one by one
+def _slices(path: Path, changed: int) -> np.ndarray:
+    nibabel = _library("nibabel", path)
+    with _damage_named(path):
+        image = nibabel.load(path)
+        values = np.asarray(image.dataobj)
+        axes = nibabel.aff2axcodes(image.affine)
+    if values.dtype.names or values.ndim < 2 or any(side > 1 for side in values.shape[3:]):
+        raise MetasegError(
+            f"Expected a NIfTI file of a slice or a volume, found {values.shape} in {path}; save volumes one by one."
+        )
+    values = values.reshape((*values.shape, 1)[:3])
+    # In millimetres towards the patient's left, back and feet, but slices towards the head, as most files have them.
+    wanted = ("LPI", "LPI", "LPS")
+    turned = tuple(axis for axis in range(3) if axes[axis] is not None and axes[axis] not in wanted[axis])
+    return np.flip(values, turned).transpose(2, 1, 0)
+
+
+@lru_cache(maxsize=64)
+def _window(path: Path, changed: int) -> tuple[float, float]:
+    return content_window(_slices(path, changed))
+
+
+def instance(path: Path) -> str | None:
+    """The DICOM file's SOP instance UID, by which a DICOM-SEG file names its images."""
+    if suffix(path) not in DICOM:
+        return None
+    with _damage_named(path):
+        return str(getattr(_dataset(path, stop_before_pixels=True), "SOPInstanceUID", "")) or None
+
+
+def segmented(path: Path) -> dict[str, np.ndarray]:
+    """The slices of a DICOM-SEG file: their image's SOP instance UID, or their position, → segment numbers, (H, W).
+
+    Empty for another file.
+
+    Raises:
+        MetasegError: if the file is damaged, or segments overlap.
+    """
+    if suffix(path) not in DICOM:
+        return {}
+    with _damage_named(path):
+        return _segments(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)  # slices are read one by one
+def _segments(path: Path, changed: int) -> dict[str, np.ndarray]:
+    header = _dataset(path, stop_before_pixels=True)
+    if header.get("SOPClassUID") not in (SEGMENTATION, LABEL_MAP):
+        return {}
+    dataset = _dataset(path)
+    frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+    if dataset.get("SegmentationType") == "FRACTIONAL":
+        frames = frames > dataset.MaximumFractionalValue / 2
+    found: dict[str, np.ndarray] = {}
+    for frame, (place, number) in zip(frames, _frames(dataset), strict=True):
+        labels, of_segment = found.setdefault(place, np.zeros(frame.shape, np.uint16)), frame > 0
+        if labels[of_segment].any():
+            raise MetasegError(f"Expected segments that do not overlap in {path}, found others; save them apart.")
+        labels[of_segment] = frame[of_segment] if number is None else number
+    return found
+
+
+def _frames(dataset: Any) -> Iterator[tuple[str, int | None]]:
+    """For each frame of a DICOM-SEG file: its place, and its segment's number (None: a label map)."""
+    shared = dataset.get("SharedFunctionalGroupsSequence", [{}])[0]
+    for own in dataset.PerFrameFunctionalGroupsSequence:
+
+        def item(name: str, own: Any = own) -> Any:
+            return (own.get(name) or shared.get(name) or [None])[0]
+
+        derived, position = item("DerivationImageSequence"), item("PlanePositionSequence")
+        sources = derived.get("SourceImageSequence") if derived is not None else None
+        of_segment = item("SegmentIdentificationSequence")
+        place = sources[0].ReferencedSOPInstanceUID if sources else position.ImagePositionPatient if position else ""
+        yield str(place), None if of_segment is None else int(of_segment.ReferencedSegmentNumber)
+
+
+def _dicom(path: Path) -> np.ndarray:
+    """The image as a DICOM viewer shows it: rescaled, windowed, inverted if its photometric interpretation says so."""
+    _library("pydicom", path)
+    from pydicom.pixels import apply_modality_lut, convert_color_space
+
+    with _damage_named(path):
+        dataset = _dataset(path)
+        if int(getattr(dataset, "NumberOfFrames", 1) or 1) > 1:
+            raise MetasegError(
+                f"Expected a single-frame DICOM file, found several frames in {path}; save them one by one."
+            )
+        values = dataset.pixel_array
+        kind = str(getattr(dataset, "PhotometricInterpretation", ""))
+        if values.ndim == 3:
+            return _shown(convert_color_space(values, kind, "RGB") if kind.startswith("YBR") else values, path)
+        grey = _in_window(np.asarray(apply_modality_lut(values, dataset)), dataset)
+    return rgb(255 - grey if kind == "MONOCHROME1" else grey, str(path))
+
+
+def _in_window(values: np.ndarray, dataset: Any) -> np.ndarray:
+    """Values in the file's first window, else in that of their content: uint8 (H, W)."""
+    tables = dataset.get("VOILUTSequence")
+    if tables:
+        from pydicom.pixels import apply_voi_lut
+
+        return windowed(apply_voi_lut(values, dataset), (0, 2 ** int(tables[0].LUTDescriptor[2]) - 1))
+    if dataset.get("WindowWidth") in (None, "") or dataset.get("WindowCenter") in (None, ""):
+        return windowed(values)
+    centre, width = (float(np.ravel(dataset.get(name))[0]) for name in ("WindowCenter", "WindowWidth"))
+    function = dataset.get("VOILUTFunction", "LINEAR")
+    if function == "SIGMOID":
+        return windowed(1 / (1 + np.exp(-4 * (values - centre) / width)), (0, 1))
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    return windowed(values, (centre - width / 2, centre + width / 2))
+
+
+def _dataset(path: Path, **options: Any) -> Any:
+    return _library("pydicom", path).dcmread(path, **options)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MetasegError:
+        raise
+    except Exception as error:  # damaged files and unsupported encodings raise errors of any type
+        raise MetasegError(f"cannot read {path}: {error}; replace it with a fresh copy, or save it as PNG") from error
+
+
+def _library(name: str, path: Path) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MetasegError(needs(str(path), name, "medical")) from error

@@ -1,0 +1,198 @@
+"""Volumes, DICOM-SEG and deep images: files as other programs write them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_files import PIXELS, dicom, save
+
+from metaseg.adapting.files import annotated_in, images_in, truth_in
+from metaseg.adapting.masks import foregrounds
+from metaseg.errors import MetasegError
+
+VOLUME = np.random.default_rng(1).integers(0, 2000, (20, 12, 4)).astype(np.int16)  # x, y, z
+LABELS = np.zeros((20, 12, 4), np.uint8)
+LABELS[3:9, 2:7, 1] = 1
+LABELS[10:15, 6:10, 1:3] = 2
+RAS = np.diag([1.0, 1, 2, 1])
+
+
+def nifti(path, values, affine=RAS):
+    nibabel = pytest.importorskip("nibabel")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values, affine), path)
+    return path
+
+
+def seen(volume):
+    """Slices of a volume towards right, front and head, as they are looked at."""
+    return volume[::-1, ::-1].transpose(2, 1, 0)
+
+
+def masks_of(annotated, label=None):
+    return foregrounds([one.mask.read_mask() for one in annotated], label)[0]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_each_slice_of_a_volume_is_an_image_in_the_volumes_window(tmp_path, suffix):
+    nifti(tmp_path / f"a{suffix}", VOLUME)
+    found = images_in(tmp_path)
+    assert [one.name for one in found] == ["a_0000", "a_0001", "a_0002", "a_0003"]
+    expected = np.clip(seen(VOLUME) / 2000 * 255, 0, 255)
+    for one, wanted in zip(found, expected, strict=True):
+        assert one.read().shape == (12, 20, 3)
+        assert np.abs(one.read()[..., 0] - wanted).max() <= 4
+
+
+def test_slices_with_foreground_are_annotated_whatever_the_orientation_of_image_and_mask(tmp_path):
+    nifti(tmp_path / "images" / "a.nii.gz", VOLUME)
+    nifti(tmp_path / "masks" / "a_seg.nii", LABELS[::-1], np.diag([-1.0, 1, 2, 1]))
+    found = annotated_in(tmp_path)
+    assert [one.image.name for one in found] == ["a_0001", "a_0002"]
+    for mask, wanted in zip(masks_of(found, label=2), seen(LABELS)[1:3], strict=True):
+        assert (mask == (wanted == 2)).all()
+
+
+def test_masks_are_found_for_slices_of_a_volume(tmp_path):
+    nifti(tmp_path / "images" / "a.nii.gz", VOLUME)
+    nifti(tmp_path / "whole" / "a.nii.gz", LABELS)
+    save(tmp_path / "some" / "a_0002.png", seen(LABELS)[2])
+    images = images_in(tmp_path / "images")
+    assert list(truth_in(tmp_path / "whole", images)) == [one.name for one in images]
+    (mask,) = truth_in(tmp_path / "some", images).items()
+    assert mask[0] == "a_0002"
+
+
+def test_a_single_slice_pairs_with_a_picture(tmp_path):
+    save(tmp_path / "images" / "a.png")
+    nifti(tmp_path / "masks" / "a.nii", (PIXELS[::-1, ::-1, 0] > 127).T.astype(float))
+    (mask,) = masks_of(annotated_in(tmp_path))
+    assert (mask == (PIXELS[..., 0] > 127)).all()
+
+
+def test_volumes_that_do_not_belong_together_are_refused(tmp_path):
+    nifti(tmp_path / "images" / "a.nii", VOLUME)
+    nifti(tmp_path / "masks" / "a.nii", LABELS[..., :3])
+    with pytest.raises(MetasegError, match=r"4, found 3 in .*a\.nii"):
+        annotated_in(tmp_path)
+    nifti(tmp_path / "masks" / "a.nii", np.zeros_like(LABELS))
+    with pytest.raises(MetasegError, match="4 empty slices"):
+        annotated_in(tmp_path)
+    nifti(tmp_path / "images" / "a.nii", np.zeros((4, 4, 2, 3)))
+    with pytest.raises(MetasegError, match=r"NIfTI.*a\.nii"):
+        images_in(tmp_path / "images")[0].read()
+
+
+def test_pages_of_a_tiff_have_masks_of_as_many_pages(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    for folder, values in (("images", VOLUME.astype(np.uint16)), ("masks", LABELS)):
+        (tmp_path / folder).mkdir()
+        tifffile.imwrite(tmp_path / folder / "a.tif", values.transpose(2, 0, 1), photometric="minisblack")
+    found = annotated_in(tmp_path)
+    assert [one.image.name for one in found] == ["a_0001", "a_0002"]
+    assert (masks_of(found, label=1)[0] == (LABELS[..., 1] == 1)).all()
+
+
+def segmentation(path, frames, instances=None, kind="BINARY"):
+    """A DICOM-SEG file; frames: (segment, slice, bool mask)."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import Dataset
+
+    values = np.stack([mask for *_, mask in frames])
+    packed = (
+        pydicom.pixels.pack_bits(values.astype(np.uint8))
+        if kind == "BINARY"
+        else (values * 200).astype(np.uint8).tobytes()
+    )
+    bits = 1 if kind == "BINARY" else 8
+    groups = []
+    for number, place, _ in frames:
+        group, of_segment, position = Dataset(), Dataset(), Dataset()
+        of_segment.ReferencedSegmentNumber = number
+        group.SegmentIdentificationSequence = [of_segment]
+        position.ImagePositionPatient = [0, 0, place]
+        group.PlanePositionSequence = [position]
+        if instances:
+            derived, source = Dataset(), Dataset()
+            source.ReferencedSOPInstanceUID = instances[place]
+            derived.SourceImageSequence = [source]
+            group.DerivationImageSequence = [derived]
+        groups.append(group)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return dicom(
+        path,
+        values[0].astype(np.uint8),
+        NumberOfFrames=len(frames),
+        SegmentationType=kind,
+        MaximumFractionalValue=255,
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4",
+        BitsAllocated=bits,
+        BitsStored=bits,
+        HighBit=bits - 1,
+        PerFrameFunctionalGroupsSequence=groups,
+        PixelData=packed,
+    )
+
+
+SLICES = LABELS.transpose(2, 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
+def test_segments_of_one_image_are_labels(tmp_path, kind):
+    save(tmp_path / "images" / "a.png")
+    segmentation(tmp_path / "masks" / "a.dcm", [(1, 0, SLICES[1] == 1), (2, 0, SLICES[1] == 2)], kind=kind)
+    found = annotated_in(tmp_path)
+    assert (masks_of(found)[0] == (SLICES[1] > 0)).all()
+    assert (masks_of(found, label=2)[0] == (SLICES[1] == 2)).all()
+
+
+def test_a_segmentation_of_a_series_names_its_images(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    (tmp_path / "images").mkdir()
+    names = []
+    for number in range(4):
+        path = dicom(tmp_path / "images" / f"IM{number}.dcm", VOLUME[..., number].T.astype(np.uint16))
+        names.append(pydicom.dcmread(path).SOPInstanceUID)
+    frames = [(1, 1, SLICES[1] == 1), (2, 2, SLICES[2] == 2), (2, 1, SLICES[1] == 2)]
+    segmentation(tmp_path / "masks" / "seg.dcm", frames, names)
+    found = annotated_in(tmp_path)
+    assert [one.image.name for one in found] == ["IM1", "IM2"]
+    for one, mask, wanted in zip(found, masks_of(found), SLICES[1:3], strict=True):
+        assert (mask == (wanted > 0)).all(), one.image.name
+
+
+def test_overlapping_segments_are_refused(tmp_path):
+    save(tmp_path / "images" / "a.png")
+    segmentation(tmp_path / "masks" / "a.dcm", [(1, 0, SLICES[1] > 0), (2, 0, SLICES[1] == 2)])
+    with pytest.raises(MetasegError, match=r"overlap in .*a\.dcm"):
+        annotated_in(tmp_path)
+
+
+def test_deep_pictures_of_every_kind_are_windowed(tmp_path):
+    deep = PIXELS.astype(np.uint16) * 16
+    cv2 = pytest.importorskip("cv2")
+    for suffix in (".png", ".tif"):
+        save(tmp_path / f"grey{suffix}", deep[..., 0])
+        cv2.imwrite(str(tmp_path / f"rgb{suffix}"), deep[..., ::-1])
+    for one in images_in(tmp_path):
+        wanted = PIXELS if one.name.startswith("rgb") else PIXELS[..., :1]
+        assert np.abs(one.read().astype(int) - wanted).max() <= 8, one.path
+
+
+def test_the_window_of_a_dicom_file_and_not_its_content_sets_the_contrast(tmp_path):
+    values = np.linspace(400, 600, 240).reshape(12, 20).astype(np.uint16)
+    window = {"WindowCenter": 500, "WindowWidth": 1000}
+    dicom(tmp_path / "1.dcm", values, **window)
+    dicom(tmp_path / "2.dcm", values, **window, VOILUTFunction="SIGMOID")
+    dicom(tmp_path / "3.dcm", values)
+    linear, sigmoid, content = (one.read()[..., 0] for one in images_in(tmp_path))
+    assert (linear.min(), linear.max()) == (102, 153)
+    assert 90 < sigmoid.min() < sigmoid.max() < 160
+    assert (content.min(), content.max()) == (0, 255)
+
+
+def test_masks_of_dicom_without_segments_are_label_maps(tmp_path):
+    save(tmp_path / "images" / "a.png")
+    (tmp_path / "masks").mkdir()
+    dicom(tmp_path / "masks" / "a.dcm", np.ascontiguousarray(SLICES[1]))
+    assert (masks_of(annotated_in(tmp_path), label=2)[0] == (SLICES[1] == 2)).all()
+    assert Image.open(tmp_path / "images" / "a.png").size == SLICES[1].shape[::-1]

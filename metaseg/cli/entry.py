@@ -146,7 +146,7 @@ def as_it_stands(argument: str, paths: Collection[str]) -> str:
 
 
 def clear_away(hydra_config: HydraConf) -> None:
-    """Remove the directory of a refused run if it holds only what every run begins with: settings and empty folders.
+    """Remove the directory of a refused run if it holds only settings, a log and empty folders.
 
     Parent folders that come from the default path are removed too once they are empty.
     """
@@ -157,7 +157,7 @@ def clear_away(hydra_config: HydraConf) -> None:
     begun = [folder / name for name in ("checkpoints", "figures") if (folder / name).is_dir()]
     # Without these folders, config.yaml is not a run's.
     ours = {own, *begun, folder / ".lock"} | ({folder / "config.yaml"} if begun else set())
-    logs = {path for path in folder.glob("*.log") if not path.stat().st_size}
+    logs = {folder / f"{hydra_config.job.name}.log"} & set(folder.glob("*.log"))
     if set(folder.glob("*")) - ours - logs or any(any(path.iterdir()) for path in begun):
         return
     with suppress(OSError):  # gone

@@ -12,6 +12,8 @@ from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
+from metaseg.networks.encoder_unet import EncoderUNet
+from metaseg.networks.smp import LibraryNetwork, require_multiples
 from metaseg.runs import schema
 from metaseg.runs.schema import Run, Trained
 
@@ -27,10 +29,13 @@ def build_learner(
         initial_weights: False skips loading pre-trained weights, if they will be replaced anyway.
 
     Raises:
-        MetasegError: on an unknown network, or an argument the learner does not take.
+        MetasegError: on an unknown network, an argument the learner does not take, or an image size that the network
+            cannot halve as often as it must.
     """
     learner = settings.learner if learner is None else learner
     network = build_network(settings, learner, initial_weights)
+    if isinstance(network, EncoderUNet | LibraryNetwork):
+        require_multiples(network.label, network.stride, settings.data.size, settings.data.size)
     kind = get_class(learner.target_)
     groups = {"adapt": learner.adapt, "optimizer": learner.optimizer, "inner": learner.inner}
     shared: dict[str, Any] = {key: group for key, group in groups.items() if group is not None}

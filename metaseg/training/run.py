@@ -50,9 +50,9 @@ def run(config: DictConfig) -> Result | None:
     settings = schema.read(schema.Run, config)
     directory, checkpoint = prepare(settings)
     data = EpisodicData(settings)
+    learner = build_learner(settings)  # before images are decoded, which can take minutes
     data.prepare_data()
     data.setup()
-    learner = build_learner(settings)
     if settings.evaluation.scratch.compare and learner.trains:
         # Check the requirements of testing before training.
         build_learner(settings, scratch_settings(settings), initial_weights=False)

@@ -6,11 +6,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from conftest import settings_of
 
 from metaseg.data.batches import Episode, SupportSet, image_tensor
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
-from metaseg.learners.build import fitting
+from metaseg.learners.build import build_learner, fitting
 from metaseg.learners.fomaml import FirstOrderMAML
 from metaseg.learners.imaml import ImplicitMAML
 from metaseg.learners.joint import Joint
@@ -367,3 +368,8 @@ def test_outer_step_respects_rates_and_freezing():
     assert longest["encoder"] == 0
     assert longest["decoder"] == pytest.approx(0.5 * OPTIMIZER["lr"], rel=1e-3)
     assert longest["head"] == pytest.approx(OPTIMIZER["lr"], rel=1e-3)
+
+
+def test_a_size_that_the_network_cannot_halve_is_refused_before_images_are_read():
+    with pytest.raises(MetasegError, match="multiples of 32"):
+        build_learner(settings_of("learner=scratch", "pair=none", "model=pretrained", "data.size=112"))

@@ -1,0 +1,37 @@
+"""`python -m benchmarks own_images`."""
+
+import json
+
+import pytest
+import torch
+
+import metaseg
+from benchmarks import own_images
+from benchmarks.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """The command sets the number of threads for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_each_draw_is_measured_once_and_kept(trained, folders, tmp_path, monkeypatch):
+    model = metaseg.load(trained)
+    monkeypatch.setattr(metaseg, "load", lambda **_: model)
+    options = ["--of", "1", "2", "--draws", "1", "--images", "2", "--steps", "2", "--threads", "1"]
+    command = ["own_images", str(folders / "support"), *options, "--out", str(tmp_path / "out")]
+    main(command)
+    record, content = (tmp_path / "out" / name for name in ("own_images.jsonl", "own_images_cpu.json"))
+    one, two = (json.loads(line) for line in record.read_text().splitlines())
+    assert (one["shots"], two["shots"]) == (1, 2)
+    assert one["held_out"] is None
+    assert len(two["held_out"]) == 2
+    assert 0 <= two["dice"] <= 1
+    assert set(two["ranks"]) == {"soft", "agreement"}
+    assert len(json.loads(content.read_text())["numbers"]["draws"]) == 2
+
+    monkeypatch.setattr(own_images, "measured", lambda *_, **__: pytest.fail("measured again"))
+    main(command)

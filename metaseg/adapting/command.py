@@ -109,7 +109,7 @@ def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Pat
             if settings.save:
                 done = savable(adapted) and save(adapted, out / NAME)
                 print(f"segmenter   {paths['out'] / NAME if done else 'not saved: nothing was adapted'}")
-        _say(adapted)
+        _say(adapted, settings)
         for path in export(adapted, out, settings.export):
             print(f"segmenter   {paths['out'] / path.name}")
         if not sources:
@@ -188,21 +188,19 @@ class _Truth:
         return _tried(read)
 
 
-def _say(adapted: Adapted) -> None:
+def _say(adapted: Adapted, settings: schema.Adaptation) -> None:
     """What was adapted, and how good it is."""
     plan = adapted.plan
-    print(
-        f"adapted     at {plan.shape[1]}×{plan.shape[0]} pixels, which keeps {100 * plan.kept:.0f} % of the masks' Dice"
-    )
-    print(f"repeat      {plan.settings()} seed= as given")
+    print(f"worked at   {plan.shape[1]}×{plan.shape[0]} pixels, where a Dice of {100 * plan.kept:.0f} % is possible")
+    print(f"repeat with {plan.settings()}")
     if plan.kept < KEPT:
-        _warn(
-            [f"At the working size the masks keep {100 * plan.kept:.0f} % of their Dice, so no result can be better."]
-        )
+        _warn(["The annotated objects are too small for the working size; crop the images to the part that matters."])
     if adapted.estimate is not None:
         print(f"{adapted.estimate.sentence()}\n{adapted.estimate.verdict()}")
     elif len(adapted.support.images) == 1:
         print("Dice to expect: unknown, as a single annotated image cannot be held out; annotate more.")
+    elif settings.folds is None and settings.support is not None and settings.budget is not None:
+        print(f"Dice to expect: unknown, as budget={settings.budget:g} seconds allow no estimate; raise budget.")
 
 
 def _segment(

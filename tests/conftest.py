@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import multiprocessing
 import os
 import runpy
@@ -65,6 +66,12 @@ PROGRAMS = {"program", "train_process", "trained", "pretrained"}
 
 LONG = 10
 """Seconds of a processor that a test of `make test-fast` may take: those there are take less than two."""
+
+
+def pytest_collection_finish():
+    """The garbage collector need not look at what has been imported, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
@@ -170,6 +177,7 @@ def assert_fails_in_words(finished, *words):
 
 def blank(figure, path):
     """Write an empty picture in place of a figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(path, "PNG")
 
 

@@ -75,6 +75,7 @@ def painted(tmp_path_factory):
     for name, count in (("ph2", 40), ("kvasir", 40), ("isic", 40), ("cvc", 60), ("kvasir_capsule", 55)):
         size = ["--count", str(count), "--size", "64", "--out", str(data / name)]
         assert data_room.main(["paint", name, *size]) == 0
+    assert data_room.main(["paint", "ph2", "--count", "5", "--size", "64", "--out", str(data / "five")]) == 0
     for path in list((data / "cvc").rglob("*.png")):  # published are numbers of frames, from 1 on
         path.rename(path.with_stem(str(int(path.stem.removeprefix("cvc_")) + 1)))
     shutil.copytree(data / "isic", data / "mine")
@@ -130,7 +131,7 @@ def test_the_command_does_what_it_says(command, place, program, trained, untrain
     if words[1] == "adapt" and "--help" not in words:
         (place / "new").mkdir()
         shutil.copy("data/isic/images/isic_0000.png", "new")
-        words[2:] = ["support=data/ph2", "images=new", "out=out", "folds=2", "recipe=quick"]
+        words[2:] = ["support=data/five", "images=new", "out=out", "folds=2", "recipe=quick"]
     if "model.init_path=FILE" in words:
         assert program("pretrain.py", *TINY_PRETRAINING, "model.features=8", directory=place / "mri").returncode == 0
         (weights,) = (place / "mri").glob("unet-*.pt")

@@ -24,11 +24,6 @@ SWITCHES = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
-FEW_FRAMES = """
-window.requestAnimationFrame = draw => setTimeout(() => draw(performance.now()), 250);
-window.cancelAnimationFrame = clearTimeout;
-"""
-"""Four frames a second: without a graphics card the canvas would keep a processor busy all the time."""
 SECONDS = 120_000  # milliseconds: a canvas drawn without a graphics card takes seconds for each move of the mouse
 
 pytestmark = [
@@ -83,11 +78,10 @@ def browser(tmp_path):
             executable_path=CHROMIUM,
             headless=True,
             args=SWITCHES,
-            viewport={"width": 1000, "height": 900},
+            viewport={"width": 1400, "height": 1200},
             accept_downloads=True,
         )
         context.set_default_timeout(SECONDS)
-        context.add_init_script(FEW_FRAMES)
         yield context
         context.close()
 

@@ -1,30 +1,21 @@
 """docs/extending.md does what it says: its learner, as printed there, trains and is tested."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
-import pytest
-from conftest import ROOT, TINY, environment
+from conftest import ROOT
 
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.long
-def test_the_printed_learner_is_one_file_and_one_yaml(tmp_path):
+def test_the_printed_learner_is_one_file_and_one_yaml(train, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     (settings,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     (tmp_path / "signed.py").write_text(code)
     (tmp_path / "conf" / "learner").mkdir(parents=True)
     (tmp_path / "conf" / "learner" / "signed.yaml").write_text(settings.replace("metaseg.learners.signed", "signed"))
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "learner=signed"]
-    command += [f"hydra.run.dir={tmp_path / 'run'}", f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
-    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(PYTHONPATH=paths), capture_output=True, text=True, check=False
-    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = train("learner=signed", f"hydra.searchpath=[file://{tmp_path / 'conf'}]")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["settings"]["learner"]["name"] == "signed"
 

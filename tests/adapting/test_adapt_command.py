@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, assert_fails_in_words, lesion
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, assert_fails_in_words, composed, lesion
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -214,8 +213,8 @@ AWKWARD = ["a, b (2) [x] {y} = näme's # 100% \\", "2024", "true", "1e5", "[a,b]
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_paths_are_composed_as_they_stand(name):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("adapt", ["checkpoint=a", "support=b", "out=c", as_it_stands(f"images={name}", ["images"])])
+    given = ["checkpoint=a", "support=b", "out=c", as_it_stands(f"images={name}", ["images"])]
+    config = composed(*given, command="adapt")
     assert OmegaConf.to_container(config, resolve=True)["images"] == name
 
 

@@ -48,7 +48,7 @@ def served(run, tmp_path):
         yield lines["page"], Path(lines["images"].partition(",")[0]), process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(120)
     assert process.returncode == 0, log.read_text()
     assert "Traceback" not in log.read_text()
     assert not list((tmp_path / "temporary").glob("metaseg*"))
@@ -59,7 +59,7 @@ def _lines(log):
     return lines if "stop" in lines else None
 
 
-def _until(found, process=None, seconds=90):
+def _until(found, process=None, seconds=300):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         result = found()

@@ -1,10 +1,8 @@
 """A run that segments without having been trained, and uploads from the painted twins."""
 
-from pathlib import Path
-
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from conftest import composed
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -13,16 +11,13 @@ from metaseg.app.session import Network, Session
 from metaseg.app.uploads import Limits
 from metaseg.data.synthetic.twins import twin
 
-CONF = Path(__file__).parents[2] / "conf"
 SETTINGS = ["learner=scratch", "learner.adapt.steps=2", "data=synthetic", "data.size=32", "model.features=2", "shots=3"]
 
 
 @pytest.fixture(name="run", scope="session")
 def run_fixture(tmp_path_factory):
     """The directory of a run of training from scratch: it needs no checkpoint."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=SETTINGS)
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings = OmegaConf.to_container(composed(*SETTINGS), resolve=True)
     directory = tmp_path_factory.mktemp("run")
     (directory / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return directory

@@ -83,6 +83,18 @@ def test_training_images_are_limited_over_all_pools_together():
     assert sum(len(indices) for _, indices in data(train_images=500).train_plan.pools) == everything
 
 
+def test_a_learner_of_the_target_trains_on_most_of_it_and_is_scored_on_the_rest():
+    found = data(targets=["kvasir_capsule"], train_on="target")
+    target = found.targets["kvasir_capsule"]
+    ((name, trained_on),) = found.train_plan.pools
+    assert (name, list(found.targets)) == ("kvasir_capsule", ["kvasir_capsule"])
+    assert len(target.scored) == 11  # one of five blocks
+    for indices in (trained_on, found.validation_plan.pools[0][1], target.draw(3, 0, 0)[0]):
+        assert len(indices)
+        assert set(indices) <= set(target.candidates)
+    assert not set(target.candidates) & set(target.scored)
+
+
 def test_without_a_pair_there_are_targets_only():
     found = data(pools=[])
     assert list(found.targets) == ["isic"]

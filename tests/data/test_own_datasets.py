@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from metaseg.data import catalogue, layouts, pools
 from metaseg.data.check import check
 from metaseg.data.module import Target, image_count, load_pool
 from metaseg.errors import MetasegError
+from metaseg.training import run
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 STEMS = [f"s{number}" for number in range(6)]
@@ -266,14 +268,25 @@ def test_it_is_source_and_target(train, tmp_path, root):
     assert np.isfinite(result["targets"]["yours"]["dsc"]["mean"])
 
 
-def test_one_or_three_sources_with_it_as_target(train, root, tmp_path):
-    settings = [*REAL, f"data.root={root}", "model.features=2"]
-    alone = train(*settings, "pair=[yours]", "target=mine", directory=tmp_path / "one")
-    assert alone.returncode == 0, alone.stderr
-    mixed = [*settings, "tasks.mixing=mixed", "data=synthetic", "data.size=32", "pair=[ph2,kvasir,cvc]"]
-    assert train(*mixed, directory=tmp_path / "three").returncode == 0
-    settings = json.loads((tmp_path / "three/result.json").read_text())["settings"]
-    assert settings["pair"]["name"] == "ph2+kvasir+cvc"
+@pytest.mark.parametrize(
+    ("pair", "name", "others"),
+    [
+        ("[yours]", "yours+", []),
+        ("[yours,kvasir,mine2]", "yours+kvasir+mine2", ["tasks.mixing=mixed"]),
+    ],
+)
+def test_one_or_three_sources_with_it_as_target(train, root, monkeypatch, pair, name, others):
+    """As far as training."""
+    seen = []
+    monkeypatch.setattr(run, "carry_out", lambda settings, learner, data, *_: seen.append((settings, data)))
+    shutil.copytree(root / "yours", root / "mine2")
+    describe(root, "mine2", images="{stem}.jpg", masks="{stem}.png")
+    finished = train(*REAL, f"data.root={root}", "target=mine", f"pair={pair}", *others)
+    assert finished.returncode == 0, finished.stderr
+    ((settings, data),) = seen
+    assert settings.pair.name == name
+    assert list(data.targets) == ["mine"]
+    assert "+".join(name for name, _ in data.train_plan.pools) == name.rstrip("+")
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,7 @@ def test_pairing_refuses_other_cells():
         ({"matrix": np.ones(4)}, r"\(draws, images\) but found shape \(4,\)"),
         ({"matrix": np.array([[0.1, np.inf]])}, "1 of them infinite"),
         ({"matrix": np.ones((2, 2)), "level": 95}, "level between 0 and 1.*found 95"),
+        ({"matrix": np.ones((2, 2)), "level": 1}, "level between 0 and 1.*found 1"),
         ({"matrix": np.ones((2, 2)), "resamples": 10}, "at least 100 resamples.*10"),
     ],
 )

@@ -93,11 +93,11 @@ def test_images_that_contradict_one_another_are_followed_less():
 
 @pytest.mark.long
 def test_the_share_is_chosen_by_dice_of_held_out_images():
-    of, support = tuning(folds=3), contradicting()
+    of, support = tuning(folds=3, steps=10), contradicting()
     start = flatten(theta(of).values())
     by_hand = [[] for _ in SHARES]
     for rest, part in divided(support, 3):
-        ((_, end),) = replace(of, folds=0).run(theta(of), rest, [20])
+        ((_, end),) = replace(of, folds=0).run(theta(of), rest, [10])
         for row, share in enumerate(SHARES):
             parameters = {name: value.lerp(end.parameters[name], share) for name, value in theta(of).items()}
             images, masks = part.clean()
@@ -105,14 +105,14 @@ def test_the_share_is_chosen_by_dice_of_held_out_images():
                 statistics = forward(of.network, parameters, rest.clean()[0])[1]
                 logits = forward(of.network, parameters, images, statistics)[0]
             by_hand[row] += dice((logits > 0)[:, 0].numpy(), masks[:, 0].numpy() > 0).tolist()
-    whole = dict(replace(of, folds=0).run(theta(of), support, [20]))
-    found = dict(of.run(theta(of), support, [20]))
-    share = share_of(flatten(whole[20].parameters.values()) - start, first(found[20]), start)
+    whole = dict(replace(of, folds=0).run(theta(of), support, [10]))
+    found = dict(of.run(theta(of), support, [10]))
+    share = share_of(flatten(whole[10].parameters.values()) - start, first(found[10]), start)
     assert share == pytest.approx(chosen_share(np.array(by_hand)), abs=1e-3)
-    followed = found[20].followed
+    followed = found[10].followed
     assert followed.share == chosen_share(np.array(by_hand))
     assert followed.held_out == pytest.approx(dict(zip(SHARES, np.mean(by_hand, 1), strict=True)), abs=1e-6)
-    torch.testing.assert_close(found[20].alone.parameters, whole[20].parameters)
+    torch.testing.assert_close(found[10].alone.parameters, whole[10].parameters)
 
 
 def test_smallest_share_within_one_standard_error_is_chosen():
@@ -126,10 +126,10 @@ def test_smallest_share_within_one_standard_error_is_chosen():
 
 @pytest.mark.long
 def test_predictions_average_the_fold_networks():
-    of, support = tuning(folds=3), contradicting()
+    of, support = tuning(folds=3, steps=10), contradicting()
     start = flatten(theta(of).values())
-    ((_, ensemble),) = of.run(theta(of), support, [20])
-    ends = [dict(replace(of, folds=0).run(theta(of), rest, [20]))[20] for rest, _ in divided(support, 3)]
+    ((_, ensemble),) = of.run(theta(of), support, [10])
+    ends = [dict(replace(of, folds=0).run(theta(of), rest, [10]))[10] for rest, _ in divided(support, 3)]
     assert len(ensemble.members) == 4
     shares = [
         share_of(flatten(end.parameters.values()) - start, member, start)
@@ -163,12 +163,12 @@ def test_no_ensemble_before_the_first_step_or_without_folds():
 
 @pytest.mark.long
 def test_yielding_steps_does_not_change_the_descent():
-    of, support = tuning(), contradicting()
-    alone = dict(of.run(theta(of), support, [20]))
-    among = dict(of.run(theta(of), support, [0, 1, 5, 20]))
+    of, support = tuning(steps=10), contradicting()
+    alone = dict(of.run(theta(of), support, [10]))
+    among = dict(of.run(theta(of), support, [0, 1, 5, 10]))
     images = image_tensor(discs(2, 9).images)
-    assert sorted(among) == [0, 1, 5, 20]
-    torch.testing.assert_close(alone[20](images), among[20](images))
+    assert sorted(among) == [0, 1, 5, 10]
+    torch.testing.assert_close(alone[10](images), among[10](images))
     assert all(torch.equal(among[0].parameters[name], value) for name, value in theta(of).items())
 
 

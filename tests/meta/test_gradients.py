@@ -1,6 +1,7 @@
 """Meta-gradients against closed forms and finite differences, in float64."""
 
 import dataclasses
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -372,3 +373,74 @@ def test_the_inner_loop_ends_where_its_tolerance_is_reached(method):
     enough = implicit_gradient(task, theta, loop, lam=3.0, cg_steps=1, cg_tolerance=0)
     assert enough.diagnostics["unsolved"] == 0
     assert enough.diagnostics["stationarity"] <= 0.05
+
+
+def task_of(hidden, asked):
+    """The network of `network_task` on results of earlier stages, by which gradients are wanted."""
+    generator = torch.Generator().manual_seed(6)
+    y, v = (torch.randn(rows, 1, generator=generator, dtype=torch.float64) for rows in (7, 5))
+    theta = network_task()[1]
+    leaves = [value.clone().requires_grad_() for value in (hidden, asked)]
+
+    def predict(parameters, inputs):
+        return torch.tanh(inputs @ parameters["w1"].T + parameters["b1"]) @ parameters["w2"].T
+
+    return Task(
+        lambda parameters: (predict(parameters, leaves[0]), None),
+        lambda logits: (logits - y).square().mean(),
+        lambda parameters, _: ((predict(parameters, leaves[1]) - v).square().mean(), None),
+        support_inputs=(leaves[0],),
+        query_inputs=(leaves[1],),
+    ), theta
+
+
+@pytest.mark.parametrize(
+    ("method", "inner"),
+    [
+        (unrolled_gradient, InnerLoop("momentum", 0.05, 4, 0.7)),
+        (partial(unrolled_gradient, checkpoint=True), InnerLoop("adam", 0.05, 4)),
+        (partial(implicit_gradient, lam=3.0, cg_steps=50, cg_tolerance=1e-13), InnerLoop("sgd", 0.1, 300, 3.0)),
+    ],
+    ids=["unrolled", "checkpointed", "implicit"],
+)
+def test_gradients_by_inputs_include_the_way_through_the_inner_loop(method, inner):
+    generator = torch.Generator().manual_seed(7)
+    places = [torch.randn(rows, 3, generator=generator, dtype=torch.float64) for rows in (7, 5)]
+    found = method(*task_of(*places), inner)
+    assert [value.shape for value in found.by_inputs] == [value.shape for value in places]
+    for index, by_input in enumerate(found.by_inputs):
+        direction = torch.randn(places[index].shape, generator=generator, dtype=torch.float64)
+        ends = []
+        for width in (1e-5, -1e-5):
+            moved = [*places]
+            moved[index] = places[index] + width * direction
+            ends.append(first_order_gradient(*task_of(*moved), inner).diagnostics["query_loss_after"])
+        assert (by_input * direction).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
+
+
+def test_without_a_derivative_of_the_inner_loop_inputs_of_the_support_set_have_no_effect():
+    inputs = torch.ones(7, 3, dtype=torch.float64), torch.ones(5, 3, dtype=torch.float64)
+    first = first_order_gradient(*task_of(*inputs), InnerLoop("sgd", 0.05, 2))
+    assert [bool(value.any()) for value in first.by_inputs] == [False, True]
+    reptile = reptile_gradient(*task_of(*inputs), InnerLoop("sgd", 0.05, 2))
+    assert [bool(value.any()) for value in reptile.by_inputs] == [False, False]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        first_order_gradient,
+        unrolled_gradient,
+        reptile_gradient,
+        partial(implicit_gradient, lam=3.0, cg_steps=2, cg_tolerance=0.0),
+    ],
+)
+def test_diagnostics_say_how_far_the_inner_loop_moved_and_how_long_the_gradient_is(method):
+    task, theta = network_task()
+    rates = torch.cat([torch.zeros(12, dtype=torch.float64), torch.ones(8, dtype=torch.float64)])
+    found = method(task, theta, InnerLoop("sgd", 0.05, 3, 3.0, rates=rates))
+    start, end = flatten(theta.values()), flatten(found.adapted.values())
+    assert found.diagnostics["moved"] == pytest.approx(((end - start).norm() / start[12:].norm()).item())
+    assert found.diagnostics["gradient_norm"] == pytest.approx(found.gradient.norm().item())
+    assert found.diagnostics["inner_steps"] == 3
+    assert found.diagnostics.get("cg_iterations", 2) == 2

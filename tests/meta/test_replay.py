@@ -147,6 +147,18 @@ class Small(nn.Module):
         return self.operation(self.convolution(images))
 
 
+@pytest.mark.parametrize("kind", [Replay, DoubleBackward])
+def test_a_parameter_that_the_network_does_not_read_has_no_curvature(kind):
+    inputs = drawn(5, 3)
+    phi = {"read": drawn(3, seed=1).requires_grad_(), "unread": drawn(2, seed=2).requires_grad_()}
+    found = kind(lambda p: ((inputs * p["read"]).sum(1), None), lambda logits: logits.square().sum(), phi)
+    (vector,) = directions(phi, 1)
+    expected = torch.cat([2 * inputs.T @ inputs @ vector[:3], torch.zeros(2, dtype=torch.float64)])
+    torch.testing.assert_close(found.hessian(vector), expected)
+    torch.testing.assert_close(found.gauss_newton(lambda _, along: 2 * along, vector), expected)
+    assert torch.equal(found.gradient[3:], torch.zeros(2, dtype=torch.float64))
+
+
 def test_an_unknown_operation_is_named():
     with pytest.raises(Unsupported, match=r"aten\.(erf|exp)"):
         Replay(*problem(Small(lambda hidden: torch.erf(hidden)))[:3])

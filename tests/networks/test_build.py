@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from conftest import composed
 from omegaconf import OmegaConf
 
 from metaseg.errors import MetasegError
@@ -61,9 +61,8 @@ def test_bad_settings_are_told(settings, sentence):
 
 
 @pytest.mark.parametrize("name", ["attention_unet", "smp", "pretrained"])
-def test_configuration_files_hold_arguments_of_build(name, request):
-    with initialize_config_dir(str(request.config.rootpath / "conf"), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=[f"model={name}"]).model, resolve=False)
+def test_configuration_files_hold_arguments_of_build(name):
+    config = OmegaConf.to_container(composed(f"model={name}").model, resolve=False)
     settings = {key: value for key, value in config.items() if key not in ("norm", "recipe", "init")}
     settings |= {"features": 2} if name == "attention_unet" else {}
     assert build(**settings)(torch.randn(2, 3, 32, 32)).shape == (2, 1, 32, 32)

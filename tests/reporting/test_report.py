@@ -1,6 +1,8 @@
 """The report, as its users run it, on run directories with made-up scores."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -12,7 +14,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, blank, environment
 from run_directories import TRIVIAL, write_run
 
 from metaseg.cli.report import main
@@ -70,15 +72,31 @@ def line_of(rows, system, shots=5, target="isic"):
     return found
 
 
-@pytest.fixture(autouse=True)
-def small_figures(monkeypatch):
-    monkeypatch.setattr("metaseg.plots.figures.DOTS", 20)
+@pytest.fixture(autouse=True, scope="module")
+def blank_figures():
+    """tests/reporting/test_comparisons.py and tests/plots look at what is drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("plots.figures", "reporting.comparisons"):
+            patch.setattr(f"metaseg.{place}.save", blank)
+        yield
 
 
 @pytest.fixture
 def runs(tmp_path):
     """Two seeds of iMAML, one of MAML, joint, scratch and naive on ISIC; two targets; pictures."""
-    folder = tmp_path / "runs"
+    return write_runs(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory, blank_figures):
+    """The same with their report, and what its command printed."""
+    folder, said = write_runs(tmp_path_factory.mktemp("reported") / "runs"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main([str(folder)]) == 0
+    return folder, said.getvalue()
+
+
+def write_runs(folder):
     write_run(folder / "a" / "imaml0", "imaml", dice=0.75, pictures=True, packed=True)
     write_run(folder / "a" / "imaml1", "imaml", seed=1, dice=0.71, pictures=True)
     write_run(folder / "maml", "maml", dice=0.65, pictures=True)
@@ -90,9 +108,9 @@ def runs(tmp_path):
 
 
 @pytest.mark.long
-def test_the_report_of_some_cells(runs, capsys):
-    assert main([str(runs)]) == 0
-    assert "index.html: 7 runs" in capsys.readouterr().out
+def test_the_report_of_some_cells(reported):
+    runs, said = reported
+    assert "index.html: 7 runs" in said
     rows = table_of(runs, 2)
     imaml = line_of(rows, "iMAML")
     assert (imaml["seeds"], imaml["draws"], imaml["images"]) == ("2", "4", "12")
@@ -112,8 +130,8 @@ def test_the_report_of_some_cells(runs, capsys):
 
 
 @pytest.mark.long
-def test_the_page_holds_everything_itself(runs):
-    assert main([str(runs)]) == 0
+def test_the_page_holds_everything_itself(reported):
+    runs, _ = reported
     page = page_of(runs)
     assert page.addresses
     assert all(address.startswith(("#", "data:image/")) for address in page.addresses)
@@ -222,8 +240,7 @@ def test_broken_and_unfinished_directories_are_named_and_the_rest_is_reported(tm
     assert "no_json" in text
     assert "begun" in text
     # A second report does not take the first for a run.
-    assert main([str(tmp_path)]) == 1
-    assert "1 run\n" in capsys.readouterr().out
+    assert len(read_runs(tmp_path).runs) == 1
 
 
 @pytest.mark.long
@@ -337,10 +354,9 @@ def test_initial_weights_are_set_against_each_other(runs):
 
 
 @pytest.mark.long
-def test_learned_strengths_are_listed_from_largest_to_smallest(runs):
+def test_learned_strengths_are_listed_from_largest_to_smallest(runs, reported):
     assert strengths_of(read_runs(runs).runs) == []
-    assert main([str(runs)]) == 0
-    assert "Learned proximal strengths" not in (runs / "report" / "index.html").read_text()
+    assert "Learned proximal strengths" not in (reported[0] / "report" / "index.html").read_text()
     path = next(runs.rglob("result.json"))
     learned = {"head": 0.25, "decoder": 40.0}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lambda": learned}))
@@ -372,17 +388,19 @@ def test_pre_trained_weights_are_named_with_their_systems(runs):
 
 
 @pytest.mark.long
-def test_table_one_shows_the_found_values(runs):
-    assert main([str(runs)]) == 0
-    (line,) = [row for row in page_of(runs).rows if row[:1] == ["ISIC-2018"] and "dermoscopy" in row]
+def test_table_one_shows_the_found_values(tmp_path, reported):
+    (line,) = [row for row in page_of(reported[0]).rows if row[:1] == ["ISIC-2018"] and "dermoscopy" in row]
     assert line[1:5] == ["2596", "2594", "–", "–"]
-    (runs / "table1.json").write_text(json.dumps({"isic": {"found": 2584, "source": "files", "foreground": 0.2141}}))
-    assert main([str(runs)]) == 0
-    (row,) = [row for row in csv.DictReader((runs / "report" / "table1.csv").open()) if row["dataset"] == "ISIC-2018"]
+    write_run(tmp_path / "one")
+    found = {"isic": {"found": 2584, "source": "files", "foreground": 0.2141}}
+    (tmp_path / "table1.json").write_text(json.dumps(found))
+    assert main([str(tmp_path)]) == 0
+    table = tmp_path / "report" / "table1.csv"
+    (row,) = [row for row in csv.DictReader(table.open()) if row["dataset"] == "ISIC-2018"]
     assert (row["found"], row["foreground"]) == ("2584", "21.4")
-    assert "toprule" in (runs / "report" / "table1.tex").read_text()
-    (runs / "table1.json").write_text("[")
-    assert main([str(runs)]) == 1
+    assert "toprule" in table.with_suffix(".tex").read_text()
+    (tmp_path / "table1.json").write_text("[")
+    assert main([str(tmp_path)]) == 1
 
 
 def test_every_setting_stands_once(runs):

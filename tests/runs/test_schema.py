@@ -1,12 +1,10 @@
 """The schema: what is right passes, and what is wrong is refused by the setting's name."""
 
-import copy
 from typing import get_args
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, settings_of
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, TINY, composed, settings_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -24,11 +22,10 @@ from metaseg.training.run import begin
 LEARNERS = sorted(path.stem for path in (ROOT / "conf" / "learner").glob("[a-z]*.yaml"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def right():
-    """A configuration that passes; composing it for each wrong value would take a minute."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", TINY)
+    """A configuration that passes."""
+    return composed(*TINY)
 
 
 @pytest.mark.long
@@ -119,10 +116,9 @@ def test_every_scale_passes(scale):
 )
 def test_a_wrong_value_is_refused_by_its_name(right, wrong):
     name = wrong.partition("=")[0]
-    changed = copy.deepcopy(right)
-    OmegaConf.update(changed, name, OverridesParser.create().parse_override(wrong).value())
+    OmegaConf.update(right, name, OverridesParser.create().parse_override(wrong).value())
     with pytest.raises(MetasegError) as caught:
-        schema.read(schema.Run, changed)
+        schema.read(schema.Run, right)
     assert f"{name} must be" in str(caught.value)
 
 
@@ -137,10 +133,9 @@ def test_a_wrong_value_is_refused_by_its_name(right, wrong):
     ],
 )
 def test_devices_and_norms_may_be_given_in_several_ways(right, given):
-    changed = copy.deepcopy(right)
     for one in OverridesParser.create().parse_overrides(given):
-        OmegaConf.update(changed, one.key_or_group, one.value(), merge=False)
-    assert schema.read(schema.Run, changed).plain == OmegaConf.to_container(changed, resolve=True)
+        OmegaConf.update(right, one.key_or_group, one.value(), merge=False)
+    assert schema.read(schema.Run, right).plain == OmegaConf.to_container(right, resolve=True)
 
 
 def test_one_word_sets_the_statistics_of_both_parts():
@@ -164,7 +159,7 @@ def test_settings_of_the_results_of_every_version_are_read():
 
 def test_a_config_of_an_earlier_version_says_the_same_when_a_run_goes_on(tmp_path, right, capsys):
     """Reading by the schema adds nothing to the settings, and leaves each value as it was given."""
-    given = copy.deepcopy(right)
+    given = right
     OmegaConf.update(given, "model.norm", "support", merge=False)
     OmegaConf.update(given, "learner.optimizer.lr", 1)
     OmegaConf.update(given, "target", "isic")
@@ -229,9 +224,8 @@ def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
     ],
 )
 def test_the_other_commands_refuse_by_name_too(command, given, wrong):
-    kind = {"adapt": schema.Adaptation, "app": schema.Page, "pretrain": schema.Pretraining}[command]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        right, bad = (compose(command, [*given, *more]) for more in ([], [wrong]))
+    kind = schema.CONFIGURATIONS[command]
+    right, bad = (composed(*given, *more, command=command) for more in ([], [wrong]))
     assert schema.read(kind, right).plain == OmegaConf.to_container(right, resolve=True)
     with pytest.raises(MetasegError) as caught:
         schema.read(kind, bad)

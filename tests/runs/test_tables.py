@@ -1,13 +1,10 @@
 """Which runs belong to which cell, on settings alone; and which commands would make these runs."""
 
-import copy
 from dataclasses import dataclass, field, replace
 
 import pytest
 import yaml
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from conftest import ROOT, composed
 from run_directories import settings_of
 
 from metaseg.errors import MetasegError
@@ -63,24 +60,19 @@ def test_every_command_composes_to_settings_that_fill_their_own_row(number):
     """Overrides for learners whose configuration is elsewhere are left out; the others must come back to their cell."""
     table = load_table(number)
     known = {path.stem for path in (ROOT / "conf" / "learner").glob("*.yaml")}
-    runs, composed = [], {}  # composing is slow, and shots choose no group
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for index, cell in enumerate(of_tables([table], [], [0])):
-            overrides = cell.arguments()
-            learner = next(text for text in overrides if text.startswith("learner=")).partition("=")[2]
-            if learner not in known:
-                continue
-            shared = tuple(text for text in overrides if not text.startswith("shots="))
-            if shared not in composed:
-                composed[shared] = compose("config", overrides=[*shared])
-                read(Run, composed[shared])
-            config = copy.deepcopy(composed[shared])
-            config.shots = int(dict(cell.overrides)["shots"])
-            settings = OmegaConf.to_container(config, resolve=True)
-            assert settings["learner"]["train_on"] == "target" or not set(settings["pair"]["pools"]) & set(
-                settings["target"]
-            )
-            runs.append(Made(str(index), settings, settings["target"]))
+    runs = []
+    for index, cell in enumerate(of_tables([table], [], [0])):
+        overrides = cell.arguments()
+        if dict(cell.overrides)["learner"] not in known:
+            continue
+        # Composing is slow, and shots choose no group.
+        config = composed(*(text for text in overrides if not text.startswith("shots=")))
+        config.shots = int(dict(cell.overrides)["shots"])
+        settings = read(Run, config).plain
+        assert settings["learner"]["train_on"] == "target" or not set(settings["pair"]["pools"]) & set(
+            settings["target"]
+        )
+        runs.append(Made(str(index), settings, settings["target"]))
     cells = [cell for cell in fill(table, runs) if cell.row.learner in known]
     assert len(cells) >= 3
     assert all(len(cell.runs) == 1 and not cell.left_out for cell in cells)
@@ -219,7 +211,6 @@ def test_a_table_compares_runs_of_one_size_and_protocol():
 
 
 def test_recipes_are_chosen_on_datasets_that_no_table_tests_on():
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        chosen_on = set(compose("config", ["experiment=recipes"]).target)
+    chosen_on = set(composed("experiment=recipes").target)
     assert chosen_on
     assert chosen_on.isdisjoint(column for number in NUMBERS for column in load_table(number).columns)

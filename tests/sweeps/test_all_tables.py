@@ -21,6 +21,12 @@ def test_cells_run_are_reported_and_finished_at_once_when_asked_for_again(progra
     assert "3 finished, 0 to continue, 0 to run" in again.stdout
 
 
+@pytest.fixture(autouse=True)
+def small_figures(monkeypatch):
+    """The report draws all its figures, but small."""
+    monkeypatch.setattr("metaseg.plots.figures.DOTS", 20)
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """One directory for all tables, so that cells of several tables run once."""

@@ -2,13 +2,11 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, environment
+from conftest import TINY, Forked
 from hydra.core.utils import JobStatus
 
 from metaseg.errors import MetasegError
@@ -71,10 +69,7 @@ def test_every_system_of_a_table_can_be_estimated(program, tmp_path):
 
 
 def start(directory, *overrides):
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"hydra.sweep.dir={directory}", *overrides]
-    return subprocess.Popen(
-        command, cwd=directory.parent, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Forked(directory.parent, "train.py", "-m", *TINY, f"hydra.sweep.dir={directory}", *overrides)
 
 
 @pytest.mark.long
@@ -84,16 +79,16 @@ def test_an_interrupted_sweep_resumes_its_cell(tmp_path):
     process = start(directory, *settings)
     metrics = None
     end = time.monotonic() + 600
-    while time.monotonic() < end and process.poll() is None:
+    while time.monotonic() < end and process.runs:
         metrics = next(directory.rglob("metrics.csv"), None)
         if metrics is not None and len(metrics.read_text().splitlines()) > 5:
             break
         time.sleep(0.2)
-    assert metrics is not None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Interrupted" in stderr
+    assert metrics is not None, process.finished()
+    process.interrupt()
+    ended = process.finished()
+    assert ended.returncode == 130
+    assert "Interrupted" in ended.stderr
     assert not list(directory.rglob("result.json"))
     begun = status_of(RunDirectory(metrics.parent), yaml.safe_load((metrics.parent / "config.yaml").read_text()))
     assert begun.state is State.BEGUN
@@ -102,14 +97,21 @@ def test_an_interrupted_sweep_resumes_its_cell(tmp_path):
 
 def test_cells_are_processes_of_their_own_and_log_to_their_directory(train, tmp_path):
     directory = tmp_path / "sweep"
-    settings = ["learner=scratch", "shots=3,150000", "hydra.launcher.slots=2"]
-    ended = train(*settings, f"hydra.sweep.dir={directory}", "-m")
-    assert ended.returncode == 1
-    assert "1 of 2 cells failed" in ended.stderr
+    ended = train("learner=scratch", "shots=3", f"hydra.sweep.dir={directory}", "-m")
+    assert ended.returncode == 0, ended.stderr
     assert "finished after" in ended.stdout
-    assert "FAILED (error: An episode needs 150000 support" in ended.stdout
     (finished,) = directory.rglob("result.json")
     assert "after adaptation" in (finished.parent / "log.txt").read_text()
+
+
+@pytest.mark.long
+def test_a_cell_that_fails_says_so_with_the_last_line_of_its_log(tmp_path, capsys):
+    job = local_launcher._job(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"])
+    program = ["-c", "import sys; print('one line'); sys.exit('error: the last')"]
+    local_launcher._run(job, "[1/1]", program, [], 1, None)
+    assert "cell: FAILED (error: the last" in capsys.readouterr().out
+    assert "one line" in (tmp_path / "cell" / local_launcher.LOG).read_text()
+    assert local_launcher._returned(job).status is JobStatus.FAILED
 
 
 def test_settings_that_change_nothing_do_not_count(tmp_path):
@@ -188,8 +190,8 @@ def test_a_closed_terminal_ends_the_cells_too(tmp_path):
     end = time.monotonic() + 120
     while time.monotonic() < end and next(directory.rglob("metrics.csv"), None) is None:
         time.sleep(0.2)
-    process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=60)
+    process.interrupt(signal.SIGHUP)
+    process.finished()
     (cell,) = {path.parent for path in directory.rglob("config.yaml") if path.parent.name != ".hydra"}
     with RunDirectory(cell).held():  # nobody works there any more
         pass

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import composed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from offline_runs import as_dict, of_kind, offline_records
@@ -30,8 +29,7 @@ def no_account(monkeypatch, tmp_path):
 
 
 def logger_config(name):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return checked(Logger, OmegaConf.to_container(compose(f"logger/{name}"))["logger"])
+    return checked(Logger, OmegaConf.to_container(composed(command=f"logger/{name}"))["logger"])
 
 
 # -- CSV ---------------------------------------------------------------------------------------------------------------

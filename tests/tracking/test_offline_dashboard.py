@@ -3,14 +3,11 @@
 import base64
 import hashlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, environment
+from conftest import TINY, Forked
 from offline_runs import as_dict, of_kind, offline_records
 from PIL import Image
 
@@ -23,26 +20,23 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """An iMAML run of two epochs, as its process ended."""
+def process(tmp_path_factory):
+    """The directory of an iMAML run of two epochs, and how its process ended."""
     directory = tmp_path_factory.mktemp("dashboard") / "run"
     settings = [
         *("learner=imaml", "seed=1", f"trainer.max_epochs={EPOCHS}", "logger=both", "logger.overlay_images=3"),
         *("trainer.progress=true", "learner.inner.tolerance=0.01"),
         *("evaluation.scratch.compare=true", "protocol.adapt.steps=2"),
     ]
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, *settings, f"hydra.run.dir={directory}"]
-    finished = subprocess.run(
-        command, cwd=directory.parent, env=environment(), capture_output=True, text=True, check=False, timeout=300
-    )
+    finished = Forked(directory.parent, "train.py", *TINY, *settings, f"hydra.run.dir={directory}").finished()
     assert finished.returncode == 0, finished.stderr
-    return finished
+    return directory, finished
 
 
 @pytest.fixture(scope="module")
-def run(finished):
+def run(process):
     """Its directory."""
-    return Path(finished.args[-1].partition("=")[2])
+    return process[0]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +108,8 @@ def test_the_checkpoint_is_an_artifact_with_its_settings(run, records):
     assert (about["learner"], about["shots"], about["seed"]) == ("imaml", 3, 1)
 
 
-def test_in_a_pipe_progress_is_lines_and_the_sync_command_appears_once(finished):
+def test_in_a_pipe_progress_is_lines_and_the_sync_command_appears_once(process):
+    _, finished = process
     assert "\x1b" not in finished.stderr
     lines = finished.stderr.splitlines()
     said = [line for line in lines if line.startswith("training") and f"{2 * EPOCHS}/{2 * EPOCHS} steps" in line]

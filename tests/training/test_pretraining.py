@@ -4,9 +4,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,8 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY_PRETRAINING, assert_fails_in_words, environment, run_here
-from hydra import compose, initialize_config_dir
+from conftest import TINY_PRETRAINING, Forked, assert_fails_in_words, composed, run_here
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -96,18 +92,15 @@ def test_an_interrupted_run_writes_no_weights_and_ends_as_the_uninterrupted_one(
     settings = ["trainer.max_epochs=2", "trainer.save_every=1", "data.batch=2", "data.steps=20"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert pretrain(*settings, directory=whole).returncode == 0
-    script = [sys.executable, str(ROOT / "pretrain.py"), *TINY_PRETRAINING, f"hydra.run.dir={broken}", *settings]
-    process = subprocess.Popen(
-        script, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = Forked(tmp_path, "pretrain.py", *TINY_PRETRAINING, f"hydra.run.dir={broken}", *settings)
     last = broken / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 240
-    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not last.exists() and process.runs and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "ckpt_path=last" in errors
+    process.interrupt()
+    ended = process.finished()
+    assert ended.returncode == 130, ended.stderr
+    assert "ckpt_path=last" in ended.stderr
     assert not [path for path in broken.iterdir() if path.suffix in (".pt", ".partial") or path.name == "result.json"]
     step = torch.load(last, weights_only=True)["global_step"]
     assert 0 < step < 40
@@ -179,9 +172,7 @@ def test_a_checkpoint_of_another_width_is_refused_and_left_alone(pretrain, pretr
 @pytest.mark.parametrize(("data", "size"), [("real", 256), ("synthetic", 64)])
 @pytest.mark.parametrize("logger", ["csv", "wandb", "both"])
 def test_every_configuration_composes_with_the_published_settings(data, size, logger):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("pretrain", overrides=[f"data={data}", f"logger={logger}"])
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings = OmegaConf.to_container(composed(f"data={data}", f"logger={logger}", command="pretrain"), resolve=True)
     assert (settings["data"]["source"], settings["data"]["size"]) == (data, size)
     assert (settings["data"]["batch"], settings["optimizer"]["lr"], settings["trainer"]["max_epochs"]) == (
         16,

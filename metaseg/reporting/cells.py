@@ -68,7 +68,7 @@ class Line:
 class Comparison:
     """A paired test at a number of shots; None if the two share no scored image in a common draw.
 
-    `p` is corrected for all comparisons of the table by Holm's method.
+    `p` is corrected for all comparisons of the table by Holm's method. `opponent` is the second's learner.
     """
 
     first: str
@@ -76,6 +76,7 @@ class Comparison:
     shots: int
     test: PairedTest | None
     p: float = float("nan")
+    opponent: str = ""
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,13 @@ def _comparisons(cells: Sequence[TableCell]) -> list[Comparison]:
         pairs = [(by_learner["imaml"], by_learner[name]) for name in _OPPONENTS if {name, "imaml"} <= set(by_learner)]
     where = {(id(cell.row), cell.shots): cell for cell in cells if cell.runs}
     return [
-        Comparison(one.label, other.label, shots, compare(where[id(one), shots], where[id(other), shots]))
+        Comparison(
+            one.label,
+            other.label,
+            shots,
+            compare(where[id(one), shots], where[id(other), shots]),
+            opponent=other.learner or "",
+        )
         for one, other in pairs
         for shots in one.shots
         if (id(one), shots) in where and (id(other), shots) in where

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from metaseg.reporting import exports
 from metaseg.reporting.cells import TRIVIAL, Block, Comparison
 from metaseg.reporting.differences import Initial, settings_of
+from metaseg.reporting.findings import findings
 from metaseg.reporting.runs import Found, Run
 from metaseg.runs.result import Interval, Weights
 from metaseg.runs.summary import percent
@@ -63,6 +64,7 @@ def render(
     environment.filters |= {"percent": percent, "signed": exports.signed}
     runs = found.runs
     return environment.get_template("report.html").render(
+        findings=findings([block for part in parts for block in part.blocks]),
         size=size_of(runs),
         synthetic=sorted(run.name for run in runs if (run.settings.get("data") or {}).get("source") == "synthetic"),
         parts=[_part(part, titles) for part in parts if any(block.begun for block in part.blocks)],

@@ -13,13 +13,14 @@ def several(arrays: Any, what: str) -> list[np.ndarray]:
     """Images or masks as a list of arrays; images of Pillow become arrays, those with a palette in RGB.
 
     Args:
-        arrays: a sequence of arrays or Pillow images, or one array (N, H, W, 3).
+        arrays: a sequence of arrays or Pillow images, or one array of images (N, H, W, 3) or masks (N, H, W).
         what: "images" or "masks", for errors.
 
     Raises:
         MetasegError: if it is a single image, or no sequence.
     """
-    single = isinstance(arrays, Image.Image) or (isinstance(arrays, np.ndarray) and arrays.ndim < 4)
+    least = 4 if what == "images" else 3
+    single = isinstance(arrays, Image.Image) or (isinstance(arrays, np.ndarray) and arrays.ndim < least)
     if single or isinstance(arrays, str | bytes | dict) or not isinstance(arrays, Sequence | np.ndarray):
         found = f"an array of shape {arrays.shape}" if isinstance(arrays, np.ndarray) else type(arrays).__name__
         raise MetasegError(f"Expected a list of {what}, found {found}; put a single one into brackets: [image].")

@@ -21,8 +21,9 @@ from metaseg.app.sessions import Sessions
 from metaseg.errors import MetasegError
 
 CSS = """
-.gradio-container {max-width: 1500px !important; margin: auto}
+.gradio-container {max-width: 1100px !important; margin: auto}
 #images .grid-wrap {max-height: 330px; min-height: 120px}
+#images .grid-container {grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important}
 #images .caption-label {max-width: 100%; font-size: 12px}
 #editor button[aria-label="Color"] {display: none}
 .privacy {opacity: 0.8}
@@ -33,6 +34,10 @@ _SHOWN_AT_ONCE = 4  # refused files named individually
 _PROGRESS = gr.Progress()  # a default that gradio fills in
 _PAINT = ("rgb(255, 235, 0)", 0.5)
 _COVERED = 64  # of 255: minimum opacity that counts as paint; half of a stroke's, i.e. the middle of its soft edge
+_A_TOUCH = 50  # pixels of the frame: half of the smallest dot of the brush
+_ASK_BEFORE_LEAVING = """() => window.addEventListener("beforeunload", event => {
+  if (document.querySelector("#images img")) event.preventDefault();
+})"""
 
 Updates = dict[Any, Any]
 """Component → new value."""
@@ -62,15 +67,13 @@ class _Page:
             gr.Markdown(texts.TITLE)
             gr.Markdown(texts.PRIVACY, elem_classes="privacy")
             self.chosen = gr.State(None)  # name of the selected image
-            with gr.Row():
-                with gr.Column(scale=3, min_width=300):
-                    self._lay_out_controls()
-                with gr.Column(scale=7, min_width=480):
-                    self._lay_out_canvas()
+            self._lay_out_upload()
+            self._lay_out_canvas()
+            self._lay_out_learning()
             self._wire()
 
-    def _lay_out_controls(self) -> None:
-        """The left column: upload, adaptation, download."""
+    def _lay_out_upload(self) -> None:
+        """Step 1."""
         kinds = [*READABLE, ".gz"]
         gr.Markdown("### 1 · Add images", elem_classes="step")
         self.images = gr.File(
@@ -83,19 +86,25 @@ class _Page:
         with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):
             gr.Markdown(texts.MASKS)
             self.masks = gr.File(file_count="multiple", file_types=kinds, label="Masks", height=120, elem_id="masks")
-        gr.Markdown("### 3 · Learn and segment", elem_classes="step")
-        self.adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
         self.status = gr.Markdown(elem_id="status")
+
+    def _lay_out_learning(self) -> None:
+        """Steps 3 to 5, below the images they are about."""
+        gr.Markdown("### 3 · Learn and segment", elem_classes="step")
+        self.budget = gr.Radio(texts.BUDGETS, value=BUDGET, label=texts.BUDGET, elem_id="budget")
+        self.adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
         self.notes = gr.Markdown(elem_id="notes")
         self.estimated = gr.Markdown(elem_id="estimated")
-        self.budget = gr.Radio(texts.BUDGETS, value=BUDGET, label=texts.BUDGET, elem_id="budget")
+        gr.Markdown("### 4 · Review and correct", elem_classes="step")
+        gr.Markdown(texts.REVIEW)
+        self.by_doubt = gr.Checkbox(False, label=texts.BY_DOUBT, elem_id="by-doubt")
         gr.Markdown("### 5 · Download", elem_classes="step")
         self.download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
         gr.Markdown(texts.DOWNLOAD)
 
     def _lay_out_canvas(self) -> None:
-        """The right column: the gallery and the selected image."""
-        gr.Markdown("### 2 · Mark the lesion in a few · 4 · Review and correct", elem_classes="step")
+        """Step 2: the gallery and the selected image."""
+        gr.Markdown("### 2 · Mark the lesion in a few", elem_classes="step")
         gr.Markdown(texts.GALLERY)
         self.gallery = gr.Gallery(
             show_label=False,
@@ -150,8 +159,10 @@ class _Page:
         self.blocks.unload(self.end)
         for file, handler in ((self.images, self.add_images), (self.masks, self.add_masks)):
             on(file.upload, handler, [file], [*everything, file], show_progress_on=self.status)
-        on(self.gallery.select, self.choose, [], everything, show_progress="hidden")
+        self.blocks.load(None, js=_ASK_BEFORE_LEAVING)
         painted = [self.editor, self.chosen, self.fill]
+        on(self.gallery.select, self.choose, [self.editor, self.fill], everything, show_progress="hidden")
+        on(self.by_doubt.change, self.sort, [self.by_doubt], everything, show_progress="hidden")
         on(self.save.click, self.save_mask, painted, everything, show_progress_on=self.title)
         for button, change in (
             (self.empty, Session.mark_empty),
@@ -159,7 +170,8 @@ class _Page:
             (self.remove, Session.remove),
         ):
             on(button.click, self.changing(change), [self.chosen], everything, show_progress="hidden")
-        on(self.adapt.click, self.learn, [self.budget], everything, show_progress_on=self.status, **alone)
+        learning = [self.budget, self.editor, self.fill]
+        on(self.adapt.click, self.learn, learning, everything, show_progress_on=self.adapt, **alone)
 
     def _of(self, request: gr.Request) -> Session:
         return self.sessions.of(_key(request))
@@ -170,14 +182,14 @@ class _Page:
         The session holds the selected image, which may have changed since the request.
         """
         name = session.chosen
-        pictures = list(session.pictures.values())
+        pictures = session.ordered()
         picture = session.pictures.get(name) if name else None
         marked, found = len(session.annotated), len(session.segmented)
         result: Updates = {
             self.chosen: name,
             self.gallery: gr.update(
                 value=[(str(one.tile()), texts.caption(one)) for one in pictures],
-                selected_index=list(session.pictures).index(name) if name else None,
+                selected_index=next((place for place, one in enumerate(pictures) if one.name == name), None),
             ),
             self.status: texts.status(session),
             self.notes: texts.notes(session),
@@ -214,11 +226,19 @@ class _Page:
         _warn(session.add_masks(files or [], progress))
         return self._shown(session) | {self.masks: None}
 
-    def choose(self, request: gr.Request, event: gr.SelectData) -> Updates:
+    def choose(
+        self, painted: dict[str, Any] | None, closed: bool, request: gr.Request, event: gr.SelectData
+    ) -> Updates:
         session = self._of(request)
-        names = list(session.pictures)
+        names = [picture.name for picture in session.ordered()]
+        _keep(session, painted, closed)
         session.chosen = names[event.index] if event.index < len(names) else None
         return self._shown(session)
+
+    def sort(self, by_doubt: bool, request: gr.Request) -> Updates:
+        session = self._of(request)
+        session.by_doubt = by_doubt
+        return self._shown(session, canvas=False)
 
     def save_mask(self, painted: dict[str, Any] | None, name: str | None, closed: bool, request: gr.Request) -> Updates:
         session = self._of(request)
@@ -235,11 +255,29 @@ class _Page:
 
         return handler
 
-    def learn(self, budget: float, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
+    def learn(
+        self,
+        budget: float,
+        painted: dict[str, Any] | None,
+        closed: bool,
+        request: gr.Request,
+        progress: gr.Progress = _PROGRESS,
+    ) -> Updates:
         session = self._of(request)
+        _keep(session, painted, closed)
         session.adapt(progress, budget)
         looked_at = session.pictures.get(session.chosen or "")
         return self._shown(session, canvas=looked_at is not None and not looked_at.annotated)
+
+
+def _keep(session: Session, painted: dict[str, Any] | None, fill: bool) -> None:
+    """Save paint that the user has not saved, before the canvas shows another image or the network learns."""
+    picture = session.pictures.get(session.chosen or "")
+    if picture is None:
+        return
+    covered = _covered(painted)
+    if covered[picture.within].any() and (covered != picture.drawn_mask()).sum() > _A_TOUCH:
+        session.paint(picture.name, covered, fill)
 
 
 def _key(request: gr.Request) -> str:

@@ -58,6 +58,7 @@ class Session:
         pictures: name → image, in upload order.
         notes: warnings of the last adaptation.
         chosen: name of the selected image, or None.
+        by_doubt: whether the least confident predictions come first in `ordered`.
     """
 
     def __init__(self, network: Network, limits: Limits, parent: Path) -> None:
@@ -67,6 +68,7 @@ class Session:
         self.pictures: dict[str, Picture] = {}
         self.notes: list[str] = []
         self.chosen: str | None = None
+        self.by_doubt = False
         self.closed = False
         self._arrivals = 0
         self._downloads = 0
@@ -261,6 +263,13 @@ class Session:
     def segmented(self) -> list[Picture]:
         """Images with a prediction."""
         return [picture for picture in list(self.pictures.values()) if picture.line]
+
+    def ordered(self) -> list[Picture]:
+        """All images in upload order, or by doubt: predictions from the least confident on, then the others."""
+        pictures = list(self.pictures.values())
+        if not self.by_doubt:
+            return pictures
+        return sorted(pictures, key=lambda one: (one.annotated or not one.line, (one.line or {}).get("confidence", 0)))
 
     @property
     def stale(self) -> bool:

@@ -25,6 +25,10 @@ MASKS = (
 GALLERY = (
     "Wide blue outlines (✓) are your masks; thin yellow ones are predictions, shown with the network's confidence."
 )
+REVIEW = (
+    "Look through the images above. Correct a mask by painting or erasing; paint is saved when you go on. Learn again."
+)
+BY_DOUBT = "Show the least confident first"
 NOTHING_CHOSEN = "*Click an image to mark the lesion in it.*"
 NO_CANVAS = "Click an image above"
 FILL = "Fill closed outlines, so that painting the outline is enough"

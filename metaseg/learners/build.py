@@ -12,8 +12,7 @@ from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
-from metaseg.networks.encoder_unet import EncoderUNet
-from metaseg.networks.smp import LibraryNetwork, require_multiples
+from metaseg.networks.stages import require_multiples
 from metaseg.runs import schema
 from metaseg.runs.schema import Run, Trained
 
@@ -34,8 +33,8 @@ def build_learner(
     """
     learner = settings.learner if learner is None else learner
     network = build_network(settings, learner, initial_weights)
-    if isinstance(network, EncoderUNet | LibraryNetwork):
-        require_multiples(network.label, network.stride, settings.data.size, settings.data.size)
+    if (stride := getattr(network, "stride", None)) is not None:
+        require_multiples(network.label, stride, settings.data.size, settings.data.size)  # type: ignore[arg-type]
     kind = get_class(learner.target_)
     groups = {"adapt": learner.adapt, "optimizer": learner.optimizer, "inner": learner.inner}
     shared: dict[str, Any] = {key: group for key, group in groups.items() if group is not None}

@@ -14,8 +14,8 @@ from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import AttentionGate
 from metaseg.networks.normalisation import EpisodicBatchNorm2d, replace_batch_norm
 from metaseg.networks.pointwise import Pointwise2d
-from metaseg.networks.smp import library_encoder, register_rescaling, require_multiples, rescaled
-from metaseg.networks.stages import StagedNetwork
+from metaseg.networks.smp import library_encoder, register_rescaling, rescaled
+from metaseg.networks.stages import StagedNetwork, require_multiples
 
 WIDTHS = (64, 48, 32, 24)
 """Widths of the decoder's levels, coarsest first [our decision]."""

@@ -15,7 +15,7 @@ from metaseg.errors import MetasegError
 from metaseg.networks.encoder_weights import library_record, load_encoder, loads_here
 from metaseg.networks.normalisation import replace_batch_norm
 from metaseg.networks.rescaling import rescaling
-from metaseg.networks.stages import PARTS, StagedNetwork
+from metaseg.networks.stages import PARTS, StagedNetwork, require_multiples
 from metaseg.networks.weights_record import WeightsRecord
 
 SMALLEST = {"PAN": 128}
@@ -198,16 +198,3 @@ def rescaled(network: Any, images: Tensor) -> Tensor:
     """RGB images (B, 3, H, W) in [-1, 1], rescaled to the encoder's input range."""
     ordered: Tensor = images[:, network.order]
     return ordered * network.scale[:, None, None] + network.offset[:, None, None]
-
-
-def require_multiples(label: str, stride: int, height: int, width: int) -> None:
-    """Refuse images whose sides are not multiples of the stride.
-
-    Raises:
-        MetasegError: the height or width is not a multiple.
-    """
-    if height % stride or width % stride:
-        raise MetasegError(
-            f"Expected images whose height and width are multiples of {stride} for {label}, found {height}x{width}: "
-            "choose another data.size."
-        )

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metaseg.errors import MetasegError
 from metaseg.networks.weights_record import WeightsRecord
 
 PARTS = ("encoder", "decoder", "head")
@@ -67,3 +68,16 @@ def by_part(network: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, d
     for name, value in parameters.items():
         parts[part_of(network, name)][name] = value
     return parts
+
+
+def require_multiples(label: str, stride: int, height: int, width: int) -> None:
+    """Refuse images whose sides are not multiples of the stride.
+
+    Raises:
+        MetasegError: the height or width is not a multiple.
+    """
+    if height % stride or width % stride:
+        raise MetasegError(
+            f"Expected images whose height and width are multiples of {stride} for {label}, found {height}x{width}: "
+            "choose another data.size."
+        )

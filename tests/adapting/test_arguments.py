@@ -14,6 +14,7 @@ def test_arrays_and_pillow_images_are_taken():
     arrays = several([picture, np.zeros((3, 3))], "images")
     assert [one.shape for one in arrays] == [(4, 6, 3), (3, 3)]
     assert [one.shape for one in several(np.zeros((5, 4, 6, 3)), "images")] == [(4, 6, 3)] * 5
+    assert [one.shape for one in several(np.zeros((5, 4, 6), bool), "masks")] == [(4, 6)] * 5
 
 
 def test_a_palette_is_colours_in_an_image_and_labels_in_a_mask():

@@ -380,3 +380,15 @@ def test_leftovers_of_a_killed_program_are_removed_at_the_next_start(tmp_path, m
         assert running.is_dir()
         assert second.is_dir()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_the_least_confident_come_first_on_request(session, upload):
+    session.add_images(upload("image", 0, 1, 2, 3))
+    session.add_masks(upload("mask", 0, 1))
+    session.adapt()
+    assert [picture.name for picture in session.ordered()] == [f"case{number}" for number in range(4)]
+    session.by_doubt = True
+    names = [picture.name for picture in session.ordered()]
+    assert names[:2] == session.doubtful()
+    assert sorted(names[2:]) == ["case0", "case1"]

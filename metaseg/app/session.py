@@ -322,8 +322,17 @@ class Session:
 
     def estimate(self) -> list[str]:
         """The Dice to expect and what it means, as sentences; empty before `adapt`, or if one image is annotated."""
-        found = None if self._adapted is None else self._adapted.estimate
-        return [] if found is None else [found.sentence(), found.verdict()]
+        if self._adapted is None or len(self._adapted.support.images) < 2:
+            return []
+        found = self._adapted.estimate
+        return (
+            ["The time for learning was too short for an estimate."]
+            if found is None
+            else [
+                found.verdict(),
+                found.sentence(),
+            ]
+        )
 
     def _support(self) -> list[Picture]:
         support = self.annotated

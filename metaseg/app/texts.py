@@ -106,13 +106,12 @@ def notes(session: Session) -> str:
 
 
 def estimated(sentences: list[str]) -> str:
-    """The estimate and verdict with an explanation; empty if there are none."""
-    if not sentences:
-        return ""
-    estimate, verdict = (escaped(sentence) for sentence in sentences)
-    return (
-        f"**{verdict}**\n\n{estimate}\n\n*Dice is the overlap of prediction and mask: 100 % is perfect, 0 % is none.*"
-    )
+    """The verdict and the estimate with an explanation, or why there are none; empty before learning."""
+    if len(sentences) < 2:
+        return escaped("".join(sentences))
+    verdict, estimate = (escaped(sentence) for sentence in sentences)
+    meaning = "*Dice is the overlap of prediction and mask: 100 % is perfect, 0 % is none.*"
+    return f"**{verdict}**\n\n{estimate}\n\n{meaning}"
 
 
 def escaped(text: str) -> str:

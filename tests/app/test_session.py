@@ -184,9 +184,9 @@ def test_learning_gives_the_dice_to_expect_and_a_verdict(session, upload):
     assert session.estimate() == []
     session.add_masks(upload("mask", 1))
     session.adapt()
-    dice, verdict = session.estimate()
+    verdict, dice = session.estimate()
     assert dice.startswith("Dice to expect")
-    assert verdict in texts.estimated([dice, verdict])
+    assert verdict in texts.estimated([verdict, dice])
 
 
 def refused(session, path, what):

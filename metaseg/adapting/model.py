@@ -246,7 +246,9 @@ class Model:
         folds: int,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Segmenter:
-        changes: dict[str, Any] = {"steps": plan.steps, "folds": folds} | ({} if lr is None else {"lr": lr})
+        changes: dict[str, Any] = {"steps": plan.steps, "folds": folds, "batch": plan.batch}
+        if lr is not None:
+            changes["lr"] = lr
         if not self.learner.folds:
             changes["share"] = 1.0  # the recipe has no folds to choose it by
         learner = self.learner.with_adaptation(**changes)

@@ -164,7 +164,8 @@ def test_the_walk_through_runs(place, program):
         assert len(list((place / f"again{number}" / "masks").iterdir())) == 1
 
 
-def test_the_printed_python_runs(lesions):
+def test_the_printed_python_runs(lesions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", TEXTS["docs/quickstart.md"], re.DOTALL)
     images, masks = lesions
     names = {"images": images, "masks": masks, "new_images": images[:2]}

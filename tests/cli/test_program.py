@@ -152,3 +152,19 @@ def test_help_shows_every_setting_with_its_value(metaseg, name):
     assert settings <= lines
     _, changed, _ = metaseg(name, "--help", "seed=17" if name != "app" else "port=17")
     assert "[17]" in changed
+
+
+def test_models_lists_trained_runs_with_their_scores(trained, capsys):
+    from metaseg.cli import models
+
+    assert models.main([str(trained.parent)]) == 0
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith(str(trained)))
+    assert "fomaml, 3 shots" in line
+
+
+def test_models_refuses_a_folder_that_is_not_there(tmp_path, capsys):
+    from metaseg.cli import models
+
+    with pytest.raises(SystemExit):
+        models.main([str(tmp_path / "gone")])
+    assert "gone" in capsys.readouterr().err

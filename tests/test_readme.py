@@ -13,7 +13,6 @@ from conftest import ROOT, TINY, TINY_PRETRAINING
 
 from benchmarks.__main__ import _options
 from metaseg.cli import data as data_room
-from metaseg.cli import models
 from metaseg.cli.report import main as report
 from metaseg.training import run
 
@@ -123,10 +122,6 @@ def test_the_command_does_what_it_says(command, place, program, trained, untrain
         status = data_room.main(arguments)
         errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
         assert (status, errors) == (0, [])
-        return
-    if words[1] == "models":
-        assert models.main(words[2:]) == 0
-        assert "Apache-2.0" in capfd.readouterr().out
         return
     if words[1] == "report":
         assert report([str(trained.parent)]) == 0

@@ -13,6 +13,7 @@ from conftest import ROOT, TINY, TINY_PRETRAINING
 
 from benchmarks.__main__ import _options
 from metaseg.cli import data as data_room
+from metaseg.cli import suggest
 from metaseg.cli.report import main as report
 from metaseg.training import run
 
@@ -122,6 +123,10 @@ def test_the_command_does_what_it_says(command, place, program, trained, untrain
         status = data_room.main(arguments)
         errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
         assert (status, errors) == (0, [])
+        return
+    if words[1] == "suggest":
+        assert suggest.main(["data/ph2/images", *words[3:]]) == 0
+        assert len(capfd.readouterr().out.splitlines()) == 5
         return
     if words[1] == "report":
         assert report([str(trained.parent)]) == 0

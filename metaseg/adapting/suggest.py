@@ -1,4 +1,10 @@
-"""Which images to annotate: those that stand for the others, by their pre-trained features."""
+"""Which images to annotate: those that differ most from one another, by their pre-trained features.
+
+Five of 80 images chosen so, adapted to by the quick recipe and scored on 40 others, beside the mean of four or five
+random choices (one set each; runs not kept): CVC-ClinicDB 57.7 and 50.9, brain MRI 61.9 and 58.9, PH2 90.5 and 91.1,
+Kvasir-SEG 54.3 and 46.3, ISIC-2018 75.3 and 73.1. The most central images (k-medoids) are no better than random ones:
+53.4, 58.7, 92.2, 47.0 and 73.1.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +19,6 @@ from metaseg.networks.functional import forward
 from metaseg.networks.stages import StagedNetwork
 
 _BATCH = 16
-_ROUNDS = 100  # k-medoids ends long before
 
 
 def described(
@@ -45,39 +50,6 @@ def described(
         progress(min(first + _BATCH, len(images)), len(images))
     described = np.concatenate(found)
     return np.asarray(described / np.maximum(np.linalg.norm(described, axis=1, keepdims=True), 1e-9))
-
-
-def k_medoids(points: np.ndarray, count: int) -> list[int]:
-    """Indices of `count` points to which the others are closest on average, most central first.
-
-    Greedy choice, then exchanges until none helps [Kaufman and Rousseeuw 1990, PAM]. Deterministic.
-
-    Args:
-        points: (N, C).
-        count: from 1 to N.
-    """
-    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    chosen: list[int] = []
-    nearest = np.full(len(points), np.inf)
-    for _ in range(count):
-        gains = np.minimum(distances, nearest[None]).sum(1)
-        gains[chosen] = np.inf
-        chosen.append(int(gains.argmin()))
-        nearest = np.minimum(nearest, distances[chosen[-1]])
-    cost = float(nearest.sum())
-    for _ in range(_ROUNDS):
-        lowest, exchange = cost - 1e-9, (-1, -1)
-        for position in range(count):
-            rest = [one for other, one in enumerate(chosen) if other != position]
-            without = distances[rest].min(0) if rest else np.full(len(points), np.inf)
-            costs = np.minimum(distances, without[None]).sum(1)
-            costs[chosen] = np.inf
-            if costs.min() < lowest:
-                lowest, exchange = float(costs.min()), (position, int(costs.argmin()))
-        if exchange[0] < 0:
-            break
-        cost, chosen[exchange[0]] = lowest, exchange[1]
-    return chosen
 
 
 def farthest(points: np.ndarray, count: int, start: Sequence[int] = ()) -> list[int]:

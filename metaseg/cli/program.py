@@ -9,6 +9,7 @@ from metaseg.cli.entry import fail
 COMMANDS = {
     "train": "train a learner on a pair of datasets and test it on others",
     "adapt": "adapt a trained run to a few annotated images and segment others",
+    "suggest": "name the images of a folder that are most worth annotating",
     "app": "do the same in a local web app",
     "pretrain": "pre-train a U-Net on brain MRI",
     "models": "list the built-in model and trained runs to adapt",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import metaseg
-from metaseg.adapting.suggest import described, farthest, k_medoids
+from metaseg.adapting.suggest import described, farthest
 from metaseg.errors import MetasegError
 
 
@@ -13,18 +13,6 @@ def clusters(sizes, seed=0):
     generator = np.random.default_rng(seed)
     of = np.repeat(np.arange(len(sizes)), sizes)
     return 10 * np.eye(len(sizes))[of] + generator.normal(0, 0.1, (len(of), len(sizes))), of
-
-
-def test_medoids_are_one_of_each_cluster():
-    points, of = clusters([20, 5, 9])
-    assert sorted(of[k_medoids(points, 3)]) == [0, 1, 2]
-
-
-def test_exchanges_find_the_optimum():
-    points = np.random.default_rng(1).normal(size=(12, 2))
-    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    costs = [distances[list(pair)].min(0).sum() for pair in np.ndindex(12, 12)]
-    assert distances[k_medoids(points, 2)].min(0).sum() == pytest.approx(min(costs))
 
 
 def test_the_farthest_points_go_on_from_those_chosen():

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from metaseg.cli import program
 from metaseg.runs.settings import leaves
@@ -168,3 +169,16 @@ def test_models_refuses_a_folder_that_is_not_there(tmp_path, capsys):
     with pytest.raises(SystemExit):
         models.main([str(tmp_path / "gone")])
     assert "gone" in capsys.readouterr().err
+
+
+def test_suggest_names_images_that_differ(tmp_path, capsys):
+    from metaseg.cli import suggest
+
+    for number, colour in enumerate(["red", "red", "red", "blue", "blue", "green"]):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{number}-{colour}.png")
+    assert suggest.main([str(tmp_path), "--count", "3"]) == 0
+    names = capsys.readouterr().out.split()
+    assert sorted(name.split("-")[1] for name in names) == ["blue.png", "green.png", "red.png"]
+    with pytest.raises(SystemExit):
+        suggest.main([str(tmp_path), "--count", "7"])
+    assert "--count" in capsys.readouterr().err

@@ -138,7 +138,8 @@ def _adapted(
     settings: schema.Adaptation,
     progress: Callable[[int, int], None],
 ) -> Adapted:
-    how: dict[str, Any] = {name: getattr(settings, name) for name in ("steps", "lr", "seed", "size", "crop", "folds")}
+    names = ("steps", "lr", "seed", "size", "crop", "per_step", "folds")
+    how: dict[str, Any] = {name: getattr(settings, name) for name in names}
     adapt = source.adapt if isinstance(source, Model) else source.with_more
     return adapt(pictures, masks, **how, budget=settings.budget, progress=progress)
 

@@ -20,7 +20,7 @@ from metaseg.adapting.confidence import confidence
 from metaseg.adapting.estimate import Estimate, estimated
 from metaseg.adapting.masks import foregrounds, of_array
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
-from metaseg.adapting.working_size import Shape, enlarged, shape_of
+from metaseg.adapting.working_size import enlarged
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD
@@ -39,8 +39,7 @@ DEVICES = ("auto", "cpu", "cuda")
 BUDGET = 60.0
 """Seconds for adapting to a few images and segmenting 20 [D]."""
 
-# alpha = 1, as a decoder with random weights is no point to stay close to.
-BUILT_IN = ("learner=scratch", "pair=none", "model=pretrained", "logger=csv", "learner.adapt.share=1")
+BUILT_IN = ("learner=scratch", "pair=none", "model=pretrained", "logger=csv")
 """The built-in model as settings of train.py: the pre-trained encoder and a decoder that has seen no image yet."""
 
 
@@ -148,6 +147,7 @@ class Model:
         label: int | None = None,
         size: int | None = None,
         crop: int | None = None,
+        per_step: int | None = None,
         folds: int | None = None,
         budget: float | None = BUDGET,
     ) -> Adapted:
@@ -166,6 +166,7 @@ class Model:
             size: working size: the side in pixels of a square of as many pixels. None: the smallest that keeps the
                 annotated masks, or the run's.
             crop: side in pixels of random pieces to adapt to. None: whole images, unless the budget forbids it.
+            per_step: most annotated images of a step and network. None: the recipe's, or fewer within the budget.
             folds: of the annotated images; each adds a network to the ensemble, and together they give the estimate. 0:
                 one network and no estimate. None: three, or as many as there are images.
             budget: seconds to adapt and to segment 20 images. None: any time.
@@ -175,10 +176,10 @@ class Model:
                 empty.
         """
         at_least(0, steps=steps, seed=seed, folds=folds)
-        at_least(1, label=label)
+        at_least(1, label=label, per_step=per_step)
         at_least(STRIDE, size=size, crop=crop)
         pictures, truths = checked(several(images, "images"), several(masks, "masks"), label)
-        plan = self._plan(pictures, truths, size, crop, steps, folds, budget)
+        plan = self._plan(pictures, truths, size, crop, per_step, steps, folds, budget)
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
         small_masks = np.stack([shrunk_mask(truth, plan.shape) for truth in truths])
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
@@ -210,6 +211,7 @@ class Model:
         masks: Sequence[np.ndarray],
         size: int | None,
         crop: int | None,
+        per_step: int | None,
         steps: int | None,
         folds: int | None,
         budget: float | None,
@@ -222,16 +224,14 @@ class Model:
             )
         if folds is None:
             folds = min(FOLDS, len(images)) if len(images) > 1 else 0
-        if size is None and not self.any_size:
-            shape: Shape | None = (self.size, self.size)
-        else:
-            shape = None if size is None else shape_of(size, [mask.shape for mask in masks], STRIDE)
-        plan = replace(Plan.keeping(masks, most, folds, shape), crop=crop, batch=self.learner.batch)
+        own = (self.size, self.size) if size is None and not self.any_size else None
+        plan = Plan.keeping(masks, most, folds, own) if size is None else Plan.at(size, masks, most, folds)
+        plan = replace(plan, crop=crop, batch=per_step or self.learner.batch)
         if crop is not None and crop > min(plan.shape):
             raise MetasegError(f"Expected crop to be at most the working size, {min(plan.shape)}, found {crop}.")
         if steps is not None or not most:
             return plan
-        roomy = plan.roomier(masks) if shape is None else plan
+        roomy = plan.roomier(masks) if size is None and self.any_size else plan
         if budget is None:
             return roomy
         per_pixel = seconds_per_pixel(self.learner, images, masks)

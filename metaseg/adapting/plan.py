@@ -46,6 +46,7 @@ class Plan:
         crop: side of the square pieces of the support images that a step sees; None: whole images.
         batch: most images of a step and network; None: all.
         kept: mean Dice that the support masks keep at this shape, in [0, 1].
+        side: in pixels of the square that the shape was made from; None: the shape is the run's.
     """
 
     shape: Shape
@@ -54,6 +55,7 @@ class Plan:
     crop: int | None = None
     batch: int | None = None
     kept: float = 1.0
+    side: int | None = None
 
     @classmethod
     def keeping(cls, masks: Sequence[np.ndarray], steps: int, folds: int, shape: Shape | None = None) -> "Plan":
@@ -67,14 +69,18 @@ class Plan:
         """
         if shape is not None:
             return cls(shape, steps, folds, kept=kept(masks, shape))
-        shares: dict[Shape, float] = {}
+        plans = []
         for side in SIDES:
-            shape = shape_of(side, [(mask.shape[0], mask.shape[1]) for mask in masks], STRIDE)
-            shares[shape] = kept(masks, shape)
-            if shares[shape] >= KEPT:
+            plans.append(cls.at(side, masks, steps, folds))
+            if plans[-1].kept >= KEPT:
                 break
-        best = max(shares, key=lambda one: shares[one])
-        return cls(best, steps, folds, kept=shares[best])
+        return max(plans, key=lambda plan: plan.kept)
+
+    @classmethod
+    def at(cls, side: int, masks: Sequence[np.ndarray], steps: int, folds: int) -> "Plan":
+        """The shape of about `side`² pixels with the masks' proportions; other arguments as for `keeping`."""
+        shape = shape_of(side, [(mask.shape[0], mask.shape[1]) for mask in masks], STRIDE)
+        return cls(shape, steps, folds, kept=kept(masks, shape), side=side)
 
     def roomier(self, masks: Sequence[np.ndarray]) -> "Plan":
         """The plan at `ROOMY` pixels, if that is larger.
@@ -82,14 +88,21 @@ class Plan:
         Args:
             masks: the support masks, bool (H, W).
         """
-        shape = shape_of(ROOMY, [(mask.shape[0], mask.shape[1]) for mask in masks], STRIDE)
-        larger = shape[0] * shape[1] > self.shape[0] * self.shape[1]
-        return replace(self, shape=shape, kept=kept(masks, shape)) if larger else self
+        found = replace(Plan.at(ROOMY, masks, self.steps, self.folds), crop=self.crop, batch=self.batch)
+        larger = found.shape[0] * found.shape[1] > self.shape[0] * self.shape[1]
+        return found if larger else self
 
     def settings(self) -> str:
         """The settings that give this plan again."""
-        crop = "" if self.crop is None else f" crop={self.crop}"
-        return f"size={round((self.shape[0] * self.shape[1]) ** 0.5)}{crop} steps={self.steps} folds={self.folds}"
+        chosen = {"size": self.side, "crop": self.crop, "per_step": self.batch}
+        chosen |= {"steps": self.steps, "folds": self.folds}
+        return " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
+
+    def images_a_step(self, images: int) -> int:
+        """Images that all networks together see in a step, of K support images."""
+        most = self.batch or images
+        # Each fold network misses one fold.
+        return min(most, images) + self.folds * min(most, images - images // max(1, self.folds))
 
     def seconds(self, images: int, per_pixel: float) -> float:
         """Time of the adaptation and of segmenting `PREDICTED` images.
@@ -99,11 +112,7 @@ class Plan:
             per_pixel: seconds of a step per pixel and image.
         """
         whole = self.shape[0] * self.shape[1]
-        most = self.batch or images
-        seen = min(most, images)
-        if self.folds:
-            seen += self.folds * min(most, images - images // self.folds)
-        adapting = self.steps * seen * (whole if self.crop is None else self.crop**2)
+        adapting = self.steps * self.images_a_step(images) * (whole if self.crop is None else self.crop**2)
         return per_pixel * (adapting + PREDICTED * (len(VIEWS) + self.folds) * _FORWARD * whole)
 
 
@@ -141,13 +150,13 @@ def within(plan: Plan, budget: float, images: int, per_pixel: float) -> Plan:
 
 def seconds_per_pixel(learner: Learner, images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:
     """Seconds of a fine-tuning step per pixel and image, measured."""
-    shape = shape_of(SMALLEST_CROP, [(mask.shape[0], mask.shape[1]) for mask in masks], STRIDE)
-    small = np.stack([shrunk(image, shape) for image in images])
-    support = SupportSet(small, np.stack([shrunk_mask(mask, shape) for mask in masks]), "standard", 0)
+    # Two networks or more keep all threads busy, as in the plan.
+    plan = Plan.at(SMALLEST_CROP, masks, steps=3, folds=2 if len(images) > 1 else 0)
+    small = np.stack([shrunk(image, plan.shape) for image in images])
+    support = SupportSet(small, np.stack([shrunk_mask(mask, plan.shape) for mask in masks]), "standard", 0)
     ends: list[float] = []
-    timed = learner.with_adaptation(
-        steps=3, folds=2, batch=None
-    )  # two networks or more keep all threads busy, as in the plan
-    for _ in timed.adaptation(support, [3], lambda done, of: ends.append(time.perf_counter())):
+    timed = learner.with_adaptation(steps=plan.steps, folds=plan.folds, batch=None)
+    for _ in timed.adaptation(support, [plan.steps], lambda done, of: ends.append(time.perf_counter())):
         pass
-    return (ends[-1] - ends[0]) / (len(ends) - 1) / (2 * len(images)) / (shape[0] * shape[1])
+    a_step = (ends[-1] - ends[0]) / (len(ends) - 1)  # the first warms up
+    return a_step / plan.images_a_step(len(images)) / (plan.shape[0] * plan.shape[1])

@@ -528,6 +528,9 @@ class Adaptation(Group):
     seed: Natural = setting("seed of the random augmentation")
     size: WorkingSize | None = setting("side in pixels of a square as large as the network's input; null: by the masks")
     crop: WorkingSize | None = setting("side in pixels of the pieces to adapt to; null: whole images, or by the budget")
+    per_step: Count | None = setting(
+        "most annotated images of a step and network; null: the recipe's, or by the budget"
+    )
     folds: Literal[0] | Annotated[int, Field(ge=2)] | None = setting(
         "folds of the annotated images: networks of the ensemble that give the estimate; 0: none; null: 3"
     )

@@ -94,3 +94,18 @@ def test_a_roomier_plan_is_never_smaller():
     large = [discs(90)]
     assert Plan.keeping(large, 160, 3).roomier(large).shape == (192, 192)
     assert Plan((256, 256), 160, 3).roomier(large).shape == (256, 256)
+
+
+def test_a_plan_prints_what_gives_it_again():
+    masks = [discs(90, (400, 800))]
+    plan = Plan.at(128, masks, 80, 3)
+    assert plan.shape == (96, 160)
+    said = dict(one.split("=") for one in within(plan, 20, 5, PER_PIXEL).settings().split())
+    assert said.pop("size") == "128"
+    assert said == {"per_step": "3", "steps": said["steps"], "folds": said["folds"]}
+
+
+def test_a_single_image_is_seen_once_a_step():
+    assert Plan((128, 128), 160, 0).images_a_step(1) == 1
+    assert Plan((128, 128), 160, 3).images_a_step(5) == 5 + 3 * 4
+    assert Plan((128, 128), 160, 3, batch=3).images_a_step(5) == 3 + 3 * 3

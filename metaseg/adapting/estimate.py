@@ -56,7 +56,7 @@ class Estimate:
 
     @property
     def expected(self) -> float:
-        """The mean Dice to expect on new images: networks of an ensemble have seen fewer images than the ensemble."""
+        """The mean Dice to expect on new images."""
         return corrected(float(self.dsc.mean()))
 
     @property

@@ -167,8 +167,8 @@ class Model:
                 annotated masks, or the run's.
             crop: side in pixels of random pieces to adapt to. None: whole images, unless the budget forbids it.
             per_step: most annotated images of a step and network. None: the recipe's, or fewer within the budget.
-            folds: of the annotated images; each adds a network to the ensemble, and together they give the estimate. 0:
-                one network and no estimate. None: three, or as many as there are images.
+            folds: of the annotated images; each adds a network that has not seen it, for the estimate and the
+                confidence. 0: none, and no estimate. None: three, or as many as there are images.
             budget: seconds to adapt and to segment 20 images. None: any time.
 
         Raises:

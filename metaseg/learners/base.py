@@ -34,6 +34,9 @@ from metaseg.runs import schema
 
 Result = TypeVar("Result")
 
+_ENSEMBLE = ("folds", "flips", "batch", "share")
+"""Settings of fine-tuning besides its loop and rates."""
+
 
 class Learner(nn.Module):
     """A few-shot learner: learns from a task (``meta_gradient``) and adapts to a target (``adapt``).
@@ -105,7 +108,7 @@ class Learner(nn.Module):
         recipe = InnerLoop(adapt.optimizer, adapt.lr, adapt.steps, adapt.lam or 0.0, adapt.schedule)
         self._adapt = self._inner if self.adapts_by_inner else recipe
         self._adapts_with_strengths = adapt.lam is None
-        self._folds, self._flips, self._batch, self._share = adapt.folds, adapt.flips, adapt.batch, adapt.share
+        self._ensemble: dict[str, Any] = {name: getattr(adapt, name) for name in _ENSEMBLE}
         self.outer_rates = _rates(network, "optimizer", optimizer)
         self._inner_rates = _rates(network, "inner", inner)
         self._adapt_rates = _rates(network, "adapt", adapt)
@@ -141,12 +144,13 @@ class Learner(nn.Module):
     @property
     def folds(self) -> int:
         """Folds of a target's support set for the ensemble; 0: none."""
-        return 0 if self.adapts_by_inner else self._folds
+        return 0 if self.adapts_by_inner else int(self._ensemble["folds"])
 
     @property
     def batch(self) -> int | None:
         """Most support images of a fine-tuning step; None: all."""
-        return self._batch
+        most: int | None = self._ensemble["batch"]
+        return most
 
     def with_adaptation(self, **changes: Any) -> "Learner":
         """An independent copy with other values of ``adapt`` (lr, steps, lam, folds, flips, batch, share).
@@ -156,15 +160,14 @@ class Learner(nn.Module):
         Raises:
             MetasegError: on a value out of range.
         """
-        ensemble = {name: changes.pop(name) for name in ("folds", "flips", "batch", "share") if name in changes}
+        ensemble = {name: changes.pop(name) for name in _ENSEMBLE if name in changes}
         try:
             loop = replace(self._adapt, **changes)
         except ValueError as error:
             raise MetasegError(f"Cannot adapt with {changes}: {error}.") from error
         other = copy.deepcopy(self)
         other._adapt = loop
-        for name, value in ensemble.items():
-            setattr(other, f"_{name}", value)
+        other._ensemble |= ensemble
         return other
 
     @abstractmethod
@@ -225,18 +228,15 @@ class Learner(nn.Module):
     def fine_tuning(self) -> FineTuning:
         """This learner's fine-tuning procedure."""
         return FineTuning(
-            self.network,
-            self.loss,
-            self.norms,
-            self.adapt_loop,
-            self._adapt_rates,
-            self._folds,
-            self._flips,
-            self.device,
-            self.memory_format,
-            self.strengths if self._adapts_with_strengths else None,
-            self._batch,
-            self._share,
+            network=self.network,
+            loss=self.loss,
+            norms=self.norms,
+            loop=self.adapt_loop,
+            rates=self._adapt_rates,
+            device=self.device,
+            memory_format=self.memory_format,
+            strengths=self.strengths if self._adapts_with_strengths else None,
+            **self._ensemble,
         )
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:

@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaseg.adapting.model import load
+    from metaseg.adapting.loading import load
     from metaseg.adapting.saved import load_segmenter, save
 
 __all__ = ["load", "load_segmenter", "save"]
 __version__ = "0.1.0"
 
-_PLACES = {"load": "model", "load_segmenter": "saved", "save": "saved"}
+_PLACES = {"load": "loading", "load_segmenter": "saved", "save": "saved"}
 
 
 def __getattr__(name: str) -> Any:

@@ -46,7 +46,7 @@ def test_every_folder_is_a_room():
             "torch": (),
             "metaseg.meta.gradients": ("numpy.random", "lightning", "hydra", "metaseg.errors"),
             "metaseg.learners.build": ("lightning", "wandb", "albumentations", "segmentation_models_pytorch"),
-            "metaseg.adapting.model": (
+            "metaseg.adapting.loading": (
                 *("lightning", "wandb", "albumentations", "segmentation_models_pytorch", "torchvision"),
             ),
         },

@@ -18,8 +18,9 @@ from metaseg.adapting import checks, output
 from metaseg.adapting.arrays import same_size, shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
+from metaseg.adapting.loading import load
 from metaseg.adapting.masks import Reading, decide, foregrounds, require_foreground, survey
-from metaseg.adapting.model import Adapted, Model, Predicted, load
+from metaseg.adapting.model import Adapted, Model, Predicted
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
 from metaseg.adapting.saved import NAME, SUFFIX, load_segmenter, savable, save
 from metaseg.adapting.working_size import KEPT

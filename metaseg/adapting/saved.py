@@ -16,7 +16,8 @@ from torch import Tensor
 
 from metaseg import __version__
 from metaseg.adapting.estimate import Estimate
-from metaseg.adapting.model import Adapted, Model, chosen_device, learner_of, load
+from metaseg.adapting.loading import chosen_device, learner_of, load
+from metaseg.adapting.model import Adapted, Model
 from metaseg.adapting.plan import Plan
 from metaseg.data.batches import SupportSet
 from metaseg.errors import MetasegError

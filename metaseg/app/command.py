@@ -34,7 +34,7 @@ def run(config: DictConfig) -> None:
         raise MetasegError(needs("The web page", "gradio", "app"))
     settings = schema.read(schema.Page, config)
 
-    from metaseg.adapting.model import load
+    from metaseg.adapting.loading import load
     from metaseg.app.session import Network
     from metaseg.app.sessions import Sessions, temporary_folder
     from metaseg.app.uploads import Limits

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def card() -> str:
     """What the built-in model is, was trained on, and may be used for."""
-    from metaseg.adapting.model import load
+    from metaseg.adapting.loading import load
 
     model = load(None, "cpu")
     network = model.learner.network

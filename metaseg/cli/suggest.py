@@ -39,7 +39,7 @@ def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[s
         MetasegError: on a missing folder, too few readable images, or a count out of range.
     """
     from metaseg.adapting.files import images_in
-    from metaseg.adapting.model import load
+    from metaseg.adapting.loading import load
     from metaseg.adapting.suggest import described, farthest
 
     new, known = images_in(folder), [] if annotated is None else images_in(annotated)

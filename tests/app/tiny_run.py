@@ -6,7 +6,7 @@ from conftest import composed
 from omegaconf import OmegaConf
 from PIL import Image
 
-from metaseg.adapting.model import load
+from metaseg.adapting.loading import load
 from metaseg.app.session import Network, Session
 from metaseg.app.uploads import Limits
 from metaseg.data.synthetic.twins import twin

@@ -1,0 +1,191 @@
+"""Read a model: the built-in one, a run directory or a checkpoint, none of which is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.utils import get_class
+from torch import nn
+
+from metaseg import configuration
+from metaseg.adapting.model import Model
+from metaseg.errors import MetasegError
+from metaseg.learners.base import Learner
+from metaseg.learners.build import build_learner
+from metaseg.learners.checkpoints import load_weights
+from metaseg.runs import schema
+from metaseg.runs.directory import RunDirectory
+from metaseg.runs.settings import upgraded
+
+DEVICES = ("auto", "cpu", "cuda")
+
+BUILT_IN = ("learner=scratch", "pair=none", "model=pretrained", "logger=csv")
+"""The built-in model as settings of train.py: the pre-trained encoder and a decoder that has seen no image yet."""
+
+
+def load(path: str | Path | None = None, device: str = "auto", recipe: str | None = None) -> Model:
+    """Load the built-in model or a run of train.py.
+
+    Nothing in the file is executed. The pre-trained weights the run started from are not needed.
+
+    Args:
+        path: a run directory, or a checkpoint (best.ckpt, last.ckpt) anywhere. None: the built-in model, which has
+            learned from ImageNet alone.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        recipe: adaptation recipe of the run's network: "default", or "quick", which adapts the decoder alone. None: as
+            in the run.
+
+    Raises:
+        MetasegError: if there is no run, it is unfinished, its files are damaged, or the device does not exist.
+    """
+    place = chosen_device(device)
+    settings: Mapping[str, Any]
+    checkpoint: Path | None
+    if path is None:
+        settings, checkpoint = schema.read(schema.Run, configuration.composed("config", BUILT_IN)).plain, None
+    else:
+        path = Path(path).expanduser()
+        settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
+    try:
+        known, learner = learner_of(settings, recipe, initial_weights=checkpoint is None)
+        if checkpoint is not None:
+            load_weights(learner, checkpoint)
+    except MetasegError:
+        raise
+    except Exception as error:  # a foreign file may contain anything
+        reason = " ".join(str(error).split())
+        raise MetasegError(
+            f"Expected settings and weights of a run of train.py, but those in {path} do not match this version of "
+            f"metaseg ({type(error).__name__}: {reason[:200]}); train again."
+        ) from error
+    learner.to(place).eval()
+    return Model(learner, known, known.data.size, known.data.augment, path is None, recipe)
+
+
+def chosen_device(device: str) -> str:
+    """ "cpu" or "cuda", for "auto" a GPU if there is one.
+
+    Raises:
+        MetasegError: if the device is unknown or missing.
+    """
+    if device not in DEVICES:
+        raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MetasegError("device=cuda needs a GPU that torch can use, found none; use device=cpu.")
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def learner_of(
+    settings: Mapping[str, Any], recipe: str | None = None, initial_weights: bool = True
+) -> tuple[schema.Trained, Learner]:
+    """The checked settings of a run and its learner. Settings may come from an untrusted file.
+
+    Args:
+        settings: of the run.
+        recipe: as for `load`.
+        initial_weights: as for `build_learner`.
+
+    Raises:
+        MetasegError: on settings that name foreign classes or are invalid.
+    """
+    _own_classes(settings)
+    known = _with_recipe(schema.checked(schema.Trained, upgraded(settings)), recipe)
+    return known, build_learner(known, initial_weights=initial_weights)
+
+
+def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained:
+    """The settings with an adaptation recipe of the run's network.
+
+    Raises:
+        MetasegError: if there is no recipe of that name.
+    """
+    if recipe is None:
+        return settings
+    of_model = settings.model.recipe
+    known = {} if of_model is None else {name: one for name, one in of_model.adapt if one is not None}
+    if recipe not in known:
+        raise MetasegError(
+            f"Expected a recipe of the run's network ({', '.join(known) or 'it has none'}), found recipe={recipe!r}; "
+            "omit it to adapt as in the run."
+        )
+    given = {name: value for name, value in known[recipe] if name in known[recipe].model_fields_set}
+    adapt = settings.learner.adapt.model_copy(update={**given, "by": "recipe"})
+    return settings.model_copy(update={"learner": settings.learner.model_copy(update={"adapt": adapt})})
+
+
+def _own_classes(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that name classes outside metaseg: instantiating those of a foreign file could do harm.
+
+    Raises:
+        MetasegError: on such a name.
+    """
+    learner = settings["learner"]
+    for node, base in ((learner, Learner), (learner.get("network"), nn.Module)):
+        name = None if node is None else str(node["_target_"])
+        if name is None:
+            continue
+        kind = get_class(name) if name.startswith("metaseg.") else object
+        if not (issubclass(kind, base) and kind.__module__.startswith("metaseg.")):
+            raise MetasegError(
+                f"Expected settings of a run of train.py with a learner and network of metaseg, found {name}; it was "
+                "not executed, and the file may be malicious."
+            )
+
+
+def _directory(path: Path) -> tuple[Mapping[str, Any], Path | None]:
+    directory = RunDirectory(path)
+    if not directory.config.is_file():
+        raise MetasegError(f"Expected a run of train.py in {path}, found no {directory.config.name} in it.")
+    settings = _settings(directory.config)
+    best = directory.checkpoints / "best.ckpt"
+    if best.is_file():
+        return settings, best
+    if _trains(settings):
+        raise MetasegError(
+            f"Expected the checkpoint {best} of a trained run, found none; finish the run, or name a file."
+        )
+    return settings, None
+
+
+def _settings(config: Path) -> Any:
+    try:
+        return yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise MetasegError(f"Expected the settings of a run, but {config} cannot be read.") from error
+
+
+def _trains(settings: Any) -> bool:
+    try:
+        _own_classes(settings)
+        return bool(settings["train"] and get_class(settings["learner"]["_target_"]).trains)  # type: ignore[attr-defined]
+    except MetasegError:
+        raise
+    except Exception as error:
+        raise MetasegError("Expected the settings of a run of train.py, found no learner in them.") from error
+
+
+def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
+    if not path.is_file():
+        raise MetasegError(f"Expected a run directory or a checkpoint, found nothing at {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the unpickler may raise anything on a foreign file
+        # torch's own message for such files suggests loading them unsafely.
+        raise MetasegError(
+            f"Expected a metaseg checkpoint, but {path} is something else or damaged; name a run directory of "
+            "train.py, or its best.ckpt."
+        ) from error
+    settings = state.get("settings") if isinstance(state, dict) else None
+    if isinstance(settings, dict):
+        return settings, path
+    config = RunDirectory(path.parent.parent).config
+    if config.is_file():
+        return _settings(config), path
+    raise MetasegError(
+        f"Expected a checkpoint that contains its settings or is in a run directory, found neither at {path}; name the "
+        "run directory."
+    )

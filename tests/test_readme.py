@@ -61,6 +61,7 @@ APPENDED = {
 }
 NOT_HERE = {
     "metaseg app": "serves until it is stopped: tests/app/test_page.py starts it",
+    "metaseg models build my-model.safetensors data.root=DIR": "trains: tests/adapting/test_model_file.py",
     "metaseg data fetch kvasir isic": "needs the internet: tests/data/fetching has its own server",
     "metaseg dashboard ENTITY/PROJECT": "needs an account: tests/tracking has a stand-in",
     "metaseg train learner=signed shots=5": "tests/test_extending.py writes this learner and runs it",

@@ -14,7 +14,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from PIL import Image
 
-from metaseg.adapting import checks, output
+from metaseg.adapting import checks, model_file, output
 from metaseg.adapting.arrays import same_size, shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
@@ -90,7 +90,8 @@ def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
 
 def _kept(settings: schema.Adaptation) -> bool:
     """Whether the checkpoint is a saved segmenter."""
-    return settings.checkpoint is not None and Path(settings.checkpoint).suffix == SUFFIX
+    path = None if settings.checkpoint is None else Path(settings.checkpoint)
+    return path is not None and path.suffix == SUFFIX and not model_file.is_one(path)
 
 
 def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Path]) -> None:

@@ -12,11 +12,12 @@ from hydra.utils import get_class
 from torch import nn
 
 from metaseg import configuration
+from metaseg.adapting import model_file
 from metaseg.adapting.model import Model
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
-from metaseg.learners.checkpoints import load_weights
+from metaseg.learners.checkpoints import read_checkpoint, restore
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import upgraded
@@ -33,8 +34,8 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
     Nothing in the file is executed. The pre-trained weights the run started from are not needed.
 
     Args:
-        path: a run directory, or a checkpoint (best.ckpt, last.ckpt) anywhere. None: the built-in model, which has
-            learned from ImageNet alone.
+        path: a run directory, a checkpoint (best.ckpt, last.ckpt) anywhere, or a file of `metaseg models build`. None:
+            the built-in model, which has learned from ImageNet alone.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         recipe: adaptation recipe of the run's network: "default", or "quick", which adapts the decoder alone. None: as
             in the run.
@@ -53,7 +54,7 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
     try:
         known, learner = learner_of(settings, recipe, initial_weights=checkpoint is None)
         if checkpoint is not None:
-            load_weights(learner, checkpoint)
+            restore(learner, _state(checkpoint))
     except MetasegError:
         raise
     except Exception as error:  # a foreign file may contain anything
@@ -63,7 +64,8 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
             f"metaseg ({type(error).__name__}: {reason[:200]}); train again."
         ) from error
     learner.to(place).eval()
-    return Model(learner, known, known.data.size, known.data.augment, path is None, recipe)
+    origin: Any = "built-in" if path is None else "file" if checkpoint and _is_model_file(checkpoint) else "run"
+    return Model(learner, known, known.data.size, known.data.augment, origin, recipe)
 
 
 def chosen_device(device: str) -> str:
@@ -168,9 +170,19 @@ def _trains(settings: Any) -> bool:
         raise MetasegError("Expected the settings of a run of train.py, found no learner in them.") from error
 
 
+def _is_model_file(path: Path) -> bool:
+    return path.suffix == model_file.SUFFIX
+
+
+def _state(path: Path) -> dict[str, Any]:
+    return model_file.read(path) if _is_model_file(path) else read_checkpoint(path)
+
+
 def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
     if not path.is_file():
         raise MetasegError(f"Expected a run directory or a checkpoint, found nothing at {path}.")
+    if _is_model_file(path):
+        return model_file.read(path)["settings"], path
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler may raise anything on a foreign file

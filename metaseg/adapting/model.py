@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Model:
         settings: of the run.
         size: S, the side of the network's input in pixels in the run.
         augmentation: of the support images during adaptation.
-        any_size: whether the working size follows the annotated masks; False: it is S, as in the run.
+        origin: what was loaded. The working size of a run is S; otherwise it follows the annotated masks.
         recipe: the name given to `load`.
         complete: whether the learner is at its meta-parameters; False: nothing but its architecture is known.
     """
@@ -45,7 +45,7 @@ class Model:
     settings: schema.Trained
     size: int
     augmentation: str
-    any_size: bool = False
+    origin: Literal["run", "file", "built-in"] = "run"
     recipe: str | None = None
     complete: bool = True
 
@@ -138,14 +138,14 @@ class Model:
             )
         if folds is None:
             folds = min(FOLDS, len(images)) if len(images) > 1 else 0
-        own = (self.size, self.size) if size is None and not self.any_size else None
+        own = (self.size, self.size) if size is None and self.origin == "run" else None
         plan = Plan.keeping(masks, most, folds, own) if size is None else Plan.at(size, masks, most, folds)
         plan = replace(plan, crop=crop, batch=per_step or self.learner.batch)
         if crop is not None and crop > min(plan.shape):
             raise MetasegError(f"Expected crop to be at most the working size, {min(plan.shape)}, found {crop}.")
         if steps is not None or not most:
             return plan
-        roomy = plan.roomier(masks) if size is None and self.any_size else plan
+        roomy = plan.roomier(masks) if size is None and self.origin != "run" else plan
         if budget is None:
             return roomy
         per_pixel = seconds_per_pixel(self.learner, images, masks)

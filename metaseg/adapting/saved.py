@@ -63,7 +63,7 @@ def save(adapted: Adapted, path: str | Path) -> Path:
         "networks": len(own),
         "flips": flips,
         "augmentation": adapted.support.augmentation,
-        "built_in": adapted.model.any_size,
+        "built_in": adapted.model.origin == "built-in",
         "estimate": None if adapted.estimate is None else adapted.estimate.plain(),
     }
     path = Path(path).expanduser()

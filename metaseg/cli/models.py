@@ -1,28 +1,40 @@
-"""`metaseg models`: the models that `metaseg adapt`, `metaseg app` and `metaseg.load` can start from."""
+"""`metaseg models`: the models that `metaseg adapt`, `metaseg app` and `metaseg.load` can start from.
+
+`metaseg models build FILE [SETTINGS]` makes one from your own copy of the datasets: it trains on all of them, as
+`metaseg train` with these settings, and writes the result in half precision.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from metaseg.cli.commands import train
 from metaseg.cli.entry import fail
+from metaseg.data import catalogue
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the built-in model's card and the trained runs; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="metaseg models", description=__doc__)
-    parser.add_argument("folders", nargs="*", type=Path, help="folders with runs of metaseg train; default: runs")
-    options = parser.parse_args(arguments)
+    """Print the built-in model's card, model files and trained runs, or build a model; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["build"]:
+        return build(given[1:])
+    parser = argparse.ArgumentParser(
+        prog="metaseg models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="*", type=Path, help="folders with models and runs; default: runs")
+    options = parser.parse_args(given)
     try:
         print(card())
         for folder in options.folders or [Path("runs")]:
             if options.folders and not folder.is_dir():
                 raise MetasegError(f"Expected a folder with runs, found none at {folder}.")
-            print("".join(f"\n{line}" for line in trained(folder)), end="")
+            print("".join(f"\n{line}" for line in [*built(folder), *trained(folder)]), end="")
         print()
     except MetasegError as error:
         fail(str(error))
@@ -56,6 +68,56 @@ def card() -> str:
             "  for       research, not diagnosis",
         )
     )
+
+
+BUILD = ("learner=joint", "model=pretrained", "target=[]", "trainer=auto", "logger=csv")
+"""[D] How `build` trains unless told otherwise: the comparison has not found a meta-learner ahead of joint training."""
+
+
+def build(arguments: Sequence[str]) -> int:
+    """Train on every published dataset, or those of `pair=[…]`, and write the model; returns the exit status.
+
+    The run is kept beside the file, as FILE.run; a finished run there is written without being trained again.
+
+    Args:
+        arguments: the file, and settings of `metaseg train`.
+    """
+    from metaseg.adapting import model_file
+
+    file, *settings = arguments or [""]
+    path = Path(file).expanduser()
+    try:
+        if "=" in file or path.suffix != model_file.SUFFIX:
+            raise MetasegError(
+                f"Expected the name of a {model_file.SUFFIX} file first, as in `metaseg models build "
+                f"my-model{model_file.SUFFIX} data.root=DIR`, found {file or 'nothing'}."
+            )
+        directory = RunDirectory(path.with_suffix(".run"))
+        if not directory.result.is_file():
+            _train(directory.path, settings)
+        model_file.write(directory, path)
+        print(f"\nmodel       {path}", *model_file.lines(model_file.read(path)), sep="\n")
+        print(f"next: metaseg adapt checkpoint={path} support=DIR images=DIR out=DIR")
+    except MetasegError as error:
+        fail(str(error))
+    return 0
+
+
+def _train(directory: Path, settings: Sequence[str]) -> None:
+    named = {setting.partition("=")[0] for setting in settings}
+    defaults = [f"pair=[{','.join(catalogue.published())}]", *BUILD]
+    missing = [setting for setting in defaults if setting.partition("=")[0] not in named]
+    sys.argv = ["metaseg train", *missing, *settings, f"hydra.run.dir={directory}"]
+    train()
+
+
+def built(folder: Path) -> Iterator[str]:
+    """The card of each model file in a folder."""
+    from metaseg.adapting import model_file
+
+    for path in sorted(folder.rglob(f"*{model_file.SUFFIX}")):
+        if model_file.is_one(path):
+            yield "\n".join([str(path), *model_file.lines(model_file.read(path))])
 
 
 def trained(folder: Path) -> Iterator[str]:

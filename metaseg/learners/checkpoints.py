@@ -53,10 +53,28 @@ def load_weights(module: HasNetwork, path: Path) -> None:
     Raises:
         MetasegError: if the file is not a checkpoint, or has another architecture or other learned strengths.
     """
+    restore(module, read_checkpoint(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; nothing in the file is executed.
+
+    Raises:
+        MetasegError: if the file is not a checkpoint.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MetasegError(f"Expected a metaseg checkpoint, but {path} cannot be read: {error}.") from error
+    return state
+
+
+def restore(module: HasNetwork, state: Mapping[str, Any]) -> None:
+    """Load parameters from the content of a checkpoint.
+
+    Raises:
+        MetasegError: if it has another architecture or other learned strengths.
+    """
     take_over_origin(module.network, state)
     module.load_state_dict(state["state_dict"])
     if isinstance(module, Learner):

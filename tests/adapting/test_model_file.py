@@ -1,0 +1,95 @@
+"""A trained model as one file: what `metaseg models build` writes and `metaseg.load` reads."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import composed
+
+import metaseg
+from metaseg.adapting import model_file
+from metaseg.adapting.loading import load
+from metaseg.cli import models, pairs
+from metaseg.data import catalogue
+from metaseg.errors import MetasegError
+from metaseg.runs.directory import RunDirectory
+
+
+@pytest.fixture(scope="module")
+def file(trained, tmp_path_factory):
+    return model_file.write(RunDirectory(trained), tmp_path_factory.mktemp("model") / "mine.safetensors")
+
+
+def test_the_file_holds_the_runs_meta_parameters(file, trained):
+    run, model = load(trained, "cpu"), load(file, "cpu")
+    for (name, one), other in zip(
+        run.learner.network.state_dict().items(), model.learner.network.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-6, msg=name)
+    assert file.stat().st_size < 0.6 * (trained / "checkpoints" / "best.ckpt").stat().st_size
+
+
+def test_it_adapts_at_a_size_that_follows_the_masks(file, lesions, tmp_path):
+    images, masks = lesions
+    segmenter = load(file, "cpu").adapt(images, masks, steps=1, folds=0)
+    assert min(segmenter.plan.shape) >= 96  # the run's images have 32 pixels
+    assert segmenter.segment(images[:1])[0].shape == images[0].shape[:2]
+    kept = metaseg.load_segmenter(metaseg.save(segmenter, tmp_path / "kept.safetensors"), "cpu")
+    found, expected = kept.probabilities(images[:1])[0], segmenter.probabilities(images[:1])[0]
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    with pytest.raises(MetasegError):
+        kept.with_more(images[:1], masks[:1])
+    with pytest.raises(MetasegError, match="load_segmenter"):
+        load(tmp_path / "kept.safetensors", "cpu")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no model", lambda data: b""])
+def test_damaged_files_are_refused(file, tmp_path, damage):
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(MetasegError, match="damaged"):
+        load(path, "cpu")
+
+
+def test_build_trains_on_every_published_dataset_and_writes_the_file(trained, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def instead():
+        asked.append(sys.argv[1:])
+        (directory,) = [one.partition("=")[2] for one in sys.argv if one.startswith("hydra.run.dir=")]
+        shutil.copytree(trained, directory)
+
+    monkeypatch.setattr(models, "train", instead)
+    path = tmp_path / "mine.safetensors"
+    assert models.main(["build", str(path), "shots=7", "learner=maml"]) == 0
+    assert models.main(["build", str(path)]) == 0  # the run is there
+    (arguments,) = asked
+    settings = composed(*pairs.chosen(arguments[:-1]))
+    assert (settings.shots, settings.learner.name, settings.target) == (7, "maml", [])
+    assert settings.pair.pools == ["cvc", "isic", "kvasir", "kvasir_capsule", "ph2"]
+    assert load(path, "cpu").origin == "file"
+
+    capsys.readouterr()
+    assert models.main([str(tmp_path)]) == 0
+    listed = capsys.readouterr().out
+    assert str(path) in listed
+    for name in ("ph2", "kvasir"):
+        assert f"{catalogue.get(name).title}, synthetic twin" in listed
+
+
+@pytest.mark.parametrize("arguments", [["build"], ["build", "shots=3"], ["build", "model.ckpt"]])
+def test_build_refuses_other_names(arguments, capsys):
+    with pytest.raises(SystemExit):
+        models.main(arguments)
+    assert capsys.readouterr().err.startswith("error: Expected the name of a .safetensors file")
+
+
+def test_the_command_adapts_a_model_file(file, folders, program):
+    arguments = [f"checkpoint={file}", f"support={folders / 'support'}", f"images={folders / 'new'}"]
+    finished = program(
+        "adapt.py", *arguments, f"out={folders / 'out'}", "steps=1", "folds=0", directory=folders / "log"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert len(list((folders / "out" / "masks").glob("*.png"))) == 3

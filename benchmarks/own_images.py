@@ -29,6 +29,9 @@ COLUMNS = (
     *("rank of agreement", "rank of soft Dice", "seconds"),
 )
 
+FORESEEN = (10, 20)
+"""Numbers of annotated images whose Dice is extrapolated from fewer."""
+
 SEEN = 0.002
 """Share of an image that its foreground must cover: slices of a volume that show nothing are left out."""
 
@@ -83,6 +86,7 @@ def own_images(
         "Rank: Spearman's correlation with the Dice of the same images, mean over draws. The agreement of networks is "
         "the confidence; soft Dice is that which the probabilities promise.",
     ]
+    report.notes += list(_foresight(done))
     if errors:
         report.notes.append(f"Mean error of the expected Dice over all draws: {100 * np.mean(errors):.1f} points.")
     return report
@@ -124,11 +128,14 @@ def measured(model: Model, draw: Draw, **how: Any) -> dict[str, Any]:
     if others:
         ranks["agreement"] = agreement(own, others)
     estimate = adapted.estimate
+    ahead = estimate is not None and adapted.plan.folds > 2
+    curve = metaseg.learning_curve(adapted) if ahead else None
     return {
         "size": adapted.plan.settings(),
         "dice": float(scores.mean()),
         "trivial": {name: float(values.mean()) for name, values in trivial.items()},
         "held_out": None if estimate is None else estimate.dsc.tolist(),
+        "foreseen": None if curve is None else {str(n): curve.at(n) for n in FORESEEN},
         "ranks": {name: _rank(values, scores) for name, values in ranks.items()},
         "adapting": adapting,
         "segmenting": segmenting / len(draw.new),
@@ -170,6 +177,23 @@ def _rows(done: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
             *(_mean([one["ranks"].get(name) for one in draws]) for name in ("agreement", "soft")),
             f"{np.mean([one['adapting'] for one in draws]):.0f}",
         ]
+
+
+def _foresight(done: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How far the extrapolated Dice was from the Dice with so many images, of the same kind and draw."""
+    found = {(one["kind"], one["draw"], one["shots"]): one["dice"] for one in done}
+    for count in FORESEEN:
+        for fewer in sorted({one["shots"] for one in done if one["shots"] < count}):
+            errors = [
+                one["foreseen"][str(count)] - found[one["kind"], one["draw"], count]
+                for one in done
+                if one["shots"] == fewer and one.get("foreseen") and (one["kind"], one["draw"], count) in found
+            ]
+            if errors:
+                yield (
+                    f"Dice with {count} images, extrapolated from {fewer}: {100 * np.mean(np.abs(errors)):.1f} points "
+                    f"off on average, {100 * np.mean(errors):+.1f} in the mean ({len(errors)} draws)."
+                )
 
 
 def _percent(values: Sequence[float]) -> str:

@@ -4,19 +4,21 @@ model = metaseg.load("runs/…")                  # a run directory or its check
 segmenter = model.adapt(images, masks)          # a few annotated images of any size
 predicted = segmenter.segment(new_images)       # one bool mask per image, at the image's size
 metaseg.save(segmenter, "polyps.safetensors")   # and metaseg.load_segmenter to use it again
+metaseg.learning_curve(segmenter)               # whether more annotated images would help
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metaseg.adapting.learning_curve import learning_curve
     from metaseg.adapting.loading import load
     from metaseg.adapting.saved import load_segmenter, save
 
-__all__ = ["load", "load_segmenter", "save"]
+__all__ = ["learning_curve", "load", "load_segmenter", "save"]
 __version__ = "0.1.0"
 
-_PLACES = {"load": "loading", "load_segmenter": "saved", "save": "saved"}
+_PLACES = {"learning_curve": "learning_curve", "load": "loading", "load_segmenter": "saved", "save": "saved"}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from metaseg.adapting import checks, model_file, output
 from metaseg.adapting.arrays import same_size, shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
+from metaseg.adapting.learning_curve import learning_curve
 from metaseg.adapting.loading import load
 from metaseg.adapting.masks import Reading, decide, foregrounds, require_foreground, survey
 from metaseg.adapting.model import Adapted, Model, Predicted
@@ -112,6 +113,9 @@ def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Pat
                 done = savable(adapted) and save(adapted, out / NAME)
                 print(f"segmenter   {paths['out'] / NAME if done else 'not saved: nothing was adapted'}")
         _say(adapted, settings)
+        if settings.curve:
+            with Progress("adapting to fewer", None, "folds") as progress:
+                print(learning_curve(adapted, progress.update).sentence())
         for path in export(adapted, out, settings.export):
             print(f"segmenter   {paths['out'] / path.name}")
         if not sources:

@@ -93,15 +93,15 @@ class Model:
         at_least(1, label=label, per_step=per_step)
         at_least(STRIDE, size=size, crop=crop)
         pictures, truths = checked(several(images, "images"), several(masks, "masks"), label)
-        plan = self._plan(pictures, truths, size, crop, per_step, steps, folds, budget)
+        plan = replace(self._plan(pictures, truths, size, crop, per_step, steps, folds, budget), lr=lr)
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
         small_masks = np.stack([shrunk_mask(truth, plan.shape) for truth in truths])
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
-        segmenter = self._adapted(support, plan, lr, plan.folds, progress)
+        segmenter = self.fine_tuned(support, plan, plan.folds, progress)
         if not plan.folds:
             return Adapted(segmenter, plan, self, support)
         own_ensemble = bool(self.learner.folds)
-        members = _members(segmenter) or self._without_each_fold(support, plan, lr)
+        members = _members(segmenter) or self._without_each_fold(support, plan)
         if isinstance(segmenter, Ensemble) and not own_ensemble:
             # For these recipes an ensemble with networks that have seen fewer images is no better, or worse.
             segmenter = replace(segmenter, members=segmenter.members[:1], held_out=segmenter.held_out[:1])
@@ -109,13 +109,11 @@ class Model:
         estimate = estimated(predictions, pictures, truths, small, small_masks)
         return Adapted(segmenter, plan, self, support, tuple(member for member, _ in members), estimate)
 
-    def _without_each_fold(
-        self, support: SupportSet, plan: Plan, lr: float | None
-    ) -> list[tuple[Segmenter, np.ndarray]]:
+    def _without_each_fold(self, support: SupportSet, plan: Plan) -> list[tuple[Segmenter, np.ndarray]]:
         """Segmenters for learners without an ensemble, each with the indices of the images it has not seen."""
         everything = np.arange(len(support.images))
         return [
-            (self._adapted(support.only(np.setdiff1d(everything, part)), plan, lr, 0), part)
+            (self.fine_tuned(support.only(np.setdiff1d(everything, part)), plan), part)
             for part in held_out(len(everything), plan.folds)
         ]
 
@@ -152,17 +150,24 @@ class Model:
         in_time = roomy.seconds(len(images), per_pixel) <= budget
         return roomy if in_time else within(plan, budget, len(images), per_pixel)
 
-    def _adapted(
+    def fine_tuned(
         self,
         support: SupportSet,
         plan: Plan,
-        lr: float | None,
-        folds: int,
+        folds: int = 0,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Segmenter:
+        """The network after the plan's steps on annotated images at the working size.
+
+        Args:
+            support: the images.
+            plan: steps, their size and batch.
+            folds: networks besides, each of which does not see a fold of the images.
+            progress: as for `adapt`.
+        """
         changes: dict[str, Any] = {"steps": plan.steps, "folds": folds, "batch": plan.batch}
-        if lr is not None:
-            changes["lr"] = lr
+        if plan.lr is not None:
+            changes["lr"] = plan.lr
         if not self.learner.folds:
             changes["share"] = 1.0  # the recipe has no folds to choose it by
         learner = self.learner.with_adaptation(**changes)

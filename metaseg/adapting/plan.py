@@ -47,6 +47,7 @@ class Plan:
         batch: most images of a step and network; None: all.
         kept: mean Dice that the support masks keep at this shape, in [0, 1].
         side: in pixels of the square that the shape was made from; None: the shape is the run's.
+        lr: step size; None: the recipe's.
     """
 
     shape: Shape
@@ -56,6 +57,7 @@ class Plan:
     batch: int | None = None
     kept: float = 1.0
     side: int | None = None
+    lr: float | None = None
 
     @classmethod
     def keeping(cls, masks: Sequence[np.ndarray], steps: int, folds: int, shape: Shape | None = None) -> "Plan":
@@ -95,7 +97,7 @@ class Plan:
     def settings(self) -> str:
         """The settings that give this plan again."""
         chosen = {"size": self.side, "crop": self.crop, "per_step": self.batch}
-        chosen |= {"steps": self.steps, "folds": self.folds}
+        chosen |= {"steps": self.steps, "folds": self.folds, "lr": self.lr}
         return " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
 
     def images_a_step(self, images: int) -> int:

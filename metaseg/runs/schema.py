@@ -534,6 +534,7 @@ class Adaptation(Group):
     folds: Literal[0] | Annotated[int, Field(ge=2)] | None = setting(
         "folds of the annotated images: networks of the ensemble that give the estimate; 0: none; null: 3"
     )
+    curve: bool = setting("also print the Dice by number of annotated images: whether more would help")
     budget: Positive | None = setting("seconds for adapting and 20 new images; null: any time")
     probabilities: bool = setting("write probabilities/NAME.png, 16 bits")
     overlays: bool = setting("write images with outlined masks")

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import metaseg
+from metaseg.adapting.model import Adapted
 from metaseg.cli.entry import as_it_stands
 from metaseg.evaluation.scores import dice
 
@@ -70,10 +71,14 @@ def test_prints_the_estimate_without_images(adapt, folders):
     assert [path.name for path in (folders / "out").iterdir()] == ["segmenter.safetensors"]
 
 
-def test_the_adapted_segmenter_is_exported(adapt, folders):
+def test_the_adapted_segmenter_is_exported(adapt, folders, monkeypatch):
+    asked = []
+    monkeypatch.setattr("metaseg.adapting.command.export", lambda *given: (asked.append(given), [given[1] / "it"])[1])
     done = adapt("folds=0", "export=[torch]", "save=false")
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in (folders / "out").iterdir()] == ["segmenter.pt2"]
+    ((adapted, _, formats),) = asked
+    assert (type(adapted), formats) == (Adapted, ["torch"])
+    assert str(folders / "out" / "it") in done.stdout
 
 
 def test_a_saved_segmenter_segments_more_images_without_the_annotated_ones(adapt, folders):

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from conftest import lesion
 
 import metaseg
 from metaseg.adapting.export import export, exportable
@@ -19,9 +20,10 @@ def pictures(count, size=32):
     return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-@pytest.fixture
-def adapted(trained, lesions):
-    return metaseg.load(trained).adapt(*lesions)
+@pytest.fixture(scope="module")
+def adapted(trained):
+    images, masks = zip(*(lesion(number) for number in range(3)), strict=True)
+    return metaseg.load(trained).adapt(images, masks, folds=0)
 
 
 def expected(adapted, images):

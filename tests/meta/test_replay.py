@@ -73,7 +73,8 @@ def test_gauss_newton_product_equals_autograd(loss, exact):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "name", ["unet-resnet18", "deeplab-resnet18", pytest.param("unet-vgg16_bn", marks=pytest.mark.slow)]
+    "name",
+    ["unet-resnet18", *(pytest.param(one, marks=pytest.mark.slow) for one in ("deeplab-resnet18", "unet-vgg16_bn"))],
 )
 def test_networks_of_the_library_are_replayed(name):
     network = build(name="smp", seed=1, encoder_weights=None, **LIBRARY[name])

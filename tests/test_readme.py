@@ -13,7 +13,7 @@ from conftest import ROOT, TINY, TINY_PRETRAINING
 
 from benchmarks.__main__ import _options
 from metaseg.cli import data as data_room
-from metaseg.cli import suggest
+from metaseg.cli import status, suggest
 from metaseg.cli.report import main as report
 from metaseg.training import run
 
@@ -128,6 +128,9 @@ def test_the_command_does_what_it_says(command, place, program, trained, untrain
     if words[1] == "suggest":
         assert suggest.main(["data/ph2/images", *words[3:]]) == 0
         assert len(capfd.readouterr().out.splitlines()) == 5
+        return
+    if words[1] == "status":
+        assert status.main([str(trained.parent)]) == 0
         return
     if words[1] == "report":
         assert report([str(trained.parent)]) == 0

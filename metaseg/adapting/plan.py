@@ -96,7 +96,7 @@ class Plan:
 
     def settings(self) -> str:
         """The settings that give this plan again."""
-        chosen = {"size": self.side, "crop": self.crop, "per_step": self.batch}
+        chosen: dict[str, float | None] = {"size": self.side, "crop": self.crop, "per_step": self.batch}
         chosen |= {"steps": self.steps, "folds": self.folds, "lr": self.lr}
         return " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
 

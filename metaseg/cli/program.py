@@ -14,6 +14,7 @@ COMMANDS = {
     "pretrain": "pre-train a U-Net on brain MRI",
     "models": "list the built-in model and trained runs to adapt",
     "data": "list, download, check, prepare, show or paint datasets",
+    "status": "show how far the cells of a sweep are",
     "report": "build the paper's tables from a folder of runs",
     "dashboard": "save a report on Weights & Biases",
     "bench": "measure time, memory and error of meta-gradients (needs a checkout)",

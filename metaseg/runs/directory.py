@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,24 +70,39 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the directory against other processes; the lock ends with the process.
+        """Lock the directory against other processes; the lock ends with the process, which `holder` names.
 
         Raises:
             MetasegError: another process holds the lock, or the directory is not writable.
         """
         with _os_errors_explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
+            lock = FileLock(self._lock)
             try:
                 lock.acquire(blocking=False)
             except Timeout:
                 raise MetasegError(
                     f"{self.path} is in use by another process: wait for it to finish, or choose another hydra.run.dir"
                 ) from None
+            self._lock.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
         try:
             yield
         finally:
+            with suppress(OSError):  # full or gone: the process number tells
+                self._lock.write_text("", encoding="utf-8")
             lock.release()
+
+    def holder(self) -> tuple[str, int] | None:
+        """Host and process number of the process that locked the directory last and did not unlock it, or None."""
+        try:
+            host, process = self._lock.read_text(encoding="utf-8").split()
+            return host, int(process)
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def figures(self) -> Path:

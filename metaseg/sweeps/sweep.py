@@ -18,6 +18,7 @@ from metaseg.errors import MetasegError
 from metaseg.runs import tables as definitions
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.summary import percent
+from metaseg.sweeps import overview
 from metaseg.sweeps.cells import Cell, Choice, of_multirun, of_tables
 from metaseg.sweeps.datasets import table_of_datasets
 from metaseg.sweeps.status import State, Status, status_of
@@ -86,6 +87,8 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
         + (f", {counts[State.OTHER]} with different settings" if counts[State.OTHER] else ""),
         markup=False,
     )
+    if plan:
+        overview.remember(root, [one.cell.name for one in plan])
     returns = sweeper.launcher.launch([_job(one) for one in missing], initial_job_idx=0) if missing else []
     failed = [one for one, job in zip(missing, returns, strict=True) if job.status is not JobStatus.COMPLETED]
     _report(plan, failed, console)

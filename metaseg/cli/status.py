@@ -1,0 +1,73 @@
+"""`metaseg status`: how far the cells of a sweep are. In a terminal the table is renewed until all have ended."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from metaseg.cli.entry import fail
+from metaseg.errors import MetasegError
+from metaseg.sweeps.overview import Progress, Seen, look, seconds_left
+
+_SHOWN = 100
+"""Longest detail in a pipe, in characters."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="metaseg status", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the sweep's directory, hydra.sweep.dir")
+    parser.add_argument("--once", action="store_true", help="print it once in a terminal, too")
+    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks; default: 5")
+    options = parser.parse_args(arguments)
+    try:
+        if options.every <= 0:
+            raise MetasegError(f"Expected --every to be more than 0 seconds, found {options.every:g}.")
+        cells = look(options.folder)
+        if options.once or not sys.stdout.isatty():
+            print("\n".join(lines(cells)))
+        else:
+            _watch(options.folder, options.every, cells)
+    except MetasegError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def lines(cells: Sequence[Seen]) -> list[str]:
+    """A line for each cell, and the totals."""
+    width = max(len(one.name) for one in cells)
+    said = [f"{one.name:<{width}}  {one.progress.value:<11}  {one.detail[:_SHOWN]}".rstrip() for one in cells]
+    return [*said, totals(cells)]
+
+
+def totals(cells: Sequence[Seen]) -> str:
+    """How many cells are where, and the time left."""
+    counts = {state: sum(one.progress is state for one in cells) for state in Progress}
+    said = ", ".join(f"{count} {state.value}" for state, count in counts.items() if count)
+    left = seconds_left(cells)
+    about = "" if left is None else f"; about {left / 3600:.1f} hours left, if the rest take as long"
+    return f"{len(cells)} cells: {said}{about}"
+
+
+def _watch(folder: Path, every: float, cells: Sequence[Seen]) -> None:
+    with Live(_table(cells), console=Console(highlight=False), auto_refresh=False) as live:
+        while any(one.progress in (Progress.RUNNING, Progress.WAITING) for one in cells):
+            time.sleep(every)
+            cells = look(folder)
+            live.update(_table(cells), refresh=True)
+
+
+def _table(cells: Sequence[Seen]) -> Group:
+    table = Table("cell", "state", "", box=None, pad_edge=False)
+    for one in cells:
+        table.add_row(one.name, one.progress.value, one.detail)
+    return Group(table, totals(cells))

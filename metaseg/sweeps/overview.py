@@ -1,0 +1,140 @@
+"""How far the cells of a sweep are, read from its directory while it runs or later."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from metaseg.errors import MetasegError
+from metaseg.runs.directory import RunDirectory, replacing
+from metaseg.sweeps.local_launcher import LOG
+
+CELLS = "cells.json"
+"""File in a sweep's directory: the names of all cells that were ever asked for there."""
+
+
+class Progress(enum.Enum):
+    """Where a cell is."""
+
+    FINISHED = "finished"
+    RUNNING = "running"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A cell as its directory shows it.
+
+    Attributes:
+        name: of the cell.
+        progress: where it is.
+        detail: its Dice, the last line of its log, or what it waits for.
+        seconds: that it took, if finished.
+    """
+
+    name: str
+    progress: Progress
+    detail: str
+    seconds: float = 0.0
+
+
+def remember(root: Path, names: Sequence[str]) -> None:
+    """Add the names of a sweep's cells to `CELLS`, so that those that wait are seen too."""
+    root.mkdir(parents=True, exist_ok=True)
+    with replacing(root / CELLS) as path:
+        path.write_text(json.dumps(list(dict.fromkeys([*_remembered(root), *names])), indent=0), encoding="utf-8")
+
+
+def look(root: Path) -> list[Seen]:
+    """The cells of a sweep, in its order.
+
+    Args:
+        root: the sweep's directory, or any folder of runs.
+
+    Raises:
+        MetasegError: if the folder does not exist or holds no runs.
+    """
+    if not root.is_dir():
+        raise MetasegError(f"Expected the folder of a sweep, found none at {root}.")
+    configs = sorted(root.rglob("config.yaml")) + sorted(root.rglob(LOG))
+    found = [path.parent.relative_to(root).as_posix() for path in configs if ".hydra" not in path.parts]
+    names = list(dict.fromkeys([*_remembered(root), *found]))
+    if not names:
+        raise MetasegError(f"Expected the folder of a sweep, found no runs in {root}.")
+    return [_seen(name, RunDirectory(root / name)) for name in names]
+
+
+def seconds_left(cells: Sequence[Seen]) -> float | None:
+    """Seconds until all cells have finished if each takes as long as those that have; None if nothing runs or has."""
+    took = [one.seconds for one in cells if one.progress is Progress.FINISHED and one.seconds]
+    running = sum(one.progress is Progress.RUNNING for one in cells)
+    waiting = sum(one.progress is Progress.WAITING for one in cells)
+    if not took or not running:
+        return None
+    # Those that run are halfway on average.
+    return sum(took) / len(took) * (waiting + running / 2) / running
+
+
+def _seen(name: str, directory: RunDirectory) -> Seen:
+    with suppress(MetasegError):
+        result = directory.read_result()
+        scores = [(target, one.dsc.mean) for target, one in result.targets.items() if one.dsc.mean is not None]
+        said = ", ".join(f"{target} {100 * mean:.1f} %" for target, mean in scores)
+        return Seen(name, Progress.FINISHED, said, result.wall_seconds or 0.0)
+    line = _last_line(directory.path / LOG)
+    holder = directory.holder()
+    if holder is not None and _lives(*holder):
+        return Seen(name, Progress.RUNNING, f"{_age(directory)} {line}".strip())
+    if line.startswith("error: "):
+        return Seen(name, Progress.FAILED, line.removeprefix("error: "))
+    if holder is not None or directory.checkpoints.is_dir():
+        return Seen(name, Progress.INTERRUPTED, f"repeat the command to continue; {_age(directory)} {line}".strip())
+    if line:  # no run yet: it prepares its data, or ended before it began
+        return Seen(name, Progress.RUNNING, line)
+    return Seen(name, Progress.WAITING, "for a slot")
+
+
+def _lives(host: str, process: int) -> bool:
+    """Whether a process runs; one on another machine is believed to, and any on Windows, where asking would end it."""
+    if host != socket.gethostname() or os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _age(directory: RunDirectory) -> str:
+    """When the run wrote last."""
+    times = [path.stat().st_mtime for path in (directory.metrics, directory.path / LOG) if path.is_file()]
+    return f"wrote {time.time() - max(times):.0f} s ago;" if times else ""
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _remembered(root: Path) -> list[str]:
+    try:
+        names = json.loads((root / CELLS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -1,0 +1,80 @@
+"""How far a sweep's cells are, seen from their directories."""
+
+import json
+import os
+import shutil
+import socket
+
+import pytest
+
+from metaseg.cli import status
+from metaseg.errors import MetasegError
+from metaseg.runs.directory import RunDirectory
+from metaseg.sweeps.overview import CELLS, Progress, Seen, look, remember, seconds_left
+
+
+def begun(path, holder="", log=""):
+    (path / "checkpoints").mkdir(parents=True)
+    (path / "config.yaml").write_text("shots: 5\n")
+    (path / ".lock").write_text(holder)
+    (path / "log.txt").write_text(log)
+
+
+def test_every_state_is_seen(trained, tmp_path, capsys):
+    remember(tmp_path, ["waits", "done"])
+    remember(tmp_path, ["done", "runs"])
+    assert json.loads((tmp_path / CELLS).read_text()) == ["waits", "done", "runs"]
+    shutil.copytree(trained, tmp_path / "done")
+    begun(tmp_path / "runs", f"{socket.gethostname()} {os.getpid()}", "training 3/9\n\n")
+    begun(tmp_path / "killed", f"{socket.gethostname()} {2**22 + 1}", "training 4/9\n")
+    begun(tmp_path / "elsewhere", "another-host 1", "training 5/9\n")
+    begun(tmp_path / "failed", log="one line\nerror: shots must be positive\n")
+    found = {one.name: one for one in look(tmp_path)}
+    assert {name: one.progress for name, one in found.items()} == {
+        "waits": Progress.WAITING,
+        "done": Progress.FINISHED,
+        "runs": Progress.RUNNING,
+        "killed": Progress.INTERRUPTED,
+        "elsewhere": Progress.RUNNING,
+        "failed": Progress.FAILED,
+    }
+    assert found["failed"].detail == "shots must be positive"
+    assert "training 3/9" in found["runs"].detail
+    assert found["done"].seconds > 0
+
+    assert status.main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 7
+    assert printed[-1].startswith("6 cells: 1 finished, 2 running, 1 failed, 1 interrupted, 1 waiting; about")
+
+
+def test_a_directory_names_its_holder_while_it_is_held(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    assert directory.holder() is None
+    with directory.held():
+        assert directory.holder() == (socket.gethostname(), os.getpid())
+    assert directory.holder() is None
+
+
+def test_time_left_is_that_of_finished_cells():
+    done = [Seen("a", Progress.FINISHED, "", 100), Seen("b", Progress.FINISHED, "", 300)]
+    assert seconds_left(done) is None
+    running = [Seen("c", Progress.RUNNING, ""), Seen("d", Progress.RUNNING, "")]
+    waiting = [Seen(name, Progress.WAITING, "") for name in "efg"]
+    assert seconds_left(running + waiting) is None
+    assert seconds_left(done + running + waiting) == 200 * (3 + 1) / 2
+
+
+@pytest.mark.parametrize("name", ["gone", "empty"])
+def test_folders_without_runs_are_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MetasegError, match=name):
+        look(tmp_path / name)
+
+
+@pytest.mark.parametrize("arguments", [["gone"], [".", "--every", "0"]])
+def test_mistakes_are_one_sentence(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        status.main(arguments)
+    assert capsys.readouterr().err.count("\n") == 1

@@ -13,8 +13,9 @@ from conftest import ROOT, TINY, TINY_PRETRAINING
 
 from benchmarks.__main__ import _options
 from metaseg.cli import data as data_room
-from metaseg.cli import status, suggest
+from metaseg.cli import suggest
 from metaseg.cli.report import main as report
+from metaseg.cli.status import main as cells
 from metaseg.training import run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -130,7 +131,7 @@ def test_the_command_does_what_it_says(command, place, program, trained, untrain
         assert len(capfd.readouterr().out.splitlines()) == 5
         return
     if words[1] == "status":
-        assert status.main([str(trained.parent)]) == 0
+        assert cells([str(trained.parent)]) == 0
         return
     if words[1] == "report":
         assert report([str(trained.parent)]) == 0

@@ -174,8 +174,8 @@ class Collection:
 
         Args:
             name: of the image.
-            painted: marks, of the shape of FRAME. With any `OUTSIDE` they are scribbles, and the rest is unmarked; without,
-                the rest is outside.
+            painted: marks, of the shape of FRAME. With any `OUTSIDE` they are scribbles, and the rest is unmarked;
+                without, the rest is outside.
             fill: whether to fill closed outlines.
 
         Raises:

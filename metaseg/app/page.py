@@ -31,13 +31,14 @@ CSS = """
 #legend .swatch i {display: inline-block; width: 28px; margin: 0 6px 4px 12px}
 #legend .swatch {background: #444; padding: 4px 0; margin-right: 6px}
 #compare {background: var(--body-background-fill)}
-#compare .sides {display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 8px}
+#compare .sides {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 8px}
 #compare figure {margin: 0; min-width: 0}
 #compare .pane {overflow: auto; max-height: 80vh}
 #compare svg {display: block; width: calc(var(--zoom, 1) * 100%); height: auto}
 #compare path {fill: none; stroke-width: 1.5px; vector-effect: non-scaling-stroke}
 #compare path.dashed {stroke-dasharray: 5 4}
-.step h3 {margin: 4px 0 0 0}
+.step h2 {margin: 4px 0 0 0; font-size: var(--text-lg)}
+.or {color: var(--body-text-color-subdued) !important}
 footer {display: none !important}
 """
 _SHOWN_AT_ONCE = 4  # refused files named individually
@@ -68,6 +69,11 @@ def theme() -> gr.themes.Base:
         neutral_hue=gr.themes.colors.slate,
         font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
         font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+    ).set(  # dark enough for white text
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
     )
 
 
@@ -94,7 +100,7 @@ class _Page:
     def _lay_out_upload(self) -> None:
         """Step 1."""
         kinds = [*READABLE, ".gz"]
-        gr.Markdown("### 1 · Add images", elem_classes="step")
+        gr.Markdown("## 1 · Add images", elem_classes="step")
         self.word = gr.Textbox(label=texts.YOUR_WORD, placeholder=texts.WORD, max_length=30, elem_id="word")
         self.images = gr.File(
             file_count="multiple",
@@ -114,7 +120,7 @@ class _Page:
 
     def _lay_out_learning(self) -> None:
         """Steps 3 to 5, below the images they are about."""
-        gr.Markdown("### 3 · Learn and segment", elem_classes="step")
+        gr.Markdown("## 3 · Learn and segment", elem_classes="step")
         self.budget = gr.Radio(texts.BUDGETS, value=BUDGET, label=texts.BUDGET, elem_id="budget")
         self.go_on = gr.Checkbox(True, label=texts.GO_ON, visible=False, elem_id="go-on")
         self.adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
@@ -123,10 +129,10 @@ class _Page:
             self.stop = gr.Button("Cancel", interactive=False, elem_id="stop")
         self.notes = gr.Markdown(elem_id="notes")
         self.estimated = gr.Markdown(elem_id="estimated")
-        gr.Markdown("### 4 · Review and correct", elem_classes="step")
+        gr.Markdown("## 4 · Review and correct", elem_classes="step")
         gr.Markdown(texts.REVIEW)
         self.by_doubt = gr.Checkbox(False, label=texts.BY_DOUBT, elem_id="by-doubt")
-        gr.Markdown("### 5 · Download", elem_classes="step")
+        gr.Markdown("## 5 · Download", elem_classes="step")
         self.download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
         self.about_download = gr.Markdown(texts.download(texts.WORD))
         self.keep = gr.DownloadButton("Keep what was learnt (segmenter)", interactive=False, elem_id="keep")
@@ -144,6 +150,7 @@ class _Page:
             allow_preview=False,
             interactive=False,
             buttons=[],
+            visible=False,
             elem_id="images",
         )
         gr.HTML(texts.legend())
@@ -248,6 +255,7 @@ class _Page:
             self.chosen: name,
             self.gallery: gr.update(
                 value=[(str(one.tile()), texts.caption(one)) for one in pictures],
+                visible=bool(pictures),
                 selected_index=next((place for place, one in enumerate(pictures) if one.name == name), None),
             ),
             self.status: texts.status(session),
@@ -266,7 +274,7 @@ class _Page:
             self.about_masks: texts.masks(session.word),
             self.about_download: texts.download(session.word),
             self.empty: gr.update(value=texts.empty(session.word), interactive=picture is not None),
-            self.go_on: gr.update(visible=session.loaded is not None, value=session.go_on),
+            self.go_on: gr.update(visible=session.can_go_on, value=session.go_on),
             self.only_segment: gr.update(interactive=session.adapted is not None and bool(pictures)),
         }
         if canvas:

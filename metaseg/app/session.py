@@ -68,6 +68,11 @@ class Session(Collection):
         self._seen: tuple[object, ...] = ()
 
     @property
+    def can_go_on(self) -> bool:
+        """Whether `loaded` holds all that `adapt` needs to go on from it; the file of a run's segmenter does not."""
+        return self.loaded is not None and self.loaded.model.complete
+
+    @property
     def stale(self) -> bool:
         """Whether masks or images have changed since the last adaptation; False before the first."""
         return self.adapted is not None and (self._seen != self._state() or len(self.segmented) < len(self.pictures))
@@ -146,7 +151,7 @@ class Session(Collection):
         finally:
             path.unlink(missing_ok=True)
         self._segment(found, self._share_of(on_progress, "segmenting", 0.0, 1.0))
-        self.loaded, self.go_on = found, True
+        self.loaded, self.go_on = found, found.model.complete
         self.notes, self._seen = [], self._state()
 
     def estimate(self) -> list[str]:

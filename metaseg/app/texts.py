@@ -77,15 +77,15 @@ def label(text: str | None) -> int | None:
 
 def mark(of: str) -> str:
     """Heading of step 2."""
-    return f"### 2 · Mark the {escaped(of)} in a few"
+    return f"## 2 · Mark the {escaped(of)} in a few"
 
 
 def how_to_mark(of: str) -> str:
     """Below the heading of step 2."""
     name = escaped(of)
     return (
-        f"Paint over the {name} in the first colour. Or scribble: a few strokes inside in the first colour and a few "
-        "outside in the second; all else then counts as unmarked."
+        f"Paint over the {name} in yellow. Or scribble: a few strokes inside in yellow and a few outside in pink, the "
+        "second colour beside the canvas; all else then counts as unmarked."
     )
 
 
@@ -234,4 +234,4 @@ def estimated(sentences: list[str]) -> str:
 
 def escaped(text: str) -> str:
     """Users' text with HTML and Markdown escaped."""
-    return re.sub(r"([\\`*_\[\]~#|])", r"\\\1", html.escape(text))
+    return html.escape(re.sub(r"([\\`*_\[\]~#|])", r"\\\1", text))

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from metaseg.errors import MetasegError
+from metaseg.meta.losses import UNMARKED
 
 _WITHIN = (0.5, 99.5)
 """Percentiles of an image that become black and white if it has more than 8 bits [D]."""
@@ -87,5 +88,14 @@ def shrunk(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def shrunk_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """bool (H, W) → uint8 {0, 1} (h, w), by nearest neighbour."""
+    """bool (H, W), or uint8 with `UNMARKED`, → uint8 of the same values (h, w), by nearest neighbour.
+
+    Strokes may be thinner than a pixel of the result, which is therefore marked if any of its area is, as most of that.
+    """
+    if (mask == UNMARKED).any():
+        inside, outside = (
+            np.asarray(Image.fromarray((mask == value).astype(np.float32)).resize(shape[::-1], Image.Resampling.BOX))
+            for value in (1, 0)
+        )
+        return np.where(inside + outside > 0, inside > outside, np.uint8(UNMARKED)).astype(np.uint8)
     return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(shape[::-1], Image.Resampling.NEAREST))

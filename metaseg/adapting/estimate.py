@@ -8,6 +8,7 @@ import numpy as np
 
 from metaseg.evaluation.scores import dice
 from metaseg.evaluation.trivial import lesion_is_dark, mean_support_mask, otsu_green
+from metaseg.meta.losses import UNMARKED
 
 Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 """Images (H, W, 3) → masks, bool (H, W)."""
@@ -35,24 +36,27 @@ class Estimate:
 
     Attributes:
         dsc: (K,) in [0, 1], at each image's original size.
-        trivial: name of a baseline that learns nothing → (K,), its Dice on the same images at the working size.
+        trivial: name of a baseline that learns nothing → (K,), its Dice on the same images at the working size; empty
+            if some images are scribbled.
         folds: number of networks; K means leave-one-out.
+        scribbled: how many of the images are scribbled; their Dice is that of the marked pixels.
     """
 
     dsc: np.ndarray
     trivial: dict[str, np.ndarray]
     folds: int
+    scribbled: int = 0
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Estimate":
         """The estimate from the content of a file; the inverse of `plain`."""
         trivial = {str(name): np.asarray(values, np.float64) for name, values in plain["trivial"].items()}
-        return cls(np.asarray(plain["dsc"], np.float64), trivial, int(plain["folds"]))
+        return cls(np.asarray(plain["dsc"], np.float64), trivial, int(plain["folds"]), int(plain.get("scribbled", 0)))
 
     def plain(self) -> dict[str, Any]:
         """Plain numbers, for a file."""
         trivial = {name: values.tolist() for name, values in self.trivial.items()}
-        return {"dsc": self.dsc.tolist(), "trivial": trivial, "folds": self.folds}
+        return {"dsc": self.dsc.tolist(), "trivial": trivial, "folds": self.folds, "scribbled": self.scribbled}
 
     @property
     def expected(self) -> float:
@@ -66,16 +70,23 @@ class Estimate:
 
     def sentence(self) -> str:
         """The estimate with its spread."""
-        count, best = len(self.dsc), self.best_trivial
+        count = len(self.dsc)
         how = "leave-one-out" if self.folds == count else f"{self.folds}-fold cross-validation"
+        spread = f"{100 * self.dsc.mean():.1f}, from {100 * self.dsc.min():.1f} to {100 * self.dsc.max():.1f}"
+        if self.scribbled:
+            return f"Dice of marked pixels, which are easier than outlines: {spread} ({count} annotated images, {how})"
+        best = self.best_trivial
         return (
             f"Dice to expect: {100 * self.expected:.0f} %, give or take {100 * ERROR:.0f} ({count} annotated images, "
-            f"{how}: {100 * self.dsc.mean():.1f}, from {100 * self.dsc.min():.1f} to {100 * self.dsc.max():.1f}; "
-            f"{TRIVIAL[best]}: {100 * self.trivial[best].mean():.1f})"
+            f"{how}: {spread}; {TRIVIAL[best]}: {100 * self.trivial[best].mean():.1f})"
         )
 
     def verdict(self) -> str:
-        """One sentence: whether the masks can be used."""
+        """One sentence: whether the masks can be used. Scribbles say nothing about outlines, so no more than a look."""
+        if self.scribbled:
+            if self.dsc.mean() < POOR:
+                return "Do not use these masks: most of them will be wrong. Annotate more images."
+            return "Look at the outline of each mask before you use it: scribbles cannot tell how good it is."
         ahead = self.expected - float(self.trivial[self.best_trivial].mean())
         if self.expected < POOR or ahead < AHEAD:
             why = "they are no better than a trivial baseline" if ahead < AHEAD else "most of them will be wrong"
@@ -102,19 +113,23 @@ def estimated(
     Args:
         members: (its predictions, indices of the images it was not adapted to); together all K images.
         images: K images, uint8 (H, W, 3).
-        masks: their masks, bool (H, W).
+        masks: their masks, bool (H, W), or uint8 with `UNMARKED` for scribbles.
         small_images: uint8 (K, h, w, 3), at the working size.
-        small_masks: {0, 1} (K, h, w).
+        small_masks: uint8 (K, h, w).
     """
     count = len(images)
+    scribbled = sum(bool((mask == UNMARKED).any()) for mask in masks)
     scores = np.empty(count)
     trivial = {name: np.empty(count) for name in TRIVIAL}
     for predict, held in members:
         others = np.setdiff1d(np.arange(count), held)
         for index, found in zip(held, predict([images[index] for index in held]), strict=True):
-            scores[index] = dice(found[None], masks[index][None])[0]
+            known = masks[index] != UNMARKED
+            scores[index] = dice((found & known)[None], (masks[index] == 1)[None])[0]
+        if scribbled:
+            continue  # the baselines need whole masks
         dark = lesion_is_dark(small_images[others], small_masks[others])
         mean = mean_support_mask(small_masks[others])
         trivial["mean mask"][held] = dice(np.broadcast_to(mean, small_masks[held].shape), small_masks[held])
         trivial["Otsu"][held] = dice(otsu_green(small_images[held], dark), small_masks[held])
-    return Estimate(scores, trivial, len(members))
+    return Estimate(scores, {} if scribbled else trivial, len(members), scribbled)

@@ -14,6 +14,7 @@ from metaseg.data.batches import image_tensor
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD, dice
 from metaseg.learners.fine_tuning import held_out
+from metaseg.meta.losses import UNMARKED
 from metaseg.networks.segmenter import Segmenter
 
 TYPICAL = 0.3
@@ -108,7 +109,8 @@ def learning_curve(adapted: Adapted, progress: Callable[[int, int], None] = lamb
 
 
 def _scores(segmenter: Segmenter, adapted: Adapted, indices: np.ndarray) -> np.ndarray:
-    """Dice (n,) of support images at the working size."""
+    """Dice (n,) of support images at the working size, over the marked pixels."""
     with torch.no_grad():
         found = segmenter(image_tensor(adapted.support.images[indices]))[:, 0].cpu().numpy() > THRESHOLD
-    return dice(found, adapted.support.masks[indices] > 0)
+    masks = adapted.support.masks[indices]
+    return dice(found & (masks != UNMARKED), masks == 1)

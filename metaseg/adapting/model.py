@@ -20,6 +20,7 @@ from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD
 from metaseg.learners.base import Learner
 from metaseg.learners.fine_tuning import held_out
+from metaseg.meta.losses import UNMARKED
 from metaseg.networks.segmenter import Ensemble, Segmenter
 from metaseg.runs import schema
 
@@ -71,7 +72,8 @@ class Model:
             images: K ≥ 1 arrays (H, W), (H, W, 3) or (H, W, 4): uint8, floats in [0, 1], or other integers, such as 12
                 or 16 bits, which are windowed by their content; sizes may differ.
             masks: K arrays: labels, a soft mask or bool, (H, W), or colours, (H, W, 3) or (H, W, 4). Read together, as
-                docs/quickstart.md describes; by default all that is not background is foreground.
+                docs/quickstart.md describes; by default all that is not background is foreground. Scribbles are
+                integers with -1 where nothing is marked; they are learnt from, and scored, where they are marked.
             steps: adaptation steps, whatever time they take. None: the recipe's, or as many as the budget allows.
             lr: step size; None: the recipe's.
             seed: of the random augmentation.
@@ -93,6 +95,11 @@ class Model:
         at_least(1, label=label, per_step=per_step)
         at_least(STRIDE, size=size, crop=crop)
         pictures, truths = checked(several(images, "images"), several(masks, "masks"), label)
+        if any(map(scribbled, truths)) and not self.learner.learns_from_scribbles:
+            raise MetasegError(
+                f"Expected whole masks, found some with unmarked pixels (-1), which {type(self.learner).__name__} "
+                "cannot learn from; mark every pixel, or use the built-in model."
+            )
         plan = replace(self._plan(pictures, truths, size, crop, per_step, steps, folds, budget), lr=lr)
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
         small_masks = np.stack([shrunk_mask(truth, plan.shape) for truth in truths])
@@ -187,7 +194,9 @@ def _members(segmenter: Segmenter) -> list[tuple[Segmenter, np.ndarray]]:
 def checked(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], label: int | None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """A user's annotated images as uint8 (H, W, 3) and bool (H, W). Arguments as for `Model.adapt`.
+    """A user's annotated images as uint8 (H, W, 3) and bool (H, W), or uint8 with `UNMARKED` for scribbles.
+
+    Arguments as for `Model.adapt`.
 
     Raises:
         MetasegError: on invalid images or masks, if their numbers or sizes do not match, or all masks are empty.
@@ -197,10 +206,31 @@ def checked(
             f"Expected at least one image and a mask for each, found {len(images)} images and {len(masks)} masks."
         )
     coloured = [rgb(image, f"image {number}") for number, image in enumerate(images)]
-    binary, _ = foregrounds([of_array(mask, f"mask {number}") for number, mask in enumerate(masks)], label)
+    binary = _foregrounds(masks, label)
     for number, (image, mask) in enumerate(zip(coloured, binary, strict=True)):
         same_size(image, mask, f"mask {number}")
     return coloured, binary
+
+
+def _foregrounds(masks: Sequence[np.ndarray], label: int | None, some: bool = True) -> list[np.ndarray]:
+    """As `checked`; `some`: whether to refuse masks without any foreground, and scribbles without any background."""
+    unmarked = [np.issubdtype(mask.dtype, np.signedinteger) & (mask == -1) for mask in masks]
+    raws = [
+        of_array(np.where(left, 0, mask) if left.any() else mask, f"mask {number}")
+        for number, (mask, left) in enumerate(zip(masks, unmarked, strict=True))
+    ]
+    found = [
+        np.where(left, np.uint8(UNMARKED), mask) if left.any() else mask
+        for mask, left in zip(foregrounds(raws, label, some)[0], unmarked, strict=True)
+    ]
+    if some and found and not any((mask == 0).any() for mask in found):
+        raise MetasegError("Expected scribbles inside and outside, found none outside; mark some background as well.")
+    return found
+
+
+def scribbled(mask: np.ndarray) -> bool:
+    """Whether some pixels are unmarked."""
+    return bool((mask == UNMARKED).any())
 
 
 class Predicted(NamedTuple):
@@ -286,10 +316,9 @@ class Adapted:
                 "Expected the model that was adapted, but the file of a segmenter holds that of the built-in model "
                 "alone; adapt your run to all images instead."
             )
-        before = [mask > 0 for mask in self.support.masks]
-        raws = [of_array(mask, f"mask {number}") for number, mask in enumerate(several(masks, "masks"))]
-        new, _ = foregrounds(raws, label, some=False)
-        return self.model.adapt([*self.support.images, *images], [*before, *new], **how)
+        new = _foregrounds(several(masks, "masks"), label, some=False)
+        both = [np.where(mask == UNMARKED, -1, mask == 1) for mask in (*self.support.masks, *new)]
+        return self.model.adapt([*self.support.images, *images], both, **how)
 
     def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
         """Foreground probabilities, float32 (H, W) in [0, 1], at each image's size. Arguments as for `predict`."""

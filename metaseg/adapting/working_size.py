@@ -7,6 +7,7 @@ from PIL import Image
 
 from metaseg.adapting.arrays import shrunk_mask
 from metaseg.evaluation.scores import THRESHOLD, dice
+from metaseg.meta.losses import UNMARKED
 
 Shape = tuple[int, int]
 """(height, width) in pixels."""
@@ -37,11 +38,15 @@ def kept(masks: Sequence[np.ndarray], shape: Shape) -> float:
     """Mean Dice, in [0, 1], between masks and what remains of them at a working shape: the best a network can do there.
 
     Args:
-        masks: bool (H, W), of any sizes.
+        masks: bool (H, W), of any sizes. Scribbles do not count, as they show no outlines; 1 if there are no others.
         shape: the working shape.
     """
-    scores = [dice((enlarged(shrunk_mask(mask, shape), mask.shape) > THRESHOLD)[None], mask[None])[0] for mask in masks]
-    return float(np.mean(scores))
+    scores = [
+        dice((enlarged(shrunk_mask(mask, shape), mask.shape) > THRESHOLD)[None], mask[None])[0]
+        for mask in masks
+        if not (mask == UNMARKED).any()
+    ]
+    return float(np.mean(scores)) if scores else 1.0
 
 
 def enlarged(probabilities: np.ndarray, size: Shape) -> np.ndarray:

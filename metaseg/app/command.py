@@ -20,8 +20,8 @@ from metaseg.runs import schema
 HOST = "127.0.0.1"
 """There is no password, so only this machine may connect."""
 _SWEEP = 60  # seconds
-# Bytes. Paintings also arrive as files and would be refused silently; sessions check images again.
-_PAINTING = 4 * 2**20
+# Bytes. Paintings and segmenters arrive as files, too, and would be refused silently; sessions check images again.
+_LARGEST = 200 * 2**20
 
 
 def run(config: DictConfig) -> None:
@@ -83,7 +83,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
             quiet=True,
             show_error=False,
             footer_links=[],
-            max_file_size=max(int(sessions.limits.max_mb * 2**20), _PAINTING),
+            max_file_size=max(int(sessions.limits.max_mb * 2**20), _LARGEST),
             ssr_mode=False,
             enable_monitoring=False,
             mcp_server=False,

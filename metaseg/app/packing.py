@@ -18,7 +18,7 @@ def table(pictures: Sequence[Picture]) -> pd.DataFrame:
     """
     lines = []
     for picture in pictures:
-        if picture.annotated:
+        if picture.masked:
             mask = picture.mask().astype(float)
             line = row(picture.name, picture.source.path.name, picture.source.page, mask, None)
             lines.append(line | {"mask": "yours"})

@@ -7,16 +7,19 @@ import html
 import inspect
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 import numpy as np
 
 from metaseg.adapting.formats import READABLE
 from metaseg.adapting.model import BUDGET
+from metaseg.adapting.saved import SUFFIX
 from metaseg.app import texts
-from metaseg.app.picture import FRAME
-from metaseg.app.session import Session
+from metaseg.app.picture import FRAME, INSIDE, OPACITY, OUTSIDE, PAINTS
+from metaseg.app.session import Session, Stopped
 from metaseg.app.sessions import Sessions
 from metaseg.errors import MetasegError
 
@@ -25,19 +28,35 @@ CSS = """
 #images .grid-wrap {max-height: 330px; min-height: 120px}
 #images .grid-container {grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important}
 #images .caption-label {max-width: 100%; font-size: 12px}
-#editor button[aria-label="Color"] {display: none}
-.privacy {opacity: 0.8}
-.step h3 {margin: 4px 0 0 0}
+#legend .swatch i {display: inline-block; width: 28px; margin: 0 6px 4px 12px}
+#legend .swatch {background: #444; padding: 4px 0; margin-right: 6px}
+#compare {background: var(--body-background-fill)}
+#compare .sides {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 8px}
+#compare figure {margin: 0; min-width: 0}
+#compare .pane {overflow: auto; max-height: 80vh}
+#compare svg {display: block; width: calc(var(--zoom, 1) * 100%); height: auto}
+#compare path {fill: none; stroke-width: 1.5px; vector-effect: non-scaling-stroke}
+#compare path.dashed {stroke-dasharray: 5 4}
+.step h2 {margin: 4px 0 0 0; font-size: var(--text-lg)}
+.or {color: var(--body-text-color-subdued) !important}
 footer {display: none !important}
 """
 _SHOWN_AT_ONCE = 4  # refused files named individually
 _PROGRESS = gr.Progress()  # a default that gradio fills in
-_PAINT = ("rgb(255, 235, 0)", 0.5)
+_BRUSHES = [(f"rgb{colour}", OPACITY) for colour in PAINTS.values()]
 _COVERED = 64  # of 255: minimum opacity that counts as paint; half of a stroke's, i.e. the middle of its soft edge
+_BLUE = sum(colour[2] for colour in PAINTS.values()) // 2  # of 255: paint of more blue is outside
 _A_TOUCH = 50  # pixels of the frame: half of the smallest dot of the brush
 _ASK_BEFORE_LEAVING = """() => window.addEventListener("beforeunload", event => {
   if (document.querySelector("#images img")) event.preventDefault();
 })"""
+_SCROLL_TOGETHER = """() => document.addEventListener("scroll", event => {
+  if (!event.target.classList?.contains("pane")) return;
+  for (const pane of document.querySelectorAll("#compare .pane"))
+    pane.scrollTo(event.target.scrollLeft, event.target.scrollTop);
+}, true)"""
+_ZOOM = """zoom => document.querySelector("#compare").style.setProperty("--zoom", zoom)"""
+_FULL_SCREEN = """() => document.querySelector("#compare").requestFullscreen?.()"""
 
 Updates = dict[Any, Any]
 """Component → new value."""
@@ -50,6 +69,11 @@ def theme() -> gr.themes.Base:
         neutral_hue=gr.themes.colors.slate,
         font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
         font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+    ).set(  # dark enough for white text
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
     )
 
 
@@ -69,13 +93,15 @@ class _Page:
             self.chosen = gr.State(None)  # name of the selected image
             self._lay_out_upload()
             self._lay_out_canvas()
+            self._lay_out_comparison()
             self._lay_out_learning()
             self._wire()
 
     def _lay_out_upload(self) -> None:
         """Step 1."""
         kinds = [*READABLE, ".gz"]
-        gr.Markdown("### 1 · Add images", elem_classes="step")
+        gr.Markdown("## 1 · Add images", elem_classes="step")
+        self.word = gr.Textbox(label=texts.YOUR_WORD, placeholder=texts.WORD, max_length=30, elem_id="word")
         self.images = gr.File(
             file_count="multiple",
             file_types=kinds,
@@ -84,28 +110,38 @@ class _Page:
             elem_id="upload",
         )
         with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):
-            gr.Markdown(texts.MASKS)
+            self.about_masks = gr.Markdown(texts.masks(texts.WORD))
+            self.label = gr.Textbox(label=texts.LABEL, max_length=10, elem_id="label")
             self.masks = gr.File(file_count="multiple", file_types=kinds, label="Masks", height=120, elem_id="masks")
+        with gr.Accordion(texts.KEPT, open=False, elem_id="have-segmenter"):
+            gr.Markdown(texts.KEEP)
+            self.before = gr.File(file_types=[SUFFIX], label=f"Segmenter ({SUFFIX})", height=120, elem_id="segmenter")
         self.status = gr.Markdown(elem_id="status")
 
     def _lay_out_learning(self) -> None:
         """Steps 3 to 5, below the images they are about."""
-        gr.Markdown("### 3 · Learn and segment", elem_classes="step")
+        gr.Markdown("## 3 · Learn and segment", elem_classes="step")
         self.budget = gr.Radio(texts.BUDGETS, value=BUDGET, label=texts.BUDGET, elem_id="budget")
+        self.go_on = gr.Checkbox(True, label=texts.GO_ON, visible=False, elem_id="go-on")
         self.adapt = gr.Button("Learn and segment", variant="primary", interactive=False, elem_id="adapt")
+        with gr.Row():
+            self.only_segment = gr.Button("Segment without learning", interactive=False, elem_id="only-segment")
+            self.stop = gr.Button("Cancel", interactive=False, elem_id="stop")
         self.notes = gr.Markdown(elem_id="notes")
         self.estimated = gr.Markdown(elem_id="estimated")
-        gr.Markdown("### 4 · Review and correct", elem_classes="step")
+        gr.Markdown("## 4 · Review and correct", elem_classes="step")
         gr.Markdown(texts.REVIEW)
         self.by_doubt = gr.Checkbox(False, label=texts.BY_DOUBT, elem_id="by-doubt")
-        gr.Markdown("### 5 · Download", elem_classes="step")
+        gr.Markdown("## 5 · Download", elem_classes="step")
         self.download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
-        gr.Markdown(texts.DOWNLOAD)
+        self.about_download = gr.Markdown(texts.download(texts.WORD))
+        self.keep = gr.DownloadButton("Keep what was learnt (segmenter)", interactive=False, elem_id="keep")
+        gr.Markdown(texts.KEEPING)
 
     def _lay_out_canvas(self) -> None:
         """Step 2: the gallery and the selected image."""
-        gr.Markdown("### 2 · Mark the lesion in a few", elem_classes="step")
-        gr.Markdown(texts.GALLERY)
+        self.heading = gr.Markdown(texts.mark(texts.WORD), elem_classes="step")
+        self.how_to_mark = gr.Markdown(texts.how_to_mark(texts.WORD))
         self.gallery = gr.Gallery(
             show_label=False,
             columns=6,
@@ -114,14 +150,16 @@ class _Page:
             allow_preview=False,
             interactive=False,
             buttons=[],
+            visible=False,
             elem_id="images",
         )
-        self.title = gr.Markdown(texts.NOTHING_CHOSEN, elem_id="title")
+        gr.HTML(texts.legend())
+        self.title = gr.Markdown(elem_id="title")
         # Always visible: if gradio 6.31 shows the canvas after its first image, it cannot be painted on.
         with gr.Column():
             with gr.Row():
                 self.save = gr.Button("Save as mask", variant="primary", interactive=False, elem_id="save")
-                self.empty = gr.Button("No lesion here", interactive=False, elem_id="empty")
+                self.empty = gr.Button(texts.empty(texts.WORD), interactive=False, elem_id="empty")
                 self.forget = gr.Button("Discard my mask", interactive=False, elem_id="forget")
                 self.remove = gr.Button("Remove image", interactive=False, elem_id="remove")
             self.editor = gr.ImageEditor(
@@ -129,7 +167,7 @@ class _Page:
                 sources=(),
                 transforms=(),
                 layers=False,
-                brush=gr.Brush(default_size=12, colors=[_PAINT], color_mode="fixed"),
+                brush=gr.Brush(default_size=12, colors=_BRUSHES, color_mode="fixed"),
                 eraser=gr.Eraser(default_size=12),
                 format="png",
                 height=520,
@@ -141,25 +179,43 @@ class _Page:
             )
             self.fill = gr.Checkbox(True, label=texts.FILL, elem_id="fill")
 
+    def _lay_out_comparison(self) -> None:
+        """Both masks of the selected image, filled in while the accordion is open."""
+        self.comparing = gr.Accordion(texts.COMPARE, open=False, elem_id="comparing")
+        with self.comparing, gr.Column(elem_id="compare"):
+            with gr.Row():
+                self.zoom = gr.Radio([("fit", 1), ("2 ×", 2), ("4 ×", 4), ("8 ×", 8)], value=1, label="Zoom")
+                self.full_screen = gr.Button("Full screen", elem_id="full-screen")
+            self.comparison = gr.HTML(elem_id="comparison")
+            gr.Markdown(texts.COMPARED)
+
     def _wire(self) -> None:
         """Connect each event with its handler."""
         everything = [
             *(self.chosen, self.gallery, self.status, self.notes, self.adapt, self.estimated, self.download),
-            *(self.save, self.empty, self.forget, self.remove, self.title, self.editor),
+            *(self.save, self.empty, self.forget, self.remove, self.title, self.editor, self.comparison),
+            *(self.heading, self.how_to_mark, self.about_masks, self.about_download, self.go_on, self.only_segment),
         ]
 
         def on(
             event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: Any, **how: Any
-        ) -> None:
-            event(_errors_shown(handler), inputs, outputs, api_visibility="private", **how)
+        ) -> Any:
+            return event(_errors_shown(handler), inputs, outputs, api_visibility="private", **how)
 
         # One adaptation saturates the processor. Other users queue and see their position.
         alone = {"concurrency_id": "network", "concurrency_limit": 1}
         on(self.blocks.load, self.start, [], everything, show_progress="hidden")
         self.blocks.unload(self.end)
-        for file, handler in ((self.images, self.add_images), (self.masks, self.add_masks)):
-            on(file.upload, handler, [file], [*everything, file], show_progress_on=self.status)
-        self.blocks.load(None, js=_ASK_BEFORE_LEAVING)
+        on(self.images.upload, self.add_images, [self.images], [*everything, self.images], show_progress_on=self.status)
+        masks = [self.masks, self.label]
+        on(self.masks.upload, self.add_masks, masks, [*everything, self.masks], show_progress_on=self.status)
+        on(self.word.change, self.name, [self.word], everything, show_progress="hidden")
+        for script in (_ASK_BEFORE_LEAVING, _SCROLL_TOGETHER):
+            self.blocks.load(None, js=script)
+        for event, shown in ((self.comparing.expand, True), (self.comparing.collapse, False)):
+            on(event, self.comparing_is(shown), [], everything, show_progress="hidden")
+        self.zoom.change(None, [self.zoom], js=_ZOOM)
+        self.full_screen.click(None, js=_FULL_SCREEN)
         painted = [self.editor, self.chosen, self.fill]
         on(self.gallery.select, self.choose, [self.editor, self.fill], everything, show_progress="hidden")
         on(self.by_doubt.change, self.sort, [self.by_doubt], everything, show_progress="hidden")
@@ -170,8 +226,18 @@ class _Page:
             (self.remove, Session.remove),
         ):
             on(button.click, self.changing(change), [self.chosen], everything, show_progress="hidden")
-        learning = [self.budget, self.editor, self.fill]
-        on(self.adapt.click, self.learn, learning, everything, show_progress_on=self.adapt, **alone)
+        on(self.go_on.input, self.go_on_is, [self.go_on], [], show_progress="hidden")
+        working = [*everything, self.keep]
+        for event, handler, inputs, place in (
+            (self.adapt.click, self.learn, [self.budget, self.editor, self.fill], self.adapt),
+            (self.only_segment.click, self.segment, [self.editor, self.fill], self.only_segment),
+            (self.before.upload, self.load, [self.before], self.status),
+        ):
+            on(event, self.begin, [], self.stop, show_progress="hidden", queue=False)
+            on(event, handler, inputs, [*working, self.before], show_progress_on=place, **alone).then(
+                lambda: gr.update(interactive=False), None, self.stop, show_progress="hidden", api_visibility="private"
+            )
+        on(self.stop.click, self.cancel, [], [], show_progress="hidden", queue=False)
 
     def _of(self, request: gr.Request) -> Session:
         return self.sessions.of(_key(request))
@@ -189,6 +255,7 @@ class _Page:
             self.chosen: name,
             self.gallery: gr.update(
                 value=[(str(one.tile()), texts.caption(one)) for one in pictures],
+                visible=bool(pictures),
                 selected_index=next((place for place, one in enumerate(pictures) if one.name == name), None),
             ),
             self.status: texts.status(session),
@@ -198,9 +265,17 @@ class _Page:
             self.download: gr.update(
                 value=str(session.download()) if marked or found else None, interactive=bool(marked or found)
             ),
-            **dict.fromkeys((self.save, self.empty, self.remove), gr.update(interactive=picture is not None)),
+            **dict.fromkeys((self.save, self.remove), gr.update(interactive=picture is not None)),
             self.forget: gr.update(interactive=picture is not None and picture.annotated),
-            self.title: texts.title(picture),
+            self.title: texts.title(picture, session.word),
+            self.comparison: texts.comparison(picture, _address) if session.comparing else "",
+            self.heading: texts.mark(session.word),
+            self.how_to_mark: texts.how_to_mark(session.word),
+            self.about_masks: texts.masks(session.word),
+            self.about_download: texts.download(session.word),
+            self.empty: gr.update(value=texts.empty(session.word), interactive=picture is not None),
+            self.go_on: gr.update(visible=session.can_go_on, value=session.go_on),
+            self.only_segment: gr.update(interactive=session.adapted is not None and bool(pictures)),
         }
         if canvas:
             result[self.editor] = (
@@ -221,9 +296,14 @@ class _Page:
         _warn(session.add_images(files or [], progress))
         return self._shown(session, canvas=False) | {self.images: None}
 
-    def add_masks(self, files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
+    def add_masks(
+        self, files: list[str] | None, label: str, request: gr.Request, progress: gr.Progress = _PROGRESS
+    ) -> Updates:
         session = self._of(request)
-        _warn(session.add_masks(files or [], progress))
+        try:
+            _warn(session.add_masks(files or [], progress, texts.label(label)))
+        except MetasegError as error:
+            _warn([str(error)])  # an error would leave the refused files in the field
         return self._shown(session) | {self.masks: None}
 
     def choose(
@@ -235,6 +315,31 @@ class _Page:
         session.chosen = names[event.index] if event.index < len(names) else None
         return self._shown(session)
 
+    def name(self, word: str, request: gr.Request) -> Updates:
+        session = self._of(request)
+        session.word = texts.word(word)
+        return self._shown(session, canvas=False)
+
+    def comparing_is(self, shown: bool) -> Callable[[gr.Request], Updates]:
+        """A handler that shows or hides the comparison."""
+
+        def handler(request: gr.Request) -> Updates:
+            session = self._of(request)
+            session.comparing = shown
+            return self._shown(session, canvas=False)
+
+        return handler
+
+    def go_on_is(self, go_on: bool, request: gr.Request) -> None:
+        self._of(request).go_on = go_on
+
+    def begin(self, request: gr.Request) -> Updates:
+        self._of(request).stopping.clear()
+        return {self.stop: gr.update(interactive=True)}
+
+    def cancel(self, request: gr.Request) -> None:
+        self._of(request).stopping.set()
+
     def sort(self, by_doubt: bool, request: gr.Request) -> Updates:
         session = self._of(request)
         session.by_doubt = by_doubt
@@ -242,7 +347,7 @@ class _Page:
 
     def save_mask(self, painted: dict[str, Any] | None, name: str | None, closed: bool, request: gr.Request) -> Updates:
         session = self._of(request)
-        session.paint(session.picture(name).name, _covered(painted), closed)
+        session.paint(session.picture(name).name, _marks(painted), closed)
         return self._shown(session)
 
     def changing(self, change: Callable[[Session, str], None]) -> Callable[[str | None, gr.Request], Updates]:
@@ -263,11 +368,41 @@ class _Page:
         request: gr.Request,
         progress: gr.Progress = _PROGRESS,
     ) -> Updates:
+        return self._computed(request, lambda session: session.adapt(progress, budget), painted, closed)
+
+    def segment(
+        self, painted: dict[str, Any] | None, closed: bool, request: gr.Request, progress: gr.Progress = _PROGRESS
+    ) -> Updates:
+        return self._computed(request, lambda session: session.segment(progress), painted, closed)
+
+    def load(self, file: str | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
+        try:
+            found = self._computed(request, lambda session: session.load(file or "", progress))
+        except MetasegError as error:
+            _warn([str(error)])  # as for masks
+            found = self._shown(self._of(request), canvas=False)
+        return found | {self.before: None}
+
+    def _computed(
+        self,
+        request: gr.Request,
+        work: Callable[[Session], Any],
+        painted: dict[str, Any] | None = None,
+        closed: bool = False,
+    ) -> Updates:
+        """Save the paint, do some work that the user may stop, and show its result."""
         session = self._of(request)
         _keep(session, painted, closed)
-        session.adapt(progress, budget)
+        try:
+            work(session)
+        except Stopped as stopped:
+            gr.Info(str(stopped), title="Stopped")
+            return self._shown(session, canvas=False)
         looked_at = session.pictures.get(session.chosen or "")
-        return self._shown(session, canvas=looked_at is not None and not looked_at.annotated)
+        kept = session.keep()
+        return self._shown(session, canvas=looked_at is not None and not looked_at.annotated) | {
+            self.keep: gr.update(value=None if kept is None else str(kept), interactive=kept is not None)
+        }
 
 
 def _keep(session: Session, painted: dict[str, Any] | None, fill: bool) -> None:
@@ -275,9 +410,9 @@ def _keep(session: Session, painted: dict[str, Any] | None, fill: bool) -> None:
     picture = session.pictures.get(session.chosen or "")
     if picture is None:
         return
-    covered = _covered(painted)
-    if covered[picture.within].any() and (covered != picture.drawn_mask()).sum() > _A_TOUCH:
-        session.paint(picture.name, covered, fill)
+    marks = _marks(painted)
+    if marks[picture.within].any() and (marks != picture.drawn()).sum() > _A_TOUCH:
+        session.paint(picture.name, marks, fill)
 
 
 def _key(request: gr.Request) -> str:
@@ -286,10 +421,18 @@ def _key(request: gr.Request) -> str:
     return request.session_hash
 
 
-def _covered(painted: dict[str, Any] | None) -> np.ndarray:
-    """The painted area, bool, of the shape of FRAME; empty without a layer."""
-    layers = [np.asarray(layer)[..., 3] > _COVERED for layer in (painted or {}).get("layers", [])]
-    return np.any(layers, axis=0) if layers else np.zeros(FRAME, bool)
+def _marks(painted: dict[str, Any] | None) -> np.ndarray:
+    """What is painted as marks, uint8 of the shape of FRAME; 0 without a layer."""
+    marks = np.zeros(FRAME, np.uint8)
+    for layer in map(np.asarray, (painted or {}).get("layers", [])):
+        marks[layer[..., 3] > _COVERED] = INSIDE
+        marks[(layer[..., 3] > _COVERED) & (layer[..., 2] > _BLUE)] = OUTSIDE
+    return marks
+
+
+def _address(path: Path) -> str:
+    """Where the page fetches a file of the session."""
+    return f"gradio_api/file={quote(str(path))}"
 
 
 def _warn(sentences: list[str]) -> None:

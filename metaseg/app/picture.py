@@ -13,7 +13,7 @@ from scipy import ndimage
 from metaseg.adapting.arrays import shrunk
 from metaseg.adapting.files import Source
 from metaseg.adapting.results import fitting, resized_mask
-from metaseg.plots.overlays import PREDICTION_COLOUR, overlay
+from metaseg.app import outlines
 
 FRAME = (720, 960)
 """(H, W) of the canvas for every image: finer than hand precision and fast in a browser. One size for all, as gradio
@@ -21,8 +21,16 @@ FRAME = (720, 960)
 _BESIDE = 32  # of 255: grey around the image
 SMALL = 128
 """Side in pixels of the images that are compared with one another."""
-TILE = 480  # pixels of a gallery image
-_OPACITY = 128  # of 255: paint is translucent to show the lesion below
+TILE = 360  # pixels of a gallery image, which is shown at less than half of that
+FULL = 4096
+"""Longer side in pixels of the image that is looked at closely, if it has as many."""
+INSIDE, OUTSIDE = 1, 2
+"""Marks on a painting, which is 0 elsewhere."""
+PAINTS = {INSIDE: (255, 235, 0), OUTSIDE: (230, 0, 255)}
+"""Colours of the marks: told apart by their blue, also where one is painted over the other."""
+OPACITY = 0.5
+"""Of paint, to show what is below."""
+_UNMARKED = 128  # of 255, in the file of a scribble
 
 
 @dataclass
@@ -34,7 +42,8 @@ class Picture:
         folder: where its files go.
         size: (H, W) of the image.
         small: uint8 (`SMALL`, `SMALL`, 3), for the comparison of images.
-        annotated: whether the user gave a mask.
+        annotated: whether the user gave a mask, or scribbles.
+        scribbled: whether these are scribbles: strokes inside and outside, with the rest unmarked.
         changes: number of masks given so far; shows whether a network has seen the latest.
         line: of results.csv, for the prediction; None without one.
     """
@@ -44,6 +53,7 @@ class Picture:
     size: tuple[int, int]
     small: np.ndarray
     annotated: bool = False
+    scribbled: bool = False
     changes: int = 0
     line: dict[str, Any] | None = None
     _drawn: int = field(default=0, repr=False)
@@ -78,9 +88,18 @@ class Picture:
         return self.folder / "shown.png"
 
     @property
+    def masked(self) -> bool:
+        """Whether the user gave a whole mask."""
+        return self.annotated and not self.scribbled
+
+    @property
     def mask_file(self) -> Path:
-        """The user's mask."""
+        """The user's mask or scribbles."""
         return self.folder / "mask.png"
+
+    @property
+    def _next_file(self) -> Path:
+        return self.folder / "next.png"
 
     @property
     def prediction_file(self) -> Path:
@@ -101,83 +120,125 @@ class Picture:
         return slice(top, top + rows), slice(left, left + columns)
 
     def best_file(self) -> Path | None:
-        """The user's mask, else the network's, else None."""
-        return self.mask_file if self.annotated else self.prediction_file if self.line else None
+        """The user's mask, else the network's, else None. Scribbles are no mask."""
+        return self.mask_file if self.masked else self.prediction_file if self.line else None
 
     def mask(self) -> np.ndarray:
         """The user's mask, else the network's, else an empty one: bool (H, W)."""
         path = self.best_file()
-        return np.zeros(self.size, bool) if path is None else _read(path)
+        return np.zeros(self.size, bool) if path is None else _read(path) > _UNMARKED
 
-    def drawn_mask(self) -> np.ndarray:
-        """`mask` in the frame: bool, of the shape of FRAME."""
-        frame = np.zeros(FRAME, bool)
-        frame[self.within] = resized_mask(self.mask(), self.drawn_size[::-1])
+    def yours(self) -> np.ndarray | None:
+        """The user's mask, bool (H, W); None without one."""
+        return _read(self.mask_file) > _UNMARKED if self.masked else None
+
+    def prediction(self) -> np.ndarray | None:
+        """The network's mask, bool (H, W); None without one."""
+        return _read(self.prediction_file) > _UNMARKED if self.line else None
+
+    def marks(self) -> np.ndarray:
+        """What a painting starts from, uint8 (H, W): the scribbles, or `mask` as `INSIDE`."""
+        if not self.scribbled:
+            return self.mask().astype(np.uint8)
+        grey = _read(self.mask_file)
+        return np.select([grey > _UNMARKED, grey < _UNMARKED], [np.uint8(INSIDE), np.uint8(OUTSIDE)], np.uint8(0))
+
+    def drawn(self) -> np.ndarray:
+        """`marks` in the frame: uint8, of the shape of FRAME."""
+        frame = np.zeros(FRAME, np.uint8)
+        frame[self.within] = _resized(self.marks(), self.drawn_size[::-1])
         return frame
 
     def reduced(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """The image, uint8 (h, w, 3), and its mask, bool (h, w), with no side longer than `longest`."""
+        """The image, uint8 (h, w, 3), and its mask, int8 (h, w), -1 if unmarked; no side is longer than `longest`."""
         size = fitting(self.size, longest)
         image = Image.fromarray(self.source.read()).resize(size, Image.Resampling.BILINEAR)
-        return np.asarray(image), resized_mask(self.mask(), size)
+        marks = _resized(self.marks(), size).astype(np.int8)
+        if self.scribbled:
+            marks = np.select([marks == INSIDE, marks == OUTSIDE], [np.int8(1), np.int8(0)], np.int8(-1))
+        return np.asarray(image), marks
 
     def annotate(self, mask: np.ndarray) -> None:
         """Store the user's mask, bool (H, W)."""
-        _write(mask, self.mask_file)
-        self.annotated = True
+        self._annotate(mask.astype(np.uint8) * 255, scribbled=False)
+
+    def scribble(self, marks: np.ndarray) -> None:
+        """Store the user's scribbles: uint8 (H, W) of marks."""
+        self._annotate(np.array([_UNMARKED, 255, 0], np.uint8)[marks], scribbled=True)
+
+    def _annotate(self, grey: np.ndarray, scribbled: bool) -> None:
+        Image.fromarray(grey).save(self.mask_file)
+        self.annotated, self.scribbled = True, scribbled
         self.changes += 1
         self._tile = None
 
     def forget_mask(self) -> None:
-        """Remove the user's mask."""
+        """Remove the user's mask or scribbles."""
         self.mask_file.unlink(missing_ok=True)
-        self.annotated = False
+        self.annotated = self.scribbled = False
         self.changes += 1
         self._tile = None
 
-    def predicted(self, mask: np.ndarray, line: dict[str, Any]) -> None:
-        """Store the network's mask, bool (H, W), and its line of results.csv."""
-        _write(mask, self.prediction_file)
+    def foresee(self, mask: np.ndarray) -> None:
+        """Keep the network's mask, bool (H, W), beside the earlier one until `predicted`."""
+        Image.fromarray(mask.astype(np.uint8) * 255).save(self._next_file)
+
+    def predicted(self, line: dict[str, Any]) -> None:
+        """Make the mask of `foresee` the network's, with its line of results.csv."""
+        self._next_file.replace(self.prediction_file)
         self.line = line
         self._tile = None
 
     def painted_over(self, painted: np.ndarray, fill: bool) -> np.ndarray:
-        """A painting as a mask at the image's original size, bool (H, W).
+        """A painting as marks at the image's original size, uint8 (H, W).
 
         Unchanged areas keep the full resolution of the mask that was painted on.
 
         Args:
-            painted: bool, of the shape of FRAME, started from `drawn_mask`; paint outside the image is ignored.
-            fill: whether to fill closed outlines, except holes that existed before.
+            painted: marks, of the shape of FRAME, started from `drawn`; paint outside the image is ignored.
+            fill: whether to fill closed outlines, except holes that existed before; scribbles are never filled.
         """
-        before, painted = self.drawn_mask()[self.within], painted[self.within]
-        if fill:
-            holes = ndimage.binary_fill_holes(painted) & ~painted
-            painted = painted | (holes & ~(ndimage.binary_fill_holes(before) & ~before))
+        before, painted = self.drawn()[self.within], np.uint8(painted[self.within])
+        if fill and not (painted == OUTSIDE).any():
+            painted = painted | (_holes(painted) & ~_holes(before))
         size = self.size[::-1]
-        return np.where(resized_mask(painted != before, size), resized_mask(painted, size), self.mask())
+        return np.where(resized_mask(painted != before, size), _resized(painted, size), self.marks())
 
     def paint(self) -> Path:
-        """The mask as an RGBA paint layer, from which a painting starts."""
-        layer = np.zeros((*FRAME, 4), np.uint8)
-        layer[self.drawn_mask()] = (*PREDICTION_COLOUR, _OPACITY)
+        """The marks as an RGBA paint layer, from which a painting starts."""
+        layer, marks = np.zeros((*FRAME, 4), np.uint8), self.drawn()
+        for mark, colour in PAINTS.items():
+            layer[marks == mark] = (*colour, round(255 * OPACITY))
         path = self._fresh("paint", "png")
         Image.fromarray(layer).save(path)
         return path
 
     def tile(self) -> Path:
-        """The image with outlines: the user's mask wide and blue, the network's thin and yellow."""
+        """The image with outlines, and with scribbles as they are painted."""
         if self._tile is not None:
             return self._tile
         with Image.open(self.shown) as shown:
             image = Image.fromarray(np.asarray(shown)[self.within])
-        pixels = np.asarray(image.resize(fitting(self.size, TILE), Image.Resampling.BILINEAR))
+        pixels = np.asarray(image.resize(fitting(self.drawn_size, TILE), Image.Resampling.BILINEAR))
         size = (pixels.shape[1], pixels.shape[0])
-        mask = resized_mask(_read(self.mask_file), size) if self.annotated else None
-        prediction = resized_mask(_read(self.prediction_file), size) if self.line else None
+        if self.scribbled:
+            marks = _resized(self.marks(), size)
+            for mark, colour in PAINTS.items():
+                pixels = np.where((marks == mark)[..., None], np.uint8(colour), pixels)
+        for mask, dashed in ((self.yours(), False), (self.prediction(), True)):
+            if mask is not None:
+                pixels = outlines.drawn(pixels, resized_mask(mask, size), dashed)
         path = self._fresh("tile", "jpg")
-        Image.fromarray(overlay(pixels, mask, prediction)).save(path, quality=90, subsampling=0)
+        Image.fromarray(pixels).save(path, quality=90, subsampling=0)
         self._tile = path
+        return path
+
+    def full(self) -> Path:
+        """The image at full resolution, up to `FULL`, for a browser."""
+        path = self.folder / "full.jpg"
+        if not path.is_file():
+            image = Image.fromarray(self.source.read())
+            image.resize(fitting(self.size, FULL), Image.Resampling.BILINEAR).save(path, quality=95, subsampling=0)
         return path
 
     def _fresh(self, stem: str, suffix: str) -> Path:
@@ -190,8 +251,15 @@ class Picture:
 
 def _read(path: Path) -> np.ndarray:
     with Image.open(path) as image:
-        return np.asarray(image.convert("L")) > 127
+        return np.asarray(image.convert("L"))
 
 
-def _write(mask: np.ndarray, path: Path) -> None:
-    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+def _resized(marks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W) resized to (width, height) by nearest neighbour."""
+    return np.asarray(Image.fromarray(marks).resize(size, Image.Resampling.NEAREST))
+
+
+def _holes(marks: np.ndarray) -> np.ndarray:
+    """What `INSIDE` encloses, bool of the same shape."""
+    inside = marks == INSIDE
+    return ndimage.binary_fill_holes(inside) & ~inside

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from metaseg.app.session import SESSION, Network, Session
+from metaseg.app.collection import SESSION
+from metaseg.app.session import Network, Session
 from metaseg.app.uploads import Limits
 
 _PREFIX = "metaseg-app-"

@@ -53,7 +53,7 @@ def augment(
         name: "none"; "flips" (flips, and quarter turns of square images); "standard" (also affine by up to 30° and
             25 %, and colour jitter of ± 30 %) [our decision: the paper names no augmentation].
         images: uint8 (B, H, W, 3).
-        masks: uint8 {0, 1} (B, H, W); resampled by nearest neighbour.
+        masks: uint8 (B, H, W); resampled by nearest neighbour, so that no value is new.
         seed: any tuple of non-negative integers; equal seeds give equal results.
         positions: of the images in a larger set, which they are augmented as part of; None: 0 to B - 1.
     """
@@ -76,20 +76,20 @@ def cropped(
 
     Args:
         images: uint8 (B, H, W, 3).
-        masks: uint8 {0, 1} (B, H, W).
+        masks: uint8 (B, H, W), 1 in the foreground.
         side: S, at most H and W.
         seed: any tuple of non-negative integers.
         positions: of the images in a larger set, which each image's randomness depends on.
 
     Returns:
-        uint8 (B, S, S, 3) and {0, 1} (B, S, S).
+        uint8 (B, S, S, 3) and (B, S, S).
     """
     height, width = masks.shape[1:]
     out_images, out_masks = [], []
     for position, image, mask in zip(positions, images, masks, strict=True):
         generator = np.random.default_rng([*seed, int(position)])
         corner = generator.integers([height - side + 1, width - side + 1])
-        inside = np.argwhere(mask)
+        inside = np.argwhere(mask == 1)
         if len(inside) and generator.random() < 0.5:
             corner = np.clip(generator.choice(inside) - side // 2, 0, [height - side, width - side])
         piece = tuple(slice(low, low + side) for low in corner)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from metaseg.data.augment import augment, cropped, one_thread, recolour
 from metaseg.data.episodes import EpisodePlan, Stream
 from metaseg.data.pools import Pool
+from metaseg.meta.losses import UNMARKED
 
 
 class Episode(NamedTuple):
@@ -57,7 +58,7 @@ def image_tensor(images: np.ndarray | Tensor) -> Tensor:
 
 
 def mask_tensor(masks: np.ndarray | Tensor) -> Tensor:
-    """uint8 {0, 1} (B, H, W) → float32 (B, 1, H, W) in {0, 1}; the paper's [-1, 1] would make BCE unbounded below."""
+    """uint8 (B, H, W) → float32 (B, 1, H, W) of the same values; the paper's [-1, 1] would make BCE unbounded below."""
     return _tensor(masks).unsqueeze(1).float()
 
 
@@ -214,7 +215,7 @@ class SupportSet:
 
     Args:
         images: uint8 (K, H, W, 3).
-        masks: uint8 {0, 1} (K, H, W).
+        masks: uint8 {0, 1} (K, H, W), with `UNMARKED` where nothing is known.
         augmentation: name for ``augment``, used only while adapting.
         seed: seed of the augmentation.
         crop: side in pixels of the random square pieces to adapt to, see `metaseg.data.augment.cropped`; None: whole
@@ -226,6 +227,11 @@ class SupportSet:
     ) -> None:
         self.images, self.masks = images, masks
         self.augmentation, self.seed, self.crop = augmentation, seed, crop
+
+    @property
+    def scribbled(self) -> bool:
+        """Whether some pixels are unmarked."""
+        return bool((self.masks == UNMARKED).any())
 
     @property
     def constant(self) -> bool:

@@ -199,6 +199,11 @@ class Learner(nn.Module):
             tuning, support = self._inner_tuning(self._adapt, support)
         yield from tuning.run(self.theta(), support, steps, progress)
 
+    @property
+    def learns_from_scribbles(self) -> bool:
+        """Whether `adaptation` takes support masks with unmarked pixels: fine-tuning does."""
+        return not self.adapts_by_inner
+
     def after_inner(self, support: SupportSet) -> Segmenter | None:
         """Adapt to a target by the inner problem of training alone; None: the learner has no inner loop."""
         if not self._inner.steps:

@@ -30,7 +30,7 @@ from metaseg.evaluation.scores import THRESHOLD, dice
 from metaseg.learners.side_by_side import SideBySide
 from metaseg.learners.strengths import Strengths
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
-from metaseg.meta.losses import Loss
+from metaseg.meta.losses import UNMARKED, over_marked
 from metaseg.meta.vectors import Parameters, detach, interpolate
 from metaseg.networks.functional import Statistics, forward, running_statistics
 from metaseg.networks.norms import Norms
@@ -63,7 +63,7 @@ class FineTuning:
 
     Attributes:
         network: the architecture; its own parameters are not used.
-        loss: the segmentation loss.
+        loss: the segmentation loss, (logits, target) → scalar; with unmarked pixels it runs over the others alone.
         norms: normalisation statistics used for predictions.
         loop: the optimisation loop; its ``rates`` are ignored.
         rates: step-size multipliers by part.
@@ -78,7 +78,7 @@ class FineTuning:
     """
 
     network: nn.Module
-    loss: Loss
+    loss: Callable[[Tensor, Tensor], Tensor]
     norms: Norms
     loop: InnerLoop
     rates: Rates
@@ -105,6 +105,14 @@ class FineTuning:
             steps: step numbers; beyond ``loop.steps`` only with a constant step size.
             progress: called after each step with (steps taken, total steps).
         """
+        if support.scribbled:
+            yield from replace(self, loss=over_marked(self.loss))._run(theta, support, steps, progress)
+        else:
+            yield from self._run(theta, support, steps, progress)
+
+    def _run(
+        self, theta: Parameters, support: SupportSet, steps: Sequence[int], progress: Callable[[int, int], None]
+    ) -> Iterator[tuple[int, Segmenter]]:
         last = max(steps, default=0)
         parts = held_out(len(support.images), self.folds) if last else []
         everything = np.arange(len(support.images))
@@ -177,7 +185,7 @@ class FineTuning:
             values = []
             for stage, rows, part in zip(stages, members, parts, strict=True):
                 found = self._adapted(theta, stage, share, images[rows])(images[part])
-                values.append(dice(found > THRESHOLD, masks[part]))
+                values.append(dice((found > THRESHOLD) & (masks[part] != UNMARKED), masks[part] == 1))
             scores.append(np.concatenate(values))
         means = {share: float(one.mean()) for share, one in zip(SHARES, scores, strict=True)}
         return Followed(chosen_share(np.stack(scores)), means)

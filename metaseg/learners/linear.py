@@ -65,6 +65,11 @@ class Linear(Learner):
         """
         raise RuntimeError("this learner does not train on episodes")
 
+    @property
+    def learns_from_scribbles(self) -> bool:
+        """No: it takes every pixel for marked."""
+        return False
+
     def adaptation(
         self,
         support: SupportSet,

@@ -166,6 +166,11 @@ class MetricLearner(Learner):
             loss = self.loss(logits, episode.query_masks)
         return (loss, logits), (loss, logits)
 
+    @property
+    def learns_from_scribbles(self) -> bool:
+        """No: it takes every pixel for marked."""
+        return False
+
     def adaptation(
         self,
         support: SupportSet,

@@ -1,6 +1,7 @@
 """Binary segmentation losses, each with its Gauss-Newton curvature in logit space.
 
 Logits and targets have shape (B, 1, H, W); targets lie in {0, 1}. Every loss is a scalar: the mean over the batch.
+`over_marked` makes of a loss one for targets with unmarked pixels.
 
 The paper calls log-cosh Dice "the Lovász extension"; it is not. The Lovász hinge of Berman et al. 2018 is ``lovasz``.
 """
@@ -15,6 +16,9 @@ from torch import Tensor
 
 SMOOTHING = 1.0
 """Added to the numerator and denominator of Dice [paper eq. 4], so that an empty mask has a finite loss."""
+
+UNMARKED = 255
+"""In a target: nobody has said whether this pixel is foreground, as outside the strokes of a scribble."""
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -120,6 +124,24 @@ class Loss:
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
         return self.value(logits, target)
+
+
+def over_marked(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss over the marked pixels alone: (logits, target) → scalar, where targets lie in {0, 1, `UNMARKED`}.
+
+    Each image counts as an image of its marked pixels, so that sums and means run over these, and the loss is the mean
+    over the images that have some; 0 without any. Its gradient at unmarked pixels is exactly zero.
+    """
+
+    def value(logits: Tensor, target: Tensor) -> Tensor:
+        losses = []
+        for one, truth in zip(logits, target, strict=True):
+            marked = truth != UNMARKED
+            if marked.any():
+                losses.append(loss(one[marked].view(1, 1, 1, -1), truth[marked].view(1, 1, 1, -1)))
+        return torch.stack(losses).mean() if losses else logits.sum() * 0
+
+    return value
 
 
 LOSSES = {

@@ -114,7 +114,7 @@ def test_unpainted_areas_of_a_large_image_keep_full_resolution(network, tmp_path
     fine = rng.random((1500, 3000)) < 0.5
     session.set_mask("large", fine)
     assert picture.drawn_size == (480, 960)
-    painting = picture.drawn_mask()
+    painting = picture.drawn()
     painting[picture.within][:100, :100] = True
     session.paint("large", painting, fill=False)
     assert picture.mask()[:310, :310].mean() > 0.7
@@ -322,8 +322,8 @@ def test_names_of_files_are_no_markup(session, upload):
     path = path.rename(path.with_name("<img src=x onerror=alert(1)>[a](b).png"))
     session.add_images([path])
     (name,) = session.pictures
-    assert "<" not in texts.title(session.pictures[name])
-    assert "\\[a\\]" in texts.title(session.pictures[name])
+    assert "<" not in texts.title(session.pictures[name], texts.WORD)
+    assert "\\[a\\]" in texts.title(session.pictures[name], texts.WORD)
 
 
 def test_two_users_do_not_see_each_other_and_do_not_disturb_each_other(network, limits, tmp_path, upload):

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from metaseg.meta.losses import LOSSES, bce, dice, dice_per_image, log_cosh, log_cosh_dice, lovasz
+from metaseg.meta.losses import (
+    LOSSES,
+    UNMARKED,
+    bce,
+    dice,
+    dice_per_image,
+    log_cosh,
+    log_cosh_dice,
+    lovasz,
+    over_marked,
+)
 
 
 def image(*values):
@@ -104,3 +114,28 @@ def test_curvature_is_symmetric_positive_semidefinite_and_part_of_the_hessian(na
 def test_losses_without_convex_part_have_no_curvature():
     assert LOSSES["dice"].curvature is None
     assert LOSSES["lovasz"].curvature is None
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unmarked_pixels_have_no_part_in_a_loss(name):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 1, 5, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    target = (torch.rand(3, 1, 5, 6, generator=generator) < 0.4).double()
+    loss = over_marked(LOSSES[name])
+    assert loss(logits, target).item() == pytest.approx(LOSSES[name](logits, target).item(), rel=1e-12)
+
+    unmarked = torch.rand(3, 1, 5, 6, generator=generator) < 0.5
+    unmarked[2] = True  # nothing of the last image
+    partial = target.masked_fill(unmarked, UNMARKED)
+    value = loss(logits, partial)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert (gradient[unmarked] == 0).all()
+    assert gradient[~unmarked].abs().sum() > 0
+    other = torch.where(unmarked, torch.randn_like(logits), logits)
+    assert loss(other, partial).item() == value.item()
+    alone = [
+        LOSSES[name](logits[i][~unmarked[i]].view(1, 1, 1, -1), target[i][~unmarked[i]].view(1, 1, 1, -1))
+        for i in (0, 1)
+    ]
+    assert value.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-12)
+    assert loss(logits, torch.full_like(target, UNMARKED)).item() == 0

@@ -186,6 +186,7 @@ def test_no_inner_step_gives_the_query_gradient_at_theta():
     expected = flatten(torch.autograd.grad(task.query(leaves, None)[0], list(leaves.values())))
     torch.testing.assert_close(result.gradient, expected)
     assert result.diagnostics["support_loss_before"] == result.diagnostics["support_loss_after"]
+    assert (result.diagnostics["inner_steps"], result.diagnostics["moved"]) == (0, 0)
 
 
 def test_inner_loop_lowers_the_support_loss_in_its_diagnostics():
@@ -194,6 +195,7 @@ def test_inner_loop_lowers_the_support_loss_in_its_diagnostics():
         diagnostics = method(task, theta, InnerLoop("sgd", 0.05, 10)).diagnostics
         assert diagnostics["support_loss_after"] < diagnostics["support_loss_before"]
         assert diagnostics["support_loss_before"] == pytest.approx(task.objective(theta)[0].item())
+        assert diagnostics["inner_steps"] == 10
 
 
 def test_wrong_settings_are_refused():

@@ -106,7 +106,7 @@ class _Page:
             file_count="multiple",
             file_types=kinds,
             label=texts.images(self.sessions.limits),
-            height=150,
+            height=110,
             elem_id="upload",
         )
         with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):

@@ -111,7 +111,9 @@ def choose(page, number):
 
 def stroke(page, *points):
     """Drag the brush along points given as fractions of the canvas, (0.5, 0.5) its middle."""
-    box = page.locator("#editor canvas").first.bounding_box()
+    canvas = page.locator("#editor canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
     page.mouse.move(*places[0])
     page.mouse.down()

@@ -139,7 +139,8 @@ def touched(page, *points):
 def require_accessible(page):
     """Neither serious nor critical findings of axe-core, and nothing wider than the window."""
     found = axe.Axe().run(page).response["violations"]
-    assert not [(one["id"], one["nodes"]) for one in found if one["impact"] in ("serious", "critical")]
+    bad = [one for one in found if one["impact"] in ("serious", "critical")]
+    assert not bad, [(one["id"], node["html"], node["failureSummary"]) for one in bad for node in one["nodes"]]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 

@@ -26,7 +26,7 @@ def drawn(pixels: np.ndarray, mask: np.ndarray, dashed: bool) -> np.ndarray:
         shown = np.arange(len(contour)) % (2 * _DASH) < _DASH if dashed else slice(None)
         line[contour[shown][:, 1], contour[shown][:, 0]] = 1
     wide = cv2.dilate(line, np.ones((2, 2), np.uint8)) > 0
-    return np.where(wide[..., None], np.uint8(PREDICTED if dashed else YOURS), pixels)
+    return np.where(wide[..., None], np.array(PREDICTED if dashed else YOURS, np.uint8), pixels)
 
 
 def path(mask: np.ndarray) -> str:

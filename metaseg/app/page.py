@@ -38,7 +38,7 @@ CSS = """
 #compare path {fill: none; stroke-width: 1.5px; vector-effect: non-scaling-stroke}
 #compare path.dashed {stroke-dasharray: 5 4}
 .step h2 {margin: 4px 0 0 0; font-size: var(--text-lg)}
-.or {color: var(--body-text-color-subdued) !important}
+.or {color: inherit !important}
 footer {display: none !important}
 """
 _SHOWN_AT_ONCE = 4  # refused files named individually
@@ -106,7 +106,7 @@ class _Page:
             file_count="multiple",
             file_types=kinds,
             label=texts.images(self.sessions.limits),
-            height=150,
+            height=110,
             elem_id="upload",
         )
         with gr.Accordion("I have masks for some of them", open=False, elem_id="have-masks"):

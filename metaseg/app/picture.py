@@ -224,7 +224,7 @@ class Picture:
         if self.scribbled:
             marks = _resized(self.marks(), size)
             for mark, colour in PAINTS.items():
-                pixels = np.where((marks == mark)[..., None], np.uint8(colour), pixels)
+                pixels = np.where((marks == mark)[..., None], np.array(colour, np.uint8), pixels)
         for mask, dashed in ((self.yours(), False), (self.prediction(), True)):
             if mask is not None:
                 pixels = outlines.drawn(pixels, resized_mask(mask, size), dashed)

@@ -111,7 +111,9 @@ def choose(page, number):
 
 def stroke(page, *points):
     """Drag the brush along points given as fractions of the canvas, (0.5, 0.5) its middle."""
-    box = page.locator("#editor canvas").first.bounding_box()
+    canvas = page.locator("#editor canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
     page.mouse.move(*places[0])
     page.mouse.down()
@@ -137,7 +139,8 @@ def touched(page, *points):
 def require_accessible(page):
     """Neither serious nor critical findings of axe-core, and nothing wider than the window."""
     found = axe.Axe().run(page).response["violations"]
-    assert not [(one["id"], one["nodes"]) for one in found if one["impact"] in ("serious", "critical")]
+    bad = [one for one in found if one["impact"] in ("serious", "critical")]
+    assert not bad, [(one["id"], node["html"], node["failureSummary"]) for one in bad for node in one["nodes"]]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 

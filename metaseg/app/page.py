@@ -37,6 +37,10 @@ CSS = """
 #compare svg {display: block; width: calc(var(--zoom, 1) * 100%); height: auto}
 #compare path {fill: none; stroke-width: 1.5px; vector-effect: non-scaling-stroke}
 #compare path.dashed {stroke-dasharray: 5 4}
+#editor .swatch {display: flex}
+#editor button.color {width: auto; padding: 0 8px; color: black; font-size: 12px; opacity: 1}
+#editor button.color::after {content: "inside"}
+#editor button.color ~ button.color::after {content: "outside"}
 .step h2 {margin: 4px 0 0 0; font-size: var(--text-lg)}
 .or {color: inherit !important}
 footer {display: none !important}
@@ -49,6 +53,10 @@ _BLUE = sum(colour[2] for colour in PAINTS.values()) // 2  # of 255: paint of mo
 _A_TOUCH = 50  # pixels of the frame: half of the smallest dot of the brush
 _ASK_BEFORE_LEAVING = """() => window.addEventListener("beforeunload", event => {
   if (document.querySelector("#images img")) event.preventDefault();
+})"""
+_CLOSE_PALETTE = """() => document.addEventListener("click", event => {
+  if (event.target.closest?.("#editor button.color"))
+    setTimeout(() => document.querySelector('#editor button[aria-label="Brush"]').click());
 })"""
 _SCROLL_TOGETHER = """() => document.addEventListener("scroll", event => {
   if (!event.target.classList?.contains("pane")) return;
@@ -89,7 +97,7 @@ class _Page:
         self.sessions = sessions
         with gr.Blocks(title="metaseg", analytics_enabled=False) as self.blocks:
             gr.Markdown(texts.TITLE)
-            gr.Markdown(texts.PRIVACY, elem_classes="privacy")
+            gr.Markdown(texts.PRIVACY)
             self.chosen = gr.State(None)  # name of the selected image
             self._lay_out_upload()
             self._lay_out_canvas()
@@ -210,7 +218,7 @@ class _Page:
         masks = [self.masks, self.label]
         on(self.masks.upload, self.add_masks, masks, [*everything, self.masks], show_progress_on=self.status)
         on(self.word.change, self.name, [self.word], everything, show_progress="hidden")
-        for script in (_ASK_BEFORE_LEAVING, _SCROLL_TOGETHER):
+        for script in (_ASK_BEFORE_LEAVING, _CLOSE_PALETTE, _SCROLL_TOGETHER):
             self.blocks.load(None, js=script)
         for event, shown in ((self.comparing.expand, True), (self.comparing.collapse, False)):
             on(event, self.comparing_is(shown), [], everything, show_progress="hidden")
@@ -250,7 +258,8 @@ class _Page:
         name = session.chosen
         pictures = session.ordered()
         picture = session.pictures.get(name) if name else None
-        marked, found = len(session.annotated), len(session.segmented)
+        marked = len(session.annotated)
+        some = any(one.best_file() for one in pictures)  # scribbles alone are no mask
         result: Updates = {
             self.chosen: name,
             self.gallery: gr.update(
@@ -262,9 +271,7 @@ class _Page:
             self.notes: texts.notes(session),
             self.adapt: gr.update(value=texts.learn(marked, len(pictures)), interactive=marked > 0),
             self.estimated: texts.estimated(session.estimate()),
-            self.download: gr.update(
-                value=str(session.download()) if marked or found else None, interactive=bool(marked or found)
-            ),
+            self.download: gr.update(value=str(session.download()) if some else None, interactive=some),
             **dict.fromkeys((self.save, self.remove), gr.update(interactive=picture is not None)),
             self.forget: gr.update(interactive=picture is not None and picture.annotated),
             self.title: texts.title(picture, session.word),

@@ -54,10 +54,11 @@ _A_TOUCH = 50  # pixels of the frame: half of the smallest dot of the brush
 _ASK_BEFORE_LEAVING = """() => window.addEventListener("beforeunload", event => {
   if (document.querySelector("#images img")) event.preventDefault();
 })"""
+# A finger on the canvas sends no mousedown, by which gradio 6.31 closes the palette.
 _CLOSE_PALETTE = """() => document.addEventListener("click", event => {
   if (event.target.closest?.("#editor button.color"))
-    setTimeout(() => document.querySelector('#editor button[aria-label="Brush"]').click());
-})"""
+    setTimeout(() => document.body.dispatchEvent(new MouseEvent("mousedown", {bubbles: true})));
+}, true)"""
 _SCROLL_TOGETHER = """() => document.addEventListener("scroll", event => {
   if (!event.target.classList?.contains("pane")) return;
   for (const pane of document.querySelectorAll("#compare .pane"))

@@ -85,6 +85,7 @@ def test_p_of_one_draw_is_students():
     values = np.random.default_rng(10).normal(0.02, 0.1, 25)
     assert p_value(values[None]) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     assert p_value(np.zeros((2, 3))) == 1
+    assert p_value(np.full((2, 3), 0.5)) == 0
     assert np.isnan(p_value(np.array([[0.3]])))
 
 

@@ -23,7 +23,7 @@ from metaseg.adapting.loading import load
 from metaseg.adapting.masks import Reading, decide, foregrounds, require_foreground, survey
 from metaseg.adapting.model import Adapted, Model, Predicted
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
-from metaseg.adapting.saved import NAME, SUFFIX, load_segmenter, savable, save
+from metaseg.adapting.saved import NAME, load_segmenter, savable, save
 from metaseg.adapting.working_size import KEPT
 from metaseg.data.check import plural
 from metaseg.errors import MetasegError
@@ -77,7 +77,7 @@ def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
         raise MetasegError("truth=DIR needs images=DIR, the images it belongs to.")
     if settings.support is None and not _kept(settings):
         raise MetasegError(
-            f"support=DIR is required, the annotated images, unless checkpoint is a segmenter ({SUFFIX})."
+            f"support=DIR is required, the annotated images, unless checkpoint is a segmenter ({model_file.SUFFIX})."
         )
     given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
     paths = {key: Path(value).expanduser() for key, value in given.items() if value is not None}
@@ -92,7 +92,7 @@ def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
 def _kept(settings: schema.Adaptation) -> bool:
     """Whether the checkpoint is a saved segmenter."""
     path = None if settings.checkpoint is None else Path(settings.checkpoint)
-    return path is not None and path.suffix == SUFFIX and not model_file.is_one(path)
+    return path is not None and path.suffix == model_file.SUFFIX and not model_file.is_one(path)
 
 
 def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Path]) -> None:

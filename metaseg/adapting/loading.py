@@ -182,7 +182,7 @@ def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
     if not path.is_file():
         raise MetasegError(f"Expected a run directory or a checkpoint, found nothing at {path}.")
     if _is_model_file(path):
-        return model_file.read(path)["settings"], path
+        return model_file.described(path)["settings"], path
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler may raise anything on a foreign file

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from metaseg import __version__
@@ -41,11 +43,9 @@ def write(run: RunDirectory, path: Path) -> Path:
     tensors = {name: _halved(value) for name, value in state["state_dict"].items()}
     described = {key: state[key] for key in _OF_CHECKPOINT if key in state}
     description = {"format": _FORMAT, "version": __version__, "card": card(run), **described}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, {_KEY: json.dumps(description)})
-    except OSError as error:
-        raise MetasegError(f"Cannot write {path} ({error.strerror or error}); choose another place.") from error
+    with replacing(path) as temporary:
+        # Not save_file, whose errors are not OSErrors and whose files only their owner can read.
+        temporary.write_bytes(serialized(tensors, {_KEY: json.dumps(description)}))
     return path
 
 
@@ -74,9 +74,10 @@ def card(run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def lines(state: dict[str, Any]) -> list[str]:
-    """The card of a file's content, for people."""
-    about = state["card"]
+def lines(path: Path) -> list[str]:
+    """The card of a model file, for people. Raises as `described`."""
+    description = described(path)
+    about = description["card"]
     scores = ", ".join(f"{name} {100 * (score or 0):.1f}" for name, score in about["scores"].items())
     datasets = [
         f"  {'learned from' if not number else '':<12}  {one['title']}: {one['images']} images; terms: {one['licence']}"
@@ -88,9 +89,19 @@ def lines(state: dict[str, Any]) -> list[str]:
         f"  encoder       {about['encoder'] or 'random at first'}",
         *datasets,
         f"  scores        {f'Dice in %: {scores}' if scores else 'none: it was tested on no other dataset'}",
-        f"  made by       metaseg {state['version']}, commit {about['commit']}",
+        f"  made by       metaseg {description['version']}, commit {about['commit']}",
         "  for           research, not diagnosis; the datasets' terms may extend to what was learned from them",
     ]
+
+
+def described(path: Path) -> dict[str, Any]:
+    """The settings and the card of a model file; nothing but its header is read.
+
+    Raises:
+        MetasegError: as for `read`.
+    """
+    with _opened(path) as (_, description):
+        return description
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -99,19 +110,25 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         MetasegError: if the file is damaged, of another kind, or of a later version.
     """
+    with _opened(path) as (file, description):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    floats = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    return description | {"state_dict": floats}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         with safe_open(path, framework="pt") as file:
-            state: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
-            if state["format"] > _FORMAT:
-                raise MetasegError(f"{path} was made by metaseg {state['version']}; update metaseg to read it.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            description: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+            if description["format"] > _FORMAT:
+                raise MetasegError(f"{path} was made by metaseg {description['version']}; update metaseg to read it.")
+            yield file, description
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise MetasegError(
             f"Expected a model file of `metaseg models build`, but {path} is something else or damaged; segmenters "
             "that metaseg adapt saved are read by metaseg.load_segmenter, or named in checkpoint= of metaseg adapt."
         ) from error
-    floats = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    return state | {"state_dict": floats}
 
 
 def is_one(path: Path) -> bool:

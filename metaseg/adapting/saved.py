@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from metaseg import __version__
@@ -26,8 +26,6 @@ from metaseg.runs.directory import replacing
 
 NAME = "segmenter.safetensors"
 """File in the output folder of `metaseg adapt`."""
-
-SUFFIX = ".safetensors"
 
 _FORMAT = 1
 
@@ -67,11 +65,9 @@ def save(adapted: Adapted, path: str | Path) -> Path:
         "estimate": None if adapted.estimate is None else adapted.estimate.plain(),
     }
     path = Path(path).expanduser()
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, {"metaseg": json.dumps(description)})
-    except OSError as error:
-        raise MetasegError(f"Cannot write {path} ({error.strerror or error}); choose another place.") from error
+    with replacing(path) as temporary:
+        # Not save_file, whose errors are not OSErrors and whose files only their owner can read.
+        temporary.write_bytes(serialized(tensors, {"metaseg": json.dumps(description)}))
     return path
 
 

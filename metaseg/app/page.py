@@ -16,7 +16,7 @@ import numpy as np
 
 from metaseg.adapting.formats import READABLE
 from metaseg.adapting.model import BUDGET
-from metaseg.adapting.saved import SUFFIX
+from metaseg.adapting.model_file import SUFFIX
 from metaseg.app import texts
 from metaseg.app.picture import FRAME, INSIDE, OPACITY, OUTSIDE, PAINTS
 from metaseg.app.session import Session, Stopped

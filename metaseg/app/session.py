@@ -13,8 +13,9 @@ import numpy as np
 
 from metaseg.adapting import checks
 from metaseg.adapting.model import BUDGET, Adapted, Model
+from metaseg.adapting.model_file import SUFFIX
 from metaseg.adapting.results import row
-from metaseg.adapting.saved import NAME, SUFFIX, load_segmenter, savable, save
+from metaseg.adapting.saved import NAME, load_segmenter, savable, save
 from metaseg.app.collection import SILENT, Collection, OnProgress
 from metaseg.app.packing import packed
 from metaseg.app.picture import Picture
@@ -100,6 +101,8 @@ class Session(Collection):
         state = self._state()
         support = self._support()
         images, masks = zip(*(picture.reduced(_LEARNT) for picture in support), strict=True)
+        if not any((mask == 1).any() for mask in masks):
+            raise MetasegError(f"No mask shows a {self.word}: mark the {self.word} in at least one image.")
         on_progress(0, "learning")
         how: dict[str, Any] = {
             "steps": self.network.steps,
@@ -171,8 +174,6 @@ class Session(Collection):
             raise MetasegError(
                 f"No image has a mask yet: mark the {self.word} in at least one; five or more are better."
             )
-        if not any((picture.reduced(_LEARNT)[1] == 1).any() for picture in support):
-            raise MetasegError(f"No mask shows a {self.word}: mark the {self.word} in at least one image.")
         return support
 
     def _warnings(self, support: Sequence[Picture]) -> list[str]:

@@ -96,7 +96,7 @@ def build(arguments: Sequence[str]) -> int:
         if not directory.result.is_file():
             _train(directory.path, settings)
         model_file.write(directory, path)
-        print(f"\nmodel       {path}", *model_file.lines(model_file.read(path)), sep="\n")
+        print(f"\nmodel       {path}", *model_file.lines(path), sep="\n")
         print(f"next: metaseg adapt checkpoint={path} support=DIR images=DIR out=DIR")
     except MetasegError as error:
         fail(str(error))
@@ -117,7 +117,7 @@ def built(folder: Path) -> Iterator[str]:
 
     for path in sorted(folder.rglob(f"*{model_file.SUFFIX}")):
         if model_file.is_one(path):
-            yield "\n".join([str(path), *model_file.lines(model_file.read(path))])
+            yield "\n".join([str(path), *model_file.lines(path)])
 
 
 def trained(folder: Path) -> Iterator[str]:

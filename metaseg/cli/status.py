@@ -14,7 +14,7 @@ from rich.table import Table
 
 from metaseg.cli.entry import fail
 from metaseg.errors import MetasegError
-from metaseg.sweeps.overview import Progress, Seen, look, seconds_left
+from metaseg.sweeps.overview import Phase, Seen, look, seconds_left
 
 _SHOWN = 100
 """Longest detail in a pipe, in characters."""
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def lines(cells: Sequence[Seen]) -> list[str]:
     """A line for each cell, and the totals."""
     width = max(len(one.name) for one in cells)
-    said = [f"{one.name:<{width}}  {one.progress.value:<11}  {one.detail[:_SHOWN]}".rstrip() for one in cells]
+    said = [f"{one.name:<{width}}  {one.phase.value:<11}  {one.detail[:_SHOWN]}".rstrip() for one in cells]
     return [*said, totals(cells)]
 
 
 def totals(cells: Sequence[Seen]) -> str:
     """How many cells are where, and the time left."""
-    counts = {state: sum(one.progress is state for one in cells) for state in Progress}
+    counts = {state: sum(one.phase is state for one in cells) for state in Phase}
     said = ", ".join(f"{count} {state.value}" for state, count in counts.items() if count)
     left = seconds_left(cells)
     about = "" if left is None else f"; about {left / 3600:.1f} hours left, if the rest take as long"
@@ -60,7 +60,7 @@ def totals(cells: Sequence[Seen]) -> str:
 
 def _watch(folder: Path, every: float, cells: Sequence[Seen]) -> None:
     with Live(_table(cells), console=Console(highlight=False), auto_refresh=False) as live:
-        while any(one.progress in (Progress.RUNNING, Progress.WAITING) for one in cells):
+        while any(one.phase in (Phase.RUNNING, Phase.WAITING) for one in cells):
             time.sleep(every)
             cells = look(folder)
             live.update(_table(cells), refresh=True)
@@ -69,5 +69,5 @@ def _watch(folder: Path, every: float, cells: Sequence[Seen]) -> None:
 def _table(cells: Sequence[Seen]) -> Group:
     table = Table("cell", "state", "", box=None, pad_edge=False)
     for one in cells:
-        table.add_row(one.name, one.progress.value, one.detail)
+        table.add_row(one.name, one.phase.value, one.detail)
     return Group(table, totals(cells))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LOG = "log.txt"
 _HERE = str(Path(__file__).parents[2])
+_END = 4096  # bytes of a log in which its last line is looked for
 _PATIENCE = 30  # seconds for an interrupted cell to finish its W&B run and files
 
 
@@ -131,7 +132,7 @@ def _run(job: _Job, count: str, program: Sequence[str], flags: Sequence[str], th
     except OSError as error:
         job.problem = f"{job.directory} is not writable ({error.strerror})"
     if job.status != 0 and job.problem is None:
-        job.problem = _last_line(job)
+        job.problem = f"{last_line(job.directory / LOG) or 'no output'}; see {job.directory / LOG}"
     said = "finished" if job.status == 0 else f"FAILED ({job.problem})"
     print(f"{count} {job.name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
 
@@ -177,10 +178,15 @@ def _returned(job: _Job) -> JobReturn:
     return returned
 
 
-def _last_line(job: _Job) -> str:
-    lines = (job.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-    return f"{last}; see {job.directory / LOG}"
+def last_line(log: Path) -> str:
+    """The last line of a log that is not blank; empty if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _END))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _devices() -> list[str]:

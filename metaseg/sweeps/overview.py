@@ -14,13 +14,13 @@ from pathlib import Path
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, replacing
-from metaseg.sweeps.local_launcher import LOG
+from metaseg.sweeps.local_launcher import LOG, last_line
 
 CELLS = "cells.json"
 """File in a sweep's directory: the names of all cells that were ever asked for there."""
 
 
-class Progress(enum.Enum):
+class Phase(enum.Enum):
     """Where a cell is."""
 
     FINISHED = "finished"
@@ -36,13 +36,13 @@ class Seen:
 
     Attributes:
         name: of the cell.
-        progress: where it is.
+        phase: where it is.
         detail: its Dice, the last line of its log, or what it waits for.
         seconds: that it took, if finished.
     """
 
     name: str
-    progress: Progress
+    phase: Phase
     detail: str
     seconds: float = 0.0
 
@@ -75,9 +75,9 @@ def look(root: Path) -> list[Seen]:
 
 def seconds_left(cells: Sequence[Seen]) -> float | None:
     """Seconds until all cells have finished if each takes as long as those that have; None if nothing runs or has."""
-    took = [one.seconds for one in cells if one.progress is Progress.FINISHED and one.seconds]
-    running = sum(one.progress is Progress.RUNNING for one in cells)
-    waiting = sum(one.progress is Progress.WAITING for one in cells)
+    took = [one.seconds for one in cells if one.phase is Phase.FINISHED and one.seconds]
+    running = sum(one.phase is Phase.RUNNING for one in cells)
+    waiting = sum(one.phase is Phase.WAITING for one in cells)
     if not took or not running:
         return None
     # Those that run are halfway on average.
@@ -89,18 +89,18 @@ def _seen(name: str, directory: RunDirectory) -> Seen:
         result = directory.read_result()
         scores = [(target, one.dsc.mean) for target, one in result.targets.items() if one.dsc.mean is not None]
         said = ", ".join(f"{target} {100 * mean:.1f} %" for target, mean in scores)
-        return Seen(name, Progress.FINISHED, said, result.wall_seconds or 0.0)
-    line = _last_line(directory.path / LOG)
+        return Seen(name, Phase.FINISHED, said, result.wall_seconds or 0.0)
+    line = last_line(directory.path / LOG)
     holder = directory.holder()
     if holder is not None and _lives(*holder):
-        return Seen(name, Progress.RUNNING, f"{_age(directory)} {line}".strip())
+        return Seen(name, Phase.RUNNING, f"{_age(directory)} {line}".strip())
     if line.startswith("error: "):
-        return Seen(name, Progress.FAILED, line.removeprefix("error: "))
+        return Seen(name, Phase.FAILED, line.removeprefix("error: "))
     if holder is not None or directory.checkpoints.is_dir():
-        return Seen(name, Progress.INTERRUPTED, f"repeat the command to continue; {_age(directory)} {line}".strip())
+        return Seen(name, Phase.INTERRUPTED, f"repeat the command to continue; {_age(directory)} {line}".strip())
     if line:  # no run yet: it prepares its data, or ended before it began
-        return Seen(name, Progress.RUNNING, line)
-    return Seen(name, Progress.WAITING, "for a slot")
+        return Seen(name, Phase.RUNNING, line)
+    return Seen(name, Phase.WAITING, "for a slot")
 
 
 def _lives(host: str, process: int) -> bool:
@@ -120,16 +120,6 @@ def _age(directory: RunDirectory) -> str:
     """When the run wrote last."""
     times = [path.stat().st_mtime for path in (directory.metrics, directory.path / LOG) if path.is_file()]
     return f"wrote {time.time() - max(times):.0f} s ago;" if times else ""
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 4096))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _remembered(root: Path) -> list[str]:

@@ -6,7 +6,9 @@ from conftest import lesion
 
 import metaseg
 from metaseg.adapting.learning_curve import STEEPEST, TYPICAL, LearningCurve
+from metaseg.data.batches import image_tensor
 from metaseg.errors import MetasegError
+from metaseg.learners.fine_tuning import held_out
 
 
 @pytest.mark.parametrize(("measured", "believed"), [(0.5, 0.5), (-0.2, 0.0), (2.0, STEEPEST)])
@@ -29,17 +31,21 @@ def test_networks_are_scored_on_images_they_have_not_seen(trained):
     assert done == [(1, 3), (2, 3), (3, 3)]
     assert (curve.images, curve.few[0], curve.most[0]) == (4, pytest.approx(4 / 3), pytest.approx(8 / 3))
     assert curve.expected == segmenter.estimate.expected
-    # By hand, from networks adapted to each part alone: parts are [0, 3], [1], [2] in some order of the images.
     model, support = segmenter.model, segmenter.support
-    by_hand = [[] for _ in images]
-    for member, part in zip(segmenter.members, metaseg.adapting.learning_curve.held_out(4, 3), strict=True):
+
+    def score(network, index):
+        small, mask = support.images[index : index + 1], support.masks[index] > 0
+        found = network(image_tensor(small))[0, 0].numpy() > 0.5
+        return 2 * (found & mask).sum() / max(1, found.sum() + mask.sum())
+
+    few, most = [[] for _ in images], []
+    for member, part in zip(segmenter.members, held_out(4, 3), strict=True):
+        most += [score(member, index) for index in part]
         alone = model.fine_tuned(support.only(part), segmenter.plan)
         for index in set(range(4)) - set(part.tolist()):
-            small, mask = support.images[index : index + 1], support.masks[index] > 0
-            found = alone(metaseg.adapting.learning_curve.image_tensor(small))[0, 0].numpy() > 0.5
-            by_hand[index].append(2 * (found & mask).sum() / max(1, found.sum() + mask.sum()))
-        assert member is not alone
-    assert curve.few[1] == pytest.approx(np.mean([np.mean(scores) for scores in by_hand]))
+            few[index].append(score(alone, index))
+    assert curve.most[1] == pytest.approx(np.mean(most))
+    assert curve.few[1] == pytest.approx(np.mean([np.mean(scores) for scores in few]))
     assert "annotated images" in curve.sentence()
 
 

@@ -1,6 +1,8 @@
 """A segmenter in one file: used again, extended, refused."""
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,3 +115,17 @@ def test_the_built_in_model_can_be_extended_from_its_file(lesions, tmp_path):
     )
     assert len(more.support.images) == 2
     assert len(more.members) == 2
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(adapted, tmp_path, monkeypatch):
+    path = metaseg.save(adapted, tmp_path / "kept.safetensors")
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(MetasegError, match="No space left"):
+        metaseg.save(adapted, path)
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]

@@ -10,7 +10,7 @@ import pytest
 from metaseg.cli import status
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
-from metaseg.sweeps.overview import CELLS, Progress, Seen, look, remember, seconds_left
+from metaseg.sweeps.overview import CELLS, Phase, Seen, look, remember, seconds_left
 
 
 def begun(path, holder="", log=""):
@@ -30,13 +30,13 @@ def test_every_state_is_seen(trained, tmp_path, capsys):
     begun(tmp_path / "elsewhere", "another-host 1", "training 5/9\n")
     begun(tmp_path / "failed", log="one line\nerror: shots must be positive\n")
     found = {one.name: one for one in look(tmp_path)}
-    assert {name: one.progress for name, one in found.items()} == {
-        "waits": Progress.WAITING,
-        "done": Progress.FINISHED,
-        "runs": Progress.RUNNING,
-        "killed": Progress.INTERRUPTED,
-        "elsewhere": Progress.RUNNING,
-        "failed": Progress.FAILED,
+    assert {name: one.phase for name, one in found.items()} == {
+        "waits": Phase.WAITING,
+        "done": Phase.FINISHED,
+        "runs": Phase.RUNNING,
+        "killed": Phase.INTERRUPTED,
+        "elsewhere": Phase.RUNNING,
+        "failed": Phase.FAILED,
     }
     assert found["failed"].detail == "shots must be positive"
     assert "training 3/9" in found["runs"].detail
@@ -57,10 +57,10 @@ def test_a_directory_names_its_holder_while_it_is_held(tmp_path):
 
 
 def test_time_left_is_that_of_finished_cells():
-    done = [Seen("a", Progress.FINISHED, "", 100), Seen("b", Progress.FINISHED, "", 300)]
+    done = [Seen("a", Phase.FINISHED, "", 100), Seen("b", Phase.FINISHED, "", 300)]
     assert seconds_left(done) is None
-    running = [Seen("c", Progress.RUNNING, ""), Seen("d", Progress.RUNNING, "")]
-    waiting = [Seen(name, Progress.WAITING, "") for name in "efg"]
+    running = [Seen("c", Phase.RUNNING, ""), Seen("d", Phase.RUNNING, "")]
+    waiting = [Seen(name, Phase.WAITING, "") for name in "efg"]
     assert seconds_left(running + waiting) is None
     assert seconds_left(done + running + waiting) == 200 * (3 + 1) / 2
 

@@ -77,7 +77,7 @@ BUILD = ("learner=joint", "model=pretrained", "target=[]", "trainer=auto", "logg
 def build(arguments: Sequence[str]) -> int:
     """Train on every published dataset, or those of `pair=[…]`, and write the model; returns the exit status.
 
-    The run is kept beside the file, as FILE.run; a finished run there is written without being trained again.
+    The run is kept beside the file, as FILE.run. Without settings, the model of a finished run there is written again.
 
     Args:
         arguments: the file, and settings of `metaseg train`.
@@ -95,6 +95,11 @@ def build(arguments: Sequence[str]) -> int:
         directory = RunDirectory(path.with_suffix(".run"))
         if not directory.result.is_file():
             _train(directory.path, settings)
+        elif settings:
+            raise MetasegError(
+                f"Expected no finished run in {directory.path}, found one that these settings would not change; leave "
+                "them out to write its model again, or name another file."
+            )
         model_file.write(directory, path)
         print(f"\nmodel       {path}", *model_file.lines(path), sep="\n")
         print(f"next: metaseg adapt checkpoint={path} support=DIR images=DIR out=DIR")

@@ -65,6 +65,9 @@ def test_build_trains_on_every_published_dataset_and_writes_the_file(trained, tm
     path = tmp_path / "mine.safetensors"
     assert models.main(["build", str(path), "shots=7", "learner=maml"]) == 0
     assert models.main(["build", str(path)]) == 0  # the run is there
+    with pytest.raises(SystemExit):
+        models.main(["build", str(path), "shots=3"])
+    assert "finished run" in capsys.readouterr().err
     (arguments,) = asked
     settings = composed(*pairs.chosen(arguments[:-1]))
     assert (settings.shots, settings.learner.name, settings.target) == (7, "maml", [])

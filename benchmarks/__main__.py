@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _carry_out(options: argparse.Namespace, setting: Setting) -> Report:
     if options.command == "outer_step":
         methods = choose(options.only)
+        if options.paper:
+            setting = setting.paper(options.shots)
         return outer_step(setting, methods, options.repeats, not options.no_errors, not options.no_memory)
     if options.command == "products":
         return products(setting, options.repeats)
@@ -110,6 +112,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--cg-steps", type=int, default=default.cg_steps, help="conjugate gradient steps")
             add("--lam", type=float, default=default.lam, help="lambda of the proximal term")
             add("--lr", type=float, default=default.lr, help="learning rate of the inner steps")
+            add(
+                "--norm", choices=("support", "batch"), default=default.norm, help="statistics that normalise the query"
+            )
             add("--tf32", action="store_true", help="allow TF32 on a GPU")
         if name == "own_images":
             add("folders", type=Path, nargs="+", help="folders of annotated images, each of one kind")
@@ -130,6 +135,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--only", nargs="+", metavar="NAME", help=f"methods among {', '.join(METHODS)}; None: all")
             add("--no-errors", action="store_true", help="skip the double-precision reference")
             add("--no-memory", action="store_true", help="skip peak memory, which needs a fresh process per method")
+            add("--paper", action="store_true", help="32 features, 256x256")
         if name == "variants":
             add("--no-compile", action="store_true", help="skip torch.compile, which takes minutes on a CPU")
             add("--paper", action="store_true", help="32 features, 256x256, 5 and 20 shots, overriding other options")

@@ -14,6 +14,8 @@ from rich.text import Text
 from benchmarks.setting import Setting
 from metaseg.runs import provenance
 
+_STATISTICS = {"support": "support set", "batch": "query set itself"}
+
 PACKAGES = ("metaseg-implicit", "torch", "torchvision", "lightning", "torchopt", "higher", "functorch", "numpy")
 
 
@@ -94,7 +96,8 @@ def describe(setting: Setting, machine: dict[str, Any], subject: str | None = No
         "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + f"; commit {state}",
         subject
         or f"Attention U-Net, {setting.features} features; {setting.shots} support + {setting.shots} query images of "
-        f"{setting.size}×{setting.size}; batch statistics; {setting.inner_steps} inner steps of SGD at {setting.lr:g}, "
-        f"proximal; λ = {setting.lam:g}; {setting.cg_steps} CG steps; on {setting.device}, {setting.dtype}"
+        f"{setting.size}×{setting.size}; query normalised by the {_STATISTICS[setting.norm]}; "
+        f"{setting.inner_steps} inner steps of SGD at {setting.lr:g}, proximal; λ = {setting.lam:g}; "
+        f"{setting.cg_steps} CG steps; on {setting.device}, {setting.dtype}"
         + (", TF32" if setting.tf32 else ""),
     ]

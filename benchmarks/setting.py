@@ -9,6 +9,7 @@ from metaseg.data.batches import Episode
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import Parameters, detach
 from metaseg.networks.build import build
+from metaseg.networks.functional import forward
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
 from metaseg.networks.pointwise import Pointwise2d
 
@@ -32,6 +33,7 @@ class Setting:
         seed: seed of the initial weights and of the images.
         dtype: "float32" or "float64".
         tf32: allow TF32 in convolutions and matrix products on a GPU.
+        norm: statistics that normalise the query images: "support", as in training, or "batch".
     """
 
     features: int = 8
@@ -46,10 +48,15 @@ class Setting:
     seed: int = 0
     dtype: str = "float32"
     tf32: bool = False
+    norm: str = "support"
 
     def miniature(self) -> "Setting":
         """A tiny task of the same kind, to trigger everything that is loaded at first use."""
         return replace(self, size=min(self.size, 32), shots=2, inner_steps=min(self.inner_steps, 1), cg_steps=1)
+
+    def paper(self, shots: int) -> "Setting":
+        """The paper's network and image size."""
+        return replace(self, features=32, size=256, shots=shots)
 
     def apply(self) -> None:
         """Set torch's global switches."""
@@ -66,12 +73,14 @@ class Problem:
         setting: its setting.
         network: the attention U-Net with torch's own layers (``nn.BatchNorm2d`` with batch statistics, ``nn.Conv2d``
             even for 1x1) at the initial weights.
+        episodic: the same network with metaseg's layers, which can normalise the query by the support set.
         theta: its parameters, detached.
         episode: support and query set.
     """
 
     setting: Setting
     network: nn.Module
+    episodic: nn.Module
     theta: Parameters
     episode: Episode
 
@@ -88,16 +97,25 @@ class Problem:
         return torch.func.functional_call(self.network, parameters, (self.episode.support_images,))
 
     def query_loss(self, parameters: Parameters) -> Tensor:
-        """L(φ; Q), normalised by the query set (batch statistics, the transductive variant)."""
-        logits = torch.func.functional_call(self.network, parameters, (self.episode.query_images,))
+        """L(φ; Q), normalised by the statistics of ``Setting.norm``; by the support set, it takes a pass over both."""
+        if self.setting.norm == "support":
+            found = forward(self.episodic, parameters, self.episode.support_images)[1]
+            logits = forward(self.episodic, parameters, self.episode.query_images, found)[0]
+        else:
+            logits = torch.func.functional_call(self.network, parameters, (self.episode.query_images,))
         return self.loss(logits, self.episode.query_masks)
 
 
 def make_problem(setting: Setting) -> Problem:
     """The task of a setting. Weights and images are drawn in float32 on the CPU, whatever the device and dtype."""
-    network = plain_layers(build(name="attention_unet", features=setting.features, seed=setting.seed))
-    network = network.to(setting.device, getattr(torch, setting.dtype)).train()
-    return Problem(setting, network, detach(dict(network.named_parameters())), make_episode(setting))
+    episodic, network = (
+        build(name="attention_unet", features=setting.features, seed=setting.seed).to(
+            setting.device, getattr(torch, setting.dtype)
+        )
+        for _ in range(2)
+    )
+    network = plain_layers(network).to(setting.device, getattr(torch, setting.dtype)).train()
+    return Problem(setting, network, episodic, detach(dict(network.named_parameters())), make_episode(setting))
 
 
 def make_episode(setting: Setting, index: int = 0) -> Episode:

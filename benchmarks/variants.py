@@ -17,6 +17,7 @@ from benchmarks import training_hours as training
 from benchmarks.compilation import cold_compiler, compile_cost
 from benchmarks.convolutions import HOW, shares
 from benchmarks.methods import ours
+from benchmarks.methods.base import TOLERANCE
 from benchmarks.methods.variants import BASE, VARIANTS
 from benchmarks.report import Report
 from benchmarks.setting import Setting, make_episode
@@ -56,7 +57,7 @@ def variants(setting: Setting, rounds: int, compiled: bool = True, paper: bool =
     if setting.tf32:
         raise MetasegError("variants compares with float32 and sets TF32 itself; omit --tf32.")
     if paper:
-        setting = replace(setting, features=32, size=256, shots=PAPER_SHOTS[0])
+        setting = setting.paper(PAPER_SHOTS[0])
     names = [name for name, variant in VARIANTS.items() if compiled or not variant.compiled]
     report = Report("variants", "Variants of iMAML's outer step", setting, COLUMNS)
     with cold_compiler():
@@ -196,7 +197,7 @@ def _row(shots: int, found: dict[str, Any]) -> list[str]:
 
 def _notes(setting: Setting, rounds: int, numbers: dict[str, Any]) -> list[str]:
     notes = [
-        f"One outer step of one task, solved to a relative residual of {ours.TOLERANCE:g}; shots as in the column. "
+        f"One outer step of one task, solved to a relative residual of {TOLERANCE:g}; shots as in the column. "
         f"Time: median over {rounds} rounds of the ratio to the base of the same round; middle half: 25 % to 75 %. "
         "Other precisions and compilation apply only to inner steps, except TF32 everywhere; channels last applies to "
         "the whole step.",

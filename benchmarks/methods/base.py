@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Literal
@@ -20,6 +21,10 @@ QUANTITIES: dict[Quantity, str] = {
     "first_order": "g",
 }
 """Quantities computed by methods; g = ∇L(φ; Q), H and G: Hessian and Gauss-Newton matrix of the support loss at φ."""
+
+
+TOLERANCE = 2e-2
+"""Relative residual at which solves stop, unless all steps are forced."""
 
 
 class MissingError(Exception):
@@ -61,6 +66,16 @@ class Method:
     title: str
     quantity: Quantity | None
     prepare: Callable[[Problem], Run]
+
+
+def to_tolerance_and_forced(
+    name: str, title: str, quantity: Quantity, prepare: Callable[[Problem, float], Run]
+) -> tuple[Method, Method]:
+    """A method that solves a system, once to `TOLERANCE` and once with all steps (a tolerance of 0)."""
+    return (
+        Method(name, f"{title}, to residual {TOLERANCE:g}", quantity, partial(prepare, tolerance=TOLERANCE)),
+        Method(f"{name}_forced", f"{title}, all CG steps", quantity, partial(prepare, tolerance=0.0)),
+    )
 
 
 def optional(package: str) -> ModuleType:

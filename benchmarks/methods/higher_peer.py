@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Answer, Method, Run, optional
+from benchmarks.methods.base import Answer, Method, Run, optional, to_tolerance_and_forced
 from benchmarks.setting import Problem
 from metaseg.meta.vectors import flatten
 
@@ -27,18 +27,19 @@ def maml(problem: Problem) -> Run:
             for _ in range(setting.inner_steps):
                 loss = problem.loss(patched(episode.support_images), episode.support_masks)
                 descent.step(loss + _proximal(problem, patched.parameters(), theta))
-            loss = problem.loss(patched(episode.query_images), episode.query_masks)
+            loss = problem.query_loss(dict(patched.named_parameters()))
             return Answer(flatten(torch.autograd.grad(loss, theta)))
 
     return run
 
 
-def author(problem: Problem) -> Run:
+def author(problem: Problem, tolerance: float) -> Run:
     """iMAML at the cost of the author's code (github IamRabin/Meta-Learning-Seg, gbml/imaml.py).
 
     There, the inner loop runs in a patched network without a graph, the graph of the support gradient at φ is kept, and
     conjugate gradient starts from x = g, which costs a product for the initial residual. Reimplemented with two
-    changes: the proximal term in the inner loop, which that code lacks, and ``cg_steps`` iterations instead of one.
+    changes: the proximal term in the inner loop, which that code lacks, and ``cg_steps`` iterations instead of one,
+    or fewer if they reach the relative residual ``tolerance``.
     """
     higher = optional("higher")
     setting, episode, network = problem.setting, problem.episode, problem.network
@@ -52,7 +53,7 @@ def author(problem: Problem) -> Run:
                 loss = problem.loss(patched(episode.support_images), episode.support_masks)
                 descent.step(loss + _proximal(problem, patched.parameters(), theta))
             support_loss = problem.loss(patched(episode.support_images), episode.support_masks)
-            query_loss = problem.loss(patched(episode.query_images), episode.query_masks)
+            query_loss = problem.query_loss(dict(patched.named_parameters()))
             phi = list(patched.parameters())
             gradient = flatten(torch.autograd.grad(support_loss, phi, create_graph=True))
             b = flatten(torch.autograd.grad(query_loss, phi))
@@ -67,6 +68,8 @@ def author(problem: Problem) -> Run:
             residual = b - operator(x)
             direction = residual
             for _ in range(setting.cg_steps):
+                if residual.norm() <= tolerance * b.norm():
+                    break
                 product = operator(direction)
                 step = residual.dot(residual) / direction.dot(product)
                 x = x + step * direction
@@ -79,6 +82,6 @@ def author(problem: Problem) -> Run:
 
 
 METHODS = (
-    Method("author", "iMAML, the paper author's recipe (higher, graph kept)", "hessian", author),
+    *to_tolerance_and_forced("author", "iMAML, the paper author's recipe (higher, graph kept)", "hessian", author),
     Method("maml_higher", "MAML, higher", "unrolled", maml),
 )

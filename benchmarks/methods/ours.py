@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Answer, Method, Quantity, Run
+from benchmarks.methods.base import TOLERANCE, Answer, Method, Run, to_tolerance_and_forced
 from benchmarks.setting import LOSS, Problem, Setting
 from metaseg.learners.base import Learner
 from metaseg.learners.fomaml import FirstOrderMAML
@@ -20,17 +20,14 @@ from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.build import build
 from metaseg.runs import schema
 
-TOLERANCE = 2e-2
-"""Relative residual at which solves stop, unless all steps are forced."""
-
 
 def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learner:
-    """A learner on the benchmark's network with batch statistics and the proximal term in its inner loop."""
+    """A learner on the benchmark's network with the proximal term in its inner loop."""
     inner = {"optimizer": "sgd", "lr": setting.lr, "steps": setting.inner_steps, "proximal": True}
     learner = kind(
         network=build(name="attention_unet", features=setting.features, seed=setting.seed),
         loss=LOSSES[LOSS],
-        norm="batch",
+        norm=setting.norm,
         adapt=schema.Adapt(optimizer="adam", lr=1e-3, steps=1, lam=0.0),
         optimizer=schema.Optimizer(lr=1e-3, weight_decay=0.0, clip_norm=None),
         inner=schema.checked(schema.Inner, inner | changes.pop("inner", {})),
@@ -116,13 +113,6 @@ def _task(problem: Problem) -> gradients.Task:
     return learner.episode_task(learner.theta(), problem.episode).task
 
 
-def _imaml(short: str, matrix: Quantity, words: str, tolerance: float) -> Method:
-    how = f"to residual {tolerance:g}" if tolerance else "all CG steps"
-    name = f"imaml_{short}" if tolerance else f"imaml_{short}_forced"
-    title = f"iMAML, metaseg, {words}, {how}"
-    return Method(name, title, matrix, partial(imaml, matrix=matrix, tolerance=tolerance))
-
-
 LEARNERS: dict[str, Callable[[Setting], Learner]] = {
     "imaml_hessian": partial(imaml_learner, matrix="hessian", tolerance=TOLERANCE),
     "imaml_gn": partial(imaml_learner, matrix="gauss_newton", tolerance=TOLERANCE),
@@ -133,10 +123,10 @@ LEARNERS: dict[str, Callable[[Setting], Learner]] = {
 
 METHODS = (
     Method("passes", "K+2 passes through metaseg's layers", None, passes),
-    _imaml("hessian", "hessian", "Hessian", TOLERANCE),
-    _imaml("gn", "gauss_newton", "Gauss-Newton", TOLERANCE),
-    _imaml("hessian", "hessian", "Hessian", 0.0),
-    _imaml("gn", "gauss_newton", "Gauss-Newton", 0.0),
+    *to_tolerance_and_forced("imaml_hessian", "iMAML, metaseg, Hessian", "hessian", partial(imaml, matrix="hessian")),
+    *to_tolerance_and_forced(
+        "imaml_gn", "iMAML, metaseg, Gauss-Newton", "gauss_newton", partial(imaml, matrix="gauss_newton")
+    ),
     Method("maml", "MAML, metaseg, second order", "unrolled", maml),
     Method("first_order", "MAML, metaseg, first order", "first_order", first_order),
 )

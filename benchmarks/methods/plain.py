@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Answer, Method, Run
+from benchmarks.methods.base import Answer, Method, Run, to_tolerance_and_forced
 from benchmarks.setting import Problem
 from metaseg.meta.vectors import Parameters, detach, flatten
 
@@ -52,13 +52,13 @@ def unrolled(problem: Problem) -> Run:
     return run
 
 
-def imaml_reference(problem: Problem) -> Run:
+def imaml_reference(problem: Problem, tolerance: float) -> Run:
     """iMAML at the cost of its reference code (github aravindr93/imaml_dev, learner_model.py and utils.py).
 
     There, a second network is trained in place by ``torch.optim.SGD``; every product takes a forward and two backward
     passes through it; conjugate gradient starts from zero but still computes the product with zero. Reimplemented with
     the operator v + Hv/λ; with its example's damping argument, that code applies 2v + Hv/(λ + 10). Its stop at
-    ‖r‖² < 1e-10 is omitted, so that all steps are taken.
+    ‖r‖² < 1e-10 is replaced by one at the relative residual ``tolerance``.
     """
     setting, episode = problem.setting, problem.episode
 
@@ -84,11 +84,13 @@ def imaml_reference(problem: Problem) -> Run:
             gradient = flatten(torch.autograd.grad(support_loss(), leaves, create_graph=True))
             return vector + flatten(torch.autograd.grad((gradient * vector).sum(), leaves)) / setting.lam
 
-        b = flatten(torch.autograd.grad(problem.loss(network(episode.query_images), episode.query_masks), leaves))
+        b = flatten(torch.autograd.grad(problem.query_loss(dict(network.named_parameters())), leaves))
         x = torch.zeros_like(b)
         residual = b - operator(x)
         direction, squared = residual, residual.dot(residual)
         for _ in range(setting.cg_steps):
+            if squared.sqrt() <= tolerance * b.norm():
+                break
             product = operator(direction)
             step = squared / direction.dot(product)
             x = x + step * direction
@@ -103,6 +105,8 @@ def imaml_reference(problem: Problem) -> Run:
 FLOOR = Method("floor", "K+2 plain passes", None, lambda problem: passes(problem, problem.setting.inner_steps + 1, 1))
 STEP = Method("step", "one plain training step", None, lambda problem: passes(problem, 1, 0))
 METHODS = (
-    Method("imaml_reference", "iMAML, reference recipe (product recomputed)", "hessian", imaml_reference),
+    *to_tolerance_and_forced(
+        "imaml_reference", "iMAML, reference recipe (product recomputed)", "hessian", imaml_reference
+    ),
     Method("maml_plain", "MAML, unrolled in plain torch", "unrolled", unrolled),
 )

@@ -8,7 +8,7 @@ from metaseg.errors import MetasegError
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (*ours.METHODS, *torchopt_peer.METHODS, *plain.METHODS[:1], *higher_peer.METHODS, *plain.METHODS[1:])
+    for method in (*ours.METHODS, *torchopt_peer.METHODS, *plain.METHODS[:2], *higher_peer.METHODS, *plain.METHODS[2:])
 }
 """All methods that compute a meta-gradient, in the order of the table."""
 

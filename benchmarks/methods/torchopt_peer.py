@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Answer, Method, Run, optional
+from benchmarks.methods.base import Answer, Run, optional, to_tolerance_and_forced
 from benchmarks.methods.plain import descend
 from benchmarks.setting import Problem
 from metaseg.meta.vectors import detach, flatten
@@ -15,13 +15,14 @@ from metaseg.meta.vectors import detach, flatten
 Tensors = tuple[Tensor, ...]
 
 
-def implicit(problem: Problem, normal: bool) -> Run:
+def implicit(problem: Problem, tolerance: float, normal: bool) -> Run:
     """The gradient of the query loss at φ, the root of ∇(L(φ; S) + λ/2 ‖φ - θ‖²) in φ.
 
     Args:
         problem: the task.
+        tolerance: relative residual at which the solve stops, of the normal equations if those are solved.
         normal: solve with TorchOpt's default, conjugate gradient on the normal equations, instead of plain conjugate
-            gradient. Both take all ``cg_steps``; their default limit is ten times the number of parameters.
+            gradient. Both take at most ``cg_steps``; their default limit is ten times the number of parameters.
     """
     torchopt = optional("torchopt")
     names, setting = list(problem.theta), problem.setting
@@ -32,7 +33,7 @@ def implicit(problem: Problem, normal: bool) -> Run:
         return problem.support_loss(dict(zip(names, phi, strict=True))) + setting.lam / 2 * distance
 
     library = torchopt.linear_solve
-    solver = (library.solve_normal_cg if normal else library.solve_cg)(maxiter=setting.cg_steps, rtol=0.0)
+    solver = (library.solve_normal_cg if normal else library.solve_cg)(maxiter=setting.cg_steps, rtol=tolerance)
 
     def solve(matvec: Callable[[Any], Any], b: Any) -> Any:
         def counted(vector: Any) -> Any:
@@ -63,11 +64,11 @@ def implicit(problem: Problem, normal: bool) -> Run:
 
 
 METHODS = (
-    Method(
+    *to_tolerance_and_forced(
         "torchopt_normal",
         "iMAML, TorchOpt, its default normal-equation CG",
         "hessian",
         partial(implicit, normal=True),
     ),
-    Method("torchopt_cg", "iMAML, TorchOpt, CG", "hessian", partial(implicit, normal=False)),
+    *to_tolerance_and_forced("torchopt_cg", "iMAML, TorchOpt, CG", "hessian", partial(implicit, normal=False)),
 )

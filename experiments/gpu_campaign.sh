@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# What needs a GPU, within a time limit: the gpu tests, the benchmarks at the paper's size, and the paper's network at
+# 256 px for tables 2 and 6. Repeating the command continues where it stopped. Run it in the repository's root with
+# METASEG_DATA set:
+#   bash experiments/gpu_campaign.sh MINUTES [FOLDER]
+# FOLDER (default: runs/gpu_campaign) then holds tests.log, benchmarks/, and the cells of each protocol.
+set -uo pipefail
+if [[ ! "${1:-}" =~ ^[0-9]+$ ]] || [ "$1" -eq 0 ]; then
+  echo "expected the minutes this may take, found '${1:-}': bash experiments/gpu_campaign.sh MINUTES [FOLDER]" >&2
+  exit 1
+fi
+python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+  echo "expected a GPU, but torch sees none" >&2
+  exit 1
+}
+end=$(($(date +%s) + 60 * $1))
+out=${2:-runs/gpu_campaign}
+mkdir -p "$out"
+
+within_limit() { # COMMAND...: ended by SIGTERM, which leaves a checkpoint, 30 s before the limit
+  local left=$((end - $(date +%s) - 30))
+  if [ "$left" -le 0 ]; then
+    echo "the time is up before: $*"
+    exit 0
+  fi
+  timeout --signal=TERM --kill-after=20 "$left" "$@"
+  local status=$?
+  if [ "$status" -eq 124 ]; then
+    echo "the time is up during: $*"
+    exit 0
+  fi
+  return "$status"
+}
+
+once() { # FILE COMMAND...: skipped once FILE exists
+  [ -e "$1" ] || within_limit "${@:2}"
+}
+
+tests() {
+  [ -e "$out/tests.log" ] && return
+  within_limit python -m pytest -m gpu -q 2>&1 | tee "$out/tests.part"
+  mv "$out/tests.part" "$out/tests.log"
+}
+
+cells() { # PROTOCOL TABLE: iMAML first
+  for learner in imaml maml joint scratch; do
+    for shots in 5 20; do
+      within_limit python train.py -m "experiment=table$2" "protocol=$1" "learner=$learner" "shots=$shots" seed=0 \
+        trainer=gpu logger=csv evaluation.compress=true "hydra.sweep.dir=$out/$1" || failed=1
+    done
+  done
+}
+
+failed=0
+tests || failed=1
+once "$out/benchmarks/outer_step_cuda.json" python -m benchmarks outer_step --device cuda --paper --out "$out/benchmarks" || failed=1
+for protocol in tuned paper; do
+  for table in 2 6; do
+    cells "$protocol" "$table"
+  done
+done
+once "$out/benchmarks/variants_cuda.json" python -m benchmarks variants --device cuda --paper --out "$out/benchmarks" || failed=1
+python -m metaseg report "$out/tuned" || failed=1
+exit "$failed"

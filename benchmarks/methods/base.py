@@ -69,7 +69,7 @@ class Method:
 
 
 def to_tolerance_and_forced(
-    name: str, title: str, quantity: Quantity, prepare: Callable[[Problem, float], Run]
+    name: str, title: str, quantity: Quantity, prepare: Callable[..., Run]
 ) -> tuple[Method, Method]:
     """A method that solves a system, once to `TOLERANCE` and once with all steps (a tolerance of 0)."""
     return (

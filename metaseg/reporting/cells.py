@@ -227,13 +227,16 @@ def _may_win(line: Line) -> bool:
 
 
 def _comparisons(cells: Sequence[TableCell]) -> list[Comparison]:
-    """iMAML against the others; if all rows have the same learner, each against the first."""
+    """iMAML against the others, and its further rows against its first; if all rows have the same learner, each
+    against the first."""
     rows = list({id(cell.row): cell.row for cell in cells}.values())
     if len({row.learner for row in rows}) == 1:
         pairs = [(row, rows[0]) for row in rows[1:]]
     else:
         by_learner = {row.learner: row for row in rows}
-        pairs = [(by_learner["imaml"], by_learner[name]) for name in _OPPONENTS if {name, "imaml"} <= set(by_learner)]
+        ours = [row for row in rows if row.learner == "imaml"]
+        pairs = [(one, by_learner[name]) for one in ours for name in _OPPONENTS if name in by_learner]
+        pairs += [(one, ours[0]) for one in ours[1:]]
     where = {(id(cell.row), cell.shots): cell for cell in cells if cell.runs}
     return [
         Comparison(

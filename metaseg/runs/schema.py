@@ -343,6 +343,10 @@ class Trainer(Stopping):
     max_epochs: Count = setting("maximum number of epochs")
     max_passes: Positive | None = optional("maximum number of image passes, which the learning-rate schedule follows")
     save_every: Count = setting("outer steps between writes of last.ckpt")
+    skip_norm: Positive | None = optional(
+        "norm of the outer gradient above which a step is skipped; null: only if it is not finite"
+    )
+    max_skips: Count = optional("outer steps skipped in a row that end the run", 10)
     progress: bool = setting("show progress")
 
 

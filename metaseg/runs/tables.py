@@ -158,16 +158,37 @@ def matches(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return True
 
 
+def rows_of(table: Table, runs: Sequence[Mapping[str, Any]]) -> list[tuple[Row, list[int]]]:
+    """Each row of the table with the positions of the runs that belong to it.
+
+    A run belongs to the rows whose settings it has, except those that a narrower row, with the same settings and more,
+    takes it from.
+
+    Args:
+        table: the table.
+        runs: the settings of each run.
+    """
+    wanted = [required(table, row) for row in table.rows]
+    found = [{number for number, settings in enumerate(runs) if matches(settings, one)} for one in wanted]
+    for one, own in zip(wanted, found, strict=True):
+        own.difference_update(*(rest for other, rest in zip(wanted, found, strict=True) if one.items() < other.items()))
+    return [(row, sorted(own)) for row, own in zip(table.rows, found, strict=True)]
+
+
 def numbers_of(settings: schema.Run) -> tuple[int, ...]:
     """Numbers of the tables that contain a row for a run with these settings."""
     targets = set(settings.target)
 
-    def in_row(table: Table, row: Row) -> bool:
-        shown = targets & set(table.columns) & set(_assignments(row.overrides).get("target", table.columns))
-        return bool(shown) and settings.shots in row.shots and matches(settings.plain, required(table, row))
+    def shown(table: Table, row: Row) -> bool:
+        columns = targets & set(table.columns) & set(_assignments(row.overrides).get("target", table.columns))
+        return bool(columns) and settings.shots in row.shots
 
     tables = [load_table(number) for number in NUMBERS]
-    return tuple(table.number for table in tables if any(in_row(table, row) for row in table.rows))
+    return tuple(
+        table.number
+        for table in tables
+        if any(own and shown(table, row) for row, own in rows_of(table, [settings.plain]))
+    )
 
 
 def fill(table: Table, runs: Sequence[Finished]) -> list[TableCell]:
@@ -179,8 +200,8 @@ def fill(table: Table, runs: Sequence[Finished]) -> list[TableCell]:
     """
     usual = _usual(runs)
     found = [
-        (row, shots, [run for run in runs if matches(run.settings, {**required(table, row), "shots": shots})])
-        for row in table.rows
+        (row, shots, [runs[number] for number in own if runs[number].settings.get("shots") == shots])
+        for row, own in rows_of(table, [run.settings for run in runs])
         for shots in row.shots
     ]
     sizes = Counter(_size(run) for _, _, some in found for run in some)

@@ -53,11 +53,15 @@ class Unchanging(Callback):
         self._epochs: list[float] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Record the loss of an outer step."""
-        self._steps.append(float(trainer.callback_metrics["train/query_loss_after"]))
+        """Record the loss of an outer step, unless it was skipped."""
+        module: Any = trainer.lightning_module
+        if not module.skipping.in_a_row:
+            self._steps.append(float(trainer.callback_metrics["train/query_loss_after"]))
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Stop or continue."""
+        if not self._steps:
+            return
         self._epochs.append(fmean(self._steps))
         self._steps.clear()
         if len(self._epochs) > self.patience:

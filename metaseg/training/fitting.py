@@ -17,6 +17,7 @@ from metaseg.training.compute import Compute
 from metaseg.training.followed_images import FollowedImages
 from metaseg.training.outer import MetaTraining
 from metaseg.training.process import interruptible
+from metaseg.training.skipping import Skipping
 
 
 def fit(
@@ -58,7 +59,8 @@ def fit(
     )
     data.require_even_shares(trainer.world_size)
     with interruptible():
-        module = MetaTraining(learner, settings.plain, None if chosen.max_passes is None else lambda: compute.spent)
+        spent = None if chosen.max_passes is None else lambda: compute.spent
+        module = MetaTraining(learner, settings.plain, spent, Skipping(chosen.max_skips, chosen.skip_norm))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
         load_weights(learner, directory.checkpoints / "best.ckpt")

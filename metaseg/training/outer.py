@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from metaseg.data.batches import Episode
-from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import dice
 from metaseg.learners.base import Learner, require_gradients
 from metaseg.meta.vectors import Parameters, flatten, unflatten
 from metaseg.networks.functional import update_running
 from metaseg.training.network_module import NetworkModule
+from metaseg.training.skipping import Skipping
 from metaseg.training.tally import Tally, still
 
 VALIDATION = ("query_loss_before", "query_loss_after", "dice_before", "dice_after")
@@ -48,6 +48,7 @@ class MetaTraining(NetworkModule):
         learner: the learner to train.
         settings: the resolved configuration, for the checkpoints.
         spent: the fraction of training completed, which the schedule follows; None: by outer steps.
+        skipping: which outer steps to skip.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class MetaTraining(NetworkModule):
         learner: Learner,
         settings: Mapping[str, Any] | None = None,
         spent: Callable[[], float] | None = None,
+        skipping: Skipping | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -65,6 +67,7 @@ class MetaTraining(NetworkModule):
         self._validation: Mapping[str, MeanMetric] = means
         self._tally = Tally()
         self._spent = spent
+        self.skipping = Skipping() if skipping is None else skipping
 
     @property
     def learner(self) -> Learner:
@@ -76,7 +79,7 @@ class MetaTraining(NetworkModule):
         learner = self.learner
         learner.outer_step = self.global_step
         theta = learner.theta()
-        total = torch.zeros((), device=self.device)
+        total, norms = torch.zeros((), device=self.device), []
         self._measure_curvature(batch)
         for episode in batch:
             result = learner.meta_gradient(theta, episode)
@@ -91,15 +94,17 @@ class MetaTraining(NetworkModule):
                 by_strengths=nothing if result.by_strengths is None else result.by_strengths,
                 gradient=result.gradient,
             )
+            norms.append(float(task.gradient.norm()))
             total = torch.cat(task) + total  # summed immediately, so that no task's graph outlives it
         total = self._reduce(total)
         tasks = float(total[0])
         mean = Contribution(*(total / total[0]).split([len(vector) for vector in task]))
-        if not torch.isfinite(mean.gradient).all():
-            raise MetasegError(
-                f"The gradient of outer step {self.global_step} is not finite over {int(tasks)} tasks; lower "
-                "learner.inner.lr or learner.optimizer.lr."
-            )
+        norm = float(torch.cat([mean.gradient, mean.by_strengths]).norm())
+        skips = self.skipping.skips(norm, self.global_step, norms)
+        if self.skipping.total:
+            self.log("train/skipped", float(self.skipping.total), batch_size=1)
+        if skips:
+            return
         self._step(mean.gradient, mean.by_strengths)
         learner.outer_step = self.global_step
         statistics = unflatten(mean.statistics, found)
@@ -119,7 +124,8 @@ class MetaTraining(NetworkModule):
         largest = torch.tensor(max(learner.curvature_of(episode) for episode in batch), device=self.device)
         if self._trainer is not None and self.trainer.world_size > 1:
             torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-        learner.inner_curvature = float(largest)
+        if torch.isfinite(largest):  # else the step will be skipped
+            learner.inner_curvature = float(largest)
 
     def on_train_end(self) -> None:
         """Warn once if inner problems were not solved or did not move φ."""

@@ -32,7 +32,12 @@ def row_of(table, learner):
 
 
 def cell_of(cells, learner, shots, target="isic"):
-    found = [cell for cell in cells if (cell.row.learner, cell.shots, cell.target) == (learner, shots, target)]
+    found = [
+        cell
+        for cell in cells
+        if (cell.row.learner, cell.shots, cell.target) == (learner, shots, target)
+        and "learner.strengths.by=layer" not in cell.row.overrides
+    ]
     return found[-1]
 
 
@@ -77,6 +82,12 @@ def test_every_command_composes_to_settings_that_fill_their_own_row(number):
     assert len(cells) >= 3
     assert all(len(cell.runs) == 1 and not cell.left_out for cell in cells)
     assert {run.name for cell in cells for run in cell.runs} == {run.name for run in runs}
+
+
+def test_a_run_belongs_to_the_narrowest_row():
+    scalar, learned = made("scalar"), made("learned", learner__strengths={"by": "layer"})
+    rows = {run.name: cell.row.label for cell in fill(load_table(2), [scalar, learned]) for run in cell.runs}
+    assert rows == {"scalar": "iMAML", "learned": "iMAML, learned strengths"}
 
 
 def test_what_sees_no_pair_is_one_run_for_all_tables():

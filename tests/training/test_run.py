@@ -296,7 +296,8 @@ def test_a_run_killed_in_its_tests_is_not_trained_further(train, tmp_path):
 def test_the_papers_rule_ends_training_once_its_loss_does_not_change():
     def epochs(losses, callback):
         for number, loss in enumerate(losses, 1):
-            trainer = SimpleNamespace(callback_metrics={}, should_stop=False)
+            module = SimpleNamespace(skipping=SimpleNamespace(in_a_row=0))
+            trainer = SimpleNamespace(callback_metrics={}, should_stop=False, lightning_module=module)
             for offset in (-0.5, 0.5):  # the mean over the outer steps counts
                 trainer.callback_metrics["train/query_loss_after"] = loss + offset
                 callback.on_train_batch_end(trainer)

@@ -26,6 +26,7 @@ from metaseg import configuration
 from metaseg.cli.help import known_settings, text
 from metaseg.cli.pairs import JOINT, chosen
 from metaseg.errors import MetasegError
+from metaseg.interruption import like_ctrl_c
 from metaseg.runs.schema import nearest
 
 DRY_RUN = "hydra.sweeper.dry_run=true"
@@ -82,7 +83,7 @@ def entry(
 
     job.program = tuple(program) or (str(Path(inspect.getfile(main)).resolve()),)  # type: ignore[attr-defined]
     try:
-        with _refusing_in_a_sentence():
+        with _refusing_in_a_sentence(), like_ctrl_c():
             hydra.main(version_base="1.3", config_path=str(configuration.FOLDER), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         fail(_sentence(error, config_name))

@@ -12,8 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,9 +80,8 @@ def launch(launcher: SlotLauncher, job_overrides: Sequence[Sequence[str]]) -> li
     for worker in workers:
         worker.start()
     try:
-        with _ended_by_signals():
-            for worker in workers:
-                worker.join()
+        for worker in workers:
+            worker.join()
     except KeyboardInterrupt:
         stop.set()
         _interrupt(jobs)
@@ -135,22 +133,6 @@ def _run(job: _Job, count: str, program: Sequence[str], flags: Sequence[str], th
         job.problem = f"{last_line(job.directory / LOG) or 'no output'}; see {job.directory / LOG}"
     said = "finished" if job.status == 0 else f"FAILED ({job.problem})"
     print(f"{count} {job.name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Make a closed terminal (SIGHUP) and SIGTERM end the cells like Ctrl+C; otherwise they would keep running."""
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    caught = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, end) for number in caught]
-    try:
-        yield
-    finally:
-        for number, handler in zip(caught, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _flags(launcher: SlotLauncher) -> list[str]:

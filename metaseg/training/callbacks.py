@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from metaseg.interruption import Interruption
 from metaseg.progress import Progress
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
@@ -16,12 +17,13 @@ from metaseg.runs.directory import RunDirectory
 MONITOR = "validation/query_loss_after"
 
 
-def callbacks(trainer: schema.Trainer, directory: RunDirectory) -> list[Callback]:
+def callbacks(trainer: schema.Trainer, directory: RunDirectory, interruption: Interruption) -> list[Callback]:
     """The callbacks of a run.
 
     Args:
         trainer: the group ``trainer`` of the configuration.
         directory: where checkpoints go.
+        interruption: a request to end.
     """
     best = ModelCheckpoint(
         dirpath=directory.checkpoints,
@@ -36,7 +38,7 @@ def callbacks(trainer: schema.Trainer, directory: RunDirectory) -> list[Callback
         if trainer.stop_by == "training"
         else EarlyStopping(MONITOR, min_delta=trainer.min_delta, patience=patience, check_finite=True)
     )
-    last = LastCheckpoint(directory.checkpoints / "last.ckpt", trainer.save_every)
+    last = LastCheckpoint(directory.checkpoints / "last.ckpt", trainer.save_every, interruption)
     return [best, stop, last, TrainingProgress(trainer.progress)]
 
 
@@ -80,25 +82,42 @@ class Unchanging(Callback):
 class LastCheckpoint(Callback):
     """Writes the full training state every ``every`` outer steps and at the end of each epoch.
 
-    The file is replaced atomically, so a process killed while writing leaves the previous one.
+    The file is replaced atomically, so a process killed while writing leaves the previous one. On a request to end, it
+    is written after the current step, and training ends with a KeyboardInterrupt before the next one.
 
     Args:
         path: the checkpoint.
         every: outer steps between writes.
+        interruption: a request to end.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
+    def __init__(self, path: Path, every: int, interruption: Interruption) -> None:
+        self.path, self.every, self.interruption = path, every, interruption
+        self._ends = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """End here, and not after the last step, whose metrics are logged only after its other callbacks."""
+        if self._ends:
+            raise KeyboardInterrupt
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save within an epoch."""
         # Not after an epoch's last batch: resuming from there would skip the epoch's validation.
-        if trainer.global_step % self.every == 0 and not trainer.is_last_batch:
+        if trainer.is_last_batch:
+            return
+        self._ends = self._to_end(trainer)
+        if self._ends or trainer.global_step % self.every == 0:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save after validation, once early stopping and the best checkpoint have been updated."""
         self._save(trainer)
+        self._ends = self._to_end(trainer)
+
+    def _to_end(self, trainer: L.Trainer) -> bool:
+        """Whether any rank was asked to end; the same answer on all, as saving is a common effort."""
+        requested = self.interruption.requested
+        return trainer.strategy.reduce_boolean_decision(requested, all=False) if trainer.world_size > 1 else requested
 
     def _save(self, trainer: L.Trainer) -> None:
         new = self.path.with_suffix(".new")

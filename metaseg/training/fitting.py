@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import Logger
 
 from metaseg import tracking
 from metaseg.data.module import EpisodicData
+from metaseg.interruption import Interruption
 from metaseg.learners.base import Learner
 from metaseg.learners.checkpoints import load_weights
 from metaseg.runs import schema
@@ -16,7 +17,6 @@ from metaseg.training.callbacks import callbacks
 from metaseg.training.compute import Compute
 from metaseg.training.followed_images import FollowedImages
 from metaseg.training.outer import MetaTraining
-from metaseg.training.process import interruptible
 from metaseg.training.skipping import Skipping
 
 
@@ -38,8 +38,8 @@ def fit(
             learner, directory.checkpoints / "best.ckpt"
         )  # already stopped by the same rule, then killed while testing
         return 0
-    compute = Compute(learner, settings.data.size, directory, chosen.max_passes)
-    called = [*callbacks(chosen, directory), compute]
+    compute, interruption = Compute(learner, settings.data.size, directory, chosen.max_passes), Interruption()
+    called = [compute, *callbacks(chosen, directory, interruption)]
     if shown.overlay_every and tracking.draws(loggers):
         called.append(FollowedImages(data, loggers, shown.overlay_every, shown.overlay_images))
     trainer = L.Trainer(
@@ -58,7 +58,7 @@ def fit(
         inference_mode=False,
     )
     data.require_even_shares(trainer.world_size)
-    with interruptible():
+    with interruption.heeded():
         spent = None if chosen.max_passes is None else lambda: compute.spent
         module = MetaTraining(learner, settings.plain, spent, Skipping(chosen.max_skips, chosen.skip_norm))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

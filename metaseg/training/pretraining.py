@@ -24,6 +24,7 @@ from metaseg.data.mri.slices import Batch, BrainMRI, WholeVolumes
 from metaseg.data.mri.volumes import Volume
 from metaseg.errors import MetasegError
 from metaseg.evaluation import scores
+from metaseg.interruption import Interruption
 from metaseg.learners.checkpoints import load_weights
 from metaseg.meta.losses import dice
 from metaseg.networks.attention_unet import UNet
@@ -37,7 +38,6 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import PretrainingResult, SliceScores, VolumeScores
 from metaseg.training.callbacks import LastCheckpoint, TrainingProgress
 from metaseg.training.network_module import NetworkModule
-from metaseg.training.process import interruptible
 from metaseg.training.run import begin, prepare
 
 MONITOR = "validation/dice"
@@ -250,7 +250,8 @@ def fit(
     if chosen.patience is not None:
         callbacks.append(EarlyStopping(MONITOR, chosen.min_delta, chosen.patience, mode="max"))
     # After the callbacks whose state it saves.
-    callbacks.append(LastCheckpoint(directory.checkpoints / "last.ckpt", chosen.save_every))
+    interruption = Interruption()
+    callbacks.append(LastCheckpoint(directory.checkpoints / "last.ckpt", chosen.save_every, interruption))
     callbacks.append(TrainingProgress(chosen.progress))
     trainer = L.Trainer(
         accelerator=chosen.accelerator,
@@ -265,7 +266,7 @@ def fit(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    with interruptible():
+    with interruption.heeded():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     path = directory.checkpoints / "best.ckpt"
     load_weights(module, path)

@@ -2,8 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import torch
 
@@ -33,20 +32,6 @@ def prepare_process(tf32: bool) -> None:
             # 32 MiB is glibc's maximum; larger blocks are rare.
             for parameter, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**25), (_TOP_PAD, 2**26)):
                 library.mallopt(parameter, value)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Re-raise the user's Ctrl+C from Lightning's Trainer as KeyboardInterrupt.
-
-    The Trainer turns it into a silent SystemExit with status 1; the entry points say how to resume.
-    """
-    try:
-        yield
-    except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
 
 
 def require_devices(chosen: schema.Trainer) -> None:

@@ -175,14 +175,6 @@ def test_two_processes_do_not_share_a_directory(train, tmp_path):
     assert "in use by another process" in finished.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-def test_a_closed_terminal_interrupts_as_ctrl_c_does(number):
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), local_launcher._ended_by_signals():
-        signal.raise_signal(number)
-    assert signal.getsignal(number) is before
-
-
 @pytest.mark.slow
 def test_a_closed_terminal_ends_the_cells_too(tmp_path):
     directory = tmp_path / "sweep"

@@ -20,9 +20,10 @@ from PIL import Image
 
 from metaseg.data.module import EpisodicData
 from metaseg.errors import MetasegError
+from metaseg.interruption import Interruption
 from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
-from metaseg.training.callbacks import LastCheckpoint, Unchanging
+from metaseg.training.callbacks import LastCheckpoint, TrainingProgress, Unchanging
 from metaseg.training.run import begin, refuse_another
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
@@ -91,23 +92,53 @@ def test_one_model_is_tested_on_several_targets_and_against_scratch(train, tmp_p
     assert finished.stdout.count("trained from scratch on the support") == 2
 
 
+def kill_at_the_sixth_step(self, trainer, *_):
+    if trainer.global_step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_at_the_fifth_step(self, trainer, *_):
+    if trainer.global_step == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill():
+    """Kill this process without warning when it has taken six outer steps."""
+    LastCheckpoint.on_train_batch_start = kill_at_the_sixth_step
+
+
+def end():
+    """Ask this process to end within its sixth outer step."""
+    TrainingProgress.on_train_batch_start = end_at_the_fifth_step
+
+
 @pytest.mark.parametrize(
-    "learner",
-    [["learner=fomaml"], pytest.param(["learner=feyjie", "learner.adapt.steps=0"], marks=pytest.mark.slow)],
+    ("learner", "how", "status"),
+    [
+        (["learner=fomaml", "trainer.save_every=1"], kill, -signal.SIGKILL),
+        (["learner=fomaml", "trainer.save_every=100"], end, 130),
+        pytest.param(
+            ["learner=feyjie", "learner.adapt.steps=0", "trainer.save_every=1"],
+            kill,
+            -signal.SIGKILL,
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
-def test_a_run_killed_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(train, train_process, tmp_path, learner):
+def test_a_run_that_ends_within_an_epoch_goes_on_bitwise_as_the_uninterrupted_one(
+    train, train_process, tmp_path, learner, how, status
+):
     settings = [
         *learner,
         "tasks.count=8",
         "trainer.max_epochs=2",
-        "trainer.save_every=1",
         "data.augment=standard",
     ]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(*settings, directory=whole).returncode == 0
-    # Killed without warning at the sixth outer step: the second of the second epoch.
-    killed = train_process(*settings, directory=broken, before=kill_at_the_sixth_step)
-    assert killed.returncode == -signal.SIGKILL
+    # At the sixth outer step: the second of the second epoch.
+    ended = train_process(*settings, directory=broken, before=how)
+    assert ended.returncode == status, ended.stderr
     stopped = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
     assert stopped["global_step"] == 6
     assert not all(torch.equal(value, weights(whole)[key]) for key, value in stopped["state_dict"].items())
@@ -120,16 +151,6 @@ def test_a_run_killed_within_an_epoch_ends_bitwise_as_the_uninterrupted_one(trai
         for directory in (broken, whole)
     ]
     assert losses[0] == losses[1]
-
-
-def kill_at_the_sixth_step():
-    """Kill this process without warning when it has taken six outer steps."""
-
-    def kill(self, trainer, *_):
-        if trainer.global_step == 6:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    LastCheckpoint.on_train_batch_start = kill
 
 
 def test_two_processes_learn_what_one_does_and_one_of_them_logs(train, train_process, tmp_path):
@@ -316,8 +337,8 @@ def test_the_papers_rule_ends_training_once_its_loss_does_not_change():
 
 def test_no_checkpoint_stands_between_an_epoch_and_its_validation():
     saved = []
-    callback = LastCheckpoint(Path("last.ckpt"), 2)
+    callback = LastCheckpoint(Path("last.ckpt"), 2, Interruption())
     callback._save = lambda trainer: saved.append(trainer.global_step)
     for step in range(1, 9):
-        callback.on_train_batch_end(SimpleNamespace(global_step=step, is_last_batch=step % 4 == 0))
+        callback.on_train_batch_end(SimpleNamespace(global_step=step, is_last_batch=step % 4 == 0, world_size=1))
     assert saved == [2, 6]

@@ -1,0 +1,83 @@
+"""Ending on a signal: at once, or once the current step is finished and saved."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 8.0
+"""Seconds that a step may take after the first signal; schedulers wait 10 to 30 before they kill [D]."""
+
+_LIKE_CTRL_C = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""A request to end, a closed terminal, and Slurm's notice that the time is nearly up; Windows has the first alone."""
+
+
+@contextmanager
+def like_ctrl_c() -> Iterator[None]:
+    """Make SIGTERM, SIGHUP and SIGUSR1 raise KeyboardInterrupt, as Ctrl+C does; no effect outside the main thread."""
+    with _handled(dict.fromkeys(_LIKE_CTRL_C, _at_once)):
+        yield
+
+
+class Interruption:
+    """A request to end, which long work looks at between its steps.
+
+    Attributes:
+        requested: whether a signal has come.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Note the first signal in ``requested``; the next one, or `PATIENCE` seconds, raise KeyboardInterrupt.
+
+        Lightning's Trainer turns a KeyboardInterrupt into a silent SystemExit with status 1, and SIGTERM into one with
+        status 0, which are turned back here: the entry points say how to resume. No effect on signals outside the main
+        thread.
+        """
+        numbers = (signal.SIGINT, *_LIKE_CTRL_C)
+        try:
+            with _handled(dict.fromkeys(numbers, self._note)):
+                yield
+            if self.requested:  # in the last step
+                raise KeyboardInterrupt
+        except SystemExit as end:
+            if self.requested or isinstance(end.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if self.requested and hasattr(signal, "setitimer"):
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        log.warning("Interrupted: finishing this step and saving it; interrupt again to end at once.")
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, _at_once)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+
+
+def _at_once(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _handled(handlers: dict[Any, Any]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -14,7 +14,7 @@ WORKERS ?= auto
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test-fast test test-slow tables-smoke bench docs lint format lock clean
+.PHONY: help install train test-fast test test-slow slurm tables-smoke bench docs lint format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,12 @@ test: $(STAMP) ## the default tests, eight minutes on two cores
 test-slow: $(STAMP) ## all tests but those on a GPU
 	$(PYTEST) -m 'not gpu'
 
+slurm: $(STAMP) ## the tests on a Slurm cluster that is started on this machine for them (Debian, as root), two minutes
+	$(BIN)/pip install --quiet --disable-pip-version-check submitit==1.5.4
+	scripts/slurm_here.sh start $(CURDIR)/$(VENV)/slurm
+	$(BIN)/python -m pytest tests/sweeps/test_slurm.py -m slow; status=$$?; \
+		scripts/slurm_here.sh stop $(CURDIR)/$(VENV)/slurm; exit $$status
+
 tables-smoke: $(STAMP) ## all tables of the paper end to end on synthetic twins at toy size, and their report
 	$(BIN)/python train.py -m experiment=table1 scale=toy hydra.sweep.dir=runs/tables-smoke
 	$(BIN)/python train.py -m experiment=tables scale=toy shots=5 seed=0 tasks.count=4 hydra.sweep.dir=runs/tables-smoke
@@ -72,7 +78,7 @@ lock: ## resolve the lock files anew (needs uv and Python 3.11)
 	$(COMPILE) --extra dev --constraint requirements/current.in --constraint requirements/v100.in pyproject.toml \
 		-o requirements/v100.txt
 	$(EXTRAS) docs | $(COMPILE) --constraint requirements/current.txt -o requirements/docs.txt -
-	$(EXTRAS) app benchmarks browser dashboard docs | $(COMPILE) --constraint requirements/current.txt \
+	$(EXTRAS) app benchmarks browser cluster dashboard docs | $(COMPILE) --constraint requirements/current.txt \
 		--constraint requirements/docs.txt --constraint requirements/benchmarks.txt -o requirements/tests.txt -
 
 clean: ## remove .venv, site and caches, never runs or data

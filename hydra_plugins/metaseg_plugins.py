@@ -35,22 +35,38 @@ class CellSweeper(Sweeper):
         return sweep(self, arguments)
 
 
-class SlotLauncher(Launcher):
-    """Runs each cell in a separate process, several at a time.
+class CellLauncher(Launcher):
+    """Runs each cell in a process of its own; the arguments are the keys of its file in conf/hydra/launcher."""
 
-    The arguments are the keys of conf/hydra/launcher/slots.yaml.
-    """
-
-    def __init__(self, slots: Any, threads: Any) -> None:
-        self.slots, self.threads = slots, threads
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Store Hydra's context, and the arguments from `metaseg.cli.entry` that start the program."""
         self.hydra_context, self.config = hydra_context, config
         self.program: tuple[str, ...] = task_function.program  # type: ignore[attr-defined]
 
+    def flags(self) -> list[str]:
+        """Command-line options that cells need in addition to overrides: extra configuration folders."""
+        sources = self.config.hydra.runtime.config_sources
+        return [part for one in sources if one.provider == "command-line" for part in ("--config-dir", one.path)]
+
+
+class SlotLauncher(CellLauncher):
+    """Several cells at a time on this machine."""
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs; a failed one is reported and the others still run."""
         from metaseg.sweeps.local_launcher import launch
+
+        return launch(self, job_overrides)
+
+
+class SlurmLauncher(CellLauncher):
+    """Cells as jobs of a Slurm array."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit all jobs and wait for them."""
+        from metaseg.sweeps.slurm import launch
 
         return launch(self, job_overrides)

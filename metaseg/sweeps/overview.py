@@ -14,7 +14,7 @@ from pathlib import Path
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, replacing
-from metaseg.sweeps.local_launcher import LOG, last_line
+from metaseg.sweeps.jobs import LOG, last_line
 
 CELLS = "cells.json"
 """File in a sweep's directory: the names of all cells that were ever asked for there."""

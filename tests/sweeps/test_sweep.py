@@ -11,7 +11,7 @@ from hydra.core.utils import JobStatus
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, write_json
-from metaseg.sweeps import local_launcher
+from metaseg.sweeps import jobs, local_launcher
 from metaseg.sweeps.status import State, differences, status_of
 
 
@@ -63,7 +63,7 @@ def test_every_system_of_a_table_can_be_estimated(program, tmp_path):
     settings = ["experiment=table2", "scale=toy", "shots=5", "seed=0", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     listed = program("train.py", *settings, "--dry-run", "-m", directory=tmp_path / "run")
     assert listed.returncode == 0, listed.stderr
-    assert "13 of 13 cells to run" in listed.stdout
+    assert "14 of 14 cells to run" in listed.stdout
     assert "alone/naive_5shot_train_on=target_target=isic_seed0" in listed.stdout  # whole, however narrow the terminal
     assert "would be refused" not in listed.stdout
 
@@ -106,12 +106,12 @@ def test_cells_are_processes_of_their_own_and_log_to_their_directory(train, tmp_
 
 @pytest.mark.long
 def test_a_cell_that_fails_says_so_with_the_last_line_of_its_log(tmp_path, capsys):
-    job = local_launcher._job(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"])
+    job = jobs.job_of(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"])
     program = ["-c", "import sys; print('one line'); sys.exit('error: the last')"]
-    local_launcher._run(job, "[1/1]", program, [], 1, None)
+    jobs.run(job, "[1/1]", program, [], 1, None)
     assert "cell: FAILED (error: the last" in capsys.readouterr().out
-    assert "one line" in (tmp_path / "cell" / local_launcher.LOG).read_text()
-    assert local_launcher._returned(job).status is JobStatus.FAILED
+    assert "one line" in (tmp_path / "cell" / jobs.LOG).read_text()
+    assert jobs.returned(job).status is JobStatus.FAILED
 
 
 def test_settings_that_change_nothing_do_not_count(tmp_path):
@@ -191,10 +191,10 @@ def test_a_closed_terminal_ends_the_cells_too(tmp_path):
 
 def test_a_cell_that_cannot_be_written_is_a_failed_cell(tmp_path, capsys):
     (tmp_path / "cell").write_text("in the way")
-    job = local_launcher._job(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"])
-    local_launcher._run(job, "[1/1]", ["train.py"], [], 1, None)
+    job = jobs.job_of(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"])
+    jobs.run(job, "[1/1]", ["train.py"], [], 1, None)
     assert "cell: FAILED" in capsys.readouterr().out
-    returned = local_launcher._returned(job)
+    returned = jobs.returned(job)
     assert returned.status is JobStatus.FAILED
     with pytest.raises(MetasegError, match="not writable"):
         _ = returned.return_value

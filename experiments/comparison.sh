@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The paper's comparison at a size that two cores can do: scale=small, the systems that decide it first. Run it in the
+# repository's root with METASEG_DATA set; it continues where it stopped, and `metaseg status` shows how far it is.
+# `python -m metaseg report experiments/results/small-tuned` makes the tables.
+set -euo pipefail
+for shots in 5 20; do
+  for seed in 0 1 2; do
+    for table in 2 6 4 3 5; do
+      python train.py -m "experiment=table$table" scale=small "shots=$shots" "seed=$seed" \
+        learner=scratch,joint,imaml,maml,fomaml trainer=cpu logger=csv
+    done
+  done
+done

@@ -13,6 +13,7 @@ from metaseg.data.episodes import Stream
 from metaseg.data.module import Target
 from metaseg.evaluation.intervals import bootstrap_interval
 from metaseg.evaluation.scores import dice, foreground, iou, pixel_counts
+from metaseg.evaluation.sharing import ALONE, Share, filled
 from metaseg.evaluation.trivial import trivial_scores
 from metaseg.evaluation.work import Work
 from metaseg.meta.inner_loop import InnerLoop
@@ -84,17 +85,35 @@ class Scores:
     seconds: np.ndarray
     """Seconds of adaptation and of segmenting one image, for each draw; shape (draws, 2)."""
     curve: dict[int, np.ndarray] = field(default_factory=dict)
-    followed: list[Followed] = field(default_factory=list)
-    """α of each draw; empty if it is 1 for all."""
+    followed: dict[int, Followed] = field(default_factory=dict)
+    """α by draw; empty if it is 1 for all."""
     pictures: dict[str, dict[int, np.ndarray]] = field(default_factory=lambda: {"before": {}, "after": {}})
     """Masks (H, W) predicted in draw 0, bit-packed along the last axis: when → image index → mask."""
 
     @classmethod
     def empty(cls, draws: int, images: int) -> "Scores":
         """All NaN."""
-        names = ("before", "inner", "alone", "after", "iou_before", "iou_after", "overlap", "total")
-        matrices = {name: np.full((draws, images), np.nan) for name in names}
-        return cls(**matrices, seconds=np.zeros((draws, 2)))  # type: ignore[arg-type]
+        matrices = {name: np.full((draws, images), np.nan) for name in _MATRICES}
+        return cls(**matrices, seconds=np.full((draws, 2), np.nan))  # type: ignore[arg-type]
+
+    @classmethod
+    def whole(cls, parts: Sequence["Scores"]) -> "Scores":
+        """What several processes have scored, each a part of the same draws and images."""
+        return cls(
+            **{name: filled([getattr(part, name) for part in parts]) for name in (*_MATRICES, "seconds")},
+            curve={
+                step: filled([part.curve[step] for part in parts if step in part.curve])
+                for step in sorted({step for part in parts for step in part.curve})
+            },
+            followed=dict(sorted((draw, one) for part in parts for draw, one in part.followed.items())),
+            pictures={
+                when: {image: mask for part in parts for image, mask in part.pictures[when].items()}
+                for when in parts[0].pictures
+            },
+        )
+
+
+_MATRICES = ("before", "inner", "alone", "after", "iou_before", "iou_after", "overlap", "total")
 
 
 def segment(
@@ -150,6 +169,7 @@ def score_target(
     target: Target,
     settings: ScoringSettings,
     progress: Callable[[int, float, int], None] = lambda draw, step, images: None,
+    share: Share = ALONE,
 ) -> Scores:
     """Adapt and score over all draws.
 
@@ -158,12 +178,14 @@ def score_target(
         target: the target.
         settings: of the meta-test.
         progress: called in order with (draw from 0, adaptation steps taken in it, images segmented after that step).
+        share: what this process does of it; the rest is NaN.
     """
     scores = Scores.empty(settings.draws, len(target.pool))
     end, steps = stops(learner, settings)
-    for draw in range(settings.draws):
+    for draw in share.draws(settings.draws):
         support, scored = drawn(target, settings, draw)
         subset = of_curve(target, settings, scored)
+        scores.seconds[draw] = 0
         support_set = target.support_set(support, settings.augmentation, settings.seed + draw)
         tick = partial(_tick, progress, draw, max(steps))
         began = time.perf_counter()
@@ -171,7 +193,7 @@ def score_target(
             if step <= end:
                 scores.seconds[draw, 0] += time.perf_counter() - began
             progress(draw, step, 0)
-            wanted = scored if step in (0, end) else subset
+            wanted = share.images(scored if step in (0, end) else subset, draw, settings.draws, settings.batch)
             if not len(wanted):
                 began = time.perf_counter()
                 continue
@@ -196,7 +218,8 @@ def score_target(
                 scores.overlap[draw, wanted], scores.total[draw, wanted] = pixel_counts(prediction, masks)
                 if isinstance(segmenter, Ensemble):
                     scores.alone[draw, wanted] = dice(segment(segmenter.alone, images, settings.batch), masks)
-                    scores.followed += [segmenter.followed] if segmenter.followed.held_out else []
+                    if segmenter.followed.held_out:
+                        scores.followed[draw] = segmenter.followed
             if step in settings.curve:
                 row = scores.curve.setdefault(step, np.full_like(scores.before, np.nan))
                 inside = np.isin(wanted, subset)
@@ -248,7 +271,7 @@ def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result
     if scores.followed:
         further["followed"] = [
             result.ChosenShare(alpha=one.share, held_out={f"{share:g}": value for share, value in one.held_out.items()})
-            for one in scores.followed
+            for one in scores.followed.values()
         ]
     total = np.nansum(scores.total)
     adapting, image = scores.seconds.mean(0).tolist()

@@ -28,7 +28,7 @@ def fit(
     directory: RunDirectory,
     checkpoint: Path | None,
 ) -> int:
-    """Train, and load the weights with the best validation loss; returns this process's rank."""
+    """Train, and load the weights with the best validation loss; returns this process's rank on its machine."""
     if not (settings.train and learner.trains):
         return 0
     chosen, shown = settings.trainer, settings.logger
@@ -62,8 +62,9 @@ def fit(
         spent = None if chosen.max_passes is None else lambda: compute.spent
         module = MetaTraining(learner, settings.plain, spent, Skipping(chosen.max_skips, chosen.skip_norm))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero and (directory.checkpoints / "best.ckpt").is_file():
+    if (directory.checkpoints / "best.ckpt").is_file():
         load_weights(learner, directory.checkpoints / "best.ckpt")
-        with replacing(directory.trained) as path:
-            path.write_text(end)
-    return trainer.global_rank
+        if trainer.is_global_zero:
+            with replacing(directory.trained) as path:
+                path.write_text(end)
+    return trainer.local_rank

@@ -53,8 +53,13 @@ def require_devices(chosen: schema.Trainer) -> None:
         )
 
 
-def device_of_tests(chosen: schema.Trainer) -> str:
-    """The device of the meta-test: the first GPU of training, or the CPU."""
+def device_of_tests(chosen: schema.Trainer, rank: int = 0) -> str:
+    """The device of the meta-test: this process's GPU of training, or the CPU.
+
+    Args:
+        chosen: the group ``trainer`` of the configuration.
+        rank: of this process on its machine, among those that train together.
+    """
     if chosen.accelerator in ("cpu", "mps") or not torch.cuda.is_available():
         return "cpu"
-    return f"cuda:{chosen.devices[0]}" if isinstance(chosen.devices, list) else "cuda"
+    return f"cuda:{chosen.devices[rank]}" if isinstance(chosen.devices, list) else f"cuda:{rank}"

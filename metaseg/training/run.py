@@ -17,6 +17,7 @@ from metaseg import tracking
 from metaseg.data.module import EpisodicData
 from metaseg.errors import MetasegError
 from metaseg.evaluation import metatest
+from metaseg.evaluation.sharing import Share
 from metaseg.evaluation.work import reporter
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
@@ -105,10 +106,11 @@ def carry_out(
     try:
         if begin_at is not None:
             go_to(begin_at, settings, learner)
-        rank = fit(settings, learner, data, loggers, directory, checkpoint)
-        if rank != 0:
+        device = device_of_tests(settings.trainer, fit(settings, learner, data, loggers, directory, checkpoint))
+        parts = score(settings, learner, data, device, Share.here())
+        if parts is None:
             return None
-        targets, scratch = test(settings, learner, data, directory, loggers)
+        targets, scratch = summarise(settings, parts, data, directory, loggers)
         learned: dict[str, Any] = {} if learner.strengths is None else {"lambda": learner.strengths.table()}
         result = Result(
             version=VERSION,
@@ -191,14 +193,21 @@ def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | No
     return path
 
 
-def test(
-    settings: schema.Run,
-    learner: Learner,
-    data: EpisodicData,
-    directory: RunDirectory,
-    loggers: list[Logger],
-) -> tuple[dict[str, TargetScores], dict[str, FromScratch]]:
-    """Meta-test on every target, with training from scratch and the trivial baselines; writes scores and figures."""
+def score(
+    settings: schema.Run, learner: Learner, data: EpisodicData, device: str, share: Share
+) -> dict[str, metatest.Scores] | None:
+    """Meta-test on every target, and likewise from scratch, shared by the processes that trained together.
+
+    Args:
+        settings: the resolved configuration.
+        learner: the trained learner.
+        data: with the targets.
+        device: where to compute.
+        share: of this process.
+
+    Returns:
+        Target, with `FROM_SCRATCH` appended for training from scratch → scores; None on ranks other than zero.
+    """
     how = how_to_test(settings)
     learners, folds = {"": learner}, {"": settings.learner.adapt.folds}
     if settings.evaluation.scratch.compare and learner.trains:
@@ -209,25 +218,41 @@ def test(
         for name, target in data.targets.items()
         for label, one in learners.items()
     }
-    device = device_of_tests(settings.trainer)
+    total = sum(part.total for part in parts.values())
+    found = {}
+    with Progress("testing", total, "%", shown=settings.trainer.progress and not share.rank) as progress:
+        for name, target in data.targets.items():
+            for label, one in learners.items():
+                report = reporter(progress, parts, f"{name}{label}")
+                found[f"{name}{label}"] = metatest.score_target(one.to(device), target, how, report, share)
+        if share.of > 1:
+            progress.note("waiting for the other processes")
+        gathered = share.gathered(found)
+        progress.update(total)
+    if share.rank:
+        return None
+    return {name: metatest.Scores.whole([one[name] for one in gathered]) for name in found}
+
+
+def summarise(
+    settings: schema.Run,
+    scores: Mapping[str, metatest.Scores],
+    data: EpisodicData,
+    directory: RunDirectory,
+    loggers: list[Logger],
+) -> tuple[dict[str, TargetScores], dict[str, FromScratch]]:
+    """The results of `score` with the trivial baselines; writes scores and figures."""
+    how = how_to_test(settings)
     found: dict[str, TargetScores] = {}
     scratch: dict[str, FromScratch] = {}
     rows: list[Mapping[str, Any]] = []
-    total = sum(part.total for part in parts.values())
-    with Progress("testing", total, "%", shown=settings.trainer.progress) as progress:
-        for name, target in data.targets.items():
-            scores = {
-                label: metatest.score_target(one.to(device), target, how, reporter(progress, parts, f"{name}{label}"))
-                for label, one in learners.items()
-            }
-            progress.note(f"{name}, trivial baselines")
-            found[name] = metatest.summarise(scores[""], how.seed, metatest.trivial_baselines(target, how))
-            rows += metatest.per_image_rows(name, target, scores[""])
-            if FROM_SCRATCH in scores:
-                scratch[name] = metatest.from_scratch(scores[FROM_SCRATCH], how.seed)
-            progress.note(f"{name}, figures")
-            draw_figures(name, data, scores[""], found[name], scratch.get(name), directory, loggers)
-        progress.update(total)
+    for name, target in data.targets.items():
+        own, beside = scores[name], scores.get(f"{name}{FROM_SCRATCH}")
+        found[name] = metatest.summarise(own, how.seed, metatest.trivial_baselines(target, how))
+        rows += metatest.per_image_rows(name, target, own)
+        if beside is not None:
+            scratch[name] = metatest.from_scratch(beside, how.seed)
+        draw_figures(name, data, own, found[name], scratch.get(name), directory, loggers)
     directory.write_per_image(rows, settings.evaluation.compress)
     if directory.metrics.is_file():
         learning_curves(directory.metrics, directory.learning_curves)

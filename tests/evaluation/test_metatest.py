@@ -8,7 +8,8 @@ import torch
 
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
-from metaseg.evaluation.metatest import ScoringSettings, score_target, summarise
+from metaseg.evaluation.metatest import Scores, ScoringSettings, score_target, summarise
+from metaseg.evaluation.sharing import Share
 from metaseg.networks.segmenter import Ensemble, Followed
 from metaseg.runs.result import plain
 
@@ -66,3 +67,36 @@ def test_the_single_network_is_scored_besides_the_recipe(target):
     assert found.dsc.mean == 0
     assert found.dsc_alone.mean > 0.1
     assert plain(found)["followed"] == [{"alpha": 0.5, "held_out": {"0.5": 0.8, "1": 0.7}}] * HOW.draws
+
+
+class OfTheBatch(Adapting):
+    """Predictions that depend on the images beside an image, as with model.norm=batch, and on the support set."""
+
+    def adaptation(self, support, at, progress):
+        def segmenter(images):
+            return torch.sigmoid(images.mean(1, keepdim=True) - images.mean() + float(support.images.mean() / 1e3))
+
+        recipe = Ensemble((segmenter,), flips=False, alone=segmenter, followed=Followed(0.5, {0.5: 0.8, 1.0: 0.7}))
+        yield from ((step, recipe if step else segmenter) for step in sorted(set(at)))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_processes_that_share_a_test_score_bitwise_what_one_does(target, processes):
+    learner = OfTheBatch(inner=True)
+    alone = score_target(learner, target, HOW)
+    parts = [score_target(learner, target, HOW, share=Share(rank, processes)) for rank in range(processes)]
+    if processes > 1:
+        assert not any(np.isfinite(part.after).all() for part in parts)
+    # Nothing is scored twice.
+    assert sum(np.isfinite(part.after).astype(int) for part in parts).max() == 1
+    whole = Scores.whole(parts)
+    for name in ("before", "inner", "alone", "after", "iou_before", "iou_after", "overlap", "total"):
+        assert np.array_equal(getattr(whole, name), getattr(alone, name), equal_nan=True)
+    assert list(whole.curve) == list(alone.curve)
+    for step, values in alone.curve.items():
+        assert np.array_equal(whole.curve[step], values, equal_nan=True)
+    assert whole.followed == alone.followed
+    assert np.isfinite(whole.seconds).all()
+    for when, masks in alone.pictures.items():
+        assert whole.pictures[when].keys() == masks.keys()
+        assert all(np.array_equal(whole.pictures[when][image], mask) for image, mask in masks.items())

@@ -33,9 +33,16 @@ def test_refuses_missing_devices(monkeypatch, accelerator, devices, there, fits)
 
 @pytest.mark.parametrize(
     ("accelerator", "devices", "device"),
-    [("cpu", 1, "cpu"), ("mps", 1, "cpu"), ("auto", 1, "cuda"), ("gpu", 2, "cuda"), ("cuda", [2, 3], "cuda:2")],
+    [("cpu", 1, "cpu"), ("mps", 1, "cpu"), ("auto", 1, "cuda:0"), ("gpu", 2, "cuda:0"), ("cuda", [2, 3], "cuda:2")],
 )
 def test_tests_run_on_the_first_gpu_of_training(monkeypatch, accelerator, devices, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     chosen = settings_of(*TINY).trainer.model_copy(update={"accelerator": accelerator, "devices": devices})
     assert device_of_tests(chosen) == device
+
+
+@pytest.mark.parametrize(("devices", "device"), [(4, "cuda:1"), ([2, 3], "cuda:3")])
+def test_further_processes_test_on_their_own_gpu(monkeypatch, devices, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    chosen = settings_of(*TINY).trainer.model_copy(update={"accelerator": "gpu", "devices": devices})
+    assert device_of_tests(chosen, rank=1) == device

@@ -153,7 +153,7 @@ def test_a_run_that_ends_within_an_epoch_goes_on_bitwise_as_the_uninterrupted_on
     assert losses[0] == losses[1]
 
 
-def test_two_processes_learn_what_one_does_and_one_of_them_logs(train, train_process, tmp_path):
+def test_two_processes_learn_and_score_what_one_does_and_one_of_them_logs(train, train_process, tmp_path):
     # Both with one thread a process: Adam's first steps follow the sign of a gradient, so that the rounding of another
     # number of threads would show.
     settings = ["learner=imaml", "tasks.count=8", "model.norm=running"]
@@ -168,6 +168,10 @@ def test_two_processes_learn_what_one_does_and_one_of_them_logs(train, train_pro
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6)
+    best = tmp_path / "two" / "checkpoints" / "best.ckpt"
+    assert train(*settings, "train=false", f"ckpt_path={best}", directory=tmp_path / "again").returncode == 0
+    scores = [(tmp_path / name / "per_image.csv").read_text() for name in ("two", "again")]
+    assert scores[0] == scores[1]
 
 
 def test_training_can_be_skipped_for_a_checkpoint(train, trained, tmp_path):

@@ -6,8 +6,10 @@ set -euo pipefail
 for shots in 5 20; do
   for seed in 0 1 2; do
     for table in 2 6 4 3 5; do
-      python train.py -m "experiment=table$table" scale=small "shots=$shots" "seed=$seed" \
-        learner=scratch,joint,imaml,maml,fomaml trainer=cpu logger=csv
+      for learner in scratch joint imaml maml fomaml; do
+        python train.py -m "experiment=table$table" scale=small "learner=$learner" "shots=$shots" "seed=$seed" \
+          trainer=cpu logger=csv
+      done
     done
   done
 done

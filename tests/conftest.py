@@ -38,6 +38,7 @@ TINY = [
     "learner.adapt.steps=2",
     "protocol.adapt.folds=0",
     "protocol.inner.steps=1",
+    "protocol.free_steps=1",
     "evaluation.draws=2",
     "evaluation.limit=8",
     "evaluation.curve=[0,1]",

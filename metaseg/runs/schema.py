@@ -220,6 +220,7 @@ class Choices(Group):
     outer_lr: Positive = setting("learning rate of the outer Adam")
     rates: OuterAndInner = setting("multipliers of the step sizes by part")
     inner: Solution = setting("the inner loop")
+    free_steps: Count | None = optional("maximum number of inner steps of learners without the proximal term")
     lam: NotNegative = setting("strength of the proximal term")
     cg_steps: Count = setting("maximum number of curvature products per solve")
     cg_tolerance: NotNegative = setting("relative residual at which a solve stops")

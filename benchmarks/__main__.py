@@ -15,6 +15,7 @@ from benchmarks.outer_step import outer_step
 from benchmarks.own_images import own_images
 from benchmarks.products import products
 from benchmarks.report import Report
+from benchmarks.scaling import scaling
 from benchmarks.setting import Setting
 from benchmarks.tasks import tasks
 from benchmarks.variants import variants
@@ -31,6 +32,7 @@ COMMANDS = {
     "tasks": "many tasks in a row: memory and time of the first and last ten",
     "variants": "iMAML's outer step in other precisions, channels last and compiled; hours for the paper's tables",
     "own_images": "a few annotated images of each kind: Dice, time, error of the Dice to expect, confidence",
+    "scaling": "one task's operations and bytes, counted, and what they mean on 8 and 64 V100 GPUs",
     "adaptation": "Dice against seconds of adapting to a new dataset, by recipe; time relative to the plain passes",
 }
 
@@ -59,6 +61,8 @@ def _carry_out(options: argparse.Namespace, setting: Setting) -> Report:
         return memory(setting, options.repeats)
     if options.command == "variants":
         return variants(setting, options.repeats, not options.no_compile, options.paper)
+    if options.command == "scaling":
+        return scaling(setting.paper(options.shots) if options.paper else setting)
     if options.command == "adaptation":
         return adaptation(setting, options.dataset, options.root, options.images, options.repeats)
     if options.command == "own_images":
@@ -123,6 +127,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--images", type=int, default=60, help="maximum number of other images to score")
             add("--steps", type=int, help="adaptation steps; default: as many as the budget allows")
             add("--budget", type=float, default=60.0, help="seconds for adapting and 20 images")
+        elif name == "scaling":
+            add("--paper", action="store_true", help="32 features, 256x256")
         elif name == "tasks":
             add("--count", type=int, default=50, help="tasks in a row")
         else:

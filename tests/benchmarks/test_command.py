@@ -13,9 +13,11 @@ from benchmarks.memory import memory
 from benchmarks.methods.base import Answer, Method, MissingError
 from benchmarks.outer_step import outer_step
 from benchmarks.products import KINDS
+from benchmarks.scaling import all_reduce
 from benchmarks.setting import Setting
 from benchmarks.tasks import ends
 from benchmarks.timing import Timing, round_robin
+from metaseg.networks.build import build
 from metaseg.sweeps.memory import of_call, tidy
 
 
@@ -48,6 +50,24 @@ def test_outer_step_writes_table_and_numbers(tmp_path, capsys):
         assert content["numbers"][name]["error"]["relative"] > 0
         assert content["numbers"][name]["title"] in table
     assert "Outer step" in capsys.readouterr().out
+
+
+def test_scaling_counts_one_task_and_writes_a_row_for_each_number_of_gpus(tmp_path):
+    main(["scaling", *TINY, "--out", str(tmp_path)])
+    content, table = read(tmp_path, "scaling")
+    numbers = content["numbers"]
+    parameters = sum(one.numel() for one in build(name="attention_unet", features=2).parameters())
+    assert 4 * parameters < numbers["bytes"] < 1.2 * 4 * parameters
+    assert len(numbers["rows"]) == 9
+    assert "64" in table
+    by_gpus = {row["gpus"]: row for row in numbers["rows"] if row["tasks"] == 1}
+    assert by_gpus[1]["sending"] == 0
+    assert by_gpus[8]["efficiency"] > by_gpus[64]["efficiency"]
+
+
+def test_sending_takes_what_a_ring_takes():
+    assert all_reduce(8 * 10**9, 8) == pytest.approx(2 * 7 * (1e9 / 120e9 + 20e-6))
+    assert all_reduce(8 * 10**9, 16) == pytest.approx(all_reduce(8 * 10**9, 8) + 2 * (4e9 / 10e9 + 20e-6))
 
 
 @pytest.mark.slow

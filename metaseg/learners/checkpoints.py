@@ -65,7 +65,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise MetasegError(f"Expected a metaseg checkpoint, but {path} cannot be read: {error}.") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise MetasegError(f"Expected a metaseg checkpoint, but {path} cannot be read: {reason}.") from error
     return state
 
 

@@ -20,6 +20,8 @@ from omegaconf import OmegaConf
 from metaseg.errors import MetasegError
 from metaseg.runs.result import Cost, PretrainingResult, Result, checked, plain, read
 
+PREVIOUS = "previous.ckpt"
+"""Name of the checkpoint before the last."""
 PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after", "group")
 
 
@@ -57,6 +59,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to continue from; the one before is `PREVIOUS` beside it."""
+        return self.checkpoints / "last.ckpt"
 
     @property
     def trained(self) -> Path:

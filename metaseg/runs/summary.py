@@ -50,9 +50,9 @@ def print_summary(result: Result, run: RunDirectory, console: Console | None = N
 
 
 def checkpoint_of(run: RunDirectory) -> Path | None:
-    """The checkpoint to use: the newest other than `last`, else `last`, else None."""
+    """The checkpoint to use: the newest other than those to continue from, else the last of these, else None."""
     found = sorted(run.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    best = [path for path in found if not path.stem.startswith("last")]
+    best = [path for path in found if not path.stem.startswith(("last", "previous"))]
     return (best or found)[-1] if found else None
 
 

@@ -47,7 +47,7 @@ class Cell:
 
     def __call__(self) -> int | None:
         """Run the cell, from its last checkpoint if it has one; returns its exit status."""
-        resumed = (RunDirectory(self.job.directory).checkpoints / "last.ckpt").is_file()
+        resumed = RunDirectory(self.job.directory).last.is_file()
         fresh = [one for one in self.job.overrides if not one.startswith("ckpt_path=")]
         job = Job(self.job.name, self.job.directory, [*fresh, "ckpt_path=last"] if resumed else self.job.overrides)
         self.running = job

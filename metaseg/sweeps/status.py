@@ -46,7 +46,7 @@ def status_of(directory: RunDirectory, settings: Mapping[str, Any]) -> Status:
     if result is not None:
         apart = differences(result.settings, settings)
         return Status(State.OTHER, differences=apart) if apart else Status(State.FINISHED)
-    last = directory.checkpoints / "last.ckpt"
+    last = directory.last
     if last.is_file() and directory.config.is_file():
         apart = differences(OmegaConf.to_container(OmegaConf.load(directory.config)), settings)  # type: ignore[arg-type]
         return Status(State.OTHER, differences=apart) if apart else Status(State.BEGUN, steps=_steps(last))

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +12,7 @@ from metaseg.interruption import Interruption
 from metaseg.progress import Progress
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
+from metaseg.training.last_checkpoint import LastCheckpoint
 
 MONITOR = "validation/query_loss_after"
 
@@ -38,7 +38,7 @@ def callbacks(trainer: schema.Trainer, directory: RunDirectory, interruption: In
         if trainer.stop_by == "training"
         else EarlyStopping(MONITOR, min_delta=trainer.min_delta, patience=patience, check_finite=True)
     )
-    last = LastCheckpoint(directory.checkpoints / "last.ckpt", trainer.save_every, interruption)
+    last = LastCheckpoint(directory.last, trainer.save_every, interruption)
     return [best, stop, last, TrainingProgress(trainer.progress)]
 
 
@@ -77,53 +77,6 @@ class Unchanging(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore from a checkpoint."""
         self._steps, self._epochs = list(state_dict["steps"]), list(state_dict["epochs"])
-
-
-class LastCheckpoint(Callback):
-    """Writes the full training state every ``every`` outer steps and at the end of each epoch.
-
-    The file is replaced atomically, so a process killed while writing leaves the previous one. On a request to end, it
-    is written after the current step, and training ends with a KeyboardInterrupt before the next one.
-
-    Args:
-        path: the checkpoint.
-        every: outer steps between writes.
-        interruption: a request to end.
-    """
-
-    def __init__(self, path: Path, every: int, interruption: Interruption) -> None:
-        self.path, self.every, self.interruption = path, every, interruption
-        self._ends = False
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """End here, and not after the last step, whose metrics are logged only after its other callbacks."""
-        if self._ends:
-            raise KeyboardInterrupt
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save within an epoch."""
-        # Not after an epoch's last batch: resuming from there would skip the epoch's validation.
-        if trainer.is_last_batch:
-            return
-        self._ends = self._to_end(trainer)
-        if self._ends or trainer.global_step % self.every == 0:
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save after validation, once early stopping and the best checkpoint have been updated."""
-        self._save(trainer)
-        self._ends = self._to_end(trainer)
-
-    def _to_end(self, trainer: L.Trainer) -> bool:
-        """Whether any rank was asked to end; the same answer on all, as saving is a common effort."""
-        requested = self.interruption.requested
-        return trainer.strategy.reduce_boolean_decision(requested, all=False) if trainer.world_size > 1 else requested
-
-    def _save(self, trainer: L.Trainer) -> None:
-        new = self.path.with_suffix(".new")
-        trainer.save_checkpoint(new)
-        if trainer.is_global_zero:
-            new.replace(self.path)
 
 
 class TrainingProgress(Callback):

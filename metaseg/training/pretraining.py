@@ -36,7 +36,8 @@ from metaseg.progress import Progress
 from metaseg.runs import provenance, schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import PretrainingResult, SliceScores, VolumeScores
-from metaseg.training.callbacks import LastCheckpoint, TrainingProgress
+from metaseg.training.callbacks import TrainingProgress
+from metaseg.training.last_checkpoint import LastCheckpoint
 from metaseg.training.network_module import NetworkModule
 from metaseg.training.run import begin, prepare
 
@@ -251,7 +252,7 @@ def fit(
         callbacks.append(EarlyStopping(MONITOR, chosen.min_delta, chosen.patience, mode="max"))
     # After the callbacks whose state it saves.
     interruption = Interruption()
-    callbacks.append(LastCheckpoint(directory.checkpoints / "last.ckpt", chosen.save_every, interruption))
+    callbacks.append(LastCheckpoint(directory.last, chosen.save_every, interruption))
     callbacks.append(TrainingProgress(chosen.progress))
     trainer = L.Trainer(
         accelerator=chosen.accelerator,

@@ -31,6 +31,7 @@ from metaseg.runs.result import VERSION, FromScratch, Result, TargetScores, Weig
 from metaseg.runs.settings import leaves
 from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
+from metaseg.training.last_checkpoint import latest
 from metaseg.training.process import device_of_tests, prepare_process, require_devices
 from metaseg.training.start import go_to, starting_point
 
@@ -170,7 +171,7 @@ def refuse_another(directory: RunDirectory, checkpoint: Path | None) -> None:
     own = directory.checkpoints
     if checkpoint is not None and checkpoint.resolve().parent == own.resolve():
         return
-    found = next((path for path in (directory.result, own / "last.ckpt", own / "best.ckpt") if path.is_file()), None)
+    found = next((path for path in (directory.result, directory.last, own / "best.ckpt") if path.is_file()), None)
     if found is not None:
         raise MetasegError(
             f"{directory.path} holds another run ({found.relative_to(directory.path)}): continue it with "
@@ -179,17 +180,21 @@ def refuse_another(directory: RunDirectory, checkpoint: Path | None) -> None:
 
 
 def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | None:
-    """The checkpoint named by ``ckpt_path``; "last" is the run directory's.
+    """The checkpoint named by ``ckpt_path``; "last" is the run directory's, or the one before if that is damaged.
 
     Raises:
         MetasegError: if there is none.
     """
     if ckpt_path is None:
         return None
-    path = directory.checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+    path = latest(directory) if ckpt_path == "last" else Path(ckpt_path)
+    if path is None:
+        raise MetasegError(
+            f"ckpt_path=last must find a checkpoint, but {directory.last} does not exist; set hydra.run.dir to the "
+            "directory of the run to resume."
+        )
     if not path.is_file():
-        remedy = "; set hydra.run.dir to the directory of the run to resume" if ckpt_path == "last" else ""
-        raise MetasegError(f"ckpt_path={ckpt_path} must name a checkpoint, but {path} does not exist{remedy}.")
+        raise MetasegError(f"ckpt_path={ckpt_path} must name a checkpoint, but {path} does not exist.")
     return path
 
 

@@ -23,6 +23,7 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.schema import Run, checked
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
 from metaseg.training.fitting import fit
+from metaseg.training.last_checkpoint import latest
 
 _NO_PART = (
     *WITHOUT_EFFECT,
@@ -123,8 +124,7 @@ def _joint(settings: Run) -> Path:
             log.info("All learners of this comparison start from %s, which exists already.", best)
             return best
         log.info("All learners of this comparison start from joint training: %s.", directory.path)
-        last = directory.checkpoints / "last.ckpt"
-        resumed = last if last.is_file() else None
+        resumed = latest(directory)
         if first:
             directory.write_config(settings.plain)
         data = EpisodicData(settings)

@@ -23,7 +23,8 @@ from metaseg.errors import MetasegError
 from metaseg.interruption import Interruption
 from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
-from metaseg.training.callbacks import LastCheckpoint, TrainingProgress, Unchanging
+from metaseg.training.callbacks import TrainingProgress, Unchanging
+from metaseg.training.last_checkpoint import LastCheckpoint, latest
 from metaseg.training.run import begin, refuse_another
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
@@ -151,6 +152,25 @@ def test_a_run_that_ends_within_an_epoch_goes_on_bitwise_as_the_uninterrupted_on
         for directory in (broken, whole)
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_that_was_cut_short_gives_way_to_the_one_before(train, resumable):
+    settings = ["learner=fomaml", "ckpt_path=last", "trainer.max_epochs=2"]
+    assert train(*settings).returncode == 0
+    directory = RunDirectory(resumable)
+    whole = weights(resumable)
+    content = directory.last.read_bytes()
+    directory.last.write_bytes(content[: len(content) // 2])
+    before = latest(directory)
+    assert before.name == "previous.ckpt"
+    directory.trained.unlink()
+    resumed = train(*settings)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "last.ckpt is damaged" in resumed.stdout
+    assert all(torch.equal(value, whole[key]) for key, value in weights(resumable).items())
+    for path in (directory.last, before):
+        path.write_bytes(b"PK")
+    assert_fails_in_words(train(*settings), "last.ckpt")
 
 
 def test_two_processes_learn_and_score_what_one_does_and_one_of_them_logs(train, train_process, tmp_path):

@@ -66,6 +66,7 @@ NOT_HERE = {
     "metaseg data fetch kvasir isic": "needs the internet: tests/data/fetching has its own server",
     "metaseg dashboard ENTITY/PROJECT": "needs an account: tests/tracking has a stand-in",
     "metaseg train learner=signed shots=5": "tests/test_extending.py writes this learner and runs it",
+    "metaseg train -m experiment=tables hydra/launcher=slurm hydra.launcher.partition=gpu": "needs a cluster",
     "python -m benchmarks.coverage": "takes minutes of simulation",
     "python -m benchmarks.episodes": "takes minutes: tests/data/test_episode_benchmark.py runs a small one",
 }

@@ -30,6 +30,7 @@ def expected(adapted, images):
     return adapted.segmenter(image_tensor(images))[:, 0].numpy()
 
 
+@pytest.mark.slow  # by default one of the two formats
 def test_torch_export_takes_any_number_of_images(adapted, tmp_path):
     (path,) = export(adapted, tmp_path, ["torch"])
     program = torch.export.load(path).module()

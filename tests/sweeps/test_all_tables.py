@@ -8,7 +8,7 @@ from metaseg.runs.tables import NUMBERS, load_table
 
 TOY = ["scale=toy", "shots=5", "seed=0", "tasks.count=4", "hydra/launcher=basic"]
 TOY += ["protocol.adapt.folds=0", "protocol.inner.steps=1", "protocol.free_steps=1"]
-A_LEARNER_OF_EACH_KIND = "learner=imaml,feyjie,scratch"
+A_LEARNER_OF_EACH_KIND = "learner=fomaml,feyjie,scratch"
 """By an inner loop, by comparison, and on the support set alone."""
 
 

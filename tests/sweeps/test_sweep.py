@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 
 import pytest
@@ -72,7 +73,7 @@ def start(directory, *overrides):
     return Forked(directory.parent, "train.py", "-m", *TINY, f"hydra.sweep.dir={directory}", *overrides)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_interrupted_sweep_resumes_its_cell(tmp_path):
     settings = ["learner=fomaml", "tasks.query=3", "tasks.count=400", "trainer.save_every=1", "shots=3"]
     directory = tmp_path / "sweep"
@@ -112,6 +113,25 @@ def test_a_cell_that_fails_says_so_with_the_last_line_of_its_log(tmp_path, capsy
     assert "cell: FAILED (error: the last" in capsys.readouterr().out
     assert "one line" in (tmp_path / "cell" / jobs.LOG).read_text()
     assert jobs.returned(job).status is JobStatus.FAILED
+
+
+@pytest.mark.long
+def test_jobs_that_run_are_told_to_end_and_killed_if_they_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_PATIENCE", 1)
+    heeding = "import time; time.sleep(60)"
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    several = [jobs.Job(name, tmp_path / name, []) for name in ("heeding", "deaf")]
+    workers = [
+        threading.Thread(target=jobs.run, args=(job, "", ["-c", program], [], 1, None))
+        for job, program in zip(several, (heeding, deaf), strict=True)
+    ]
+    for worker in workers:
+        worker.start()
+    time.sleep(2)
+    jobs.end(several)
+    for worker in workers:
+        worker.join()
+    assert [job.status for job in several] == [-signal.SIGINT, -signal.SIGKILL]
 
 
 def test_settings_that_change_nothing_do_not_count(tmp_path):

@@ -88,6 +88,7 @@ def test_the_saved_running_statistics_are_those_of_plain_batch_norm_in_evaluatio
     assert not torch.equal(tensors["bottleneck.bottlenecknorm1.running_var"], torch.ones(32))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_writes_no_weights_and_ends_as_the_uninterrupted_one(pretrain, tmp_path):
     settings = ["trainer.max_epochs=2", "trainer.save_every=1", "data.batch=2", "data.steps=20"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"

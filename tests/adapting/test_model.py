@@ -78,7 +78,10 @@ def test_a_checkpoint_without_settings_uses_its_run_directory(trained, tmp_path)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize(
+    "learner",  # these adapt as iMAML does
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("maml", "reptile", "joint") else name for name in LEARNERS],
+)
 def test_every_learner_adapts_to_arrays(run_of, lesions, learner):
     steps = []
     compares = learner in ("prototypes", "feyjie", "pmg")

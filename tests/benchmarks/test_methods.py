@@ -53,7 +53,7 @@ def test_the_query_can_be_normalised_by_itself(name, reference):
     assert reference.error(METHODS[name].quantity, gradient).relative > 1e-3
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_every_method_gives_the_same_twice_in_single_precision(name):
     setting = replace(TINY, dtype="float32", cg_steps=3)

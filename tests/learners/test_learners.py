@@ -172,7 +172,13 @@ def test_the_implicit_gradient_of_the_network_equals_the_unrolled_one_at_converg
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [*EPISODIC, "scratch"])
+@pytest.mark.parametrize(
+    "name",  # the learners share adaptation: two of them stand for all
+    [
+        name if name in ("imaml", "anil") else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*EPISODIC, "scratch")
+    ],
+)
 def test_adaptation_raises_the_dice_and_leaves_the_learner_as_it_was(name):
     learner = make(name)
     before = {key: value.clone() for key, value in learner.state_dict().items()}

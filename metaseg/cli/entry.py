@@ -1,6 +1,7 @@
 """Run a command under Hydra; every user error ends in one sentence and exit status 1."""
 
 import argparse
+import errno
 import functools
 import inspect
 import logging
@@ -28,6 +29,9 @@ from metaseg.cli.pairs import JOINT, chosen
 from metaseg.errors import MetasegError
 from metaseg.interruption import like_ctrl_c
 from metaseg.runs.schema import nearest
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A full disk, a used-up quota, a file system that has become read-only."""
 
 DRY_RUN = "hydra.sweeper.dry_run=true"
 
@@ -71,6 +75,13 @@ def entry(
             failed.append(str(error))
         except OmegaConfBaseException as error:
             failed.append(_sentence(error, config_name))
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            failed.append(
+                f"{_what(error)} cannot be written ({error.strerror}): free some space, or choose another "
+                "hydra.run.dir; what a run has saved stays, and ckpt_path=last continues from it."
+            )
         except KeyboardInterrupt:
             clear_away(HydraConfig.get())
             raise
@@ -93,11 +104,16 @@ def entry(
         if begun:
             raise
         reason = error.strerror or str(error)
-        fail(f"hydra.run.dir must be a writable folder, found {error.filename} ({reason}): choose another.")
+        fail(f"hydra.run.dir must be a writable folder, found {_what(error)} ({reason}): choose another.")
     except KeyboardInterrupt:
         fail(interrupted, status=130)
     if failed:
         sys.exit(1)
+
+
+def _what(error: OSError) -> str:
+    """What could not be written."""
+    return str(error.filename2 or error.filename or "one on a disk")
 
 
 def _arguments(given: Sequence[str], paths: Collection[str]) -> list[str]:
@@ -190,6 +206,7 @@ def quieten() -> None:
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # some networks stay so

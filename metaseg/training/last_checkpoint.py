@@ -60,7 +60,11 @@ class LastCheckpoint(Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         new = self.path.with_suffix(".new")
-        trainer.save_checkpoint(new)
+        try:
+            trainer.save_checkpoint(new)
+        except OSError:  # most likely a full disk, which half a file would only fill
+            new.unlink(missing_ok=True)
+            raise
         if trainer.is_global_zero:
             if self.path.is_file():
                 _keep(self.path, self.path.with_name(PREVIOUS))

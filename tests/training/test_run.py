@@ -1,5 +1,6 @@
 """train.py as its users run it: results, resuming, several processes, wrong input."""
 
+import errno
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from metaseg.training.last_checkpoint import LastCheckpoint, latest
 from metaseg.training.run import begin, refuse_another
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
+DIRECTORY = "metaseg.runs.directory.RunDirectory."
 COMPARES = "feyjie"  # nothing is fitted at the target
 ON_SUPPORT_ALONE = "pretrained"
 
@@ -178,6 +180,21 @@ def test_a_checkpoint_that_was_cut_short_gives_way_to_the_one_before(train, resu
     for path in (directory.last, before):
         path.write_bytes(b"PK")
     assert_fails_in_words(train(*settings), "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "place", ["metaseg.data.module.EpisodicData.setup", "lightning.Trainer.save_checkpoint", DIRECTORY + "write_result"]
+)
+def test_a_full_disk_is_a_sentence_and_what_was_saved_stays(train, tmp_path, monkeypatch, place):
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left on device", "a file")
+        patch.setattr(place, lambda *_, **__: (_ for _ in ()).throw(full))
+        assert_fails_in_words(train("learner=fomaml"), "a file", "No space left")
+    directory = RunDirectory(tmp_path / "run")
+    assert not directory.result.exists()
+    assert directory.last.exists() == place.endswith("result")
+    if directory.last.exists():
+        assert train("learner=fomaml", "ckpt_path=last").returncode == 0
 
 
 def test_two_processes_learn_and_score_what_one_does_and_one_of_them_logs(train, train_process, tmp_path):

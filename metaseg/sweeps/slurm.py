@@ -163,7 +163,10 @@ def _queued(array: str) -> set[str] | None:
     Asked of the queue and not of submitit, which needs an accounting database to know that a job has ended.
     """
     command = ["squeue", "--noheader", "--array", "--format=%F_%K", f"--jobs={array}"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     if answer.returncode and "Invalid job id" not in answer.stderr:  # a job that left long ago is forgotten
         return None
     lines = answer.stdout.split()

@@ -45,7 +45,7 @@ test: $(STAMP) ## the default tests, eight minutes on two cores
 test-slow: $(STAMP) ## all tests but those on a GPU
 	$(PYTEST) -m 'not gpu'
 
-slurm: $(STAMP) ## the tests on a Slurm cluster that is started on this machine for them (Debian, as root), two minutes
+slurm: $(STAMP) ## the tests on a Slurm cluster that is started on this machine for them (Debian, as root), some minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check submitit==1.5.4
 	scripts/slurm_here.sh start $(CURDIR)/$(VENV)/slurm
 	$(BIN)/python -m pytest tests/sweeps/test_slurm.py -m slow; status=$$?; \

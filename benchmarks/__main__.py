@@ -52,8 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _carry_out(options: argparse.Namespace, setting: Setting) -> Report:
     if options.command == "outer_step":
         methods = choose(options.only)
-        if options.paper:
-            setting = setting.paper(options.shots)
         return outer_step(setting, methods, options.repeats, not options.no_errors, not options.no_memory)
     if options.command == "products":
         return products(setting, options.repeats)
@@ -62,7 +60,7 @@ def _carry_out(options: argparse.Namespace, setting: Setting) -> Report:
     if options.command == "variants":
         return variants(setting, options.repeats, not options.no_compile, options.paper)
     if options.command == "scaling":
-        return scaling(setting.paper(options.shots) if options.paper else setting)
+        return scaling(setting)
     if options.command == "adaptation":
         return adaptation(setting, options.dataset, options.root, options.images, options.repeats)
     if options.command == "own_images":
@@ -83,7 +81,8 @@ def _setting(options: argparse.Namespace) -> Setting:
             raise MetasegError(f"--{name.replace('_', '-')} must be positive, found {given[name]}.")
     if given["size"] % 16:
         raise MetasegError(f"--size must be a multiple of 16, found {given['size']}.")
-    return Setting(**given)
+    setting = Setting(**given)
+    return setting.paper() if getattr(options, "paper", False) else setting
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -127,11 +126,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--images", type=int, default=60, help="maximum number of other images to score")
             add("--steps", type=int, help="adaptation steps; default: as many as the budget allows")
             add("--budget", type=float, default=60.0, help="seconds for adapting and 20 images")
-        elif name == "scaling":
-            add("--paper", action="store_true", help="32 features, 256x256")
         elif name == "tasks":
             add("--count", type=int, default=50, help="tasks in a row")
-        else:
+        elif name != "scaling":
             add("--repeats", type=int, default=1 if name == "adaptation" else 10, help="rounds of timing")
         if name == "adaptation":
             add("--dataset", default="kvasir", choices=catalogue.names(), help="dataset to adapt to")
@@ -141,10 +138,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--only", nargs="+", metavar="NAME", help=f"methods among {', '.join(METHODS)}; None: all")
             add("--no-errors", action="store_true", help="skip the double-precision reference")
             add("--no-memory", action="store_true", help="skip peak memory, which needs a fresh process per method")
-            add("--paper", action="store_true", help="32 features, 256x256")
+        if name in ("outer_step", "scaling", "variants"):
+            shots = ", 5 and 20 shots" if name == "variants" else ""
+            add("--paper", action="store_true", help=f"32 features, 256x256{shots}, overriding other options")
         if name == "variants":
             add("--no-compile", action="store_true", help="skip torch.compile, which takes minutes on a CPU")
-            add("--paper", action="store_true", help="32 features, 256x256, 5 and 20 shots, overriding other options")
     return parser.parse_args(arguments)
 
 

@@ -54,9 +54,9 @@ class Setting:
         """A tiny task of the same kind, to trigger everything that is loaded at first use."""
         return replace(self, size=min(self.size, 32), shots=2, inner_steps=min(self.inner_steps, 1), cg_steps=1)
 
-    def paper(self, shots: int) -> "Setting":
-        """The paper's network and image size."""
-        return replace(self, features=32, size=256, shots=shots)
+    def paper(self) -> "Setting":
+        """The same with the paper's network and image size."""
+        return replace(self, features=32, size=256)
 
     def apply(self) -> None:
         """Set torch's global switches."""

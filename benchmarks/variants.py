@@ -57,7 +57,7 @@ def variants(setting: Setting, rounds: int, compiled: bool = True, paper: bool =
     if setting.tf32:
         raise MetasegError("variants compares with float32 and sets TF32 itself; omit --tf32.")
     if paper:
-        setting = setting.paper(PAPER_SHOTS[0])
+        setting = replace(setting.paper(), shots=PAPER_SHOTS[0])
     names = [name for name, variant in VARIANTS.items() if compiled or not variant.compiled]
     report = Report("variants", "Variants of iMAML's outer step", setting, COLUMNS)
     with cold_compiler():

@@ -38,8 +38,11 @@ once() { # FILE COMMAND...: skipped once FILE exists
 
 tests() {
   [ -e "$out/tests.log" ] && return
-  within_limit python -m pytest -m gpu -q 2>&1 | tee "$out/tests.part"
+  within_limit python -m pytest -m gpu -q >"$out/tests.part" 2>&1 # not in a pipe, where the end of the time ends the pipe alone
+  local status=$?
+  tail -n 20 "$out/tests.part"
   mv "$out/tests.part" "$out/tests.log"
+  return "$status"
 }
 
 cells() { # PROTOCOL TABLE: iMAML first

@@ -99,7 +99,7 @@ class MetaTraining(NetworkModule):
         total = self._reduce(total)
         tasks = float(total[0])
         mean = Contribution(*(total / total[0]).split([len(vector) for vector in task]))
-        norm = float(torch.cat([mean.gradient, mean.by_strengths]).norm())
+        norm = math.hypot(float(mean.gradient.norm()), float(mean.by_strengths.norm()))
         skips = self.skipping.skips(norm, self.global_step, norms)
         if self.skipping.total:
             self.log("train/skipped", float(self.skipping.total), batch_size=1)

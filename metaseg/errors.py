@@ -11,6 +11,11 @@ class MetasegError(Exception):
     """
 
 
+def shown(text: object) -> str:
+    """Foreign text for a sentence: on one line, and no longer than one."""
+    return " ".join(str(text).split())[:200] or "nothing"
+
+
 def needs(what: str, library: str, extra: str) -> str:
     """The sentence that a library of an extra is missing, and how to install it.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -15,8 +17,8 @@ from PIL import Image, ImageOps
 
 from metaseg.adapting.arrays import content_window, rgb, windowed
 from metaseg.adapting.masks import RawMask, coded, of_array
-from metaseg.data.layouts import SUFFIXES, opened, read_image
-from metaseg.errors import MetasegError, needs
+from metaseg.data.layouts import SUFFIXES, opened, read_image, require_size
+from metaseg.errors import MetasegError, needs, shown
 
 PICTURES = (*SUFFIXES, ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 DICOM = (".dcm", ".dicom", ".ima")
@@ -26,6 +28,11 @@ READABLE = (*PICTURES, *DICOM, *NIFTI)
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 """DICOM's class of segmentations; label maps have another."""
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+
+MOST_VOXELS = 2**28
+"""Largest volume: 1024 slices of 512×512."""
+MOST_INFLATED = 2**28
+"""Largest content of a DICOM file that is compressed as a whole, in bytes."""
 
 
 def suffix(path: Path) -> str:
@@ -41,13 +48,13 @@ def stem(path: Path) -> str:
 def pages(path: Path) -> int:
     """Number of images in a file: pages of a TIFF, slices of a NIfTI or DICOM-SEG file; 1 if it cannot be read."""
     kind = suffix(path)
-    with suppress(MetasegError, OSError, SyntaxError, ValueError):  # reading it reports the problem
+    with suppress(MetasegError):  # reading it reports the problem
         if kind in NIFTI:
             return len(_volume(path))
         if kind in DICOM:
             return len(segmented(path)) or 1
         if kind in TIFF:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 return getattr(image, "n_frames", 1)
     return 1
 
@@ -82,7 +89,7 @@ def read_mask(path: Path, page: int | None = None) -> RawMask:
         if slices:
             return of_array(list(slices.values())[page or 0], str(path))
         with _damage_named(path):
-            values = _dataset(path).pixel_array
+            values = _pixels(read_dicom(path), path)
         return of_array(values, str(path))
     return _picture_mask(path) if page is None else of_array(_page(path, page), str(path))
 
@@ -136,10 +143,14 @@ def _palette(image: Image.Image) -> np.ndarray:
 
 def _page(path: Path, page: int) -> np.ndarray:
     tifffile = _library("tifffile", path)
-    try:
-        return np.asarray(tifffile.imread(path, key=page))
-    except Exception as error:  # damaged files raise errors of any type
-        raise MetasegError(f"cannot read page {page} of {path}: {error}; replace it with a fresh copy") from error
+    with _damage_named(path), tifffile.TiffFile(path) as file:
+        found = file.pages[page]
+        require_size(path, *found.shape)
+        ends = [start + length for start, length in zip(found.dataoffsets, found.databytecounts, strict=True)]
+        # tifffile reads parts that are missing as black.
+        if len(ends) < math.prod(found.chunked) or max(ends) > file.filehandle.size:
+            raise MetasegError(f"cannot read page {page} of {path}: parts are missing; replace it with a fresh copy")
+        return np.asarray(found.asarray())
 
 
 def _shown(values: np.ndarray, path: Path) -> np.ndarray:
@@ -161,6 +172,7 @@ def _slices(path: Path, changed: int) -> np.ndarray:
     nibabel = _library("nibabel", path)
     with _damage_named(path):
         image = nibabel.load(path)
+        require_size(path, *image.shape, most=MOST_VOXELS)
         values = np.asarray(image.dataobj)
         axes = nibabel.aff2axcodes(image.affine)
     if values.dtype.names or values.ndim < 2 or any(side > 1 for side in values.shape[3:]):
@@ -184,7 +196,7 @@ def instance(path: Path) -> str | None:
     if suffix(path) not in DICOM:
         return None
     with _damage_named(path):
-        return str(getattr(_dataset(path, stop_before_pixels=True), "SOPInstanceUID", "")) or None
+        return str(getattr(read_dicom(path, stop_before_pixels=True), "SOPInstanceUID", "")) or None
 
 
 def segmented(path: Path) -> dict[str, np.ndarray]:
@@ -203,11 +215,11 @@ def segmented(path: Path) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=2)  # slices are read one by one
 def _segments(path: Path, changed: int) -> dict[str, np.ndarray]:
-    header = _dataset(path, stop_before_pixels=True)
+    header = read_dicom(path, stop_before_pixels=True)
     if header.get("SOPClassUID") not in (SEGMENTATION, LABEL_MAP):
         return {}
-    dataset = _dataset(path)
-    frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+    dataset = read_dicom(path)
+    frames = _pixels(dataset, path).reshape(-1, dataset.Rows, dataset.Columns)
     if dataset.get("SegmentationType") == "FRACTIONAL":
         frames = frames > dataset.MaximumFractionalValue / 2
     found: dict[str, np.ndarray] = {}
@@ -240,12 +252,12 @@ def _dicom(path: Path) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut, convert_color_space
 
     with _damage_named(path):
-        dataset = _dataset(path)
+        dataset = read_dicom(path)
         if int(getattr(dataset, "NumberOfFrames", 1) or 1) > 1:
             raise MetasegError(
                 f"Expected a single-frame DICOM file, found several frames in {path}; save them one by one."
             )
-        values = dataset.pixel_array
+        values = _pixels(dataset, path)
         kind = str(getattr(dataset, "PhotometricInterpretation", ""))
         if values.ndim == 3:
             return _shown(convert_color_space(values, kind, "RGB") if kind.startswith("YBR") else values, path)
@@ -271,8 +283,31 @@ def _in_window(values: np.ndarray, dataset: Any) -> np.ndarray:
     return windowed(values, (centre - width / 2, centre + width / 2))
 
 
-def _dataset(path: Path, **options: Any) -> Any:
-    return _library("pydicom", path).dcmread(path, **options)
+def read_dicom(path: Path, **options: Any) -> Any:
+    """A DICOM file as pydicom reads it, with its options; errors are those of pydicom.
+
+    Raises:
+        MetasegError: if it is compressed as a whole and larger than `MOST_INFLATED`.
+    """
+    pydicom = _library("pydicom", path)
+    with path.open("rb") as file:
+        pydicom.filereader.read_preamble(file, force=True)
+        meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+        if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+            inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+            inflating.decompress(file.read(), MOST_INFLATED)
+            if inflating.unconsumed_tail:
+                raise MetasegError(
+                    f"Expected at most {MOST_INFLATED / 2**20:.0f} MiB in {path}, which is compressed as a whole, "
+                    "found more; save it uncompressed, or as PNG."
+                )
+    return pydicom.dcmread(path, **options)
+
+
+def _pixels(dataset: Any, path: Path) -> np.ndarray:
+    sides = [int(dataset.get(name) or 1) for name in ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel")]
+    require_size(path, *sides, most=MOST_VOXELS)
+    return np.asarray(dataset.pixel_array)
 
 
 @contextmanager
@@ -282,7 +317,8 @@ def _damage_named(path: Path) -> Iterator[None]:
     except MetasegError:
         raise
     except Exception as error:  # damaged files and unsupported encodings raise errors of any type
-        raise MetasegError(f"cannot read {path}: {error}; replace it with a fresh copy, or save it as PNG") from error
+        reason = shown(str(error) or type(error).__name__)
+        raise MetasegError(f"cannot read {path}: {reason}; replace it with a fresh copy, or save it as PNG") from error
 
 
 def _library(name: str, path: Path) -> ModuleType:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.utils import get_class
 from torch import nn
 
@@ -120,29 +120,34 @@ def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained
 
 
 def _own_classes(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that name classes outside metaseg: instantiating those of a foreign file could do harm.
+    """Refuse settings that name other classes than metaseg's learners and networks: those of a foreign file could harm.
 
     Raises:
-        MetasegError: on such a name.
+        MetasegError: on such a name, or a network of its own that is wider than any of metaseg.
     """
     learner = settings["learner"]
-    for node, base in ((learner, Learner), (learner.get("network"), nn.Module)):
+    network = learner.get("network")
+    for node, base, room in ((learner, Learner, "learners"), (network, nn.Module, "networks")):
         name = None if node is None else str(node["_target_"])
         if name is None:
             continue
-        kind = get_class(name) if name.startswith("metaseg.") else object
-        if not (issubclass(kind, base) and kind.__module__.startswith("metaseg.")):
+        # By its name first, as looking a class up imports its module.
+        kind = get_class(name) if re.fullmatch(rf"metaseg\.{room}\.\w+\.[A-Z]\w*", name) else object
+        if not (issubclass(kind, base) and kind.__module__.startswith(f"metaseg.{room}.")):
             raise MetasegError(
-                f"Expected settings of a run of train.py with a learner and network of metaseg, found {name}; it was "
-                "not executed, and the file may be malicious."
+                f"Expected settings of a run of train.py with a learner and network of metaseg, found {name[:200]!r}; "
+                "it was not executed, and the file may be malicious."
             )
+    for key, value in (network or {}).items():
+        if isinstance(value, int) and value > schema.WIDEST:
+            raise MetasegError(f"Expected learner.network.{key} to be at most {schema.WIDEST}, found {value}.")
 
 
 def _directory(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     directory = RunDirectory(path)
     if not directory.config.is_file():
         raise MetasegError(f"Expected a run of train.py in {path}, found no {directory.config.name} in it.")
-    settings = _settings(directory.config)
+    settings = directory.read_config()
     best = directory.checkpoints / "best.ckpt"
     if best.is_file():
         return settings, best
@@ -151,13 +156,6 @@ def _directory(path: Path) -> tuple[Mapping[str, Any], Path | None]:
             f"Expected the checkpoint {best} of a trained run, found none; finish the run, or name a file."
         )
     return settings, None
-
-
-def _settings(config: Path) -> Any:
-    try:
-        return yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MetasegError(f"Expected the settings of a run, but {config} cannot be read.") from error
 
 
 def _trains(settings: Any) -> bool:
@@ -183,20 +181,12 @@ def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
         raise MetasegError(f"Expected a run directory or a checkpoint, found nothing at {path}.")
     if _is_model_file(path):
         return model_file.described(path)["settings"], path
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the unpickler may raise anything on a foreign file
-        # torch's own message for such files suggests loading them unsafely.
-        raise MetasegError(
-            f"Expected a metaseg checkpoint, but {path} is something else or damaged; name a run directory of "
-            "train.py, or its best.ckpt."
-        ) from error
-    settings = state.get("settings") if isinstance(state, dict) else None
+    settings = read_checkpoint(path, mmap=True).get("settings")
     if isinstance(settings, dict):
         return settings, path
-    config = RunDirectory(path.parent.parent).config
-    if config.is_file():
-        return _settings(config), path
+    directory = RunDirectory(path.parent.parent)
+    if directory.config.is_file():
+        return directory.read_config(), path
     raise MetasegError(
         f"Expected a checkpoint that contains its settings or is in a run directory, found neither at {path}; name the "
         "run directory."

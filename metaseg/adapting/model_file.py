@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metaseg import __version__
 from metaseg.data import catalogue
+from metaseg.documents import json_of
 from metaseg.errors import MetasegError
 from metaseg.learners.checkpoints import read_checkpoint
 from metaseg.runs.directory import RunDirectory, replacing
@@ -76,7 +77,11 @@ def card(run: RunDirectory) -> dict[str, Any]:
 
 def lines(path: Path) -> list[str]:
     """The card of a model file, for people. Raises as `described`."""
-    description = described(path)
+    with _opened(path) as (_, description):
+        return _lines(description)
+
+
+def _lines(description: dict[str, Any]) -> list[str]:
     about = description["card"]
     scores = ", ".join(f"{name} {100 * (score or 0):.1f}" for name, score in about["scores"].items())
     datasets = [
@@ -120,11 +125,13 @@ def read(path: Path) -> dict[str, Any]:
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         with safe_open(path, framework="pt") as file:
-            description: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+            description: dict[str, Any] = json_of((file.metadata() or {})[_KEY])
             if description["format"] > _FORMAT:
                 raise MetasegError(f"{path} was made by metaseg {description['version']}; update metaseg to read it.")
+            if not isinstance(description["settings"], dict):
+                raise TypeError("settings of another type")
             yield file, description
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise MetasegError(
             f"Expected a model file of `metaseg models build`, but {path} is something else or damaged; segmenters "
             "that metaseg adapt saved are read by metaseg.load_segmenter, or named in checkpoint= of metaseg adapt."

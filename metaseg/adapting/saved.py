@@ -20,6 +20,7 @@ from metaseg.adapting.loading import chosen_device, learner_of, load
 from metaseg.adapting.model import Adapted, Model
 from metaseg.adapting.plan import Plan
 from metaseg.data.batches import SupportSet
+from metaseg.documents import json_of
 from metaseg.errors import MetasegError
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
 from metaseg.runs.directory import replacing
@@ -86,7 +87,7 @@ def load_segmenter(path: str | Path, device: str = "auto") -> Adapted:
         raise MetasegError(f"Expected a segmenter saved by metaseg, found nothing at {path}.")
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads((file.metadata() or {})["metaseg"])
+            description = json_of((file.metadata() or {})["metaseg"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if description["format"] > _FORMAT:
             raise MetasegError(f"{path} was saved by metaseg {description['version']}; update metaseg to read it.")

@@ -12,14 +12,13 @@ import numpy as np
 from PIL import Image
 
 from metaseg.adapting.files import Source, images_in, masks_for
-from metaseg.adapting.formats import DICOM, NIFTI, READABLE, suffix
+from metaseg.adapting.formats import DICOM, NIFTI, READABLE, read_dicom, suffix
+from metaseg.data.layouts import FORMATS
 from metaseg.errors import MetasegError, needs
 
 SHORTEST, LONGEST_TO_SHORTEST = 16, 10
 """Minimum shorter side in pixels, and maximum aspect ratio: generous for any clinical image [D]."""
 _VOLUME = 2  # a volume's voxels, in a picture's largest number of pixels
-# A subset of Pillow's formats: some of the others start programs or read further files.
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "MPO")
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ def images_of(path: Path, limits: Limits) -> list[tuple[Source, np.ndarray]]:
     Raises:
         MetasegError: if it is too large, not an image, or damaged. The message names the file without its folder.
     """
-    judge(path, limits)
     try:
+        judge(path, limits)
         sources = images_in(path.parent)
         if len(sources) > limits.max_images:
             raise MetasegError(f"{path.name} has {len(sources)} pages; the limit is {limits.max_images} images.")
@@ -70,8 +69,8 @@ def masks_of(path: Path, limits: Limits, images: Sequence[Source]) -> dict[str, 
     Raises:
         MetasegError: if it is too large, not an image, damaged, or belongs to no image.
     """
-    judge(path, limits)
     try:
+        judge(path, limits)
         found = masks_for([path], images)
     except MetasegError as error:
         raise MetasegError(str(error).replace(str(path), path.name)) from error
@@ -113,7 +112,7 @@ def judge(path: Path, limits: Limits) -> None:
 def _size(path: Path) -> tuple[int, int]:
     # Pillow warns about large images, and refuses very large ones on opening.
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             pages = [image.size]
             for page in range(1, getattr(image, "n_frames", 1) if image.format == "TIFF" else 1):
                 image.seek(page)
@@ -127,12 +126,10 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _dicom_size(path: Path) -> tuple[int, int]:
     try:
-        import pydicom
-    except ImportError as error:
-        raise MetasegError(needs(path.name, "pydicom", "medical")) from error
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header = read_dicom(path, stop_before_pixels=True)
         return int(header.Columns), int(header.Rows)
+    except MetasegError:
+        raise
     except Exception as error:
         raise MetasegError(f"{path.name} cannot be read as a DICOM image; save it as PNG.") from error
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -36,10 +37,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from metaseg import configuration
-from metaseg.errors import MetasegError
+from metaseg.documents import read_yaml
+from metaseg.errors import MetasegError, shown
 
 FOLDER = configuration.FOLDER / "dataset"
 
@@ -192,26 +192,26 @@ def read(file: Path) -> Dataset:
     Raises MetasegError if the file lacks a key, has an unknown one, or a value of the wrong type.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
     except OSError as error:
         raise MetasegError(f"cannot read {file}: {error.strerror}; make the file readable") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MetasegError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise MetasegError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise MetasegError(f"{file} should have the keys of a dataset, such as title and images, but has none")
 
     fields = {field.name: str(field.type) for field in dataclasses.fields(Dataset)}
     if unknown := sorted(str(key) for key in content if key not in (*fields, *_SHORT)):
         raise MetasegError(
-            f"{file} has the unknown key {', '.join(unknown)}: allowed keys are {', '.join((*fields, *_SHORT))}"
+            f"{file} has the unknown key {shown(', '.join(unknown))}: allowed keys are {', '.join((*fields, *_SHORT))}"
         )
     if "title" not in content:
         raise MetasegError(f"{file} lacks the key title: add it (see metaseg/data/catalogue.py)")
     # Cache file names contain the name and use hyphens as separators.
     if content.setdefault("name", file.stem) != file.stem or not NAME.fullmatch(file.stem):
         raise MetasegError(
-            f"{file} names its dataset '{content['name']}': the name must match the file, '{file.stem}', and consist "
-            f"of lower-case letters, digits and _"
+            f"{file} names its dataset {shown(content['name'])!r}: the name must match the file, '{file.stem}', "
+            f"and consist of lower-case letters, digits and _"
         )
     _alone(file, content)
     values = {key: _typed(file, key, value, fields.get(key, "str")) for key, value in content.items()}
@@ -290,7 +290,7 @@ def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
         "tuple[RemoteFile, ...]": "a list of {url: http…}, optionally with file: name, sha256: 64 digits, "
         "bytes: number",
     }[kind.removesuffix(" | None")]
-    raise MetasegError(f"{file}: {key} should be {expected}, not {value!r}")
+    raise MetasegError(f"{file}: {key} should be {expected}, not {reprlib.repr(value)}")
 
 
 def _is_layout(value: Any) -> bool:

@@ -6,8 +6,11 @@ An image's id is the text matched by the layout's `{stem}`, prefixed by that of 
 
 from __future__ import annotations
 
+import math
 import re
 import struct
+import warnings
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,7 +155,7 @@ def _of_csv(file: Path) -> Listing:
     rows = pair_files.read(file)
     times = Counter(row.id for row in rows)
     files = {path for row in rows for path in (row.image, row.mask)}
-    absent = {path for path in files if not path.is_file()}
+    absent = {path for path in files if not _is_file(path)}
     good = [row for row in rows if times[row.id] == 1 and not absent & {row.image, row.mask}]
     return Listing(
         folder=file.parent,
@@ -163,6 +166,13 @@ def _of_csv(file: Path) -> Listing:
         ambiguous=tuple(row.image for row in rows if times[row.id] > 1),
         absent=tuple(sorted(absent)),
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long
+        return False
 
 
 def _list(folder: Path, layout: Layout) -> Listing:
@@ -221,19 +231,42 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "MPO")
+"""Pillow's names of the formats read, whatever a file's suffix: some others start programs or read further files."""
+MOST_PIXELS = 2**26
+"""Largest image, 8192×8192: a header of a hundred bytes may claim any size."""
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `opened` has its own limit
+
 # Exceptions that Pillow raises for truncated or damaged files, depending on the format.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """An open image. Raises MetasegError naming the file if it turns out to be damaged, also while it is decoded."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            require_size(path, *image.size)
             yield image
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MetasegError(f"cannot read {path}: {reason}; replace it with a fresh copy, or remove it") from error
+
+
+def require_size(path: Path, *sides: int, most: int = MOST_PIXELS) -> None:
+    """Refuse an image or volume that is too large, by what its header says of its sides.
+
+    Raises:
+        MetasegError: if it has more than `most` pixels.
+    """
+    if math.prod(sides) > most:
+        raise MetasegError(
+            f"cannot read {path}: it says that it has {'×'.join(map(str, sides))} pixels, and the limit is "
+            f"{most / 1e6:.0f} million; replace it with a smaller copy, or remove it"
+        )
 
 
 def open_image(path: Path, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:

@@ -10,11 +10,18 @@ UTF-8, separated by commas, or by semicolons if the first line has no comma.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from metaseg.errors import MetasegError
+from metaseg.documents import text_of
+from metaseg.errors import MetasegError, shown
+
+MOST_LINES = 200_000
+"""Longest CSV file: more images than any dataset of this kind has."""
+MOST_BYTES = 2**26
+"""Largest CSV file, some 330 bytes a line."""
 
 
 class CsvLine(NamedTuple):
@@ -33,14 +40,13 @@ def read(file: Path) -> list[CsvLine]:
     """
     try:
         # utf-8-sig: spreadsheet programs write a byte-order mark.
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            first = lines.readline()
-            lines.seek(0)
-            return list(_rows(file, csv.DictReader(lines, delimiter="," if "," in first else ";", strict=True)))
+        text = text_of(file, MOST_BYTES, "utf-8-sig")
+        delimiter = "," if "," in text.partition("\n")[0] else ";"
+        return list(_rows(file, csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)))
     except OSError as error:
         raise MetasegError(f"cannot read {file}: {error.strerror}; correct `pairs` or the file") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise MetasegError(f"{file} is not a UTF-8 CSV file: {error}; save it as one") from error
+    except (csv.Error, ValueError) as error:
+        raise MetasegError(f"{file} is not a UTF-8 CSV file of images and masks: {error}; save it as one") from error
 
 
 def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[CsvLine]:
@@ -49,15 +55,28 @@ def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[CsvLine]:
     if missing := [name for name in ("image", "mask") if name not in columns]:
         raise MetasegError(
             f"{file} should begin with a header line of the columns image, mask and, optionally, group and id; "
-            f"{', '.join(missing)} is missing, found {', '.join(columns) or 'nothing'}"
+            f"{', '.join(missing)} is missing, found {shown(', '.join(columns))}"
         )
     for line in table:
+        if table.line_num > MOST_LINES:
+            raise ValueError(f"it has more than {MOST_LINES} lines")
         values = {name: (line[name] or "").strip() for name in ("image", "mask", "group", "id") if name in columns}
         if not values["image"] or not values["mask"]:
             raise MetasegError(
-                f"{file}, line {table.line_num}, should name an image and a mask, found {values['image'] or 'nothing'} "
-                f"and {values['mask'] or 'nothing'}: complete or remove the line"
+                f"{file}, line {table.line_num}, should name an image and a mask, found {shown(values['image'])} "
+                f"and {shown(values['mask'])}: complete or remove the line"
             )
+        image, mask = (_path(file, table.line_num, values[key]) for key in ("image", "mask"))
         name = values.get("id") or PurePosixPath(values["image"]).with_suffix("").as_posix()
-        image, mask = (file.parent / Path(values[key]).expanduser() for key in ("image", "mask"))
         yield CsvLine(name, image, mask, values.get("group") or None)
+
+
+def _path(file: Path, line: int, written: str) -> Path:
+    """A path as written, from the CSV file's folder on."""
+    try:
+        path = Path(written).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise ValueError(f"line {line} names {shown(written)} ({error})") from error
+    if not path.name:
+        raise ValueError(f"line {line} names {shown(written)}, which cannot be a file")
+    return file.parent / path

@@ -1,5 +1,6 @@
 """Checkpoints: the network they belong to, and loading them."""
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from torch import nn
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.networks.build import fingerprint
+from metaseg.networks.weight_files import require_uncompressed
 from metaseg.networks.weights_record import WeightsRecord
 
 
@@ -38,6 +40,7 @@ def take_over_origin(network: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """
     expected, found = fingerprint(network), checkpoint.get("architecture", "an unknown network")
     if expected != found:
+        found = reprlib.repr(found)  # of a foreign file
         raise MetasegError(
             f"Expected a checkpoint of the configured network ({expected}), found {found}; "
             "set model and model.features as in the run that wrote it."
@@ -56,17 +59,24 @@ def load_weights(module: HasNetwork, path: Path) -> None:
     restore(module, read_checkpoint(path))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """The content of a checkpoint; nothing in the file is executed.
 
     Raises:
         MetasegError: if the file is not a checkpoint.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        require_uncompressed(path)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # the unpickler may raise anything on a foreign file
+        # The first line alone, as torch's message goes on to suggest loading such files unsafely.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise MetasegError(f"Expected a metaseg checkpoint, but {path} cannot be read: {reason}.") from error
+        raise MetasegError(
+            f"Expected a metaseg checkpoint, but {path} is something else or damaged: {reason[:200]}; name a run "
+            "directory of train.py, or its best.ckpt."
+        ) from error
+    if not isinstance(state, dict):
+        raise MetasegError(f"Expected a metaseg checkpoint in {path}, found a {type(state).__name__} in it.")
     return state
 
 

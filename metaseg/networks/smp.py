@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -149,7 +150,8 @@ def require_encoder(encoder: str) -> None:
         MetasegError: smp does not have it; the message suggests similar names.
     """
     known = smp.encoders.get_encoder_names()
-    if encoder not in known and not encoder.startswith("tu-"):
+    # Not tu-hf-hub:NAME or tu-local-dir:PATH, from which timm would fetch: the settings may be of a foreign file.
+    if encoder not in known and not re.fullmatch(r"tu-[\w.-]+", encoder):
         close = difflib.get_close_matches(encoder, known, n=5, cutoff=0.4)
         raise MetasegError(
             f"Expected model.encoder to be one of smp's {len(known)} encoders, found {encoder!r}: did you mean "

@@ -1,6 +1,7 @@
 """Safe reading of weight files: no code in them is executed."""
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,12 +110,26 @@ def cached_download(url: str) -> Path:
     return path
 
 
+def require_uncompressed(path: Path) -> None:
+    """Refuse a file of torch.save, a zip file, with compressed members: torch.save writes none, and they could grow.
+
+    Raises:
+        ValueError: if it has any.
+        OSError, zipfile.BadZipFile: if it cannot be read.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
+                raise ValueError("it has compressed members, unlike files of torch.save")
+
+
 def _safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _pickled(path: Path) -> Any:
+    require_uncompressed(path)
     found = torch.load(path, map_location="cpu", weights_only=True)
     for key in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):

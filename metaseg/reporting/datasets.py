@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from metaseg.data import catalogue
+from metaseg.documents import read_json
 from metaseg.errors import MetasegError
 from metaseg.reporting.exports import escaped
 from metaseg.runs.directory import replacing, write_csv
@@ -25,7 +23,9 @@ def read_datasets(folder: Path) -> list[dict[str, str]]:
     """
     path = folder / DATASETS
     try:
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
+        if not (isinstance(found, dict) and all(isinstance(row, dict) for row in found.values())):
+            raise ValueError("it is no object of objects")
     except (OSError, ValueError) as error:
         raise MetasegError(f"Expected the output of experiment=table1, but {path} cannot be read: {error}.") from error
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from metaseg.documents import text_of
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import Result
@@ -18,6 +20,8 @@ from metaseg.runs.result import Result
 REPORT = "report"
 """Report folder, inside the folder of runs."""
 
+MOST_BYTES = 2**27
+"""Largest table, unpacked: a million scores."""
 _COLUMNS = ("dataset", "image", "draw", "dsc_after")
 
 
@@ -144,7 +148,7 @@ def read_run(path: Path, name: str) -> Run:
     metrics = None
     if directory.metrics.is_file():
         try:
-            metrics = pd.read_csv(directory.metrics)
+            metrics = pd.read_csv(io.StringIO(text_of(directory.metrics, MOST_BYTES)))
         except (OSError, ValueError) as error:
             raise MetasegError(f"expected a table, but {directory.metrics} cannot be read ({error})") from error
     return Run(name, directory, result, scores, metrics)
@@ -166,8 +170,8 @@ def _read_scores(directory: RunDirectory) -> pd.DataFrame:
     if not path.is_file():
         raise MetasegError(f"expected the scores {path} (or .csv.gz), found none; run the evaluation again")
     try:
-        table = pd.read_csv(path, dtype={"image": str, "dataset": str})
-    except (OSError, ValueError, EOFError) as error:  # gzip's BadGzipFile is an OSError
+        table = pd.read_csv(io.StringIO(text_of(path, MOST_BYTES)), dtype={"image": str, "dataset": str})
+    except (OSError, ValueError) as error:
         raise MetasegError(f"expected a table of scores, but {path} cannot be read ({error})") from error
     lacking = [column for column in _COLUMNS if column not in table]
     if lacking:

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from metaseg.documents import read_json, read_yaml
 from metaseg.errors import MetasegError
 from metaseg.runs.result import Cost, PretrainingResult, Result, checked, plain, read
 
@@ -146,15 +147,37 @@ class RunDirectory:
         with replacing(self.config) as path:
             OmegaConf.save(OmegaConf.create(dict(settings)), path)
 
+    def read_config(self) -> dict[str, Any]:
+        """Read config.yaml.
+
+        Raises:
+            MetasegError: it is missing, damaged, or something else.
+        """
+        try:
+            found = read_yaml(self.config)
+        except (OSError, ValueError) as error:
+            raise MetasegError(f"Expected the settings of a run, but {self.config} cannot be read: {error}.") from error
+        if not isinstance(found, dict):
+            raise MetasegError(f"Expected the settings of a run in {self.config}, found none.")
+        return found
+
     def write_compute(self, found: Cost) -> None:
         """Write compute.json."""
         write_json(self.compute, plain(found))
 
     def read_compute(self) -> Cost | None:
-        """Read compute.json; None if nothing was trained, or by an earlier version."""
+        """Read compute.json; None if nothing was trained, or by an earlier version.
+
+        Raises:
+            MetasegError: it is damaged.
+        """
         if not self.compute.is_file():
             return None
-        return checked(Cost, json.loads(self.compute.read_text(encoding="utf-8")), self.compute)
+        try:
+            found = read_json(self.compute)
+        except (OSError, ValueError) as error:
+            raise MetasegError(f"Expected the cost of training, but {self.compute} cannot be read: {error}.") from error
+        return checked(Cost, found, self.compute)
 
     def write_result(self, result: Result | PretrainingResult) -> None:
         """Write result.json."""

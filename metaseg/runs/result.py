@@ -6,7 +6,6 @@ Fields have the same order as in the file, most important first.
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from metaseg.documents import read_json
 from metaseg.errors import MetasegError
 
 VERSION: Literal[1] = 1
@@ -217,10 +217,12 @@ class PretrainingResult(ResultPart):
 
 class _Learner(ResultPart):
     name: str
+    network: dict[str, Any] | None = None
 
 
 class _Settings(ResultPart):
     learner: _Learner
+    model: dict[str, Any] | None = None
     shots: int
     seed: int
 
@@ -244,7 +246,7 @@ def read(path: Path) -> Result:
         MetasegError: it is missing, not JSON, of a later version, or a key is invalid.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         raise MetasegError(
             f"expected a finished run with {path}, found none: name the directory of a finished run"

@@ -6,6 +6,7 @@ new learner needs no change here.
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
@@ -39,6 +40,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+WIDEST = 256
+"""Largest width of a network's first level: eight times the paper's, some 500 million parameters."""
+Width = Annotated[int, Field(ge=1, le=WIDEST)]
 WorkingSize = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -291,11 +295,13 @@ class Model(Group):
     name: Literal["attention_unet", "unet", "pretrained", "smp"] = setting("kind of network")
     init: Initial = setting("initial weights")
     init_path: Path | None = optional("file with brain-MRI weights; null: torch hub's")
-    features: Count = optional("width of the first level", 32)
+    features: Width = optional("width of the first level", 32)
     arch: str = optional("smp's name of the architecture", "Unet")
     encoder: str = optional("smp's name of the encoder", "resnet18")
     encoder_weights: Path | None = optional("encoder weights: package, imagenet or a file; null: random")
-    widths: list[Count] = optional("widths of the decoder's levels, coarsest first", [])
+    widths: list[Annotated[int, Field(ge=1, le=16 * WIDEST)]] = optional(
+        "widths of the decoder's levels, coarsest first", []
+    )
     norm: Annotated[Norms, BeforeValidator(_both)] = setting("batch-norm statistics by part")
     recipe: ModelRecipe | None = optional("settings used by protocol=tuned")
 
@@ -468,7 +474,7 @@ class Slices(Group):
 class Width(Group):
     """The U-Net."""
 
-    features: Count = setting("width of the first level")
+    features: Width = setting("width of the first level")
 
 
 class Adam(Group):
@@ -585,7 +591,7 @@ def checked(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
         wrong: dict[str, tuple[list[str], str, str]] = {}
         for one in error.errors():
             path = _path(kind, one["loc"])
-            found = "nothing" if one["type"] == "missing" else repr(one["input"])
+            found = "nothing" if one["type"] == "missing" else reprlib.repr(one["input"])
             wrong.setdefault(".".join(path), (path, found, one["type"]))
         raise MetasegError(" ".join(_sentence(kind, *one) for one in wrong.values())) from None
     valid._plain = dict(settings)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from metaseg.documents import read_json
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, replacing
 from metaseg.sweeps.jobs import LOG, last_line
@@ -124,7 +125,7 @@ def _age(directory: RunDirectory) -> str:
 
 def _remembered(root: Path) -> list[str]:
     try:
-        names = json.loads((root / CELLS).read_text(encoding="utf-8"))
+        names = read_json(root / CELLS)
     except (OSError, ValueError):
         return []
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
@@ -38,6 +36,9 @@ def status_of(directory: RunDirectory, settings: Mapping[str, Any]) -> Status:
     """The status of the cell in `directory`, given its resolved `settings`.
 
     A setting that only one of the two has was added or removed between versions and is ignored.
+
+    Raises:
+        MetasegError: if the settings of a run that was begun cannot be read.
     """
     try:
         result = directory.read_result()
@@ -48,7 +49,7 @@ def status_of(directory: RunDirectory, settings: Mapping[str, Any]) -> Status:
         return Status(State.OTHER, differences=apart) if apart else Status(State.FINISHED)
     last = directory.last
     if last.is_file() and directory.config.is_file():
-        apart = differences(OmegaConf.to_container(OmegaConf.load(directory.config)), settings)  # type: ignore[arg-type]
+        apart = differences(directory.read_config(), settings)
         return Status(State.OTHER, differences=apart) if apart else Status(State.BEGUN, steps=_steps(last))
     return Status(State.NEW)
 
@@ -64,9 +65,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ..
 
 
 def _steps(checkpoint: Path) -> int:
-    import torch
+    from metaseg.learners.checkpoints import read_checkpoint
 
     try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception:  # damaged: resuming the run reports the problem
+        return int(read_checkpoint(checkpoint, mmap=True)["global_step"])
+    except (MetasegError, LookupError, TypeError, ValueError):  # damaged: resuming the run reports the problem
         return 0

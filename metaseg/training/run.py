@@ -11,7 +11,7 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metaseg import tracking
 from metaseg.data.module import EpisodicData
@@ -326,7 +326,7 @@ def begin(directory: RunDirectory, settings: schema.Run | schema.Pretraining, re
     """Create the directory and write config.yaml; on resuming, print changed settings. The new values apply."""
     directory.create()
     if resumed and directory.config.is_file():
-        old, new = leaves(OmegaConf.to_container(OmegaConf.load(directory.config))), leaves(settings.plain)
+        old, new = leaves(directory.read_config()), leaves(settings.plain)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and key != "ckpt_path":
                 print(f"resuming with {key}={new.get(key)} (was {old.get(key)})")

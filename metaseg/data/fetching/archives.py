@@ -7,8 +7,14 @@ outside the folder, links, devices and encrypted members, and archives that grow
 
 from __future__ import annotations
 
+import bz2
+import errno
+import gzip
+import lzma
+import os
 import shutil
 import stat
+import struct
 import subprocess
 import tarfile
 import tempfile
@@ -24,6 +30,8 @@ from metaseg.errors import MetasegError
 MOST_MEMBERS = 200_000
 GROWTH = 100
 """Largest expansion factor of an archive: bitmaps of masks expand 40 times, a zip bomb 1000 times."""
+LONGEST_NAME = 255
+"""Bytes of a file's name, in all common file systems."""
 ALWAYS = 2**26
 """Unpacked size in bytes that is always allowed."""
 
@@ -38,6 +46,10 @@ TOOLS: dict[str, Callable[[Path, Path], list[str]]] = {
 
 _MAGIC = {b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"Rar!\x1a\x07": "rar", b"\x1f\x8b": "tar", b"BZh": "tar"}
 _BLOCK = 2**20
+
+
+_DAMAGED = (zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, struct.error)
+"""What the readers of compressed files raise for damaged ones, besides OSErrors without a reason of the system."""
 
 
 class DamagedError(MetasegError):
@@ -65,7 +77,12 @@ def unpack(archive: Path, target: Path) -> None:
             caller removes what was written.
         OSError: the disk is full or not writable.
     """
-    {"zip": _unpack_zip, "tar": _unpack_tar, "rar": _unpack_by_tool}[kind(archive)](archive, target)
+    try:
+        {"zip": _unpack_zip, "tar": _unpack_tar, "rar": _unpack_by_tool}[kind(archive)](archive, target)
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # a seek to an offset that cannot be
+            raise
+        raise _damaged(archive, error) from error
 
 
 def _limit(archive: Path) -> int:
@@ -84,19 +101,21 @@ def _check_path(archive: Path, name: str) -> None:
     outside = path.is_absolute() or windows.anchor or ".." in path.parts or ".." in windows.parts
     if outside or "\0" in name:
         raise _refuse(archive, name, "has a path outside the folder")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise _refuse(archive, name, f"has a name of more than {LONGEST_NAME} bytes")
 
 
-def _check_sizes(archive: Path, sizes: list[int]) -> None:
+def _check_sizes(archive: Path, members: int, size: int) -> None:
     limit = _limit(archive)
-    if len(sizes) > MOST_MEMBERS or sum(sizes) > limit:
+    if members > MOST_MEMBERS or size > limit:
         raise MetasegError(
-            f"{archive.name} was refused: its {len(sizes)} members would take {sum(sizes) / 2**20:,.0f} MiB, expected "
+            f"{archive.name} was refused: its {members} members would take {size / 2**20:,.0f} MiB, expected "
             f"at most {MOST_MEMBERS} members and {limit / 2**20:,.0f} MiB for an archive of its size"
         )
     free = shutil.disk_usage(archive.parent).free
-    if sum(sizes) > free:
+    if size > free:
         raise MetasegError(
-            f"{archive.name} needs {sum(sizes) / 2**20:,.0f} MiB unpacked, but {archive.parent} has "
+            f"{archive.name} needs {size / 2**20:,.0f} MiB unpacked, but {archive.parent} has "
             f"only {free / 2**20:,.0f} MiB left: free some space and repeat the command"
         )
 
@@ -117,40 +136,59 @@ def _unpack_zip(archive: Path, target: Path) -> None:
                     raise _refuse(archive, member.filename, "is a link or a device")
                 if member.flag_bits & 1:
                     raise _refuse(archive, member.filename, "is encrypted")
-            _check_sizes(archive, [member.file_size for member in members])
+            _check_sizes(archive, len(members), sum(member.file_size for member in members))
             for member in members:
                 if member.is_dir():
                     (target / member.filename).mkdir(parents=True, exist_ok=True)
                 else:
                     with file.open(member) as source:
                         _write(archive, target, member.filename, source)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, *_DAMAGED) as error:
         raise _damaged(archive, error) from error
 
 
 def _unpack_tar(archive: Path, target: Path) -> None:
     try:
-        with tarfile.open(archive) as file:
+        with _opened(archive) as content, tarfile.open(fileobj=_Pieces(content), mode="r:") as file:
             for member in _checked(archive, file):
                 file.extract(member, target, set_attrs=False, filter="data")
     except tarfile.FilterError as error:
         raise _refuse(archive, error.tarinfo.name, "has a path outside the folder") from error
     except (FileExistsError, NotADirectoryError):
         raise _refuse(archive, member.name, "occurs twice") from None
-    except (tarfile.TarError, zlib.error, EOFError) as error:
+    except (tarfile.TarError, *_DAMAGED) as error:
         raise _damaged(archive, error) from error
+
+
+def _opened(archive: Path) -> IO[bytes]:
+    with archive.open("rb") as file:
+        start = file.read(2)
+    return {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(start, open)(archive, "rb")  # type: ignore
+
+
+class _Pieces:
+    """A file for tarfile, which would read a header of any length, such as a name of a gigabyte, into memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes: contents are read piece by piece."""
+        if size > _BLOCK:
+            raise tarfile.ReadError(f"a header has {size} bytes, and the limit is {_BLOCK}")
+        return self._read(size)
 
 
 def _checked(archive: Path, file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Check and yield the members in order; the size of a compressed tar is only known as it is read."""
-    sizes: list[int] = []
-    for member in file:
+    size = 0
+    for number, member in enumerate(file, 1):
         _check_path(archive, member.name)
         if not (member.isfile() or member.isdir()) or member.issparse():
             raise _refuse(archive, member.name, "is a link or a device")
-        sizes.append(member.size)
-        if len(sizes) % 1000 == 1 or sum(sizes) > _limit(archive):
-            _check_sizes(archive, sizes)
+        size += member.size
+        if number % 1000 == 1 or size > _limit(archive):
+            _check_sizes(archive, number, size)
         yield member
 
 

@@ -58,6 +58,7 @@ from metaseg.data.fetching import archives
 from metaseg.data.mri import volumes
 from metaseg.errors import MetasegError
 from metaseg.learners.checkpoints import origin
+from metaseg.networks import encoder_unet, smp  # noqa: F401 (else each child imports them when a file names them)
 from metaseg.networks.weight_files import read_weights
 from metaseg.reporting.runs import read_runs
 from metaseg.runs import schema
@@ -65,7 +66,7 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.sweeps.overview import look
 from metaseg.sweeps.status import status_of
 
-SECONDS, MEMORY, ADDRESSES = 20, 1.5 * 2**30, 8 * 2**30
+SECONDS, MEMORY, ADDRESSES = 60, 3 * 2**30, 12 * 2**30
 """For one file: seconds, bytes of resident memory, bytes of address space."""
 Seeds = dict[str, bytes]
 """File name → content."""

@@ -41,6 +41,8 @@ def read(file: Path) -> list[CsvLine]:
     try:
         # utf-8-sig: spreadsheet programs write a byte-order mark.
         text = text_of(file, MOST_BYTES, "utf-8-sig")
+        if text.count("\n") > MOST_LINES:
+            raise ValueError(f"it has more than {MOST_LINES} lines")
         delimiter = "," if "," in text.partition("\n")[0] else ";"
         return list(_rows(file, csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)))
     except OSError as error:
@@ -58,8 +60,6 @@ def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[CsvLine]:
             f"{', '.join(missing)} is missing, found {shown(', '.join(columns))}"
         )
     for line in table:
-        if table.line_num > MOST_LINES:
-            raise ValueError(f"it has more than {MOST_LINES} lines")
         values = {name: (line[name] or "").strip() for name in ("image", "mask", "group", "id") if name in columns}
         if not values["image"] or not values["mask"]:
             raise MetasegError(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from metaseg.documents import text_of
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, shown
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import Result
 
@@ -150,7 +150,7 @@ def read_run(path: Path, name: str) -> Run:
         try:
             metrics = pd.read_csv(io.StringIO(text_of(directory.metrics, MOST_BYTES)))
         except (OSError, ValueError) as error:
-            raise MetasegError(f"expected a table, but {directory.metrics} cannot be read ({error})") from error
+            raise MetasegError(f"expected a table, but {directory.metrics} cannot be read ({shown(error)})") from error
     return Run(name, directory, result, scores, metrics)
 
 
@@ -172,7 +172,7 @@ def _read_scores(directory: RunDirectory) -> pd.DataFrame:
     try:
         table = pd.read_csv(io.StringIO(text_of(path, MOST_BYTES)), dtype={"image": str, "dataset": str})
     except (OSError, ValueError) as error:
-        raise MetasegError(f"expected a table of scores, but {path} cannot be read ({error})") from error
+        raise MetasegError(f"expected a table of scores, but {path} cannot be read ({shown(error)})") from error
     lacking = [column for column in _COLUMNS if column not in table]
     if lacking:
         raise MetasegError(f"expected the columns {', '.join(_COLUMNS)} in {path}, but {', '.join(lacking)} is missing")

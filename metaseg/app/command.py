@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from metaseg.app import arrivals
 from metaseg.errors import MetasegError, needs
 from metaseg.runs import schema
 
@@ -47,6 +48,7 @@ def run(config: DictConfig) -> None:
             with serving(sessions, settings.port, settings.browser) as address:
                 print(f"page        {address}\nimages      {folder}, until the page is closed\nstop        Ctrl+C")
                 while not stopped.wait(_SWEEP):
+                    sessions.forget()
                     sessions.sweep()
         finally:
             sessions.end_all()
@@ -68,11 +70,16 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
     # Gradio reads these on import and when the page is built: no telemetry, uploads in our folder.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.folder)
+    from starlette.middleware import Middleware
+
     from metaseg.app.page import CSS, build, theme
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio's own requests at startup
     logging.getLogger("uvicorn.error").addFilter(_but_for_removed_files)
     page = build(sessions)
+    limits = sessions.limits
+    # All images at once, or one of gradio's own files.
+    largest = max(limits.max_images * limits.max_mb * 2**20, _LARGEST) + _LARGEST
     try:
         _, address, _ = page.launch(
             server_name=HOST,
@@ -83,10 +90,11 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
             quiet=True,
             show_error=False,
             footer_links=[],
-            max_file_size=max(int(sessions.limits.max_mb * 2**20), _LARGEST),
+            max_file_size=max(int(limits.max_mb * 2**20), _LARGEST),
             ssr_mode=False,
             enable_monitoring=False,
             mcp_server=False,
+            app_kwargs={"middleware": [Middleware(arrivals.Bounded, largest, arrivals.SECONDS)]},
             theme=theme(),
             css=CSS,
         )

@@ -433,6 +433,8 @@ def _marks(painted: dict[str, Any] | None) -> np.ndarray:
     """What is painted as marks, uint8 of the shape of FRAME; 0 without a layer."""
     marks = np.zeros(FRAME, np.uint8)
     for layer in map(np.asarray, (painted or {}).get("layers", [])):
+        if layer.shape != (*FRAME, 4):
+            raise MetasegError("The painting has another size than the canvas; select the image again.")
         marks[layer[..., 3] > _COVERED] = INSIDE
         marks[(layer[..., 3] > _COVERED) & (layer[..., 2] > _BLUE)] = OUTSIDE
     return marks

@@ -1,4 +1,4 @@
-"""One session per open page, removed when the page is closed."""
+"""One session per open page, removed when the page is closed, or has been left alone for long."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from filelock import FileLock, Timeout
 from metaseg.app.collection import SESSION
 from metaseg.app.session import Network, Session
 from metaseg.app.uploads import Limits
+from metaseg.errors import MetasegError
 
 _PREFIX = "metaseg-app-"
 _LOCK = "lock"
 _UNUSED = 600.0  # seconds
+FORGOTTEN = 12 * 3600.0
+"""Seconds after which the session of a page that nobody uses is removed: half a day, so no lunch or meeting ends it."""
 
 
 class Sessions:
@@ -35,11 +38,22 @@ class Sessions:
         self.limits = limits
         self.folder = folder
         self._of: dict[str, Session] = {}
+        self._used: dict[str, float] = {}
+        self._forgotten: set[str] = set()
         self._lock = threading.Lock()
 
     def of(self, key: str) -> Session:
-        """The session of a page, created if missing."""
+        """The session of a page, created if missing.
+
+        Raises:
+            MetasegError: if it was forgotten.
+        """
         with self._lock:
+            if key in self._forgotten:
+                raise MetasegError(
+                    f"This page was left alone for {FORGOTTEN / 3600:g} hours, so its images were removed; reload it."
+                )
+            self._used[key] = time.monotonic()
             if key not in self._of:
                 self._of[key] = Session(self.network, self.limits, self.folder)
             return self._of[key]
@@ -48,6 +62,8 @@ class Sessions:
         """Remove a page's images and masks."""
         with self._lock:
             session = self._of.pop(key, None)
+            self._used.pop(key, None)
+            self._forgotten.discard(key)
         if session is not None:
             session.close()
             self.sweep(_UNUSED if self._of else 0)
@@ -65,6 +81,14 @@ class Sessions:
             with suppress(OSError):
                 if now - path.stat().st_mtime >= older_than:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def forget(self) -> None:
+        """End the sessions of pages that nobody has used for `FORGOTTEN`."""
+        with self._lock:
+            old = [key for key, used in self._used.items() if time.monotonic() - used >= FORGOTTEN]
+        for key in old:
+            self.end(key)
+            self._forgotten.add(key)
 
     def end_all(self) -> None:
         """Remove everyone's."""

@@ -27,7 +27,7 @@ _LONGEST_WORD = 30
 TITLE = "# Segment images from a few marked examples"
 PRIVACY = (
     "Everything stays on this computer. Images are kept in a temporary folder and deleted when you close or reload "
-    "this page: download your results first. For research, not for diagnosis."
+    "this page, or leave it alone for half a day: download your results first. For research, not for diagnosis."
 )
 YOUR_WORD = "What do you want to segment?"
 LABEL = "Label (for label maps; empty: everything but the background)"

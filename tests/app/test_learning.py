@@ -100,6 +100,8 @@ def test_a_painting_is_read_in_the_colours_it_was_painted_in(session, upload, pa
     over[(layer[..., 3] > 0) & (layer[..., 2] == 0), :3] = np.add([255, 235, 0], 2 * np.array([230, 0, 255])) // 3
     swapped = np.array([0, OUTSIDE, INSIDE])[picture.drawn()]
     assert (page._marks({"layers": [over]}) == swapped).all()
+    with pytest.raises(MetasegError, match="size"):
+        page._marks({"layers": [layer[:5]]})
 
 
 def test_what_was_learnt_is_kept_and_used_elsewhere(session, other, upload, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 import zipfile
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny_run import limits_fixture, network_fixture, painted_fixture, run_fixtu
 from metaseg.app import texts
 from metaseg.app.picture import FRAME
 from metaseg.app.session import Network, Session
-from metaseg.app.sessions import Sessions, temporary_folder
+from metaseg.app.sessions import FORGOTTEN, Sessions, temporary_folder
 from metaseg.app.uploads import Limits
 from metaseg.errors import MetasegError
 
@@ -392,3 +393,19 @@ def test_the_least_confident_come_first_on_request(session, upload):
     names = [picture.name for picture in session.ordered()]
     assert names[:2] == session.doubtful()
     assert sorted(names[2:]) == ["case0", "case1"]
+
+
+def test_the_session_of_a_forgotten_page_is_removed(network, limits, tmp_path, upload, monkeypatch):
+    sessions = Sessions(network, limits, tmp_path)
+    forgotten, used = sessions.of("forgotten"), sessions.of("used")
+    forgotten.add_images(upload("image", 0))
+    later = time.monotonic() + FORGOTTEN
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert sessions.of("used") is used
+    sessions.forget()
+    assert not forgotten.folder.exists()
+    assert used.folder.exists()
+    with pytest.raises(MetasegError, match="12 hours"):
+        sessions.of("forgotten")
+    sessions.end("forgotten")  # the page is closed at last
+    assert sessions.of("forgotten").folder.exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.loader import SafeLoader  # the one in Python, whose methods can be overridden
 
 MOST_YAML = 2**18
 """Largest YAML file in bytes, twenty times a run's settings; reading one of this size takes a second."""
@@ -19,7 +20,7 @@ _INVALID = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, 
 """What PyYAML raises: "!!int x", "2001-99-99" and "!!bool x" each end in an error of another type."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """Builds plain containers alone, without aliases: nine lists of nine aliases each would hold 9⁹ values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

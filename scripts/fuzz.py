@@ -593,9 +593,7 @@ def serve(reader: Callable[[Path], Any], pipe: Connection) -> None:
             said = "read"
         except MetasegError as error:
             said = "refused" if "\n" not in str(error) and len(str(error)) < 1500 else f"not a sentence\n{error}"
-            said = (
-                "MemoryError behind a sentence" if any(isinstance(one, MemoryError) for one in causes(error)) else said
-            )
+            said = "MemoryError behind a sentence" if any(map(large, causes(error))) else said
         except BaseException as error:
             ours = [one for one in traceback.extract_tb(error.__traceback__) if "/metaseg/" in one.filename]
             where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "fuzz.py"
@@ -603,6 +601,12 @@ def serve(reader: Callable[[Path], Any], pipe: Connection) -> None:
         if resident("VmHWM") - before > MEMORY:
             said = f"{(resident('VmHWM') - before) / 2**30:.1f} GiB, {said}"
         pipe.send("code was executed" if Path("executed").exists() else said)
+
+
+def large(error: BaseException) -> bool:
+    """Whether memory was asked for that might have been used; that for a part of a file is not, unless it is there."""
+    line = traceback.extract_tb(error.__traceback__)[-1].line if error.__traceback__ else None
+    return isinstance(error, MemoryError) and ".read(" not in (line or "")
 
 
 def resident(name: str) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 from metaseg import configuration
 from metaseg.adapting import model_file
 from metaseg.adapting.model import Model
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, shown
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import read_checkpoint, restore
@@ -135,7 +135,7 @@ def _own_classes(settings: Mapping[str, Any]) -> None:
         kind = get_class(name) if re.fullmatch(rf"metaseg\.{room}\.\w+\.[A-Z]\w*", name) else object
         if not (issubclass(kind, base) and kind.__module__.startswith(f"metaseg.{room}.")):
             raise MetasegError(
-                f"Expected settings of a run of train.py with a learner and network of metaseg, found {name[:200]!r}; "
+                f"Expected settings of a run of train.py with a learner and network of metaseg, found {shown(name)}; "
                 "it was not executed, and the file may be malicious."
             )
     for key, value in (network or {}).items():

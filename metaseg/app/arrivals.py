@@ -27,6 +27,7 @@ class Bounded:
         self.application, self.largest, self.seconds = application, largest, seconds
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on, and its body as far as it is in bounds."""
         if scope["type"] != "http":
             await self.application(scope, receive, send)
             return

@@ -240,7 +240,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `o
 # Exceptions that Pillow raises for truncated or damaged files, depending on the format.
 DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, MemoryError),  # a part that claims to be of exabytes
 )
 
 

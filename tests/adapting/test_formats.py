@@ -1,10 +1,13 @@
 """Volumes, DICOM-SEG and deep images: files as other programs write them."""
 
+import gzip
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_files import PIXELS, dicom, save
 
+from metaseg.adapting import formats
 from metaseg.adapting.files import annotated_in, images_in, truth_in
 from metaseg.adapting.masks import foregrounds
 from metaseg.errors import MetasegError
@@ -196,3 +199,57 @@ def test_masks_of_dicom_without_segments_are_label_maps(tmp_path):
     dicom(tmp_path / "masks" / "a.dcm", np.ascontiguousarray(SLICES[1]))
     assert (masks_of(annotated_in(tmp_path), label=2)[0] == (SLICES[1] == 2)).all()
     assert Image.open(tmp_path / "images" / "a.png").size == SLICES[1].shape[::-1]
+
+
+def refused(path, **details):
+    """One line that names the file, for it as an image and as a mask."""
+    for read in (formats.read, formats.read_mask):
+        with pytest.raises(MetasegError, match=path.name) as caught:
+            read(path, **details)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_volume_that_claims_a_huge_size_is_refused(tmp_path):
+    path = nifti(tmp_path / "a.nii.gz", VOLUME)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    for size, sides in ((b"\xff\x7f", slice(42, 46)), (b"\x20\x00", slice(42, 46))):  # 32767×32767; 32×32: lies, too
+        content[sides] = size * 2
+        path.write_bytes(gzip.compress(bytes(content)))
+        refused(path)
+
+
+def test_pages_that_claim_a_huge_size_or_lack_parts_are_refused(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.ones((2, 64, 64), np.uint8), photometric="minisblack", rowsperstrip=16)
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    refused(path, page=1)
+    height = content.index(b"\x01\x01")  # ImageLength
+    path.write_bytes(content[: height + 7] + (2**31).to_bytes(4, "little") + content[height + 11 :])
+    refused(path, page=0)
+
+
+def test_a_dicom_file_that_grows_or_claims_a_huge_size_is_refused(tmp_path, monkeypatch):
+    pydicom = pytest.importorskip("pydicom")
+    path = dicom(tmp_path / "a.dcm", PIXELS[..., 0], NumberOfFrames=2**20, Rows=2**15, Columns=2**15)
+    refused(path)
+    deflated = pydicom.dcmread(dicom(path, PIXELS[..., 0]))
+    deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    deflated.save_as(path, enforce_file_format=True)
+    assert formats.read(path).shape == PIXELS.shape
+    monkeypatch.setattr(formats, "MOST_INFLATED", 100)
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    "syntax", ["MPEG2MPML", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless", "SMPTEST211030PCMDigitalAudio"]
+)
+def test_dicom_of_another_transfer_syntax_than_its_pixels_is_refused(tmp_path, syntax):
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(dicom(tmp_path / "a.dcm", PIXELS[..., 0]))
+    dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    dataset.PixelData = pydicom.encaps.encapsulate([b"no image"])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    refused(tmp_path / "a.dcm")

@@ -1,6 +1,7 @@
 """metaseg.load and what it returns: loading, adapting to arrays, segmenting arrays."""
 
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -200,6 +201,52 @@ def test_no_foreign_class_is_made_from_settings(trained, tmp_path, where, node):
     with pytest.raises(MetasegError, match=r"found subprocess\.Popen"):
         metaseg.load(path)
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_target_": "metaseg.cli.program.Program"},
+        {"_target_": "metaseg.learners.base.torch.nn.Module"},
+        {"network": {"_target_": "metaseg.networks.pmg.PMGNetwork", "features": 2**20}},
+        {"network": {"_target_": "metaseg.networks.smp.LibraryNetwork", "encoder": "tu-hf-hub:somebody/network"}},
+    ],
+)
+def test_settings_of_a_file_build_nothing_but_networks_of_metaseg(trained, tmp_path, changes, monkeypatch):
+    monkeypatch.setattr("socket.socket", None)
+    state = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    state["settings"]["learner"] |= changes
+    torch.save(state, tmp_path / "a.ckpt")
+    with pytest.raises(MetasegError):
+        metaseg.load(tmp_path / "a.ckpt", "cpu")
+
+
+def test_compressed_checkpoints_are_refused(trained, tmp_path):
+    """torch.save writes none, and torch.load would unpack whatever they claim."""
+    written = tmp_path / "a.ckpt"
+    with (
+        zipfile.ZipFile(trained / "checkpoints" / "best.ckpt") as old,
+        zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(MetasegError, match="compressed"):
+        metaseg.load(written, "cpu")
+
+
+def test_a_network_wider_than_the_widest_is_refused(trained, tmp_path):
+    state = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    state["settings"]["model"]["features"] = 2**20
+    torch.save(state, tmp_path / "a.ckpt")
+    with pytest.raises(MetasegError, match=r"model\.features"):
+        metaseg.load(tmp_path / "a.ckpt", "cpu")
+
+
+@pytest.mark.parametrize("content", ["[" * 3000, "a: &a [*a]", "x", b"\xff"])
+def test_damaged_settings_of_a_run_are_named(trained, tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(MetasegError, match=r"config\.yaml"):
+        metaseg.load(tmp_path, "cpu")
 
 
 def test_refuses_a_checkpoint_without_weights(trained, tmp_path):

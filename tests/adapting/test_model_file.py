@@ -1,5 +1,6 @@
 """A trained model as one file: what `metaseg models build` writes and `metaseg.load` reads."""
 
+import json
 import shutil
 import sys
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import metaseg
 from metaseg.adapting import model_file
@@ -51,6 +54,18 @@ def test_damaged_files_are_refused(file, tmp_path, damage):
     path.write_bytes(damage(file.read_bytes()))
     with pytest.raises(MetasegError, match="damaged"):
         load(path, "cpu")
+
+
+@pytest.mark.parametrize("changes", [{"settings": None}, {"card": {"datasets": 1}}, {"card": None}, {"version": None}])
+def test_another_description_is_refused(file, tmp_path, changes):
+    with safe_open(file, framework="pt") as opened:
+        description = json.loads(opened.metadata()["metaseg-model"]) | changes
+    path = tmp_path / "other.safetensors"
+    save_file(
+        load_file(file), path, {"metaseg-model": json.dumps({k: v for k, v in description.items() if v is not None})}
+    )
+    with pytest.raises(MetasegError, match=r"other\.safetensors"):
+        model_file.lines(path)
 
 
 def test_build_trains_on_every_published_dataset_and_writes_the_file(trained, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -226,3 +228,32 @@ def test_real_datasets_are_found(name, most):
     pairs = layouts.find(get(name), os.environ["METASEG_DATA"])
     assert 0.99 * most <= len(pairs) <= most
     assert layouts.read_mask(pairs[0].mask).shape == layouts.read_image(pairs[0].image).shape[:2]
+
+
+def png(width, height, data=b""):
+    """A PNG file, right in all but its data: 1 bit a pixel."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part)) for kind, part in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+HOSTILE = {
+    "a huge size": png(60000, 60000),
+    "a large size": png(9000, 9000, zlib.compress(bytes(9000))),
+    "no data": png(8, 8),
+    "a format that starts a program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n",
+    "a format that names further files": b"\x9c\x9c" + bytes(600),
+    "a TIFF without a size": b"II*\0\x08\0\0\0\x01\0\x03\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0",
+    "a part of exabytes": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x01jp2h" + (2**62).to_bytes(8, "big"),
+}
+
+
+@pytest.mark.parametrize("read", [layouts.read_image, layouts.grey_mask])
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_images_are_refused(tmp_path, case, read, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)
+    (tmp_path / "a.png").write_bytes(HOSTILE[case])
+    with pytest.raises(MetasegError, match=r"cannot read .*a\.png"):
+        read(tmp_path / "a.png")

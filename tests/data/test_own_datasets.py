@@ -151,6 +151,10 @@ def test_all_that_is_wrong_with_a_csv_file_is_told_at_once(tmp_path):
         ("image,mask\na.jpg,\n", "line 2, should name an image and a mask, found a.jpg and nothing"),
         ('image,mask\n"a.jpg,b\n', "is not a UTF-8 CSV file"),
         (b"image,mask\n\xff\xfe,b\n", "is not a UTF-8 CSV file"),
+        ("image,mask\n/,b\n", "line 2"),
+        ("image,mask\n~no-such-user/a.png,b\n", "line 2"),
+        (f"image,mask\n{'x' * 200_000},b\n", "is not a UTF-8 CSV file"),
+        ("image,mask\n" + "a,b\n" * 200_001, "more than 200000 lines"),
     ],
 )
 def test_faulty_csv_files_are_refused(tmp_path, text, words):
@@ -158,6 +162,12 @@ def test_faulty_csv_files_are_refused(tmp_path, text, words):
     (tmp_path / "mine/pairs.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MetasegError, match=words):
         layouts.scan(describe(tmp_path, pairs="pairs.csv"), tmp_path)
+
+
+def test_a_name_too_long_for_a_file_is_missing(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/pairs.csv").write_text(f"image,mask\n{'x' * 300},b\n")
+    assert len(layouts.scan(describe(tmp_path, pairs="pairs.csv"), tmp_path).absent) == 2
 
 
 @pytest.mark.parametrize(

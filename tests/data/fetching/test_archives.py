@@ -50,6 +50,7 @@ HOSTILE = {
     "link": hostile_zip("link", b"/etc", stat.S_IFLNK | 0o777),
     "device": hostile_zip("pipe", b"", stat.S_IFIFO),
     "twice": hostile_zip("good.png"),
+    "long name": hostile_zip("x" * 300),
     "file as folder": hostile_zip("good.png/x.png"),
     "tar up": hostile_tar("../out.png"),
     "tar absolute": hostile_tar("/out.png"),
@@ -67,6 +68,25 @@ def test_hostile_archives_write_nothing(offered, tmp_path, case):
     assert hidden_and_archives(offered.root)[0] == []
     new = {path.name for path in set(tmp_path.rglob("*")) - set(before)}
     assert new <= {"data", "mine.yaml", "downloads", ".lock", "x.zip", "fetched.json"}
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_a_header_that_grows_is_refused_before_it_is_read(tmp_path, suffix):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode=f"w:{suffix}", format=tarfile.GNU_FORMAT) as file:
+        file.addfile(tarfile.TarInfo("x" * (archives._BLOCK + 1)))
+    (tmp_path / "x.tar").write_bytes(packed.getvalue())
+    with pytest.raises(archives.DamagedError, match="header"):
+        archives.unpack(tmp_path / "x.tar", tmp_path)
+
+
+def test_a_member_that_is_nowhere_means_damage(tmp_path):
+    packed = bytearray(hostile_zip("a.png"))
+    start = packed.rindex(b"PK\x05\x06") + 16  # where the directory begins: later than it does, so offsets are negative
+    packed[start : start + 4] = (int.from_bytes(packed[start : start + 4], "little") + 2**24).to_bytes(4, "little")
+    (tmp_path / "x.zip").write_bytes(packed)
+    with pytest.raises(archives.DamagedError):
+        archives.unpack(tmp_path / "x.zip", tmp_path / "target")
 
 
 def test_encrypted_archives_are_refused(offered):

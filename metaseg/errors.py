@@ -1,7 +1,14 @@
 """The one exception whose message is addressed to the user."""
 
+from __future__ import annotations
+
+import reprlib
+from pathlib import Path
+
 DISTRIBUTION = "metaseg-implicit"
 """The package's name for pip; on PyPI, metaseg is another project."""
+_ABRIDGED = reprlib.Repr()
+_ABRIDGED.maxstring = _ABRIDGED.maxother = 200
 
 
 class MetasegError(Exception):
@@ -14,6 +21,26 @@ class MetasegError(Exception):
 def shown(text: object) -> str:
     """Foreign text for a sentence: on one line, and no longer than one."""
     return " ".join(str(text).split())[:200] or "nothing"
+
+
+def quoted(value: object) -> str:
+    """A foreign value for a sentence, abridged."""
+    try:
+        return _ABRIDGED.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is replaced by the home folder.
+
+    Raises:
+        MetasegError: if there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MetasegError(f"Expected a path, found {shown(path)}, but there is no such user; correct it.") from error
 
 
 def needs(what: str, library: str, extra: str) -> str:

@@ -287,7 +287,7 @@ def any_of(*ways: Callable[[], Any]) -> None:
             way()
         except MetasegError as error:  # noqa: PERF203
             refused.append(error)
-    if len(refused) == len(ways):
+    if refused and len(refused) == len(ways):
         raise refused[0]
 
 

@@ -175,7 +175,7 @@ def _slices(path: Path, changed: int) -> np.ndarray:
         require_size(path, *image.shape, most=MOST_VOXELS)
         values = np.asarray(image.dataobj)
         axes = nibabel.aff2axcodes(image.affine)
-    if values.dtype.names or values.ndim < 2 or any(side > 1 for side in values.shape[3:]):
+    if values.dtype.names or not values.size or values.ndim < 2 or any(side > 1 for side in values.shape[3:]):
         raise MetasegError(
             f"Expected a NIfTI file of a slice or a volume, found {values.shape} in {path}; save volumes one by one."
         )
@@ -307,7 +307,21 @@ def read_dicom(path: Path, **options: Any) -> Any:
 def _pixels(dataset: Any, path: Path) -> np.ndarray:
     sides = [int(dataset.get(name) or 1) for name in ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel")]
     require_size(path, *sides, most=MOST_VOXELS)
+    uid = _library("pydicom.uid", path)
+    if dataset.file_meta.TransferSyntaxUID in uid.JPEG2000TransferSyntaxes:
+        for frame in _library("pydicom.encaps", path).generate_frames(dataset.PixelData, number_of_frames=sides[0]):
+            _require_lengths(frame)
     return np.asarray(dataset.pixel_array)
+
+
+def _require_lengths(frame: bytes) -> None:
+    """Refuse a box of JPEG 2000 without a length: pydicom 3.0 steps from box to box, and would not get past it."""
+    place = 12 if frame.startswith(b"\0\0\0\x0cjP  ") else len(frame)
+    while place < len(frame) and frame[place + 4 : place + 8] != b"jp2c":
+        length = int.from_bytes(frame[place : place + 4], "big")
+        if not length:
+            raise ValueError("a box of JPEG 2000 has no length")
+        place += length
 
 
 @contextmanager

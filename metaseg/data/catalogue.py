@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -39,7 +38,7 @@ from urllib.parse import urlsplit
 
 from metaseg import configuration
 from metaseg.documents import read_yaml
-from metaseg.errors import MetasegError, shown
+from metaseg.errors import MetasegError, quoted, shown
 
 FOLDER = configuration.FOLDER / "dataset"
 
@@ -290,7 +289,7 @@ def _typed(file: Path, key: str, value: Any, kind: str) -> Any:
         "tuple[RemoteFile, ...]": "a list of {url: http…}, optionally with file: name, sha256: 64 digits, "
         "bytes: number",
     }[kind.removesuffix(" | None")]
-    raise MetasegError(f"{file}: {key} should be {expected}, not {reprlib.repr(value)}")
+    raise MetasegError(f"{file}: {key} should be {expected}, not {quoted(value)}")
 
 
 def _is_layout(value: Any) -> bool:

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from metaseg.data import pair_files
 from metaseg.data.catalogue import PLAIN, Dataset, Layout
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 THRESHOLD = 127  # Kvasir-SEG's masks are JPEG with grey edges; its authors use the same threshold
@@ -97,7 +97,7 @@ def scan(dataset: Dataset, root: str | Path) -> Listing:
     Raises MetasegError if none has a file.
     """
     root = Path(root).expanduser()
-    looked_in = [root / Path(folder).expanduser() for folder in dataset.folders]
+    looked_in = [root / expanded(folder) for folder in dataset.folders]
     incomplete: list[Listing] = []
     for folder in looked_in:
         for listing in _listings(dataset, folder, root):
@@ -112,7 +112,7 @@ def scan(dataset: Dataset, root: str | Path) -> Listing:
 
 def _listings(dataset: Dataset, folder: Path, root: Path) -> Iterator[Listing]:
     if dataset.pairs:
-        file = folder / Path(dataset.pairs).expanduser()
+        file = folder / expanded(dataset.pairs)
         if file.exists():
             yield _of_csv(file)
     elif folder.is_dir():

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from metaseg.documents import text_of
-from metaseg.errors import MetasegError, shown
+from metaseg.errors import MetasegError, expanded, shown
 
 MOST_LINES = 200_000
 """Longest CSV file: more images than any dataset of this kind has."""
@@ -73,10 +73,7 @@ def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[CsvLine]:
 
 def _path(file: Path, line: int, written: str) -> Path:
     """A path as written, from the CSV file's folder on."""
-    try:
-        path = Path(written).expanduser()
-    except RuntimeError as error:  # there is no such user
-        raise ValueError(f"line {line} names {shown(written)} ({error})") from error
+    path = expanded(written)
     if not path.name:
         raise ValueError(f"line {line} names {shown(written)}, which cannot be a file")
     return file.parent / path

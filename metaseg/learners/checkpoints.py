@@ -1,6 +1,5 @@
 """Checkpoints: the network they belong to, and loading them."""
 
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, quoted, shown
 from metaseg.learners.base import Learner
 from metaseg.networks.build import fingerprint
 from metaseg.networks.weight_files import require_uncompressed
@@ -40,7 +39,7 @@ def take_over_origin(network: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """
     expected, found = fingerprint(network), checkpoint.get("architecture", "an unknown network")
     if expected != found:
-        found = reprlib.repr(found)  # of a foreign file
+        found = shown(found) if isinstance(found, str) else quoted(found)
         raise MetasegError(
             f"Expected a checkpoint of the configured network ({expected}), found {found}; "
             "set model and model.features as in the run that wrote it."

@@ -7,14 +7,13 @@ Fields have the same order as in the file, most important first.
 from __future__ import annotations
 
 import math
-import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from metaseg.documents import read_json
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, quoted
 
 VERSION: Literal[1] = 1
 """Version of the result.json format; files without one have version 0."""
@@ -259,7 +258,8 @@ def read(path: Path) -> Result:
     version = found.get("version", 0)
     if version not in range(VERSION + 1):
         raise MetasegError(
-            f"{path} should have version {VERSION} or below, found {version!r}: use the metaseg version that wrote it"
+            f"{path} should have version {VERSION} or below, found {quoted(version)}: use the metaseg version "
+            "that wrote it"
         )
     return checked(Result, upgraded(found), path)
 
@@ -288,7 +288,7 @@ def checked(kind: type[Kind], found: Any, path: Path) -> Kind:
         return kind.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        key, value = ".".join(map(str, first["loc"])) or "it", reprlib.repr(first["input"])
+        key, value = ".".join(map(str, first["loc"])) or "it", quoted(first["input"])
         if first["type"] == "missing":
             fault = "is missing"
         else:

@@ -6,7 +6,6 @@ new learner needs no change here.
 """
 
 import difflib
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
@@ -24,7 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, quoted
 
 Loss = Literal["bce_log_cosh_dice", "log_cosh_dice", "dice", "bce_dice", "lovasz"]
 Descent = Literal["sgd", "momentum", "adam"]
@@ -591,7 +590,7 @@ def checked(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
         wrong: dict[str, tuple[list[str], str, str]] = {}
         for one in error.errors():
             path = _path(kind, one["loc"])
-            found = "nothing" if one["type"] == "missing" else reprlib.repr(one["input"])
+            found = "nothing" if one["type"] == "missing" else quoted(one["input"])
             wrong.setdefault(".".join(path), (path, found, one["type"]))
         raise MetasegError(" ".join(_sentence(kind, *one) for one in wrong.values())) from None
     valid._plain = dict(settings)

@@ -242,6 +242,21 @@ def test_a_dicom_file_that_grows_or_claims_a_huge_size_is_refused(tmp_path, monk
     refused(path)
 
 
+def test_a_box_of_jpeg_2000_without_a_length_is_refused(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(dicom(tmp_path / "a.dcm", PIXELS[..., 0]))
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(20)])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    refused(tmp_path / "a.dcm")
+
+
+def test_a_volume_without_slices_is_refused(tmp_path):
+    refused(nifti(tmp_path / "a.nii", VOLUME[..., :0]))
+    assert len(images_in(tmp_path)) == 1  # which is not passed over, but refused when it is read
+
+
 @pytest.mark.parametrize(
     "syntax", ["MPEG2MPML", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless", "SMPTEST211030PCMDigitalAudio"]
 )

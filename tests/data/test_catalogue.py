@@ -72,6 +72,12 @@ def test_a_new_dataset_is_one_yaml(tmp_path):
     assert layouts == (catalogue.Layout("a/{stem}", "b/{stem}_m"), catalogue.PLAIN)
 
 
+def test_a_number_too_long_to_be_written_is_refused(tmp_path):
+    (tmp_path / "moles.yaml").write_text(f"title: 0x{'f' * 5000}\n")
+    with pytest.raises(MetasegError, match=r"moles\.yaml: title should be text"):
+        catalogue.read(tmp_path / "moles.yaml")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

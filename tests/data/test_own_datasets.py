@@ -152,7 +152,7 @@ def test_all_that_is_wrong_with_a_csv_file_is_told_at_once(tmp_path):
         ('image,mask\n"a.jpg,b\n', "is not a UTF-8 CSV file"),
         (b"image,mask\n\xff\xfe,b\n", "is not a UTF-8 CSV file"),
         ("image,mask\n/,b\n", "line 2"),
-        ("image,mask\n~no-such-user/a.png,b\n", "line 2"),
+        ("image,mask\n~no-such-user/a.png,b\n", "no-such-user"),
         (f"image,mask\n{'x' * 200_000},b\n", "is not a UTF-8 CSV file"),
         ("image,mask\n" + "a,b\n" * 200_001, "more than 200000 lines"),
     ],

@@ -76,6 +76,18 @@ def changed(path, value):
     return result
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": list(range(9999))}, {"version": True}, {"settings": {"learner": {"name": "a", "network": 1}}}],
+)
+def test_a_hostile_result_is_refused_in_a_short_sentence(tmp_path, changes):
+    settings = {"learner": {"name": "a"}, "shots": 1, "seed": 0, "model": None}
+    (tmp_path / "result.json").write_text(json.dumps({"version": 1, "targets": {}, "settings": settings} | changes))
+    with pytest.raises(MetasegError, match=r"result\.json") as caught:
+        read(tmp_path / "result.json")
+    assert len(str(caught.value)) < 500
+
+
 def test_results_of_version_0_are_written_as_they_were_read(tmp_path):
     assert len(OF_VERSION_0) == 14
     for path in OF_VERSION_0:

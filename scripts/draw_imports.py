@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- drawn by scripts/draw_imports.py -->", "<!-- end of the drawing -->"
 
 ROOMS = {
-    "metaseg": "shared by all: errors, progress, path of the configuration",
+    "metaseg": "shared by all: errors, progress, path of the configuration, YAML and JSON of foreign files",
     "meta": "mathematics, using only torch: losses, inner loop, curvature products, conjugate gradient, meta-gradients",
     "networks": "networks, norm statistics, pre-trained weights, adapted segmenters",
     "runs": "run directories, settings, results, provenance, summary; definitions of the paper's tables",

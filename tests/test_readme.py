@@ -68,6 +68,7 @@ NOT_HERE = {
     "metaseg train learner=signed shots=5": "tests/test_extending.py writes this learner and runs it",
     "metaseg train -m experiment=tables hydra/launcher=slurm hydra.launcher.partition=gpu": "needs a cluster",
     "python scripts/kill_at_random.py --times 8 --folder DIR": "takes an hour",
+    "python scripts/fuzz.py --minutes 60 --folder DIR": "takes an hour: tests/test_fuzz.py shows it at work",
     "python -m benchmarks.coverage": "takes minutes of simulation",
     "python -m benchmarks.episodes": "takes minutes: tests/data/test_episode_benchmark.py runs a small one",
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+import yaml
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -26,7 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from metaseg import configuration
 from metaseg.cli.help import known_settings, text
 from metaseg.cli.pairs import JOINT, chosen
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, shown
 from metaseg.interruption import like_ctrl_c
 from metaseg.runs.schema import nearest
 
@@ -100,6 +101,10 @@ def entry(
         fail(_sentence(error, config_name))
     except MetasegError as error:
         fail(str(error))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # Hydra passes on what its YAML reader raises
+        if begun:
+            raise
+        fail(f"The configuration holds a file that is not valid YAML ({shown(error)}): correct it.")
     except OSError as error:
         if begun:
             raise

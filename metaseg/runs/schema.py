@@ -41,7 +41,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 WIDEST = 256
 """Largest width of a network's first level: eight times the paper's, some 500 million parameters."""
-Width = Annotated[int, Field(ge=1, le=WIDEST)]
+Features = Annotated[int, Field(ge=1, le=WIDEST)]
 WorkingSize = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -294,7 +294,7 @@ class Model(Group):
     name: Literal["attention_unet", "unet", "pretrained", "smp"] = setting("kind of network")
     init: Initial = setting("initial weights")
     init_path: Path | None = optional("file with brain-MRI weights; null: torch hub's")
-    features: Width = optional("width of the first level", 32)
+    features: Features = optional("width of the first level", 32)
     arch: str = optional("smp's name of the architecture", "Unet")
     encoder: str = optional("smp's name of the encoder", "resnet18")
     encoder_weights: Path | None = optional("encoder weights: package, imagenet or a file; null: random")
@@ -473,7 +473,7 @@ class Slices(Group):
 class Width(Group):
     """The U-Net."""
 
-    features: Width = setting("width of the first level")
+    features: Features = setting("width of the first level")
 
 
 class Adam(Group):

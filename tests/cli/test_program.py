@@ -71,6 +71,14 @@ def test_local_defaults_come_before_the_command_line(metaseg, tmp_path, name, se
     assert shown[setting] == 9
 
 
+@pytest.mark.parametrize("text", ["a: [", "!!int x", "[" * 3000])
+def test_a_damaged_file_of_a_folder_of_settings_is_refused_in_a_sentence(metaseg, tmp_path, text):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "adapt.yaml").write_text(text)
+    status, _, said = metaseg("adapt", "--cfg", "job", "--config-dir", str(tmp_path))
+    assert (status, said.count("\n"), said[:7]) == (1, 1, "error: ")
+
+
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """An empty working directory."""

@@ -149,7 +149,7 @@ def _unpack_zip(archive: Path, target: Path) -> None:
 
 def _unpack_tar(archive: Path, target: Path) -> None:
     try:
-        with _opened(archive) as content, tarfile.open(fileobj=_Pieces(content), mode="r:") as file:
+        with _opened(archive) as content, tarfile.open(fileobj=_Pieces(content), mode="r:") as file:  # type: ignore[call-overload]
             for member in _checked(archive, file):
                 file.extract(member, target, set_attrs=False, filter="data")
     except tarfile.FilterError as error:

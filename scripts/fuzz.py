@@ -346,19 +346,17 @@ def fuzz(name: str, seconds: float, chance: random.Random, kept: Path) -> tuple[
     make, reader = READERS[name]
     seeds, ended, findings = make(), Counter[str](), Counter[str]()
     child, until, number = None, time.monotonic() + seconds, 0
-    while time.monotonic() < until or number <= len(seeds):
+    names, contents = list(seeds), list(seeds.values())
+    while time.monotonic() < until or number < len(names):
         if child is None or not child[0].is_alive():
             here, there = CHILD.Pipe()
             child = (CHILD.Process(target=serve, args=(reader, there), daemon=True), here)
             child[0].start()
-        seed, number = chance.choice(list(seeds)), number + 1
+            there.close()  # else the death of the child would not end the pipe
         # The first are the valid files.
-        content = (
-            seeds[list(seeds)[number - 1]]
-            if number <= len(seeds)
-            else changed(chance, seed, seeds[seed], list(seeds.values()))
-        )
-        seed = list(seeds)[number - 1] if number <= len(seeds) else seed
+        seed = names[number] if number < len(names) else chance.choice(names)
+        content = seeds[seed] if number < len(names) else changed(chance, seed, seeds[seed], contents)
+        number += 1
         place = Path("place") / "a"
         shutil.rmtree(place.parent, ignore_errors=True)
         place.mkdir(parents=True)

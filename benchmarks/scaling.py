@@ -10,7 +10,7 @@ from benchmarks.methods import ours
 from benchmarks.report import Report
 from benchmarks.setting import Setting, make_episode
 from metaseg.meta.vectors import flatten
-from metaseg.training.compute import counter
+from metaseg.training.compute import FlopCounter
 
 COLUMNS = (
     "GPUs",
@@ -56,11 +56,11 @@ class Step:
 def measured(setting: Setting) -> Step:
     """Count the operations and bytes of one task of iMAML."""
     learner = ours.imaml_learner(setting, "hessian", ours.TOLERANCE)
-    with counter() as count:
+    with FlopCounter() as count:
         found = learner.meta_gradient(learner.theta(), make_episode(setting))
     statistics = sum(flatten(pair).numel() for pair in found.found.values())
     # Beside these: the number of tasks and the diagnostics, some 60 bytes.
-    return Step(float(count.get_total_flops()), 4 * (found.gradient.numel() + statistics))
+    return Step(float(count.flops), 4 * (found.gradient.numel() + statistics))
 
 
 def all_reduce(size: int, gpus: int) -> float:

@@ -18,7 +18,9 @@ import omegaconf
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -73,6 +75,7 @@ def pytest_collection_finish():
     """The garbage collector need not look at what has been imported, again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items):
@@ -176,7 +179,7 @@ def assert_fails_in_words(finished, *words):
         assert word in lines[0]
 
 
-def blank(figure, path):
+def blank(figure, path, *_):
     """Write an empty picture in place of a figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(path, "PNG")
@@ -185,12 +188,18 @@ def blank(figure, path):
 def run_here(script, *arguments, draws=False):
     """Run an entry point with these arguments in this process; its exit status.
 
-    Figures, a quarter of a small run's time, are blank unless `draws`.
+    Figures, a quarter of a small run's time, are blank unless `draws`. Hydra composes once, not a first time for
+    hydra.mode, which no file of conf/ sets.
     """
+    modes = [RunMode[one.partition("=")[2]] for one in arguments if one.startswith("hydra.mode=")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *arguments])
         patch.setattr("metaseg.plots.figures.DOTS", 20)
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: modes[-1] if modes else None)
         if not draws:
+            if script == "train.py":
+                patch.setattr("metaseg.training.run.overlay_sheet", blank)
+                patch.setattr("metaseg.training.run.adaptation_curve", blank)
             for place in ("figures", "overlays"):
                 patch.setattr(f"metaseg.plots.{place}.save", blank)
         try:

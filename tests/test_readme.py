@@ -3,6 +3,7 @@
 Trainings pass all checks of settings and data and end before they begin: tests/training carries them out.
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -95,7 +96,7 @@ def place(painted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("METASEG_DATA", "METASEG_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    shutil.copytree(painted, tmp_path / "data")
+    shutil.copytree(painted, tmp_path / "data", copy_function=os.link)
     return tmp_path
 
 

@@ -130,15 +130,15 @@ def test_encoder_without_a_package_is_told_which_have_one():
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "original"),
+    ("name", "original", "suffix"),
     [
-        ("resnet18", torchvision.models.resnet18),
-        ("vgg16_bn", torchvision.models.vgg16_bn),
-        ("mobilenet_v2", torchvision.models.mobilenet_v2),
-        ("densenet121", torchvision.models.densenet121),
+        ("resnet18", torchvision.models.resnet18, ".pt"),
+        ("resnet18", torchvision.models.resnet18, ".safetensors"),
+        ("vgg11_bn", torchvision.models.vgg11_bn, ".pt"),
+        ("mobilenet_v2", torchvision.models.mobilenet_v2, ".safetensors"),
+        ("densenet121", torchvision.models.densenet121, ".pt"),
     ],
 )
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_torchvisions_names_fit_smps_encoders(name, original, suffix, tmp_path):
     with torch.device("meta"):
         network = original()
@@ -153,8 +153,15 @@ def test_torchvisions_names_fit_smps_encoders(name, original, suffix, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("resnet18", ".pth"),
+        ("convnext_atto", ".safetensors"),
+        ("mobilenetv3_small_050", ".pth"),
+        ("vit_tiny_patch16_224", ".safetensors"),
+    ],
+)
 def test_timms_names_fit_timms_encoders(name, suffix, tmp_path):
     network = timm.create_model(name)
     network.load_state_dict(drawn(network))
@@ -184,8 +191,10 @@ def test_efficientnets_of_torchvision_fit_by_order_and_only_from_files_that_keep
         load_encoder(encoder, name, saved(tmp_path / "b0.safetensors", tensors))
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.encoder."])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"),
+    [("", None), ("module.", "state_dict"), ("backbone.encoder.", "model"), ("backbone.encoder.", None)],
+)
 def test_prefixes_wrappers_and_other_parts_of_a_network_are_seen_through(prefix, wrapper, resnet18, tmp_path):
     tensors = {prefix + name: value.half() for name, value in resnet18.items()}
     if prefix:

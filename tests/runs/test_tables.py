@@ -62,9 +62,14 @@ def test_the_papers_figures_are_those_of_the_paper():
 @pytest.mark.long
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_command_composes_to_settings_that_fill_their_own_row(number):
-    """Overrides for learners whose configuration is elsewhere are left out; the others must come back to their cell."""
+    """Overrides for learners whose configuration is elsewhere are left out; the others must come back to their cell.
+
+    Tables 3 to 6 repeat rows of table 2: two show their pair and loss.
+    """
     table = load_table(number)
     known = {path.stem for path in (ROOT / "conf" / "learner").glob("*.yaml")}
+    if number in range(3, 7):
+        known &= {"imaml", "scratch"}
     runs = []
     for index, cell in enumerate(of_tables([table], [], [0])):
         overrides = cell.arguments()

@@ -11,7 +11,7 @@ from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
 from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
-from metaseg.training.compute import Compute, counter, of_one_image
+from metaseg.training.compute import Compute, FlopCounter, of_one_image
 from metaseg.training.outer import MetaTraining
 from metaseg.training.start import directory_of, joint_settings, starting_point
 
@@ -112,6 +112,6 @@ def test_a_step_on_held_stages_can_be_counted(tmp_path):
     chosen = settings(tmp_path, "learner=imaml", "learner.inner.rates={encoder: 0}")
     learner = build_learner(chosen)
     images, masks = torch.rand(2, 3, 32, 32), (torch.rand(2, 1, 32, 32) > 0.5).float()
-    with counter() as counted:
+    with FlopCounter() as counted:
         learner.meta_gradient(learner.theta(), Episode(images, masks, images, masks))
-    assert counted.get_total_flops() > 2 * of_one_image(learner, 32)
+    assert counted.flops > 2 * of_one_image(learner, 32)

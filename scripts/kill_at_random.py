@@ -2,7 +2,7 @@
 
     python scripts/kill_at_random.py --times 20 --folder /tmp/kills
 
-Each time a small run on synthetic images is killed, by a signal it cannot see, at a random moment of a random call of
+Each time a small run on painted images is killed, by a signal it cannot see, at a random moment of a random call of
 the phase, then the same command is repeated, with ckpt_path=last if it left a checkpoint. The run has to end with
 bitwise the same weights, losses and scores. Processes are forked from one that has imported everything.
 
@@ -32,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 PHASES = {
-    "preparing": "metaseg.data.module:EpisodicData.setup",
+    "preparing": "metaseg.data.module:EpisodicData.prepare_data",
     "training": "metaseg.training.outer:MetaTraining.training_step",
     "validating": "metaseg.training.outer:MetaTraining.validation_step",
     "checkpointing": "metaseg.training.last_checkpoint:LastCheckpoint._save",
@@ -43,12 +43,14 @@ PHASES = {
 SWEEP = "sweep"
 
 SETTINGS = [
-    *("learner=fomaml", "shots=3", "tasks.query=3", "tasks.count=12", "tasks.validation=2", "data=synthetic"),
-    *("data.size=32", "data.augment=standard", "model.features=2", "start=model", "protocol.free_steps=1"),
-    *("learner.adapt.steps=2", "protocol.adapt.folds=0", "evaluation.draws=2", "evaluation.limit=8"),
-    *("evaluation.curve=[0,1]", "evaluation.curve_limit=4", "evaluation.scratch.compare=false", "trainer=cpu"),
-    *("trainer.max_epochs=2", "trainer.save_every=2", "trainer.progress=false", "logger=csv"),
+    *("learner=fomaml", "shots=3", "tasks.query=3", "tasks.count=8", "tasks.validation=2", "data=real", "data.size=32"),
+    *("data.augment=standard", "model.features=2", "start=model", "protocol.inner.steps=1", "protocol.free_steps=1"),
+    *("learner.adapt.steps=2", "protocol.adapt.folds=0", "evaluation.draws=2", "evaluation.limit=4", "trainer=cpu"),
+    *("evaluation.curve=[0,1]", "evaluation.curve_limit=4", "evaluation.scratch.compare=false", "logger=csv"),
+    *("trainer.max_epochs=2", "trainer.save_every=2", "trainer.progress=false"),
 ]
+DATASETS = ("ph2", "kvasir", "isic")
+"""Of the default pair and target."""
 
 
 def main() -> None:
@@ -63,7 +65,10 @@ def main() -> None:
     options.folder.mkdir(parents=True)
     folder = options.folder.absolute()
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["metaseg.training.run", "metaseg.cli.commands"])
+    server.set_forkserver_preload(["metaseg.training.run", "metaseg.cli.commands", "albumentations"])
+    for name in DATASETS:
+        painted = ["paint", name, "--count", "32", "--size", "64", "--out", str(folder / "data" / name)]
+        subprocess.run([sys.executable, "-m", "metaseg", "data", *painted], cwd=ROOT, check=True, capture_output=True)
     moments, failed = random.Random(options.seed), 0
     for phase in options.only:
         kills = _sweeps(folder, moments) if phase == SWEEP else _runs(server, folder, phase, moments)
@@ -127,11 +132,13 @@ def _children(process: int) -> list[int]:
 
 def _sweep(folder: Path) -> subprocess.Popen[bytes]:
     """A sweep of three cells on two slots."""
-    launcher = ["hydra.launcher.slots=2", "hydra.launcher.threads=1", f"hydra.sweep.dir='{folder}'"]
+    where = [f"data.root='{folder.parent / 'data'}'", f"hydra.sweep.dir='{folder}'"]
+    launcher = ["hydra.launcher.slots=2", "hydra.launcher.threads=1"]
     with folder.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *SETTINGS, "-m", "seed=0,1,2", *launcher],
+            [sys.executable, str(ROOT / "train.py"), *SETTINGS, *where, "-m", "seed=0,1,2", *launcher],
             cwd=folder.parent,
+            env=os.environ | {"METASEG_CACHE": str(folder.with_suffix(".cache"))},
             stdout=log,
             stderr=log,
         )
@@ -225,7 +232,8 @@ def _run(folder: Path, more: list[str], before: Callable[[], None]) -> None:
             os.dup2(log.fileno(), stream)
     os.chdir(folder.parent)
     before()
-    sys.argv = ["train.py", *SETTINGS, f"hydra.run.dir='{folder}'", *more]
+    os.environ["METASEG_CACHE"] = str(folder.with_suffix(".cache"))
+    sys.argv = ["train.py", *SETTINGS, f"data.root='{folder.parent / 'data'}'", f"hydra.run.dir='{folder}'", *more]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 

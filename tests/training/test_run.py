@@ -163,6 +163,15 @@ def test_a_run_that_ends_within_an_epoch_goes_on_bitwise_as_the_uninterrupted_on
     assert losses[0] == losses[1]
 
 
+def test_the_last_checkpoint_knows_the_best_one(trained):
+    """Else a run that goes on from an epoch's end would take a worse one for its best."""
+    state = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (best,) = (one for name, one in state.items() if name.startswith("ModelCheckpoint"))
+    lowest = pd.read_csv(trained / "metrics.csv")["validation/query_loss_after"].min()
+    assert float(best["best_model_score"]) == pytest.approx(lowest)
+    assert best["best_model_path"].endswith("best.ckpt")
+
+
 def test_a_checkpoint_that_was_cut_short_gives_way_to_the_one_before(train, resumable):
     settings = ["learner=fomaml", "ckpt_path=last", "trainer.max_epochs=2"]
     assert train(*settings).returncode == 0

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ SETTINGS = [
     *("data.size=32", "data.augment=standard", "model.features=2", "start=model", "protocol.free_steps=1"),
     *("learner.adapt.steps=5", "protocol.adapt.folds=0", "evaluation.draws=1", "evaluation.limit=4", "trainer=cpu"),
     *("evaluation.curve=[0,1]", "evaluation.curve_limit=4", "evaluation.scratch.compare=false", "logger=csv"),
-    *("trainer.save_every=5", "trainer.progress=false"),
+    *("trainer.save_every=5", "trainer.progress=false", "trainer.patience=null"),
 ]
 COLUMNS = {"rss": "resident memory, MiB", "files": "open files", "threads": "threads", "cpu": "CPU seconds per step"}
 IMAGES, MASKS = 8, 3
@@ -90,10 +91,19 @@ def _page(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Steps]]:
             if process.poll() is not None:
                 raise SystemExit(f"error: the page did not start; see {folder / 'app.log'}")
             time.sleep(0.5)
-        visits = folder / "visits.log"
-        visitor = threading.Thread(target=_visit_again_and_again, args=(said["page"], visits), daemon=True)
-        visitor.start()
+        visits, over = folder / "visits.log", threading.Event()
+
+        def visit() -> None:
+            try:
+                _visit_again_and_again(said["page"], visits)
+            except Exception:
+                if not over.is_set():
+                    traceback.print_exc()
+                    process.terminate()
+
+        threading.Thread(target=visit, daemon=True).start()
         yield process, Steps(visits)
+        over.set()
 
 
 @contextmanager
@@ -163,11 +173,8 @@ def _visit_again_and_again(address: str, log: Path) -> None:
         for number, pixels in enumerate(pictures):
             Image.fromarray(pixels).save(folder / f"case{number}{'_mask' if kind == 'mask' else ''}.png")
     while True:
-        try:
-            with httpx.Client(base_url=f"{address.rstrip('/')}/gradio_api", timeout=300) as client:
-                _visit(client, folder)
-        except httpx.ConnectError:  # the page has ended
-            return
+        with httpx.Client(base_url=f"{address.rstrip('/')}/gradio_api", timeout=300) as client:
+            _visit(client, folder)
         with log.open("a") as out:
             out.write(f"{time.time():.2f}\n")
 
@@ -187,7 +194,7 @@ def _visit(client: Any, folder: Path) -> None:
                 answer = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
                 if answer.get("msg") == "process_completed":
                     if not answer["success"]:
-                        raise SystemExit(f"error: {component} {event}: {answer['output']}")
+                        raise RuntimeError(f"{component} {event}: {answer['output']}")
                     return
 
     def uploaded(pattern: str) -> list[dict[str, Any]]:

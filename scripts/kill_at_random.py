@@ -136,7 +136,7 @@ def _sweep(folder: Path) -> subprocess.Popen[bytes]:
     launcher = ["hydra.launcher.slots=2", "hydra.launcher.threads=1"]
     with folder.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *SETTINGS, *where, "-m", "seed=0,1,2", *launcher],
+            [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1,2", *SETTINGS, *where, *launcher],
             cwd=folder.parent,
             env=os.environ | {"METASEG_CACHE": str(folder.with_suffix(".cache"))},
             stdout=log,

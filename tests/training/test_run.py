@@ -1,6 +1,8 @@
 """train.py as its users run it: results, resuming, several processes, wrong input."""
 
 import errno
+import functools
+import importlib
 import json
 import os
 import re
@@ -204,6 +206,52 @@ def test_a_full_disk_is_a_sentence_and_what_was_saved_stays(train, tmp_path, mon
     assert directory.last.exists() == place.endswith("result")
     if directory.last.exists():
         assert train("learner=fomaml", "ckpt_path=last").returncode == 0
+
+
+def becomes_read_only(place):
+    """Let the folder `run` refuse to be written to from the first call of a function on: root may write anywhere."""
+    changes = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link"}
+    here, (module, _, path) = str(Path("run").absolute()), place.partition(":")
+    *outer, name = path.split(".")
+    owner = functools.reduce(getattr, outer, importlib.import_module(module))
+    usual = getattr(owner, name)
+
+    def refuse(event, given):
+        writes = event in changes or (event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if writes and str(given[0]).startswith(here):
+            raise OSError(errno.EROFS, "Read-only file system", str(given[0]))
+
+    def around(*arguments, **named):
+        setattr(owner, name, usual)
+        sys.addaudithook(refuse)
+        return usual(*arguments, **named)
+
+    setattr(owner, name, around)
+
+
+@pytest.mark.parametrize(
+    ("place", "saved"),
+    [
+        pytest.param("metaseg.data.module:EpisodicData.prepare_data", False, marks=pytest.mark.slow),
+        pytest.param("metaseg.training.outer:MetaTraining.training_step", False, marks=pytest.mark.slow),
+        ("metaseg.training.outer:MetaTraining.validation_step", True),
+        ("metaseg.training.last_checkpoint:LastCheckpoint._save", False),
+        ("metaseg.training.run:score", True),
+    ],
+)
+def test_a_folder_that_becomes_read_only_is_a_sentence_and_what_was_saved_stays(
+    train, train_process, tmp_path, place, saved
+):
+    settings = ["learner=fomaml", "trainer.save_every=1"]
+    ended = train_process(*settings, before=functools.partial(becomes_read_only, place))
+    assert_fails_in_words(ended, "run", "Read-only file system")
+    directory = RunDirectory(tmp_path / "run")
+    assert not directory.result.exists()
+    assert directory.last.exists() == saved
+    if saved:
+        assert latest(directory) == directory.last
+        again = train(*settings, "ckpt_path=last")
+        assert again.returncode == 0, again.stderr
 
 
 def test_two_processes_learn_and_score_what_one_does_and_one_of_them_logs(train, train_process, tmp_path):

@@ -2,23 +2,29 @@
 
     python scripts/kill_at_random.py --times 20 --folder /tmp/kills
 
-Each time a small run on synthetic images is killed, by a signal it cannot see, at a random moment of a random call of
+Each time a small run on painted images is killed, by a signal it cannot see, at a random moment of a random call of
 the phase, then the same command is repeated, with ckpt_path=last if it left a checkpoint. The run has to end with
 bitwise the same weights, losses and scores. Processes are forked from one that has imported everything.
+
+The last phase is a sweep of three cells on two slots, started as its users start it. At a random moment its launcher
+is killed, every other time with all cells. The same command is repeated until none of its cells is left to run.
 """
 
 import argparse
 import csv
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 PHASES = {
-    "preparing": "metaseg.data.module:EpisodicData.setup",
+    "preparing": "metaseg.data.module:EpisodicData.prepare_data",
     "training": "metaseg.training.outer:MetaTraining.training_step",
     "validating": "metaseg.training.outer:MetaTraining.validation_step",
     "checkpointing": "metaseg.training.last_checkpoint:LastCheckpoint._save",
@@ -34,14 +40,17 @@ PHASES = {
     "writing results": "metaseg.training.run:summarise",
 }
 """Phase → the function whose calls it consists of."""
+SWEEP = "sweep"
 
 SETTINGS = [
-    *("learner=fomaml", "shots=3", "tasks.query=3", "tasks.count=12", "tasks.validation=2", "data=synthetic"),
-    *("data.size=32", "data.augment=standard", "model.features=2", "start=model", "protocol.free_steps=1"),
-    *("learner.adapt.steps=2", "protocol.adapt.folds=0", "evaluation.draws=2", "evaluation.limit=8"),
-    *("evaluation.curve=[0,1]", "evaluation.curve_limit=4", "evaluation.scratch.compare=false", "trainer=cpu"),
-    *("trainer.max_epochs=2", "trainer.save_every=2", "trainer.progress=false", "logger=csv"),
+    *("learner=fomaml", "shots=3", "tasks.query=3", "tasks.count=4", "tasks.validation=1", "data=real", "data.size=32"),
+    *("data.augment=standard", "model.features=2", "start=model", "protocol.inner.steps=1", "protocol.free_steps=1"),
+    *("learner.adapt.steps=2", "protocol.adapt.folds=0", "evaluation.draws=2", "evaluation.limit=4", "trainer=cpu"),
+    *("evaluation.curve=[0,1]", "evaluation.curve_limit=4", "evaluation.scratch.compare=false", "logger=csv"),
+    *("trainer.max_epochs=2", "trainer.save_every=1", "trainer.progress=false"),
 ]
+DATASETS = ("ph2", "kvasir", "isic")
+"""Of the default pair and target."""
 
 
 def main() -> None:
@@ -50,31 +59,89 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20, help="kills in each phase")
     parser.add_argument("--folder", type=Path, required=True, help="where the runs go; must not exist")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    phases = [*PHASES, SWEEP]
+    parser.add_argument("--only", nargs="+", choices=phases, default=phases, metavar="PHASE", help=", ".join(phases))
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
+    folder = options.folder.absolute()
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["metaseg.training.run", "metaseg.cli.commands"])
-    moments = random.Random(options.seed)
-    whole = options.folder / "whole"
-    _ran(server, whole, [], _Nothing())
-    expected, failed = _traces(whole), 0
-    for phase, where in PHASES.items():
-        ended: Counter[str] = Counter()
-        calls = _measured(server, options.folder / f"{phase}-measured", where)
-        for number in range(options.times):
-            index = moments.randrange(len(calls))
-            folder = options.folder / f"{phase}-{number}"
-            status = _ran(server, folder, [], _Bomb(where, index, calls[index] * moments.random()))
-            killed = status == -signal.SIGALRM
-            resumed = (folder / "checkpoints" / "last.ckpt").is_file()
-            finished = (folder / "result.json").is_file()
-            status = 0 if finished else _ran(server, folder, ["ckpt_path=last"] if resumed else [], _Nothing())
-            same = status == 0 and _traces(folder) == expected
+    server.set_forkserver_preload(["metaseg.training.run", "metaseg.cli.commands", "albumentations"])
+    for name in DATASETS:
+        painted = ["paint", name, "--count", "32", "--size", "64", "--out", str(folder / "data" / name)]
+        subprocess.run([sys.executable, "-m", "metaseg", "data", *painted], cwd=ROOT, check=True, capture_output=True)
+    moments, failed = random.Random(options.seed), 0
+    for phase in options.only:
+        kills = _sweeps(folder, moments) if phase == SWEEP else _runs(server, folder, phase, moments)
+        ended = Counter[str]()
+        for _, (killed, same) in zip(range(options.times), kills, strict=False):
             ended["the same" if same else "DIFFERENT"] += 1
             ended["killed"] += killed
-            failed += not same
+        failed += ended["DIFFERENT"]
         print(f"{phase}: {ended['the same']} of {options.times} the same, {ended['killed']} killed", flush=True)
     sys.exit(1 if failed else 0)
+
+
+def _runs(server: Any, root: Path, phase: str, moments: random.Random) -> Iterator[tuple[bool, bool]]:
+    """Kill run after run in a phase; yields whether each was killed in time, and whether it came back the same."""
+    whole = root / "whole"
+    if not whole.exists():
+        _ran(server, whole, [], _Nothing())
+    expected = _traces(whole)
+    calls = _measured(server, root / f"{phase}-measured", PHASES[phase])
+    for number in itertools.count():
+        index = moments.randrange(len(calls))
+        folder = root / f"{phase}-{number}"
+        status = _ran(server, folder, [], _Bomb(PHASES[phase], index, calls[index] * moments.random()))
+        resumed = (folder / "checkpoints" / "last.ckpt").is_file()
+        finished = (folder / "result.json").is_file()
+        again = 0 if finished else _ran(server, folder, ["ckpt_path=last"] if resumed else [], _Nothing())
+        yield status == -signal.SIGALRM, again == 0 and _traces(folder) == expected
+
+
+def _sweeps(root: Path, moments: random.Random) -> Iterator[tuple[bool, bool]]:
+    """Kill sweep after sweep, like `_runs`."""
+    cells = [f"seed={seed}" for seed in range(3)]
+    began = time.monotonic()
+    _sweep(root / "whole-sweep").wait()
+    seconds = time.monotonic() - began
+    expected = [_traces(root / "whole-sweep" / cell) for cell in cells]
+    for number in itertools.count():
+        folder = root / f"sweep-{number}"
+        process = _sweep(folder)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds * moments.random())
+        killed = process.poll() is None
+        if killed:
+            cells_too = _children(process.pid) if number % 2 else []
+            for one in [process.pid, *cells_too]:
+                with suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+        process.wait()
+        # Cells that outlive their launcher cannot be continued until they end.
+        for _ in range(20):
+            if _sweep(folder).wait() == 0:
+                break
+        finished = all((folder / cell / "result.json").is_file() for cell in cells)
+        yield killed, finished and [_traces(folder / cell) for cell in cells] == expected
+
+
+def _children(process: int) -> list[int]:
+    """Process numbers, on Linux."""
+    return [int(one) for file in Path(f"/proc/{process}/task").glob("*/children") for one in file.read_text().split()]
+
+
+def _sweep(folder: Path) -> subprocess.Popen[bytes]:
+    """A sweep of three cells on two slots."""
+    where = [f"data.root='{folder.parent / 'data'}'", f"hydra.sweep.dir='{folder}'"]
+    launcher = ["hydra.launcher.slots=2", "hydra.launcher.threads=1"]
+    with folder.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1,2", *SETTINGS, *where, *launcher],
+            cwd=folder.parent,
+            env=os.environ | {"METASEG_CACHE": str(folder.with_suffix(".cache"))},
+            stdout=log,
+            stderr=log,
+        )
 
 
 class _Nothing:
@@ -158,14 +225,19 @@ def _ran(server: Any, folder: Path, more: list[str], before: Callable[[], None])
 
 def _run(folder: Path, more: list[str], before: Callable[[], None]) -> None:
     import torch
+    import yaml
+
+    from metaseg.plots import figures
 
     torch.set_num_threads(1)
+    yaml.SafeLoader, figures.DOTS = yaml.CSafeLoader, 20  # half of such a run's time
     with folder.with_suffix(".log").open("a") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
     os.chdir(folder.parent)
     before()
-    sys.argv = ["train.py", *SETTINGS, f"hydra.run.dir='{folder}'", *more]
+    os.environ["METASEG_CACHE"] = str(folder.with_suffix(".cache"))
+    sys.argv = ["train.py", *SETTINGS, f"data.root='{folder.parent / 'data'}'", f"hydra.run.dir='{folder}'", *more]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 

@@ -31,6 +31,7 @@ def callbacks(trainer: schema.Trainer, directory: RunDirectory, interruption: In
         monitor=MONITOR,
         save_weights_only=True,
         enable_version_counter=False,
+        save_on_train_epoch_end=False,  # before the last checkpoint, which has to hold the best loss so far
     )
     patience = sys.maxsize if trainer.patience is None else trainer.patience
     stop: Callback = (

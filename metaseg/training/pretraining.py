@@ -246,6 +246,7 @@ def fit(
         mode="max",
         save_weights_only=True,
         enable_version_counter=False,
+        save_on_train_epoch_end=False,  # before the last checkpoint, which has to hold the best Dice so far
     )
     callbacks: list[Callback] = [best]
     if chosen.patience is not None:

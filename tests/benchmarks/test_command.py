@@ -13,7 +13,7 @@ from benchmarks.memory import memory
 from benchmarks.methods.base import Answer, Method, MissingError
 from benchmarks.outer_step import outer_step
 from benchmarks.products import KINDS
-from benchmarks.scaling import all_reduce
+from benchmarks.scaling import all_reduce, measured
 from benchmarks.setting import Setting
 from benchmarks.tasks import ends
 from benchmarks.timing import Timing, round_robin
@@ -63,6 +63,13 @@ def test_scaling_counts_one_task_and_writes_a_row_for_each_number_of_gpus(tmp_pa
     by_gpus = {row["gpus"]: row for row in numbers["rows"] if row["tasks"] == 1}
     assert by_gpus[1]["sending"] == 0
     assert by_gpus[8]["efficiency"] > by_gpus[64]["efficiency"]
+
+
+def test_operations_are_those_of_the_images_size(monkeypatch):
+    setting = Setting(features=2, size=64, shots=2, inner_steps=1, cg_steps=1)
+    counted = measured(setting)
+    monkeypatch.setattr("benchmarks.scaling.COUNTED", 32)
+    assert measured(setting).operations == pytest.approx(counted.operations, rel=1e-3)
 
 
 def test_sending_takes_what_a_ring_takes():

@@ -41,6 +41,13 @@ def weights_in(directory):
     return path
 
 
+def test_the_last_checkpoint_knows_the_best_one(pretrained):
+    state = torch.load(pretrained / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (best,) = (one for name, one in state.items() if name.startswith("ModelCheckpoint"))
+    highest = pd.read_csv(pretrained / "metrics.csv")["validation/dice"].max()
+    assert float(best["best_model_score"]) == pytest.approx(highest)
+
+
 def test_the_file_holds_the_best_epoch_and_train_starts_from_it(pretrain, train, tmp_path):
     finished = pretrain("trainer.max_epochs=8")
     assert finished.returncode == 0, finished.stderr

@@ -1,6 +1,8 @@
 """train.py as its users run it: results, resuming, several processes, wrong input."""
 
 import errno
+import functools
+import importlib
 import json
 import os
 import re
@@ -163,6 +165,15 @@ def test_a_run_that_ends_within_an_epoch_goes_on_bitwise_as_the_uninterrupted_on
     assert losses[0] == losses[1]
 
 
+def test_the_last_checkpoint_knows_the_best_one(trained):
+    """Else a run that goes on from an epoch's end would take a worse one for its best."""
+    state = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (best,) = (one for name, one in state.items() if name.startswith("ModelCheckpoint"))
+    lowest = pd.read_csv(trained / "metrics.csv")["validation/query_loss_after"].min()
+    assert float(best["best_model_score"]) == pytest.approx(lowest)
+    assert best["best_model_path"].endswith("best.ckpt")
+
+
 def test_a_checkpoint_that_was_cut_short_gives_way_to_the_one_before(train, resumable):
     settings = ["learner=fomaml", "ckpt_path=last", "trainer.max_epochs=2"]
     assert train(*settings).returncode == 0
@@ -195,6 +206,52 @@ def test_a_full_disk_is_a_sentence_and_what_was_saved_stays(train, tmp_path, mon
     assert directory.last.exists() == place.endswith("result")
     if directory.last.exists():
         assert train("learner=fomaml", "ckpt_path=last").returncode == 0
+
+
+def becomes_read_only(place):
+    """Let the folder `run` refuse to be written to from the first call of a function on: root may write anywhere."""
+    changes = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link"}
+    here, (module, _, path) = str(Path("run").absolute()), place.partition(":")
+    *outer, name = path.split(".")
+    owner = functools.reduce(getattr, outer, importlib.import_module(module))
+    usual = getattr(owner, name)
+
+    def refuse(event, given):
+        writes = event in changes or (event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if writes and str(given[0]).startswith(here):
+            raise OSError(errno.EROFS, "Read-only file system", str(given[0]))
+
+    def around(*arguments, **named):
+        setattr(owner, name, usual)
+        sys.addaudithook(refuse)
+        return usual(*arguments, **named)
+
+    setattr(owner, name, around)
+
+
+@pytest.mark.parametrize(
+    ("place", "saved"),
+    [
+        pytest.param("metaseg.data.module:EpisodicData.prepare_data", False, marks=pytest.mark.slow),
+        pytest.param("metaseg.training.outer:MetaTraining.training_step", False, marks=pytest.mark.slow),
+        ("metaseg.training.outer:MetaTraining.validation_step", True),
+        ("metaseg.training.last_checkpoint:LastCheckpoint._save", False),
+        ("metaseg.training.run:score", True),
+    ],
+)
+def test_a_folder_that_becomes_read_only_is_a_sentence_and_what_was_saved_stays(
+    train, train_process, tmp_path, place, saved
+):
+    settings = ["learner=fomaml", "trainer.save_every=1"]
+    ended = train_process(*settings, before=functools.partial(becomes_read_only, place))
+    assert_fails_in_words(ended, "run", "Read-only file system")
+    directory = RunDirectory(tmp_path / "run")
+    assert not directory.result.exists()
+    assert directory.last.exists() == saved
+    if saved:
+        assert latest(directory) == directory.last
+        again = train(*settings, "ckpt_path=last")
+        assert again.returncode == 0, again.stderr
 
 
 def test_two_processes_learn_and_score_what_one_does_and_one_of_them_logs(train, train_process, tmp_path):

@@ -173,7 +173,9 @@ def _visit_again_and_again(address: str, log: Path) -> None:
         for number, pixels in enumerate(pictures):
             Image.fromarray(pixels).save(folder / f"case{number}{'_mask' if kind == 'mask' else ''}.png")
     while True:
-        with httpx.Client(base_url=f"{address.rstrip('/')}/gradio_api", timeout=300) as client:
+        # No connection is used again: the server closes idle ones, at times just as the next request arrives.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        with httpx.Client(base_url=f"{address.rstrip('/')}/gradio_api", timeout=300, limits=limits) as client:
             _visit(client, folder)
         with log.open("a") as out:
             out.write(f"{time.time():.2f}\n")

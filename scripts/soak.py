@@ -192,12 +192,11 @@ def _visit(client: Any, folder: Path) -> None:
         body = {"data": data, "fn_index": handlers[component, event], "session_hash": key}
         client.post("/queue/join", json=body).raise_for_status()
         with client.stream("GET", "/queue/data", params={"session_hash": key}) as answers:
+            # To its end: the page drops what waits for a visitor whose stream breaks off.
             for line in answers.iter_lines():
                 answer = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
-                if answer.get("msg") == "process_completed":
-                    if not answer["success"]:
-                        raise RuntimeError(f"{component} {event}: {answer['output']}")
-                    return
+                if answer.get("msg") == "process_completed" and not answer["success"]:
+                    raise RuntimeError(f"{component} {event}: {answer['output']}")
 
     def uploaded(pattern: str) -> list[dict[str, Any]]:
         paths = sorted(folder.glob(pattern))

@@ -342,7 +342,7 @@ class EpisodicData(L.LightningDataModule):
         self, batch: RawEpisode | list[RawEpisode], dataloader_idx: int
     ) -> Episode | list[Episode]:
         """Convert episodes to the network's floats on the device: free on a GPU, some milliseconds on a CPU."""
-        dtype = torch.float32 if self.trainer is None else self.trainer.lightning_module.dtype
+        dtype = torch.float32 if self.trainer is None else next(self.trainer.lightning_module.parameters()).dtype
         return batch.normalised(dtype) if isinstance(batch, RawEpisode) else [one.normalised(dtype) for one in batch]
 
 

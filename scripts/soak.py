@@ -185,7 +185,12 @@ def _visit(client: Any, folder: Path) -> None:
     """What a browser sends from opening the page to closing it."""
     page = client.get("/../config").json()
     named = {one["id"]: one["props"].get("elem_id") for one in page["components"]}
-    handlers = {(named.get(part), event): one["id"] for one in page["dependencies"] for part, event in one["targets"]}
+    handlers = {
+        (named.get(part), event): one["id"]
+        for one in page["dependencies"]
+        if one["backend_fn"]
+        for part, event in one["targets"]
+    }
     key = uuid.uuid4().hex
 
     def call(component: str | None, event: str, *data: Any) -> None:
@@ -205,6 +210,7 @@ def _visit(client: Any, folder: Path) -> None:
         return [{"path": at, "orig_name": path.name, "meta": {"_type": "gradio.FileData"}} for at, path in described]
 
     with client.stream("GET", f"/heartbeat/{key}"):  # its end tells the page that its visitor has left
+        call(None, "load")
         call("upload", "upload", uploaded("case?.png"))
         call("masks", "upload", uploaded("case?_mask.png"), "")
         call("adapt", "click", 10.0, None, True)

@@ -41,6 +41,8 @@ PHASES = {
 }
 """Phase → the function whose calls it consists of."""
 SWEEP = "sweep"
+SWEPT = 3
+"""Cells of a sweep."""
 
 SETTINGS = [
     *("learner=fomaml", "shots=3", "tasks.query=3", "tasks.count=4", "tasks.validation=1", "data=real", "data.size=32"),
@@ -100,11 +102,13 @@ def _runs(server: Any, root: Path, phase: str, moments: random.Random) -> Iterat
 
 def _sweeps(root: Path, moments: random.Random) -> Iterator[tuple[bool, bool]]:
     """Kill sweep after sweep, like `_runs`."""
-    cells = [f"seed={seed}" for seed in range(3)]
     began = time.monotonic()
     _sweep(root / "whole-sweep").wait()
     seconds = time.monotonic() - began
+    cells = [path.name for path in sorted((root / "whole-sweep").glob("seed=*"))]
     expected = [_traces(root / "whole-sweep" / cell) for cell in cells]
+    if len(cells) != SWEPT:
+        raise SystemExit(f"error: the sweep left {len(cells)} cells, expected {SWEPT}; see {root / 'whole-sweep.log'}")
     for number in itertools.count():
         folder = root / f"sweep-{number}"
         process = _sweep(folder)
@@ -136,7 +140,7 @@ def _sweep(folder: Path) -> subprocess.Popen[bytes]:
     launcher = ["hydra.launcher.slots=2", "hydra.launcher.threads=1"]
     with folder.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1,2", *SETTINGS, *where, *launcher],
+            [sys.executable, str(ROOT / "train.py"), "-m", f"seed=range({SWEPT})", *SETTINGS, *where, *launcher],
             cwd=folder.parent,
             env=os.environ | {"METASEG_CACHE": str(folder.with_suffix(".cache"))},
             stdout=log,

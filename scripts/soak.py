@@ -173,7 +173,9 @@ def _visit_again_and_again(address: str, log: Path) -> None:
         for number, pixels in enumerate(pictures):
             Image.fromarray(pixels).save(folder / f"case{number}{'_mask' if kind == 'mask' else ''}.png")
     while True:
-        with httpx.Client(base_url=f"{address.rstrip('/')}/gradio_api", timeout=300) as client:
+        # No connection is used again: the server closes idle ones, at times just as the next request arrives.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        with httpx.Client(base_url=f"{address.rstrip('/')}/gradio_api", timeout=300, limits=limits) as client:
             _visit(client, folder)
         with log.open("a") as out:
             out.write(f"{time.time():.2f}\n")
@@ -183,19 +185,23 @@ def _visit(client: Any, folder: Path) -> None:
     """What a browser sends from opening the page to closing it."""
     page = client.get("/../config").json()
     named = {one["id"]: one["props"].get("elem_id") for one in page["components"]}
-    handlers = {(named.get(part), event): one["id"] for one in page["dependencies"] for part, event in one["targets"]}
+    handlers = {
+        (named.get(part), event): one["id"]
+        for one in page["dependencies"]
+        if one["backend_fn"]
+        for part, event in one["targets"]
+    }
     key = uuid.uuid4().hex
 
     def call(component: str | None, event: str, *data: Any) -> None:
         body = {"data": data, "fn_index": handlers[component, event], "session_hash": key}
         client.post("/queue/join", json=body).raise_for_status()
         with client.stream("GET", "/queue/data", params={"session_hash": key}) as answers:
+            # To its end: the page drops what waits for a visitor whose stream breaks off.
             for line in answers.iter_lines():
                 answer = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
-                if answer.get("msg") == "process_completed":
-                    if not answer["success"]:
-                        raise RuntimeError(f"{component} {event}: {answer['output']}")
-                    return
+                if answer.get("msg") == "process_completed" and not answer["success"]:
+                    raise RuntimeError(f"{component} {event}: {answer['output']}")
 
     def uploaded(pattern: str) -> list[dict[str, Any]]:
         paths = sorted(folder.glob(pattern))
@@ -204,6 +210,7 @@ def _visit(client: Any, folder: Path) -> None:
         return [{"path": at, "orig_name": path.name, "meta": {"_type": "gradio.FileData"}} for at, path in described]
 
     with client.stream("GET", f"/heartbeat/{key}"):  # its end tells the page that its visitor has left
+        call(None, "load")
         call("upload", "upload", uploaded("case?.png"))
         call("masks", "upload", uploaded("case?_mask.png"), "")
         call("adapt", "click", 10.0, None, True)

@@ -68,8 +68,12 @@ NOT_HERE = {
     "metaseg dashboard ENTITY/PROJECT": "needs an account: tests/tracking has a stand-in",
     "metaseg train learner=signed shots=5": "tests/test_extending.py writes this learner and runs it",
     "metaseg train -m experiment=tables hydra/launcher=slurm hydra.launcher.partition=gpu": "needs a cluster",
-    "python scripts/kill_at_random.py --times 8 --folder DIR": "takes an hour",
     "python scripts/fuzz.py --minutes 60 --folder DIR": "takes an hour: tests/test_fuzz.py shows it at work",
+    "python scripts/kill_at_random.py --times 20 --folder DIR": "takes hours",
+    "python scripts/kill_at_random.py --times 20 --only sweep --folder DIR": "takes half an hour",
+    "python scripts/ranks.py --folder DIR": "takes minutes: tests/training/test_run.py has two processes",
+    "python scripts/soak.py training --minutes 60 --folder DIR": "takes an hour",
+    "python scripts/soak.py page --minutes 60 --folder DIR": "takes an hour",
     "python -m benchmarks.coverage": "takes minutes of simulation",
     "python -m benchmarks.episodes": "takes minutes: tests/data/test_episode_benchmark.py runs a small one",
 }

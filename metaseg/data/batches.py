@@ -39,14 +39,14 @@ class RawEpisode(NamedTuple):
     query_masks: Tensor
     unlabelled: Tensor | None = None
 
-    def normalised(self) -> Episode:
-        """The ``Episode`` that learners take, on the same device."""
+    def normalised(self, dtype: torch.dtype = torch.float32) -> Episode:
+        """The ``Episode`` that learners take, on the same device; ``dtype`` other than float32 is for checks."""
         return Episode(
-            image_tensor(self.support_images),
-            mask_tensor(self.support_masks),
-            image_tensor(self.query_images),
-            mask_tensor(self.query_masks),
-            None if self.unlabelled is None else image_tensor(self.unlabelled),
+            image_tensor(self.support_images).to(dtype),
+            mask_tensor(self.support_masks).to(dtype),
+            image_tensor(self.query_images).to(dtype),
+            mask_tensor(self.query_masks).to(dtype),
+            None if self.unlabelled is None else image_tensor(self.unlabelled).to(dtype),
         )
 
 

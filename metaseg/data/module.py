@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 
 from metaseg.data import catalogue
 from metaseg.data.batches import (
@@ -340,8 +341,9 @@ class EpisodicData(L.LightningDataModule):
     def on_after_batch_transfer(
         self, batch: RawEpisode | list[RawEpisode], dataloader_idx: int
     ) -> Episode | list[Episode]:
-        """Convert episodes to floats on the device: free on a GPU, some milliseconds on a CPU."""
-        return batch.normalised() if isinstance(batch, RawEpisode) else [episode.normalised() for episode in batch]
+        """Convert episodes to the network's floats on the device: free on a GPU, some milliseconds on a CPU."""
+        dtype = torch.float32 if self.trainer is None else next(self.trainer.lightning_module.parameters()).dtype
+        return batch.normalised(dtype) if isinstance(batch, RawEpisode) else [one.normalised(dtype) for one in batch]
 
 
 def _subset(pools: list[tuple[str, np.ndarray]], most: int | None, seed: int) -> list[tuple[str, np.ndarray]]:

@@ -16,6 +16,7 @@ from metaseg.documents import read_json
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, replacing
 from metaseg.sweeps.jobs import LOG, last_line
+from metaseg.sweeps.slurm import FOLDER as SLURM
 
 CELLS = "cells.json"
 """File in a sweep's directory: the names of all cells that were ever asked for there."""
@@ -71,7 +72,8 @@ def look(root: Path) -> list[Seen]:
     names = list(dict.fromkeys([*_remembered(root), *found]))
     if not names:
         raise MetasegError(f"Expected the folder of a sweep, found no runs in {root}.")
-    return [_seen(name, RunDirectory(root / name)) for name in names]
+    waits_for = "for its Slurm job" if (root / SLURM).is_dir() else "for a slot"
+    return [_seen(name, RunDirectory(root / name), waits_for) for name in names]
 
 
 def seconds_left(cells: Sequence[Seen]) -> float | None:
@@ -85,7 +87,7 @@ def seconds_left(cells: Sequence[Seen]) -> float | None:
     return sum(took) / len(took) * (waiting + running / 2) / running
 
 
-def _seen(name: str, directory: RunDirectory) -> Seen:
+def _seen(name: str, directory: RunDirectory, waits_for: str) -> Seen:
     with suppress(MetasegError):
         result = directory.read_result()
         scores = [(target, one.dsc.mean) for target, one in result.targets.items() if one.dsc.mean is not None]
@@ -101,7 +103,7 @@ def _seen(name: str, directory: RunDirectory) -> Seen:
         return Seen(name, Phase.INTERRUPTED, f"repeat the command to continue; {_age(directory)} {line}".strip())
     if line:  # no run yet: it prepares its data, or ended before it began
         return Seen(name, Phase.RUNNING, line)
-    return Seen(name, Phase.WAITING, "for a slot")
+    return Seen(name, Phase.WAITING, waits_for)
 
 
 def _lives(host: str, process: int) -> bool:

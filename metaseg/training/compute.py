@@ -74,24 +74,25 @@ class Compute(Callback):
         """Add the step."""
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
-            self._state["counted"].append(self._counter.flops)
+            # Over all ranks: a run may go on with another number of them.
+            self._state["counted"].append(self._counter.flops * trainer.world_size)
             self._counter = None
         self._state["seconds"] += time.perf_counter() - self._began
         self._state["steps"] += 1
         if self._most is not None and self._of_one is not None:
             # Ranks count different tasks; use rank zero's value, so that their step sizes stay equal.
-            self._state["spent"] = trainer.strategy.broadcast(self._operations(trainer) / self._of_one / self._most)
+            self._state["spent"] = trainer.strategy.broadcast(self._operations() / self._of_one / self._most)
             trainer.should_stop |= self.spent >= 1
 
-    def _operations(self, trainer: L.Trainer) -> float:
+    def _operations(self) -> float:
         counted = self._state["counted"]
-        return sum(counted) / len(counted) * self._state["steps"] * trainer.world_size
+        return sum(counted) / len(counted) * self._state["steps"]
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Write outer steps, operations and image passes over all ranks, and seconds."""
         if not (trainer.is_global_zero and self._state["counted"]):
             return
-        operations = self._operations(trainer)
+        operations = self._operations()
         self._directory.write_compute(
             Cost(
                 outer_steps=self._state["steps"],

@@ -62,6 +62,7 @@ def fit(
         spent = None if chosen.max_passes is None else lambda: compute.spent
         module = MetaTraining(learner, settings.plain, spent, Skipping(chosen.max_skips, chosen.skip_norm))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    learner.network.float()  # trainer.precision=64-true is that of training
     if (directory.checkpoints / "best.ckpt").is_file():
         load_weights(learner, directory.checkpoints / "best.ckpt")
         if trainer.is_global_zero:

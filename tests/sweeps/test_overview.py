@@ -48,6 +48,13 @@ def test_every_state_is_seen(trained, tmp_path, capsys):
     assert printed[-1].startswith("6 cells: 1 finished, 2 running, 1 failed, 1 interrupted, 1 waiting; about")
 
 
+def test_what_a_cell_waits_for_is_seen(tmp_path):
+    remember(tmp_path, ["waits"])
+    assert look(tmp_path)[0].detail == "for a slot"
+    (tmp_path / ".slurm").mkdir()
+    assert look(tmp_path)[0].detail == "for its Slurm job"
+
+
 def test_a_directory_names_its_holder_while_it_is_held(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     assert directory.holder() is None

@@ -257,7 +257,7 @@ def test_a_folder_that_becomes_read_only_is_a_sentence_and_what_was_saved_stays(
 def test_two_processes_learn_and_score_what_one_does_and_one_of_them_logs(train, train_process, tmp_path):
     # Both with one thread a process: Adam's first steps follow the sign of a gradient, so that the rounding of another
     # number of threads would show.
-    settings = ["learner=imaml", "tasks.count=8", "model.norm=running"]
+    settings = ["learner=imaml", "tasks.count=8", "model.norm=running", "trainer.save_every=3"]
     assert train(*settings, directory=tmp_path / "one").returncode == 0
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=both"]
     two = train_process(*settings, *ddp, directory=tmp_path / "two", HOME=str(tmp_path))
@@ -266,9 +266,14 @@ def test_two_processes_learn_and_score_what_one_does_and_one_of_them_logs(train,
     rows = [as_dict(row.item) for row in of_kind(records, "history")]
     assert sum("progress/ph2.filenames" in row for row in rows) == 1
     assert sum(one.type == "model" for one in of_kind(records, "artifact")) == 1
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6)
+    resumed = RunDirectory(tmp_path / "resumed").create()  # one process goes on after the third step of two
+    shutil.copy(tmp_path / "two" / "checkpoints" / "previous.ckpt", resumed.last)
+    assert train(*settings, "ckpt_path=last", directory=resumed.path).returncode == 0
+    one = weights(tmp_path / "one")
+    for other in (tmp_path / "two", resumed.path):
+        torch.testing.assert_close(weights(other), one, rtol=1e-5, atol=1e-6)
+    operations = [RunDirectory(tmp_path / name).read_compute().operations for name in ("one", "two", "resumed")]
+    assert operations == [pytest.approx(operations[0], rel=0.2)] * 3  # ranks count the first step, of different tasks
     best = tmp_path / "two" / "checkpoints" / "best.ckpt"
     assert train(*settings, "train=false", f"ckpt_path={best}", directory=tmp_path / "again").returncode == 0
     scores = [(tmp_path / name / "per_image.csv").read_text() for name in ("two", "again")]

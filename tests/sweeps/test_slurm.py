@@ -1,5 +1,6 @@
 """Cells as jobs of a real Slurm: scripts/slurm_here.sh starts one for these tests, see `make slurm`."""
 
+import importlib.util
 import json
 import shutil
 import signal
@@ -36,6 +37,9 @@ LAUNCHER = [
     "hydra.launcher.minutes=20",
 ]
 
+# Looked for, not imported: it reads SUBMITIT_PREEMPT_SIGNAL on import, which the launcher sets before.
+with_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="the extra cluster is missing")
+
 
 def running():
     """Whether there is a cluster."""
@@ -65,8 +69,8 @@ def test_without_a_cluster_or_submitit_the_sweep_says_what_is_missing(train, tmp
     assert "[cluster]" in train(*settings).stderr
 
 
+@with_submitit
 def test_the_settings_become_options_of_sbatch(tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
     on_path(monkeypatch, tmp_path, "sbatch", "srun")
     executor = slurm._executor(SimpleNamespace(settings=SETTINGS), tmp_path / "%j")
     text = executor._make_submission_file_text("command", "1")
@@ -95,9 +99,9 @@ def test_a_requeued_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert seen == [["shots=5"], ["shots=5", "ckpt_path=last"]]
 
 
+@with_submitit
 @pytest.mark.long
 def test_a_cell_is_ended_and_submitted_again_when_the_time_is_up(tmp_path):
-    pytest.importorskip("submitit")
     program = [
         "-c",
         "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(130)); time.sleep(60)",
@@ -115,8 +119,8 @@ def test_a_cell_is_ended_and_submitted_again_when_the_time_is_up(tmp_path):
     assert again[0].function.job == Job("cell", tmp_path / "cell", [])
 
 
+@with_submitit
 def test_a_refusal_of_slurm_is_a_sentence(tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
     on_path(monkeypatch, tmp_path, "srun")
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'invalid partition specified: p' >&2\nexit 1\n")
     (tmp_path / "sbatch").chmod(0o755)

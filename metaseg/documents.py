@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from yaml.loader import SafeLoader  # the one in Python, whose methods can be overridden
 
+from metaseg.errors import reason
+
 MOST_YAML = 2**18
 """Largest YAML file in bytes, twenty times a run's settings; reading one of this size takes a second."""
 MOST_JSON = 2**24
@@ -40,7 +42,7 @@ def text_of(file: Path, most: int, encoding: str = "utf-8") -> str:
         try:
             content = opened.read(most + 1)
         except (zlib.error, EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(" ".join(str(error).split())) from error
+            raise ValueError(reason(error)) from error
     if len(content) > most:
         raise ValueError(f"it is larger than {most / 2**20:g} MiB")
     return content.decode(encoding)
@@ -57,7 +59,7 @@ def read_yaml(file: Path) -> Any:
     try:
         return yaml.load(text, _Loader)
     except _INVALID as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(reason(error)) from error
 
 
 def read_json(file: Path) -> Any:

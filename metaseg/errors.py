@@ -23,6 +23,11 @@ def shown(text: object) -> str:
     return " ".join(str(text).split())[:200] or "nothing"
 
 
+def reason(error: BaseException) -> str:
+    """What an error says, for a sentence; its type if it says nothing."""
+    return shown(str(error).strip() or type(error).__name__)
+
+
 def quoted(value: object) -> str:
     """A foreign value for a sentence, abridged."""
     try:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from metaseg.adapting.arrays import content_window, rgb, windowed
 from metaseg.adapting.masks import RawMask, coded, of_array
 from metaseg.data.layouts import SUFFIXES, opened, read_image, require_size
-from metaseg.errors import MetasegError, needs, shown
+from metaseg.errors import MetasegError, needs, reason
 
 PICTURES = (*SUFFIXES, ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 DICOM = (".dcm", ".dicom", ".ima")
@@ -331,8 +331,9 @@ def _damage_named(path: Path) -> Iterator[None]:
     except MetasegError:
         raise
     except Exception as error:  # damaged files and unsupported encodings raise errors of any type
-        reason = shown(str(error) or type(error).__name__)
-        raise MetasegError(f"cannot read {path}: {reason}; replace it with a fresh copy, or save it as PNG") from error
+        raise MetasegError(
+            f"cannot read {path}: {reason(error)}; replace it with a fresh copy, or save it as PNG"
+        ) from error
 
 
 def _library(name: str, path: Path) -> ModuleType:

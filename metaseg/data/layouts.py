@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from metaseg.data import pair_files
 from metaseg.data.catalogue import PLAIN, Dataset, Layout
-from metaseg.errors import MetasegError, expanded
+from metaseg.errors import MetasegError, expanded, reason
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 THRESHOLD = 127  # Kvasir-SEG's masks are JPEG with grey edges; its authors use the same threshold
@@ -252,8 +252,9 @@ def opened(path: Path) -> Iterator[Image.Image]:
             require_size(path, *image.size)
             yield image
     except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MetasegError(f"cannot read {path}: {reason}; replace it with a fresh copy, or remove it") from error
+        raise MetasegError(
+            f"cannot read {path}: {reason(error)}; replace it with a fresh copy, or remove it"
+        ) from error
 
 
 def require_size(path: Path, *sides: int, most: int = MOST_PIXELS) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, reason
 
 MOST_MEMBERS = 200_000
 GROWTH = 100
@@ -121,8 +121,9 @@ def _check_sizes(archive: Path, members: int, size: int) -> None:
 
 
 def _damaged(archive: Path, error: Exception) -> DamagedError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return DamagedError(f"{archive.name} is damaged ({reason}): it is truncated, or is not the published archive")
+    return DamagedError(
+        f"{archive.name} is damaged ({reason(error)}): it is truncated, or is not the published archive"
+    )
 
 
 def _unpack_zip(archive: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, reason
 
 ATTEMPTS = 6
 """Consecutive attempts without progress after which a download fails."""
@@ -242,7 +242,7 @@ def _reason(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         error = inner
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return reason(error)
 
 
 @contextmanager

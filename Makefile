@@ -3,7 +3,8 @@ TORCH ?= current
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(TORCH)
+# One stamp for each set that is installed: asking for more installs it, asking for less finds it there.
+STAMP := $(VENV)/.installed-$(TORCH)$(addprefix -,$(ALSO))
 
 COMPILE := uv pip compile --universal --python-version 3.10 --upgrade --custom-compile-command 'make lock'
 EXTRAS := python3 -c 'import sys, tomllib; \
@@ -23,13 +24,13 @@ help: ## this list
 
 install: $(STAMP) ## make .venv from the pinned versions of requirements/$(TORCH).txt; ALSO=tests for all that tests can use
 
-$(STAMP): requirements/$(TORCH).txt pyproject.toml
+$(STAMP): $(patsubst %,requirements/%.txt,$(TORCH) $(ALSO)) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, found %s; set PYTHON=" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(patsubst %,--requirement requirements/%.txt,$(TORCH) $(ALSO))
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
-	@touch $@
+	@touch $(VENV)/.installed-$(TORCH) $@
 
 train: $(STAMP) ## the main job on synthetic twins of the datasets, three minutes on two cores
 	$(BIN)/python train.py learner=imaml shots=5 pair=ph2_kvasir data=synthetic model=pretrained adapt.recipe=quick \

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import get_class
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from metaseg import configuration
 from metaseg.adapting import model_file
@@ -23,6 +24,8 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import upgraded
 
 DEVICES = ("auto", "cpu", "cuda")
+
+_SPARE = 200_000_000  # weights that are built and removed again: a VGG classifier has 124 million
 
 BUILT_IN = ("learner=scratch", "pair=none", "model=pretrained", "logger=csv")
 """The built-in model as settings of train.py: the pre-trained encoder and a decoder that has seen no image yet."""
@@ -52,9 +55,12 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
         path = Path(path).expanduser()
         settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
     try:
-        known, learner = learner_of(settings, recipe, initial_weights=checkpoint is None)
-        if checkpoint is not None:
-            restore(learner, _state(checkpoint))
+        if checkpoint is None:
+            known, learner = learner_of(settings, recipe)
+        else:
+            state = _state(checkpoint)
+            known, learner = learner_of(settings, recipe, state["state_dict"])
+            restore(learner, state)
     except MetasegError:
         raise
     except Exception as error:  # a foreign file may contain anything
@@ -82,21 +88,46 @@ def chosen_device(device: str) -> str:
 
 
 def learner_of(
-    settings: Mapping[str, Any], recipe: str | None = None, initial_weights: bool = True
+    settings: Mapping[str, Any], recipe: str | None = None, weights: Mapping[str, Tensor] | None = None
 ) -> tuple[schema.Trained, Learner]:
     """The checked settings of a run and its learner. Settings may come from an untrusted file.
 
     Args:
         settings: of the run.
         recipe: as for `load`.
-        initial_weights: as for `build_learner`.
+        weights: those that will replace the initial ones, which are then not loaded.
 
     Raises:
-        MetasegError: on settings that name foreign classes or are invalid.
+        MetasegError: on settings that name foreign classes, are invalid, or describe a network far larger than the
+            weights.
     """
     _own_classes(settings)
     known = _with_recipe(schema.checked(schema.Trained, upgraded(settings)), recipe)
-    return known, build_learner(known, initial_weights=initial_weights)
+    if weights is None:
+        return known, build_learner(known)
+    with _Bounded(_SPARE + 2 * sum(value.numel() for value in weights.values())):
+        return known, build_learner(known, initial_weights=False)
+
+
+class _Bounded(TorchFunctionMode):
+    """Ends the building of a network of more elements than this, before the memory for them is used."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = self.left = elements
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not any(isinstance(one, Tensor) for one in args):
+            self.left -= made.numel()
+            if self.left < 0:
+                raise MetasegError(
+                    f"Expected a network of at most {self.elements / 1e6:.0f} million weights, by the size of the file, "
+                    "found settings of a larger one in it: it is damaged or malicious."
+                )
+        return made
 
 
 def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained:

@@ -102,7 +102,7 @@ def load_segmenter(path: str | Path, device: str = "auto") -> Adapted:
 
 
 def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) -> Adapted:
-    model = _model(description, device)
+    model = _model(description, tensors, device)
     network, place = model.learner.network, model.learner.device
     plan = Plan(**description["plan"] | {"shape": tuple(description["plan"]["shape"])})
     support = SupportSet(
@@ -130,12 +130,12 @@ def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) 
     return Adapted(segmenter, plan, model, support, tuple(others), estimate)
 
 
-def _model(description: dict[str, Any], device: str) -> Model:
+def _model(description: dict[str, Any], tensors: dict[str, Tensor], device: str) -> Model:
     """The model that was adapted: the built-in one, or the architecture of a run."""
     recipe = description["recipe"]
     if description["built_in"]:
         return load(None, device, recipe)
-    settings, learner = learner_of(description["settings"], recipe, initial_weights=False)
+    settings, learner = learner_of(description["settings"], recipe, tensors)
     learner.to(chosen_device(device)).eval()
     return Model(learner, settings, settings.data.size, settings.data.augment, recipe=recipe, complete=False)
 

@@ -23,6 +23,9 @@ HOST = "127.0.0.1"
 _SWEEP = 60  # seconds
 # Bytes. Paintings and segmenters arrive as files, too, and would be refused silently; sessions check images again.
 _LARGEST = 200 * 2**20
+# Pages whose components gradio keeps: half a MiB each, also after a page was closed. The oldest go first, and a page that
+# lost them, but is still open, has only lost its selection.
+_PAGES = 50
 
 
 def run(config: DictConfig) -> None:
@@ -94,6 +97,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
             ssr_mode=False,
             enable_monitoring=False,
             mcp_server=False,
+            state_session_capacity=_PAGES,
             app_kwargs={"middleware": [Middleware(arrivals.Bounded, largest, arrivals.SECONDS)]},
             theme=theme(),
             css=CSS,

@@ -221,6 +221,15 @@ def test_settings_of_a_file_build_nothing_but_networks_of_metaseg(trained, tmp_p
         metaseg.load(tmp_path / "a.ckpt", "cpu")
 
 
+def test_a_network_far_larger_than_the_weights_is_not_built(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("metaseg.adapting.loading._SPARE", 10**6)
+    state = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    state["settings"]["learner"]["network"] = {"_target_": "metaseg.networks.smp.LibraryNetwork", "encoder": "resnet18"}
+    torch.save(state, tmp_path / "a.ckpt")
+    with pytest.raises(MetasegError, match="at most 1 million weights"):
+        metaseg.load(tmp_path / "a.ckpt", "cpu")
+
+
 def test_compressed_checkpoints_are_refused(trained, tmp_path):
     """torch.save writes none, and torch.load would unpack whatever they claim."""
     written = tmp_path / "a.ckpt"

@@ -1,9 +1,11 @@
-"""Requests that never end, or grow without end."""
+"""Requests that never end, or grow without end; visits that leave nothing behind."""
 
 import asyncio
+import gc
+import json
 import socket
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from tiny_run import limits_fixture, network_fixture, run_fixture  # noqa: F401
@@ -57,3 +59,18 @@ def test_an_upload_that_never_ends_does_not_keep_the_page_from_others(network, l
             slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n{part}".encode())
             assert urlopen(address, timeout=60).status == 200
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_of_many_visits_only_the_last_are_kept(network, limits, tmp_path, monkeypatch):
+    state_holder = pytest.importorskip("gradio.state_holder")
+    monkeypatch.setattr(command, "_PAGES", 2)
+    with command.serving(Sessions(network, limits, tmp_path)) as address:
+        page = json.load(urlopen(f"{address}config", timeout=60))
+        load = next(one["id"] for one in page["dependencies"] for _, event in one["targets"] if event == "load")
+        for visitor in range(4):
+            body = json.dumps({"data": [], "fn_index": load, "session_hash": f"{visitor}"}).encode()
+            urlopen(Request(f"{address}gradio_api/queue/join", body, {"Content-Type": "application/json"}), timeout=60)
+            answers = urlopen(f"{address}gradio_api/queue/data?session_hash={visitor}", timeout=60).read()
+            assert b"process_completed" in answers
+        gc.collect()
+        assert sum(isinstance(one, state_holder.SessionState) for one in gc.get_objects()) == 2

@@ -124,7 +124,7 @@ class _Bounded(TorchFunctionMode):
             self.left -= made.numel()
             if self.left < 0:
                 raise MetasegError(
-                    f"Expected a network of at most {self.elements / 1e6:.0f} million weights, by the size of the file, "
+                    f"Expected a network of at most {self.elements / 1e6:.0f} million weights, by the file's size, "
                     "found settings of a larger one in it: it is damaged or malicious."
                 )
         return made

@@ -23,8 +23,8 @@ HOST = "127.0.0.1"
 _SWEEP = 60  # seconds
 # Bytes. Paintings and segmenters arrive as files, too, and would be refused silently; sessions check images again.
 _LARGEST = 200 * 2**20
-# Pages whose components gradio keeps: half a MiB each, also after a page was closed. The oldest go first, and a page that
-# lost them, but is still open, has only lost its selection.
+# Pages whose components gradio keeps: half a MiB each, also after a page was closed. The oldest go first; one that is
+# still open then loses its selection, no more.
 _PAGES = 50
 
 

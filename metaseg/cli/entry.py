@@ -31,8 +31,14 @@ from metaseg.errors import MetasegError, shown
 from metaseg.interruption import like_ctrl_c
 from metaseg.runs.schema import nearest
 
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""A full disk, a used-up quota, a file system that has become read-only."""
+_UNWRITABLE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "let the file system be written to",
+    errno.EACCES: "give yourself the permission",
+}
+"""Of what the system does not let a run write (a full disk or quota, a file system that has become read-only, no
+permission): the remedy."""
 
 DRY_RUN = "hydra.sweeper.dry_run=true"
 
@@ -79,8 +85,9 @@ def entry(
         except OSError as error:
             if error.errno not in _UNWRITABLE:
                 raise
+            verb = "used" if error.errno == errno.EACCES else "written"  # files that are read have permissions, too
             failed.append(
-                f"{_what(error)} cannot be written ({error.strerror}): free some space, or choose another "
+                f"{_what(error)} cannot be {verb} ({error.strerror}): {_UNWRITABLE[error.errno]}, or choose another "
                 "hydra.run.dir; what a run has saved stays, and ckpt_path=last continues from it."
             )
         except KeyboardInterrupt:

@@ -194,13 +194,18 @@ def test_a_checkpoint_that_was_cut_short_gives_way_to_the_one_before(train, resu
 
 
 @pytest.mark.parametrize(
-    "place", ["metaseg.data.module.EpisodicData.setup", "lightning.Trainer.save_checkpoint", DIRECTORY + "write_result"]
+    ("place", "number"),
+    [
+        ("metaseg.data.module.EpisodicData.setup", errno.EACCES),
+        ("lightning.Trainer.save_checkpoint", errno.ENOSPC),
+        (DIRECTORY + "write_result", errno.ENOSPC),
+    ],
 )
-def test_a_full_disk_is_a_sentence_and_what_was_saved_stays(train, tmp_path, monkeypatch, place):
+def test_what_cannot_be_written_is_a_sentence_and_what_was_saved_stays(train, tmp_path, monkeypatch, place, number):
     with monkeypatch.context() as patch:
-        full = OSError(errno.ENOSPC, "No space left on device", "a file")
-        patch.setattr(place, lambda *_, **__: (_ for _ in ()).throw(full))
-        assert_fails_in_words(train("learner=fomaml"), "a file", "No space left")
+        error = OSError(number, os.strerror(number), "a file")
+        patch.setattr(place, lambda *_, **__: (_ for _ in ()).throw(error))
+        assert_fails_in_words(train("learner=fomaml"), "a file", os.strerror(number))
     directory = RunDirectory(tmp_path / "run")
     assert not directory.result.exists()
     assert directory.last.exists() == place.endswith("result")

@@ -161,7 +161,7 @@ def stops(learner: Learner, settings: ScoringSettings) -> tuple[int, list[int]]:
 
 def of_curve(target: Target, settings: ScoringSettings, scored: np.ndarray) -> np.ndarray:
     """The scored indices used for the curve."""
-    return scored[np.isin(scored, limited(target, settings.curve_limit, settings.seed))]
+    return _among(scored, limited(target, settings.curve_limit, settings.seed), settings.curve_limit)
 
 
 def score_target(
@@ -247,9 +247,14 @@ def drawn(target: Target, settings: ScoringSettings, draw: int) -> tuple[np.ndar
     """Support and scored indices of a draw, with the limit applied."""
     support, scored = target.draw(settings.shots, settings.seed, draw)
     if settings.limit is not None:
-        kept = scored[np.isin(scored, limited(target, settings.limit + settings.shots, settings.seed))]
-        scored = kept[: settings.limit] if len(kept) else scored[: settings.limit]
+        scored = _among(scored, limited(target, settings.limit + settings.shots, settings.seed), settings.limit)
     return support, scored
+
+
+def _among(scored: np.ndarray, subset: np.ndarray, count: int) -> np.ndarray:
+    """At most this many of the scored indices: those in the subset, or any if it holds none of them."""
+    kept = scored[np.isin(scored, subset)]
+    return (kept if len(kept) else scored)[:count]
 
 
 def limited(target: Target, count: int, seed: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Scores before adaptation, after the inner problem of training, and after all of it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
-from metaseg.evaluation.metatest import Scores, ScoringSettings, score_target, summarise
+from metaseg.evaluation.metatest import Scores, ScoringSettings, drawn, of_curve, score_target, summarise
 from metaseg.evaluation.sharing import Share
 from metaseg.networks.segmenter import Ensemble, Followed
 from metaseg.runs.result import plain
@@ -51,6 +52,14 @@ def test_the_inner_problem_is_scored_on_the_same_images(target):
     known = ~np.isnan(scores.inner)
     np.testing.assert_allclose(scores.inner[known], expected[known], rtol=1e-6)
     assert summarise(scores, 0, {}).dsc_inner.mean == pytest.approx(float(np.nanmean(scores.inner)))
+
+
+def test_the_curve_has_images_even_if_its_subset_holds_none_that_are_scored(target):
+    for seed in range(20):
+        settings = replace(HOW, seed=seed, limit=2, curve_limit=1)
+        _, scored = drawn(target, settings, 0)
+        assert len(of_curve(target, settings, scored)) == 1
+        assert np.isin(of_curve(target, settings, scored), scored).all()
 
 
 def test_learners_without_an_inner_problem_have_no_score_of_it(target):

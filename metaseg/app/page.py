@@ -41,6 +41,7 @@ CSS = """
 #editor button.color {width: auto; padding: 0 8px; color: black; font-size: 12px; opacity: 1}
 #editor button.color::after {content: "inside"}
 #editor button.color ~ button.color::after {content: "outside"}
+@media (max-width: 600px) {#editor, #editor .image-container {height: 340px !important}}
 .step h2 {margin: 4px 0 0 0; font-size: var(--text-lg)}
 .or {color: inherit !important}
 footer {display: none !important}
@@ -167,10 +168,12 @@ class _Page:
         # Always visible: if gradio 6.31 shows the canvas after its first image, it cannot be painted on.
         with gr.Column():
             with gr.Row():
-                self.save = gr.Button("Save as mask", variant="primary", interactive=False, elem_id="save")
-                self.empty = gr.Button(texts.empty(texts.WORD), interactive=False, elem_id="empty")
-                self.forget = gr.Button("Discard my mask", interactive=False, elem_id="forget")
-                self.remove = gr.Button("Remove image", interactive=False, elem_id="remove")
+                self.save = gr.Button(
+                    "Save as mask", variant="primary", interactive=False, min_width=140, elem_id="save"
+                )
+                self.empty = gr.Button(texts.empty(texts.WORD), interactive=False, min_width=140, elem_id="empty")
+                self.forget = gr.Button("Discard my mask", interactive=False, min_width=140, elem_id="forget")
+                self.remove = gr.Button("Remove image", interactive=False, min_width=140, elem_id="remove")
             self.editor = gr.ImageEditor(
                 show_label=False,
                 sources=(),

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import metaseg
+from benchmarks import unannotated
 from benchmarks.report import Report
 from benchmarks.setting import Setting
 from metaseg.adapting.arrays import shrunk, shrunk_mask
@@ -25,7 +26,7 @@ from metaseg.evaluation.trivial import trivial_scores
 from metaseg.progress import Progress
 
 COLUMNS = (
-    *("images", "K", "draws", "size", "Dice, %", "best trivial, %", "expected, %", "error, points"),
+    *("images", "K", "draws", "size", "Dice, %", "best trivial, %", "unannotated, %", "expected, %", "error, points"),
     *("rank of agreement", "rank of soft Dice", "seconds"),
 )
 
@@ -66,13 +67,15 @@ def own_images(
     known = {(one["kind"], one["shots"], one["draw"]) for one in done}
     todo = [(folder, count, draw) for count in shots for draw in range(draws) for folder in folders]
     todo = [(folder, count, draw) for folder, count, draw in todo if (folder.name, count, draw) not in known]
-    model = metaseg.load(device=setting.device)
+    model, outlines = metaseg.load(device=setting.device), unannotated.network()
     record.parent.mkdir(parents=True, exist_ok=True)
     with Progress("adapting", len(todo), "draws") as progress, record.open("a", encoding="utf-8") as file:
         for number, (folder, count, draw) in enumerate(todo):
             progress.note(f"{count} images of {folder.name}")
             found = drawn(annotated_in(folder), count, images, (setting.seed, draw))
             line = {"kind": folder.name, "shots": count, "draw": draw, **measured(model, found, **how)}
+            if outlines is not None:
+                line["unannotated"] = float(_dice(unannotated.salient(found.new, outlines), found.truth).mean())
             print(json.dumps(line), file=file, flush=True)
             done.append(line)
             progress.update(number + 1)
@@ -83,6 +86,7 @@ def own_images(
     report.notes = [
         "Expected: the Dice that the program gives, from the annotated images alone. Error: its mean distance from the "
         "Dice on the other images.",
+        "Unannotated: U²-Net-p, which takes what stands out in an image, with no annotated image at all.",
         "Rank: Spearman's correlation with the Dice of the same images, mean over draws. The agreement of networks is "
         "the confidence; soft Dice is that which the probabilities promise.",
     ]
@@ -116,9 +120,7 @@ def measured(model: Model, draw: Draw, **how: Any) -> dict[str, Any]:
     began = time.perf_counter()
     predicted = adapted.predict(draw.new)
     segmenting = time.perf_counter() - began
-    scores = np.array(
-        [dice((one.probabilities > 0.5)[None], mask[None])[0] for one, mask in zip(predicted, draw.truth, strict=True)]
-    )
+    scores = _dice([one.probabilities > 0.5 for one in predicted], draw.truth)
     own, others = _parts(adapted, draw.new)
     shape = adapted.plan.shape
     small = [np.stack([shrunk(image, shape) for image in some]) for some in (draw.images, draw.new)]
@@ -140,6 +142,11 @@ def measured(model: Model, draw: Draw, **how: Any) -> dict[str, Any]:
         "adapting": adapting,
         "segmenting": segmenting / len(draw.new),
     }
+
+
+def _dice(masks: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> np.ndarray:
+    """(N,): of each image, at its own size."""
+    return np.array([dice(one[None], other[None])[0] for one, other in zip(masks, truth, strict=True)])
 
 
 def _parts(adapted: Adapted, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -172,6 +179,7 @@ def _rows(done: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
             draws[0]["size"],
             _percent([one["dice"] for one in draws]),
             _percent([max(one["trivial"].values()) for one in draws]),
+            _percent([one["unannotated"] for one in draws if "unannotated" in one]),
             _percent([one["expected"] for one in known]),
             "" if error is None else f"{100 * error:.1f}",
             *(_mean([one["ranks"].get(name) for one in draws]) for name in ("agreement", "soft")),

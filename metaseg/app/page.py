@@ -212,7 +212,7 @@ class _Page:
         def on(
             event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: Any, **how: Any
         ) -> Any:
-            return event(_errors_shown(handler), inputs, outputs, api_visibility="private", **how)
+            return event(_errors_shown(handler, self.sessions), inputs, outputs, api_visibility="private", **how)
 
         # One adaptation saturates the processor. Other users queue and see their position.
         alone = {"concurrency_id": "network", "concurrency_limit": 1}
@@ -457,8 +457,11 @@ def _warn(sentences: list[str]) -> None:
         )
 
 
-def _errors_shown(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a handler so that errors appear as one sentence on the page, with user-supplied file names escaped."""
+def _errors_shown(handler: Callable[..., Any], sessions: Sessions) -> Callable[..., Any]:
+    """Wrap a handler so that errors appear as one sentence on the page, with user-supplied file names escaped.
+
+    What fails because the page was closed meanwhile, and its files removed, is no error.
+    """
 
     @functools.wraps(handler)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -467,7 +470,8 @@ def _errors_shown(handler: Callable[..., Any]) -> Callable[..., Any]:
         except MetasegError as error:
             raise gr.Error(html.escape(str(error)), duration=None, title="Not done", print_exception=False) from None
         except Exception as error:
-            traceback.print_exc()  # on the terminal
+            if all(sessions.has(_key(one)) for one in arguments if isinstance(one, gr.Request)):
+                traceback.print_exc()  # on the terminal
             sentence = f"Unexpected error ({type(error).__name__}); your images and masks are still there."
             raise gr.Error(sentence, duration=None, title="Not done", print_exception=False) from None
 

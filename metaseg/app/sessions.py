@@ -58,6 +58,10 @@ class Sessions:
                 self._of[key] = Session(self.network, self.limits, self.folder)
             return self._of[key]
 
+    def has(self, key: str) -> bool:
+        """Whether a page is open."""
+        return key in self._of
+
     def end(self, key: str) -> None:
         """Remove a page's images and masks."""
         with self._lock:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import sys
 
+from metaseg import __version__
 from metaseg.cli.entry import fail
 
 COMMANDS = {
@@ -29,6 +30,9 @@ def main() -> None:
         print("usage: metaseg COMMAND …\n")
         print("\n".join(f"  {command:<10} {text}" for command, text in COMMANDS.items()))
         print("\nRun `metaseg COMMAND --help` for details.")
+        return
+    if name == "--version":
+        print(f"metaseg {__version__}")
         return
     if name not in COMMANDS:
         found = f"found {name!r}" if name else "found none"

@@ -74,3 +74,22 @@ def test_of_many_visits_only_the_last_are_kept(network, limits, tmp_path, monkey
             assert b"process_completed" in answers
         gc.collect()
         assert sum(isinstance(one, state_holder.SessionState) for one in gc.get_objects()) == 2
+
+
+def test_work_that_fails_because_its_page_was_closed_leaves_no_traceback(network, limits, tmp_path, capsys):
+    gradio = pytest.importorskip("gradio")
+    from metaseg.app.page import _errors_shown
+
+    sessions = Sessions(network, limits, tmp_path)
+    request = gradio.Request(session_hash="a")
+
+    def failing(closed, request: gradio.Request):
+        sessions.of("a")
+        if closed:
+            sessions.end("a")
+        raise FileNotFoundError
+
+    for closed in (True, False):
+        with pytest.raises(gradio.Error):
+            _errors_shown(failing, sessions)(closed, request)
+        assert ("Traceback" in capsys.readouterr().err) == (not closed)

@@ -1,6 +1,7 @@
 """`metaseg COMMAND`: what it starts, and what it says of commands there are not."""
 
 import sys
+from importlib.metadata import version
 
 import pytest
 from omegaconf import OmegaConf
@@ -34,6 +35,10 @@ def test_every_command_is_listed_and_starts(metaseg):
         status, said, _ = metaseg(name, "--help")
         assert status == 0
         assert said
+
+
+def test_the_version_is_that_of_the_package(metaseg):
+    assert metaseg("--version") == (0, f"metaseg {version('metaseg-implicit')}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [(), ("teach",)])

@@ -6,12 +6,13 @@ from statistics import fmean
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from metaseg.interruption import Interruption
 from metaseg.progress import Progress
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
+from metaseg.training.best_checkpoint import BestCheckpoint
 from metaseg.training.last_checkpoint import LastCheckpoint
 
 MONITOR = "validation/query_loss_after"
@@ -25,14 +26,7 @@ def callbacks(trainer: schema.Trainer, directory: RunDirectory, interruption: In
         directory: where checkpoints go.
         interruption: a request to end.
     """
-    best = ModelCheckpoint(
-        dirpath=directory.checkpoints,
-        filename="best",
-        monitor=MONITOR,
-        save_weights_only=True,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,  # before the last checkpoint, which has to hold the best loss so far
-    )
+    best = BestCheckpoint(directory.checkpoints, MONITOR)
     patience = sys.maxsize if trainer.patience is None else trainer.patience
     stop: Callback = (
         Unchanging(trainer.min_delta, patience)

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from omegaconf import DictConfig
 from scipy import ndimage
 from torch import Tensor
@@ -36,6 +36,7 @@ from metaseg.progress import Progress
 from metaseg.runs import provenance, schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import PretrainingResult, SliceScores, VolumeScores
+from metaseg.training.best_checkpoint import BestCheckpoint
 from metaseg.training.callbacks import TrainingProgress
 from metaseg.training.last_checkpoint import LastCheckpoint
 from metaseg.training.network_module import NetworkModule
@@ -239,15 +240,7 @@ def fit(
         KeyboardInterrupt: if the user interrupts; no weights should be written then.
     """
     chosen = settings.trainer
-    best = ModelCheckpoint(
-        dirpath=directory.checkpoints,
-        filename="best",
-        monitor=MONITOR,
-        mode="max",
-        save_weights_only=True,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,  # before the last checkpoint, which has to hold the best Dice so far
-    )
+    best = BestCheckpoint(directory.checkpoints, MONITOR, "max")
     callbacks: list[Callback] = [best]
     if chosen.patience is not None:
         callbacks.append(EarlyStopping(MONITOR, chosen.min_delta, chosen.patience, mode="max"))

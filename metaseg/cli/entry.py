@@ -248,7 +248,11 @@ def _sentence(error: Exception, config_name: str) -> str:
     said = " ".join(str(error).split())
     unknown = re.match(r"Could not override '([^']+)'", said)
     if unknown is not None:
-        near = nearest(unknown[1], known_settings(config_name))
+        known = known_settings(config_name)
+        if unknown[1] in known:  # a setting of the default choice
+            group = unknown[1].partition(".")[0]
+            return f"{unknown[1]} is not a setting of the {group} chosen: leave it out, or choose another {group}."
+        near = nearest(unknown[1], known)
         return f"{unknown[1]} is not a setting: {near or f'`{called()} --help` lists them all.'}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         said += f" ({' '.join(str(error.__cause__).split())})"

@@ -122,9 +122,11 @@ def read_runs(folder: Path) -> Found:
     for path in _directories(folder, "result.json"):
         name = path.relative_to(folder).as_posix()
         try:
-            runs.append(read_run(path, folder.resolve().name if name == "." else name))
+            run = read_run(path, folder.resolve().name if name == "." else name)
         except MetasegError as error:
             unreadable.append((name, str(error)))
+        else:
+            runs += [run] if run.targets else []  # without targets, it only made a model
     finished = set(_directories(folder, "result.json"))
     unfinished = [path for path in _directories(folder, "config.yaml") if path not in finished]
     return Found(runs, unreadable, [path.relative_to(folder).as_posix() for path in unfinished])
@@ -178,7 +180,7 @@ def _read_scores(directory: RunDirectory) -> pd.DataFrame:
         raise MetasegError(f"expected the columns {', '.join(_COLUMNS)} in {path}, but {', '.join(lacking)} is missing")
     values = pd.to_numeric(table["dsc_after"], errors="coerce").to_numpy(np.float64)
     known = values[~np.isnan(values)]
-    if not len(known) or known.min() < 0 or known.max() > 1:
+    if len(table) and (not len(known) or known.min() < 0 or known.max() > 1):
         raise MetasegError(
             f"expected Dice values from 0 to 1 in dsc_after of {path}, found others; run the evaluation again"
         )

@@ -150,10 +150,13 @@ class Weights(ResultPart):
 
 
 class Result(ResultPart):
-    """The content of result.json; `targets` and `scratch` are keyed by target, `data` by dataset."""
+    """The content of result.json; `targets` and `scratch` are keyed by target, `data` by dataset.
+
+    A run that only makes a model has no targets.
+    """
 
     version: Literal[1]
-    targets: dict[str, TargetScores] = Field(min_length=1)
+    targets: dict[str, TargetScores]
     scratch: dict[str, FromScratch] = {}
     wall_seconds: Number = None
     peak_memory_mib: dict[str, Number] = {}

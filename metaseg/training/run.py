@@ -26,7 +26,7 @@ from metaseg.plots.figures import adaptation_curve, learning_curves
 from metaseg.plots.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.progress import Progress
 from metaseg.runs import provenance, schema
-from metaseg.runs.directory import RunDirectory
+from metaseg.runs.directory import PER_IMAGE_COLUMNS, RunDirectory
 from metaseg.runs.result import VERSION, FromScratch, Result, TargetScores, Weights
 from metaseg.runs.settings import leaves
 from metaseg.runs.summary import print_summary
@@ -261,7 +261,8 @@ def summarise(
     directory.write_per_image(rows, settings.evaluation.compress)
     if directory.metrics.is_file():
         learning_curves(directory.metrics, directory.learning_curves)
-    tracking.log_table(loggers, "per_image", list(rows[0]), [list(row.values()) for row in rows])
+    cells = [[row[column] for column in PER_IMAGE_COLUMNS] for row in rows]
+    tracking.log_table(loggers, "per_image", PER_IMAGE_COLUMNS, cells)
     return found, scratch
 
 

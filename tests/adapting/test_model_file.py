@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import composed
+from conftest import TINY, composed, run_here
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +17,7 @@ from metaseg.adapting.loading import load
 from metaseg.cli import models, pairs
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError
+from metaseg.reporting.runs import Found, read_runs
 from metaseg.runs.directory import RunDirectory
 
 
@@ -95,6 +96,14 @@ def test_build_trains_on_every_published_dataset_and_writes_the_file(trained, tm
     assert str(path) in listed
     for name in ("ph2", "kvasir"):
         assert f"{catalogue.get(name).title}, synthetic twin" in listed
+
+
+def test_build_from_beginning_to_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "train", lambda: run_here("train.py", *sys.argv[1:]))
+    assert models.main(["build", "mine.safetensors", *TINY, "model=attention_unet", "pair=ph2_kvasir"]) == 0
+    assert load(tmp_path / "mine.safetensors", "cpu").origin == "file"
+    assert read_runs(tmp_path) == Found([], [], [])  # nothing for a table
 
 
 @pytest.mark.parametrize("arguments", [["build"], ["build", "shots=3"], ["build", "model.ckpt"]])

@@ -155,6 +155,12 @@ def test_an_unknown_setting_is_refused_with_the_one_that_was_meant(metaseg, nowh
     assert f"did you mean {meant}?" in said
 
 
+def test_a_setting_of_another_choice_is_refused_with_its_group(metaseg, nowhere):
+    assert "model.features is not a setting of the model chosen" in refused(
+        metaseg, "model=pretrained", "model.features=2"
+    )
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["train", "adapt", "app", "pretrain"])
 def test_help_shows_every_setting_with_its_value(metaseg, name):

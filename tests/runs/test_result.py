@@ -78,7 +78,7 @@ def changed(path, value):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"version": list(range(9999))}, {"version": True}, {"settings": {"learner": {"name": "a", "network": 1}}}],
+    [{"version": list(range(9999))}, {"settings": {"learner": {"name": "a", "network": 1}}}],
 )
 def test_a_hostile_result_is_refused_in_a_short_sentence(tmp_path, changes):
     settings = {"learner": {"name": "a"}, "shots": 1, "seed": 0, "model": None}
@@ -152,7 +152,7 @@ def test_what_was_not_given_is_not_written():
         (changed("settings/shots", "5"), r"settings\.shots should be a valid integer, found '5'"),
         (changed("settings/seed", ...), r"settings\.seed is missing"),
         (changed("settings", ...), "settings is missing"),
-        (changed("targets", {}), "targets .*at least 1 item.*found {}"),
+        (changed("targets", []), r"targets should be an object, found \[\]"),
         (changed("targets/isic", [1]), r"targets\.isic should be an object, found \[1\]"),
         (changed("targets/isic/dsc", ...), r"targets\.isic\.dsc is missing"),
         (changed("targets/isic/dsc/mean", 63.4), r"targets\.isic\.dsc\.mean .*less than or equal to 1, found 63\.4"),

@@ -37,10 +37,10 @@ train: $(STAMP) ## the main job on synthetic twins of the datasets, three minute
 		trainer=cpu trainer.max_epochs=1 starts.epochs=2 starts.shots=5 starts.query=10 tasks.count=20 tasks.validation=2 tasks.query=10 \
 		evaluation.draws=3 evaluation.limit=60 evaluation.curve_limit=60 evaluation.curve=[0,5,10,20]
 
-test-fast: $(STAMP) ## the tests that start no program
+test-fast: $(STAMP) ## the tests that start no program, a minute on two cores
 	$(PYTEST) -m 'not slow and not gpu and not long'
 
-test: $(STAMP) ## the default tests, eleven minutes on two cores
+test: $(STAMP) ## the default tests, six to twelve minutes on two cores
 	$(PYTEST)
 
 test-slow: $(STAMP) ## all tests but those on a GPU

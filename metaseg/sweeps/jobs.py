@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn, JobStatus
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
 
 LOG = "log.txt"
+_CLAIM = ".claim"  # locked while a sweep runs the cell
 _HERE = str(Path(__file__).parents[2])
 _END = 4096  # bytes of a log in which its last line is looked for
 _PATIENCE = 30  # seconds for an interrupted cell to finish its W&B run and files
@@ -57,7 +59,7 @@ def job_of(root: Path, overrides: list[str]) -> Job:
 
 
 def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], threads: int, device: str | None) -> None:
-    """Run a job in a process and wait for it; a failure is noted in it.
+    """Run a job in a process and wait for it; a failure is noted in it. A job of another sweep is left to that.
 
     Args:
         job: the job.
@@ -67,32 +69,31 @@ def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], thre
         threads: CPU threads.
         device: the GPU to use; None: whichever there are.
     """
-    if RunDirectory(job.directory).result.is_file():  # there was none when the sweep began
-        job.status = 0
-        print(f"{count} {job.name}: already finished by another sweep", flush=True)
-        return
-    command = [
-        sys.executable,
-        *program,
-        *flags,
-        *job.overrides,
-        f"hydra.run.dir='{job.directory}'",
-        "hydra.mode=RUN",
-    ]
     print(f"{count} {job.name}", flush=True)
     began = time.monotonic()
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
-        with (job.directory / LOG).open("ab") as log:
-            # A separate process group, so that Ctrl+C reaches the cell only once, through `end`.
-            job.process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(threads, device),
-                start_new_session=True,
-            )
-            job.status = job.process.wait()
+        with FileLock(job.directory / _CLAIM, blocking=False):
+            if RunDirectory(job.directory).result.is_file():  # there was none when the sweep began
+                job.status = 0
+                print(f"{count} {job.name}: already finished by another sweep", flush=True)
+                return
+            command = [sys.executable, *program, *flags, *job.overrides]
+            command += [f"hydra.run.dir='{job.directory}'", "hydra.mode=RUN"]
+            with (job.directory / LOG).open("ab") as log:
+                # A separate process group, so that Ctrl+C reaches the cell only once, through `end`.
+                job.process = subprocess.Popen(
+                    command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=_environment(threads, device),
+                    start_new_session=True,
+                )
+                job.status = job.process.wait()
+    except Timeout:
+        job.status = 0
+        print(f"{count} {job.name}: left to another sweep, which is running it", flush=True)
+        return
     except OSError as error:
         job.problem = f"{job.directory} is not writable ({error.strerror})"
     if job.status != 0 and job.problem is None:

@@ -116,6 +116,22 @@ def test_a_cell_that_fails_says_so_with_the_last_line_of_its_log(tmp_path, capsy
 
 
 @pytest.mark.long
+def test_two_sweeps_share_their_cells(tmp_path, capsys):
+    """Each cell is run by the one that comes first."""
+    begun, program = tmp_path / "begun", "import pathlib, sys, time; pathlib.Path('{}').touch(); time.sleep(60)"
+    first, second = (jobs.job_of(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"]) for _ in range(2))
+    worker = threading.Thread(target=jobs.run, args=(first, "", ["-c", program.format(begun)], [], 1, None))
+    worker.start()
+    while not begun.exists():
+        time.sleep(0.05)
+    jobs.run(second, "[1/1]", ["-c", "raise SystemExit('error: run twice')"], [], 1, None)
+    assert "left to another sweep" in capsys.readouterr().out
+    assert jobs.returned(second).status is JobStatus.COMPLETED
+    jobs.end([first])
+    worker.join()
+
+
+@pytest.mark.long
 def test_jobs_that_run_are_told_to_end_and_killed_if_they_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_PATIENCE", 1)
     heeding = "import time; time.sleep(60)"

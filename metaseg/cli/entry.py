@@ -111,6 +111,8 @@ def entry(
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # Hydra passes on what its YAML reader raises
         if begun:
             raise
+        if "--multirun" in str(error):  # options that exclude each other
+            fail(f"{shown(error)}; see `{called()} --help`.")
         fail(f"The configuration holds a file that is not valid YAML ({shown(error)}): correct it.")
     except OSError as error:
         if begun:
@@ -139,7 +141,9 @@ def _arguments(given: Sequence[str], paths: Collection[str]) -> list[str]:
         arguments = chosen([as_it_stands(argument, paths) for argument in given])
     except MetasegError as error:
         fail(str(error))
-    return [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
+    translated = [DRY_RUN if argument == "--dry-run" else argument for argument in arguments]
+    # Hydra's parser takes an option between settings for the end of them.
+    return sorted(translated, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from metaseg.cli import program
+from metaseg.cli.entry import DRY_RUN, _arguments
 from metaseg.runs.settings import leaves
 
 
@@ -47,6 +48,14 @@ def test_another_command_is_refused_in_a_sentence(metaseg, arguments):
     assert status == 1
     assert said.startswith("error: Expected one of the commands train, adapt,")
     assert said.count("\n") == 1
+
+
+def test_a_sweep_may_be_asked_for_between_settings():
+    assert _arguments(["shots=5", "-m", "seed=0,1", "--dry-run"], ()) == ["-m", "shots=5", "seed=0,1", DRY_RUN]
+
+
+def test_options_that_exclude_each_other_are_refused_in_a_sentence(metaseg, nowhere):
+    assert "Only one of" in refused(metaseg, "-m", "--cfg", "job")
 
 
 @pytest.mark.parametrize("name", ["train", "pretrain"])

@@ -94,11 +94,17 @@ def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("epochs trained", (run.epochs for run in trained)),
         ("outer steps", (run.outer_steps for run in trained)),
         ("protocol", (_at(run, "protocol", "name") for run in runs)),
-        ("initial weights", (_at(run, "model", "init") for run in runs)),
+        ("initial weights", (_pretrained(run) for run in runs)),
+        ("start of meta-training", (run.result.start for run in trained)),
         ("batch-norm statistics", (_norm(_at(run, "model", "norm")) for run in runs)),
         ("seeds", (run.settings["seed"] for run in runs)),
     ]
     return [(name, _values(values)) for name, values in facts]
+
+
+def _pretrained(run: Run) -> str:
+    weights = run.result.weights
+    return str(_at(run, "model", "init")) if weights is None else f"{weights.name} ({weights.trained_on})"
 
 
 def capsule_facts(parts: Sequence[FilledTable]) -> dict[str, Any]:

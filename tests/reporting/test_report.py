@@ -22,8 +22,8 @@ from metaseg.evaluation.intervals import bootstrap_interval, holm
 from metaseg.reporting.cells import blocks
 from metaseg.reporting.differences import initial_weights, settings_of
 from metaseg.reporting.exports import escaped, markdown, signed
-from metaseg.reporting.page import strengths_of, weights_of
-from metaseg.reporting.runs import read_runs
+from metaseg.reporting.page import size_of, strengths_of, weights_of
+from metaseg.reporting.runs import read_run, read_runs
 from metaseg.reporting.shots import over_shots
 from metaseg.runs.tables import load_table
 
@@ -433,3 +433,10 @@ def test_a_wrong_command_line_ends_in_one_sentence(capsys):
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert "`metaseg report --help`" in said
+
+
+def test_the_size_names_pretrained_weights_and_where_training_began():
+    name = "experiments/results/small-tuned/ph2_kvasir_exclusive/imaml_5shot_seed0"
+    facts = dict(size_of([read_run(ROOT / name, name)]))
+    assert facts["initial weights"] == "EfficientNet-Lite0 (ImageNet-1k classification)"
+    assert facts["start of meta-training"] == "joint"

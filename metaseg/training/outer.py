@@ -1,12 +1,12 @@
 """Meta-training as a Lightning module: the outer step, and validation on episodes."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -18,6 +18,8 @@ from metaseg.networks.functional import update_running
 from metaseg.training.network_module import NetworkModule
 from metaseg.training.skipping import Skipping
 from metaseg.training.tally import Tally, still
+
+log = logging.getLogger(__name__)
 
 VALIDATION = ("query_loss_before", "query_loss_after", "dice_before", "dice_after")
 """Validation metrics, as means over episodes: before and after the inner loop."""
@@ -129,8 +131,9 @@ class MetaTraining(NetworkModule):
 
     def on_train_end(self) -> None:
         """Warn once if inner problems were not solved or did not move φ."""
-        for sentence in self._tally.warnings(self.learner.inner):
-            rank_zero_warn(sentence)
+        if self.global_rank == 0:
+            for sentence in self._tally.warnings(self.learner.inner):
+                log.warning(sentence)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save as `NetworkModule` does, plus the state of the inner problem."""

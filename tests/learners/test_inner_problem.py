@@ -1,6 +1,5 @@
 """The inner problem of iMAML: learned strengths, step sizes, when it is solved, and what a target is adapted to by."""
 
-import warnings
 
 import pytest
 import torch
@@ -219,26 +218,25 @@ def test_the_step_size_follows_the_curvature_where_that_is_large():
     assert small._inner_loop(small.theta()).lr == 1e-4
 
 
-def test_training_ends_with_a_warning_where_inner_problems_were_not_solved():
-    learner = make("imaml", inner=PROXIMAL | {"tolerance": 1e-6})
-    with pytest.warns(UserWarning, match=r"not solved in 2 of 2 tasks \(100 %\).*learner.inner.tolerance=1e-06"):
-        trained(learner, 2)
+def test_training_ends_with_a_warning_where_inner_problems_were_not_solved(caplog):
+    trained(make("imaml", inner=PROXIMAL | {"tolerance": 1e-6}), 2)
+    assert "not solved in 2 of 2 tasks (100 %)" in caplog.text
+    assert "learner.inner.tolerance=1e-06" in caplog.text
 
 
-def test_warns_if_lambda_holds_phi_at_theta():
+def test_warns_if_lambda_holds_phi_at_theta(caplog):
     inner = {"optimizer": "sgd", "lr": 1e-3, "steps": 50, "proximal": True, "tolerance": 0.5}
     learner = make("imaml", inner=inner, lam=1e3)
-    with pytest.warns(UserWarning, match=r"less than 1 % in 2 of 2 tasks.*Lower learner.lam"):
-        trained(learner, 2)
+    trained(learner, 2)
+    assert "less than 1 % in 2 of 2 tasks" in caplog.text
+    assert "Lower learner.lam" in caplog.text
 
 
 @pytest.mark.long
-def test_training_that_solves_its_inner_problems_ends_without_a_warning():
+def test_training_that_solves_its_inner_problems_ends_without_a_warning(caplog):
     learner = make("imaml", inner=PROXIMAL | {"lr": 0.01, "steps": 300, "tolerance": 0.2}, lam=10.0)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trained(learner, 2)
-    assert not [one for one in caught if "inner" in str(one.message)]
+    trained(learner, 2)
+    assert "inner" not in caplog.text
 
 
 def test_outer_steps_without_an_inner_loop_are_not_counted():

@@ -1,6 +1,5 @@
 """The inner problem of iMAML: learned strengths, step sizes, when it is solved, and what a target is adapted to by."""
 
-
 import pytest
 import torch
 from test_learners import ADAPT, EPISODIC, INNER, OPTIMIZER, episode, in_double, make, outer_steps, support_set, typed

@@ -116,3 +116,11 @@ def test_stops_at_the_earliest_product_at_which_a_krylov_method_can():
         true = ((b - matrix @ solution.value).norm() / b.norm()).item()
         assert solution.residual == pytest.approx(true, rel=1e-6)
         assert true <= tolerance
+
+
+def test_a_residual_that_is_not_finite_ends_with_the_best_so_far():
+    """A product may overflow beside what matters for the curvature."""
+    b = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    solution = conjugate_gradient(lambda v: torch.stack([2 * v[0], 1e200 * v[0]]), b, steps=3, tolerance=0.0)
+    assert solution.outcome is Outcome.NOT_FINITE
+    assert torch.isfinite(solution.value).all()

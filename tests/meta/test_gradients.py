@@ -446,3 +446,8 @@ def test_diagnostics_say_how_far_the_inner_loop_moved_and_how_long_the_gradient_
     assert found.diagnostics["gradient_norm"] == pytest.approx(found.gradient.norm().item())
     assert found.diagnostics["inner_steps"] == 3
     assert found.diagnostics.get("cg_iterations", 2) == 2
+
+
+def test_a_vector_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="3 elements, found 4"):
+        unflatten(torch.ones(4), {"a": torch.ones(3)})

@@ -43,3 +43,12 @@ def test_cosine_schedule_warms_up_and_decays_to_zero():
     assert max(rates) == pytest.approx(2.0, rel=0.03)
     assert rates.index(max(rates)) == 9
     assert rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"optimizer": "newton"}, {"schedule": "steps"}, {"lr": 0.0}, {"steps": -1}, {"lam": -1}, {"tolerance": 1.0}],
+)
+def test_what_is_no_inner_loop_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        InnerLoop(**wrong)

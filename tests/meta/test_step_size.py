@@ -26,6 +26,12 @@ def test_the_largest_eigenvalue_is_found_though_others_are_negative_and_larger(e
     assert found[7] == pytest.approx(eigenvalues[-1], rel=1e-9)
 
 
+def test_no_more_products_are_computed_than_the_space_has_dimensions():
+    asked = []
+    assert largest_eigenvalue(lambda v: asked.append(1) or 3 * v, torch.ones(4), 4) == pytest.approx(3)
+    assert len(asked) == 1
+
+
 def test_zero_start_and_invalid_steps():
     assert largest_eigenvalue(lambda v: v, torch.zeros(3), 4) == 0
     assert math.isnan(largest_eigenvalue(lambda v: v * float("nan"), torch.ones(3), 4))

@@ -13,7 +13,7 @@ from benchmarks.outer_step import measure_peaks
 from benchmarks.report import Report
 from benchmarks.setting import Setting, make_problem
 from benchmarks.timing import round_robin
-from metaseg.sweeps.memory import HOW
+from metaseg.memory import HOW
 
 COLUMNS = ("method", "inner steps", "memory, MiB", "× plain step", "× fewest steps", "time × not checkpointed")
 IMPLICIT_STEPS = (1, 5, 50)

@@ -15,7 +15,7 @@ from benchmarks.report import Report
 from benchmarks.setting import Problem, Setting, make_problem
 from benchmarks.timing import Timing, round_robin
 from benchmarks.worker import in_fresh_process
-from metaseg.sweeps.memory import HOW
+from metaseg.memory import HOW
 from metaseg.training.process import prepare_process
 
 COLUMNS = (

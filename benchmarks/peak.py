@@ -2,7 +2,7 @@
 
 from benchmarks.methods.registry import ALL
 from benchmarks.setting import Setting, make_problem
-from metaseg.sweeps.memory import of_call, tidy
+from metaseg.memory import of_call, tidy
 
 
 def of_method(setting: Setting, name: str) -> dict[str, float | str]:
@@ -11,7 +11,7 @@ def of_method(setting: Setting, name: str) -> dict[str, float | str]:
     One-time set-up (network, images, imports) is excluded; the weights that the method adapts are included.
 
     Returns:
-        ``mib`` and ``how`` (a key of `metaseg.sweeps.memory.HOW`).
+        ``mib`` and ``how`` (a key of `metaseg.memory.HOW`).
     """
     method = ALL[name]
     method.prepare(make_problem(setting.miniature()))()

@@ -14,7 +14,7 @@ from benchmarks.report import Report
 from benchmarks.setting import Setting, make_episode
 from benchmarks.timing import timed
 from benchmarks.worker import in_fresh_process
-from metaseg.sweeps.memory import HOW, MIB, of_call, resident, tidy
+from metaseg.memory import HOW, MIB, of_call, resident, tidy
 
 COLUMNS = (
     "learner",

@@ -25,8 +25,8 @@ from benchmarks.timing import Timing, round_robin
 from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
+from metaseg.memory import of_call, tidy
 from metaseg.meta.gradients import MetaGradient
-from metaseg.sweeps.memory import of_call, tidy
 from metaseg.training.process import prepare_process
 
 COLUMNS = (

@@ -42,6 +42,7 @@ def run(config: DictConfig) -> None:
     from metaseg.app.session import Network
     from metaseg.app.sessions import Sessions, temporary_folder
     from metaseg.app.uploads import Limits
+    from metaseg.memory import tidy
 
     network = Network(load(settings.checkpoint, settings.device), settings.steps, settings.lr)
     limits = Limits(settings.max_images, settings.max_mb, settings.max_megapixels)
@@ -53,6 +54,7 @@ def run(config: DictConfig) -> None:
                 while not stopped.wait(_SWEEP):
                     sessions.forget()
                     sessions.sweep()
+                    tidy(network.model.learner.device.type)  # a visit's networks are freed in pieces that glibc keeps
         finally:
             sessions.end_all()
     print("Stopped; uploaded images and masks were removed.")

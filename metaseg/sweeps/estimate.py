@@ -18,8 +18,8 @@ from metaseg.data.batches import Episode, SupportSet
 from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
+from metaseg.memory import of_call, tidy
 from metaseg.runs.schema import Run
-from metaseg.sweeps.memory import of_call, tidy
 
 IMAGES = 2
 """Images in the smaller of two measured steps; the larger has twice as many."""

@@ -17,8 +17,8 @@ from benchmarks.scaling import all_reduce, measured
 from benchmarks.setting import Setting
 from benchmarks.tasks import ends
 from benchmarks.timing import Timing, round_robin
+from metaseg.memory import of_call, tidy
 from metaseg.networks.build import build
-from metaseg.sweeps.memory import of_call, tidy
 
 
 @pytest.fixture(autouse=True)

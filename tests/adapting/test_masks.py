@@ -130,6 +130,15 @@ def test_a_palette_in_which_black_is_not_index_0_is_read_by_colour(tmp_path):
     assert (mask == DISC).all()
 
 
+@pytest.mark.parametrize("transparency", [1, b"\xff\x00\xff"])
+def test_a_transparent_entry_of_a_palette_is_background_and_opaque_black_is_not(tmp_path, transparency):
+    drawn = np.where(DISC, 0, 1).astype(np.uint8)
+    drawn[:5] = 2
+    image = indexed(drawn, [(0, 0, 0), (90, 90, 90), (200, 0, 0)])
+    (mask,), _ = foregrounds(saved(tmp_path, image, transparency=transparency))
+    assert (mask == (drawn != 1)).all()
+
+
 def test_masks_with_palettes_of_their_own_are_read_by_colour(tmp_path):
     first = indexed(LABELS, [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)])
     second = indexed(np.array([0, 3, 1, 2], np.uint8)[LABELS], [(0, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 0)])

@@ -98,6 +98,11 @@ def test_build_trains_on_every_published_dataset_and_writes_the_file(trained, tm
         assert f"{catalogue.get(name).title}, synthetic twin" in listed
 
 
+def test_an_unfinished_run_makes_no_model(tmp_path):
+    with pytest.raises(MetasegError, match="finished run"):
+        model_file.write(RunDirectory(tmp_path), tmp_path / "mine.safetensors")
+
+
 def test_build_from_beginning_to_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, "train", lambda: run_here("train.py", *sys.argv[1:]))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 
 import pytest
 
@@ -85,3 +86,12 @@ def test_mistakes_are_one_sentence(arguments, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         status.main(arguments)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_in_a_terminal_the_table_is_renewed_until_nothing_runs(tmp_path, monkeypatch, capsys):
+    phases = iter([Phase.WAITING, Phase.RUNNING, Phase.FINISHED])
+    monkeypatch.setattr(status, "look", lambda folder: [Seen("one", next(phases), "later")])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert status.main([str(tmp_path), "--every", "0.01"]) == 0
+    assert next(phases, None) is None
+    assert "1 cells: 1 finished" in capsys.readouterr().out

@@ -37,7 +37,7 @@ train: $(STAMP) ## the main job on synthetic twins of the datasets, three minute
 		trainer=cpu trainer.max_epochs=1 starts.epochs=2 starts.shots=5 starts.query=10 tasks.count=20 tasks.validation=2 tasks.query=10 \
 		evaluation.draws=3 evaluation.limit=60 evaluation.curve_limit=60 evaluation.curve=[0,5,10,20]
 
-test-fast: $(STAMP) ## the tests that start no program, a minute on two cores
+test-fast: $(STAMP) ## the tests that start no program, a minute and a half on two cores
 	$(PYTEST) -m 'not slow and not gpu and not long'
 
 test: $(STAMP) ## the default tests, six to twelve minutes on two cores

@@ -1,6 +1,6 @@
 """The Dice to expect: each annotated image is segmented by a network adapted to others."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,6 @@ import numpy as np
 from metaseg.evaluation.scores import dice
 from metaseg.evaluation.trivial import lesion_is_dark, mean_support_mask, otsu_green
 from metaseg.meta.losses import UNMARKED
-
-Predict = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-"""Images (H, W, 3) → masks, bool (H, W)."""
 
 CORRECTION = 0.8
 """Error 1 - Dice of the final network on new images, relative to that of the fold networks on the images they did not
@@ -102,34 +99,31 @@ def corrected(held_out: float) -> float:
 
 
 def estimated(
-    members: Sequence[tuple[Predict, np.ndarray]],
-    images: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    parts: Sequence[np.ndarray],
     masks: Sequence[np.ndarray],
     small_images: np.ndarray,
     small_masks: np.ndarray,
 ) -> Estimate:
-    """Score each image by the member that was not adapted to it.
+    """Score each image by the network that was not adapted to it.
 
     Args:
-        members: (its predictions, indices of the images it was not adapted to); together all K images.
-        images: K images, uint8 (H, W, 3).
-        masks: their masks, bool (H, W), or uint8 with `UNMARKED` for scribbles.
+        found: K predicted masks, bool (H, W), each of the network that has not seen the image.
+        parts: for each network, the indices of the images that it has not seen; together all K.
+        masks: K true masks, bool (H, W), or uint8 with `UNMARKED` for scribbles.
         small_images: uint8 (K, h, w, 3), at the working size.
         small_masks: uint8 (K, h, w).
     """
-    count = len(images)
+    count = len(found)
     scribbled = sum(bool((mask == UNMARKED).any()) for mask in masks)
-    scores = np.empty(count)
+    scores = np.array(
+        [dice((one & (mask != UNMARKED))[None], (mask == 1)[None])[0] for one, mask in zip(found, masks, strict=True)]
+    )
     trivial = {name: np.empty(count) for name in TRIVIAL}
-    for predict, held in members:
+    for held in parts if not scribbled else ():  # the baselines need whole masks
         others = np.setdiff1d(np.arange(count), held)
-        for index, found in zip(held, predict([images[index] for index in held]), strict=True):
-            known = masks[index] != UNMARKED
-            scores[index] = dice((found & known)[None], (masks[index] == 1)[None])[0]
-        if scribbled:
-            continue  # the baselines need whole masks
         dark = lesion_is_dark(small_images[others], small_masks[others])
         mean = mean_support_mask(small_masks[others])
         trivial["mean mask"][held] = dice(np.broadcast_to(mean, small_masks[held].shape), small_masks[held])
         trivial["Otsu"][held] = dice(otsu_green(small_images[held], dark), small_masks[held])
-    return Estimate(scores, {} if scribbled else trivial, len(members), scribbled)
+    return Estimate(scores, {} if scribbled else trivial, len(parts), scribbled)

@@ -27,7 +27,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 _SPARE = 200_000_000  # weights that are built and removed again: a VGG classifier has 124 million
 
-BUILT_IN = ("learner=scratch", "pair=none", "model=pretrained", "logger=csv")
+BUILT_IN = ("learner=scratch", "learner.prior=true", "pair=none", "model=pretrained", "logger=csv")
 """The built-in model as settings of train.py: the pre-trained encoder and a decoder that has seen no image yet."""
 
 

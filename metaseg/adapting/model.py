@@ -11,6 +11,7 @@ import numpy as np
 from metaseg.adapting.arguments import at_least, several
 from metaseg.adapting.arrays import rgb, same_size, shrunk, shrunk_mask
 from metaseg.adapting.confidence import confidence
+from metaseg.adapting.decision import best_threshold, decides, deciding_at
 from metaseg.adapting.estimate import Estimate, estimated
 from metaseg.adapting.masks import foregrounds, of_array
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
@@ -112,9 +113,35 @@ class Model:
         if isinstance(segmenter, Ensemble) and not own_ensemble:
             # For these recipes an ensemble with networks that have seen fewer images is no better, or worse.
             segmenter = replace(segmenter, members=segmenter.members[:1], held_out=segmenter.held_out[:1])
-        predictions = [(Adapted(member, plan, self, support).segment, part) for member, part in members]
-        estimate = estimated(predictions, pictures, truths, small, small_masks)
-        return Adapted(segmenter, plan, self, support, tuple(member for member, _ in members), estimate)
+        probabilities = self._of_unseen(members, support, plan, pictures)
+        choice = decides(segmenter) and not support.scribbled
+        threshold = best_threshold(probabilities, truths) if choice else THRESHOLD
+        if threshold != THRESHOLD:
+            members = [(deciding_at(member, threshold), part) for member, part in members]
+            segmenter = deciding_at(segmenter, threshold)
+            probabilities = self._of_unseen(members, support, plan, pictures)
+        found = [one > THRESHOLD for one in probabilities]
+        estimate = estimated(found, [part for _, part in members], truths, small, small_masks)
+        return Adapted(segmenter, plan, self, support, tuple(member for member, _ in members), estimate, threshold)
+
+    def _of_unseen(
+        self,
+        members: Sequence[tuple[Segmenter, np.ndarray]],
+        support: SupportSet,
+        plan: Plan,
+        images: Sequence[np.ndarray],
+    ) -> list[np.ndarray]:
+        """Probabilities (H, W) of each annotated image, of the member that was not adapted to it."""
+        found = {
+            index: one
+            for member, part in members
+            for index, one in zip(
+                part.tolist(),
+                Adapted(member, plan, self, support).probabilities([images[index] for index in part]),
+                strict=True,
+            )
+        }
+        return [found[index] for index in range(len(images))]
 
     def _without_each_fold(self, support: SupportSet, plan: Plan) -> list[tuple[Segmenter, np.ndarray]]:
         """Segmenters for learners without an ensemble, each with the indices of the images it has not seen."""
@@ -256,6 +283,7 @@ class Adapted:
         support: the annotated images at the working size.
         members: networks adapted to parts of the images, for the confidence.
         estimate: the Dice to expect on new images; None if no annotated images were held out.
+        threshold: where the networks decided before their logits were moved so that they decide at one half.
     """
 
     segmenter: Segmenter
@@ -264,6 +292,7 @@ class Adapted:
     support: SupportSet
     members: tuple[Segmenter, ...] = ()
     estimate: Estimate | None = None
+    threshold: float = THRESHOLD
 
     def predict(self, images: Sequence[np.ndarray], batch: int = 16) -> list[Predicted]:
         """Segment images.

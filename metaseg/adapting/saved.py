@@ -22,6 +22,7 @@ from metaseg.adapting.plan import Plan
 from metaseg.data.batches import SupportSet
 from metaseg.documents import json_of
 from metaseg.errors import MetasegError
+from metaseg.evaluation.scores import THRESHOLD
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
 from metaseg.runs.directory import replacing
 
@@ -64,6 +65,7 @@ def save(adapted: Adapted, path: str | Path) -> Path:
         "augmentation": adapted.support.augmentation,
         "built_in": adapted.model.origin == "built-in",
         "estimate": None if adapted.estimate is None else adapted.estimate.plain(),
+        "threshold": adapted.threshold,
     }
     path = Path(path).expanduser()
     with replacing(path) as temporary:
@@ -127,7 +129,8 @@ def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) 
     own, others = networks[: description["networks"]], networks[description["networks"] :]
     estimate = None if description["estimate"] is None else Estimate.of(description["estimate"])
     segmenter = Ensemble(tuple(own), bool(description["flips"]), own[0], Followed(1.0))
-    return Adapted(segmenter, plan, model, support, tuple(others), estimate)
+    threshold = float(description.get("threshold", THRESHOLD))  # older files have none
+    return Adapted(segmenter, plan, model, support, tuple(others), estimate, threshold)
 
 
 def _model(description: dict[str, Any], tensors: dict[str, Tensor], device: str) -> Model:

@@ -197,7 +197,11 @@ class Learner(nn.Module):
         tuning = self.fine_tuning()
         if self.adapts_by_inner:
             tuning, support = self._inner_tuning(self._adapt, support)
-        yield from tuning.run(self.theta(), support, steps, progress)
+        yield from tuning.run(self.start(support), support, steps, progress)
+
+    def start(self, support: SupportSet) -> Parameters:
+        """Where adaptation to a target's annotated images starts: the meta-parameters θ."""
+        return self.theta()
 
     @property
     def learns_from_scribbles(self) -> bool:

@@ -62,6 +62,12 @@ def part_of(network: nn.Module, name: str) -> str:
     return "decoder"
 
 
+def output_bias(network: nn.Module) -> str | None:
+    """The name of the bias that is added to the logits; None: the network has none."""
+    biases = [name for name, value in network.named_parameters() if name.endswith("bias") and value.numel() == 1]
+    return next((name for name in reversed(biases) if part_of(network, name) == "head"), None)
+
+
 def by_part(network: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Parameters by part, in their original order; all three parts are present, possibly empty."""
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}

@@ -67,8 +67,7 @@ def test_held_out_scribbles_are_scored_where_they_are_marked():
     wrong_elsewhere[0], wrong_elsewhere[4:] = True, True
     image = np.zeros((8, 8, 3), np.uint8)
     for found, expected in ((wrong_elsewhere, 1), (~wrong_elsewhere, 0)):
-        members = [(lambda images, found=found: [found] * len(images), np.arange(2))]
-        estimate = estimated(members, [image] * 2, [truth] * 2, np.stack([image] * 2), np.stack([truth] * 2))
+        estimate = estimated([found] * 2, [np.arange(2)], [truth] * 2, np.stack([image] * 2), np.stack([truth] * 2))
         assert estimate.dsc.tolist() == [expected] * 2
         assert estimate.scribbled == 2
 

@@ -18,11 +18,11 @@ from metaseg.learners.joint import Joint
 from metaseg.learners.maml import MAML
 from metaseg.learners.reptile import Reptile
 from metaseg.learners.scratch import Scratch
-from metaseg.meta.losses import LOSSES
+from metaseg.meta.losses import LOSSES, UNMARKED
 from metaseg.meta.vectors import flatten, unflatten
 from metaseg.networks.build import build
 from metaseg.networks.rates import Rates
-from metaseg.networks.stages import PARTS, part_of
+from metaseg.networks.stages import PARTS, output_bias, part_of
 from metaseg.training.outer import MetaTraining
 
 ADAPT = {"optimizer": "adam", "lr": 0.02, "steps": 25, "lam": 0.0}
@@ -379,3 +379,25 @@ def test_outer_step_respects_rates_and_freezing():
 def test_a_size_that_the_network_cannot_halve_is_refused_before_images_are_read():
     with pytest.raises(MetasegError, match="multiples of 32"):
         build_learner(settings_of("learner=scratch", "pair=none", "model=pretrained", "data.size=112"))
+
+
+def test_with_a_prior_the_logits_start_at_the_share_of_foreground():
+    learner = build_learner(settings_of("learner=scratch", "pair=none", "learner.prior=true", "model.features=2"))
+    masks = np.zeros((2, 32, 32), np.uint8)
+    masks[0, :8, :16] = 1
+    masks[1, 0] = UNMARKED
+    support = SupportSet(np.zeros((2, 32, 32, 3), np.uint8), masks, "none", 0)
+    theta, start = learner.theta(), learner.start(support)
+    (moved,) = [name for name in theta if not torch.equal(theta[name], start[name])]
+    assert moved == output_bias(learner.network)
+    assert start[moved].item() == pytest.approx(np.log(129 / (2 * 1024 - 32 - 128 + 1)))
+    everything = SupportSet(support.images, np.ones_like(masks), "none", 0)
+    assert torch.isfinite(learner.start(everything)[moved])
+    ((_, at_start),) = learner.adaptation(support, [0])
+    assert torch.equal(at_start.parameters[moved], start[moved])
+
+
+def test_every_network_has_one_bias_of_its_logits():
+    for model in ("attention_unet", "pretrained"):
+        network = build_learner(settings_of("learner=scratch", "pair=none", f"model={model}")).network
+        assert part_of(network, output_bias(network)) == "head"

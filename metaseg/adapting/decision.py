@@ -1,0 +1,64 @@
+"""The probability from which a pixel counts as foreground, chosen on annotated images that a network has not seen."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from metaseg.evaluation.scores import THRESHOLD, dice
+from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter
+from metaseg.networks.stages import output_bias
+
+CANDIDATES = (THRESHOLD, 0.4, 0.3, 0.2, 0.1)
+"""None above one half: for calibrated probabilities the threshold of the highest Dice is half of that Dice [Lipton et
+al. 2014]."""
+
+
+def best_threshold(probabilities: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:
+    """The candidate with the highest mean Dice; of equals, the largest.
+
+    Args:
+        probabilities: K arrays (H, W), each of a network that has not seen the image.
+        masks: K true masks, bool (H, W).
+    """
+    means = [
+        np.mean(
+            [dice((found > threshold)[None], mask[None])[0] for found, mask in zip(probabilities, masks, strict=True)]
+        )
+        for threshold in CANDIDATES
+    ]
+    return CANDIDATES[int(np.argmax(means))]
+
+
+def decides(segmenter: Segmenter) -> bool:
+    """Whether `deciding_at` can change the segmenter: it consists of networks whose logits have a bias."""
+    return isinstance(segmenter, AdaptedNetwork | Ensemble) and output_bias(_network(segmenter)) is not None
+
+
+def deciding_at(segmenter: Segmenter, threshold: float) -> Segmenter:
+    """The segmenter whose probabilities are one half where they were ``threshold``: the logits' bias moves.
+
+    Args:
+        segmenter: one for which `decides` holds.
+        threshold: in (0, 1).
+    """
+    if threshold == THRESHOLD:
+        return segmenter
+    if isinstance(segmenter, Ensemble):
+        members = tuple(_moved(member, threshold) for member in segmenter.members)
+        return replace(segmenter, members=members, alone=_moved(segmenter.alone, threshold))
+    assert isinstance(segmenter, AdaptedNetwork)
+    return _moved(segmenter, threshold)
+
+
+def _moved(network: AdaptedNetwork, threshold: float) -> AdaptedNetwork:
+    name = output_bias(network.network)
+    assert name is not None
+    moved = network.parameters[name] - math.log(threshold / (1 - threshold))
+    return replace(network, parameters={**network.parameters, name: moved})
+
+
+def _network(segmenter: AdaptedNetwork | Ensemble) -> nn.Module:
+    return segmenter.members[0].network if isinstance(segmenter, Ensemble) else segmenter.network

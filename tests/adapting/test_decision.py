@@ -1,0 +1,69 @@
+"""Where a segmenter decides, and what moves there."""
+
+import numpy as np
+import pytest
+import torch
+
+import metaseg
+from metaseg.adapting.decision import best_threshold, decides, deciding_at
+from metaseg.networks.build import build
+from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed
+
+
+def network(seed=0):
+    made = build(name="attention_unet", features=2, seed=seed)
+    return AdaptedNetwork(made, {name: value.detach() for name, value in made.named_parameters()}, {})
+
+
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_the_threshold_is_that_of_the_highest_mean_dice():
+    mask = np.zeros((4, 4), bool)
+    mask[:2] = True
+    timid = np.where(mask, 0.35, 0.05)  # right at 0.3, 0.2 and 0.1
+    assert best_threshold([timid, timid], [mask, mask]) == 0.3
+    bold = np.where(mask, 0.9, 0.25)
+    assert best_threshold([bold], [mask]) == 0.5
+    assert best_threshold([timid, bold], [mask, mask]) == 0.3
+
+
+def test_no_threshold_of_equal_dice_is_below_one_half():
+    nothing = np.zeros((4, 4))
+    assert best_threshold([nothing], [np.ones((4, 4), bool)]) == 0.5
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5])
+def test_a_moved_network_marks_at_one_half_what_it_marked_at_the_threshold(threshold):
+    plain = network()
+    before = plain(IMAGES)
+    cut = float(before.median())
+    moved = deciding_at(plain, cut)
+    torch.testing.assert_close(torch.logit(moved(IMAGES)), torch.logit(before) - np.log(cut / (1 - cut)))
+    assert torch.equal(deciding_at(plain, threshold)(IMAGES) > 0.5, before > threshold)
+
+
+def test_all_networks_of_an_ensemble_move():
+    one, other = network(0), network(1)
+    ensemble = Ensemble((one, other), False, one, Followed(1.0))
+    moved = deciding_at(ensemble, 0.2)
+    torch.testing.assert_close(moved(IMAGES), (deciding_at(one, 0.2)(IMAGES) + deciding_at(other, 0.2)(IMAGES)) / 2)
+    torch.testing.assert_close(moved.alone(IMAGES), deciding_at(one, 0.2)(IMAGES))
+    assert decides(ensemble)
+    assert not decides(lambda images: images)
+
+
+def test_an_adapted_segmenter_keeps_its_threshold_in_a_file(trained, lesions, tmp_path, monkeypatch):
+    monkeypatch.setattr("metaseg.adapting.model.best_threshold", lambda *_: 0.2)
+    adapted = metaseg.load(trained).adapt(*lesions, steps=3)
+    monkeypatch.undo()
+    assert adapted.threshold == 0.2
+    assert metaseg.load_segmenter(metaseg.save(adapted, tmp_path / "one.safetensors")).threshold == 0.2
+
+
+def test_scribbles_choose_no_threshold(trained, lesions, monkeypatch):
+    monkeypatch.setattr("metaseg.adapting.model.best_threshold", lambda *_: pytest.fail("chosen"))
+    images, masks = lesions
+    strokes = [np.where(mask, 1, 0).astype(np.int16) for mask in masks]
+    strokes[0][:4] = -1
+    assert metaseg.load(trained).adapt(images, strokes, steps=1).threshold == 0.5

@@ -109,3 +109,10 @@ def test_a_single_image_is_seen_once_a_step():
     assert Plan((128, 128), 160, 0).images_a_step(1) == 1
     assert Plan((128, 128), 160, 3).images_a_step(5) == 5 + 3 * 4
     assert Plan((128, 128), 160, 3, batch=3).images_a_step(5) == 3 + 3 * 3
+
+
+def test_twenty_images_keep_their_folds_within_a_minute():
+    plan = within(Plan((128, 128), 160, 3, batch=10), 60, 20, per_pixel=1.7e-6)  # two cores
+    assert (plan.folds, plan.batch) == (3, 5)
+    assert FEWEST_STEPS <= plan.steps < 160
+    assert plan.seconds(20, 1.7e-6) <= 60

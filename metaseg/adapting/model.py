@@ -11,7 +11,7 @@ import numpy as np
 from metaseg.adapting.arguments import at_least, several
 from metaseg.adapting.arrays import rgb, same_size, shrunk, shrunk_mask
 from metaseg.adapting.confidence import confidence
-from metaseg.adapting.decision import best_threshold, decides, deciding_at
+from metaseg.adapting.decision import decides, deciding_at, threshold_for
 from metaseg.adapting.estimate import Estimate, estimated
 from metaseg.adapting.masks import foregrounds, of_array
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
@@ -115,7 +115,7 @@ class Model:
             segmenter = replace(segmenter, members=segmenter.members[:1], held_out=segmenter.held_out[:1])
         probabilities = self._of_unseen(members, support, plan, pictures)
         choice = decides(segmenter) and not support.scribbled
-        threshold = best_threshold(probabilities, truths) if choice else THRESHOLD
+        threshold = threshold_for(probabilities, truths) if choice else THRESHOLD
         if threshold != THRESHOLD:
             members = [(deciding_at(member, threshold), part) for member, part in members]
             segmenter = deciding_at(segmenter, threshold)

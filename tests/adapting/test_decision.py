@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import metaseg
-from metaseg.adapting.decision import best_threshold, decides, deciding_at
+from metaseg.adapting.decision import LOWEST, decides, deciding_at, threshold_for
 from metaseg.networks.build import build
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed
 
@@ -18,19 +18,14 @@ def network(seed=0):
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_the_threshold_is_that_of_the_highest_mean_dice():
+def test_the_threshold_is_half_of_the_held_out_dice():
     mask = np.zeros((4, 4), bool)
     mask[:2] = True
-    timid = np.where(mask, 0.35, 0.05)  # right at 0.3, 0.2 and 0.1
-    assert best_threshold([timid, timid], [mask, mask]) == 0.3
-    bold = np.where(mask, 0.9, 0.25)
-    assert best_threshold([bold], [mask]) == 0.5
-    assert best_threshold([timid, bold], [mask, mask]) == 0.3
-
-
-def test_no_threshold_of_equal_dice_is_below_one_half():
-    nothing = np.zeros((4, 4))
-    assert best_threshold([nothing], [np.ones((4, 4), bool)]) == 0.5
+    right, half, nothing = mask * 0.9, mask * 0.9, mask * 0.4
+    half[0] = 0
+    assert threshold_for([right], [mask]) == 0.5
+    assert threshold_for([right, half], [mask, mask]) == pytest.approx((1 + 2 / 3) / 4)
+    assert threshold_for([nothing, nothing], [mask, mask]) == LOWEST
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5])
@@ -54,7 +49,7 @@ def test_all_networks_of_an_ensemble_move():
 
 
 def test_an_adapted_segmenter_keeps_its_threshold_in_a_file(trained, lesions, tmp_path, monkeypatch):
-    monkeypatch.setattr("metaseg.adapting.model.best_threshold", lambda *_: 0.2)
+    monkeypatch.setattr("metaseg.adapting.model.threshold_for", lambda *_: 0.2)
     adapted = metaseg.load(trained).adapt(*lesions, steps=3)
     monkeypatch.undo()
     assert adapted.threshold == 0.2
@@ -62,7 +57,7 @@ def test_an_adapted_segmenter_keeps_its_threshold_in_a_file(trained, lesions, tm
 
 
 def test_scribbles_choose_no_threshold(trained, lesions, monkeypatch):
-    monkeypatch.setattr("metaseg.adapting.model.best_threshold", lambda *_: pytest.fail("chosen"))
+    monkeypatch.setattr("metaseg.adapting.model.threshold_for", lambda *_: pytest.fail("chosen"))
     images, masks = lesions
     strokes = [np.where(mask, 1, 0).astype(np.int16) for mask in masks]
     strokes[0][:4] = -1

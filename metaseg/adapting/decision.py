@@ -1,13 +1,11 @@
 """The probability from which a pixel counts as foreground, by the Dice of annotated images held out."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 from torch import nn
 
-from metaseg.evaluation.scores import THRESHOLD, dice
+from metaseg.evaluation.scores import THRESHOLD
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter
 from metaseg.networks.stages import output_bias
 
@@ -15,18 +13,16 @@ LOWEST = 0.1
 """Threshold of networks that miss all held-out images [D]."""
 
 
-def threshold_for(probabilities: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:
+def threshold_for(dsc: float) -> float:
     """Half of the mean Dice of masks cut at one half, and no less than `LOWEST`.
 
     For calibrated probabilities the threshold of the highest Dice is half of that Dice [Lipton et al. 2014]. Unlike the
     threshold that is best on the held-out images, it does not jump with one of five.
 
     Args:
-        probabilities: K arrays (H, W), each of a network that has not seen the image.
-        masks: K true masks, bool (H, W).
+        dsc: mean Dice of annotated images that a network has not seen, in [0, 1].
     """
-    pairs = zip(probabilities, masks, strict=True)
-    return max(LOWEST, float(np.mean([dice((found > THRESHOLD)[None], mask[None])[0] for found, mask in pairs])) / 2)
+    return max(LOWEST, dsc / 2)
 
 
 def decides(segmenter: Segmenter) -> bool:

@@ -113,35 +113,29 @@ class Model:
         if isinstance(segmenter, Ensemble) and not own_ensemble:
             # For these recipes an ensemble with networks that have seen fewer images is no better, or worse.
             segmenter = replace(segmenter, members=segmenter.members[:1], held_out=segmenter.held_out[:1])
-        probabilities = self._of_unseen(members, support, plan, pictures)
-        choice = decides(segmenter) and not support.scribbled
-        threshold = threshold_for(probabilities, truths) if choice else THRESHOLD
-        if threshold != THRESHOLD:
-            members = [(deciding_at(member, threshold), part) for member, part in members]
-            segmenter = deciding_at(segmenter, threshold)
-            probabilities = self._of_unseen(members, support, plan, pictures)
-        found = [one > THRESHOLD for one in probabilities]
-        estimate = estimated(found, [part for _, part in members], truths, small, small_masks)
+        estimate = self._estimated(members, support, plan, pictures, truths)
+        if not decides(segmenter) or support.scribbled:
+            return Adapted(segmenter, plan, self, support, tuple(member for member, _ in members), estimate)
+        threshold = threshold_for(float(estimate.dsc.mean()))
+        members = [(deciding_at(member, threshold), part) for member, part in members]
+        segmenter = deciding_at(segmenter, threshold)
+        estimate = self._estimated(members, support, plan, pictures, truths)
         return Adapted(segmenter, plan, self, support, tuple(member for member, _ in members), estimate, threshold)
 
-    def _of_unseen(
+    def _estimated(
         self,
         members: Sequence[tuple[Segmenter, np.ndarray]],
         support: SupportSet,
         plan: Plan,
         images: Sequence[np.ndarray],
-    ) -> list[np.ndarray]:
-        """Probabilities (H, W) of each annotated image, of the member that was not adapted to it."""
-        found = {
-            index: one
-            for member, part in members
-            for index, one in zip(
-                part.tolist(),
-                Adapted(member, plan, self, support).probabilities([images[index] for index in part]),
-                strict=True,
-            )
-        }
-        return [found[index] for index in range(len(images))]
+        masks: Sequence[np.ndarray],
+    ) -> Estimate:
+        found: dict[int, np.ndarray] = {}
+        for member, part in members:
+            predicted = Adapted(member, plan, self, support).segment([images[index] for index in part])
+            found |= dict(zip(part.tolist(), predicted, strict=True))
+        parts = [part for _, part in members]
+        return estimated([found[index] for index in sorted(found)], parts, masks, support.images, support.masks)
 
     def _without_each_fold(self, support: SupportSet, plan: Plan) -> list[tuple[Segmenter, np.ndarray]]:
         """Segmenters for learners without an ensemble, each with the indices of the images it has not seen."""

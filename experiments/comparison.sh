@@ -13,3 +13,8 @@ for shots in 5 20; do
     done
   done
 done
+# Joint training for as many passes of images as iMAML takes (7,100), instead of as many outer steps.
+for table in 2 6; do
+  python train.py -m "experiment=table$table" scale=small learner=joint shots=5 seed=0 trainer=cpu logger=csv \
+    trainer.max_passes=7100 trainer.max_epochs=8 hydra.sweep.dir=experiments/results/small-equal-compute
+done

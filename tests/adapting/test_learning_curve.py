@@ -6,7 +6,7 @@ from conftest import lesion
 
 import metaseg
 from metaseg.adapting.decision import deciding_at
-from metaseg.adapting.learning_curve import STEEPEST, TYPICAL, LearningCurve
+from metaseg.adapting.learning_curve import BELIEVED, STEEPEST, TYPICAL, LearningCurve
 from metaseg.data.batches import image_tensor
 from metaseg.errors import MetasegError
 from metaseg.learners.fine_tuning import held_out
@@ -15,7 +15,7 @@ from metaseg.learners.fine_tuning import held_out
 @pytest.mark.parametrize(("measured", "believed"), [(0.5, 0.5), (-0.2, 0.0), (2.0, STEEPEST)])
 def test_the_exponent_is_halfway_between_the_measured_and_the_typical(measured, believed):
     curve = LearningCurve(6, few=(2, 1 - 0.4), most=(4, 1 - 0.4 * 2**-measured), expected=0.7)
-    assert curve.exponent == pytest.approx((believed + TYPICAL) / 2)
+    assert curve.exponent == pytest.approx(BELIEVED * believed + (1 - BELIEVED) * TYPICAL)
     assert curve.at(6) == pytest.approx(0.7)
     assert 1 - curve.at(12) == pytest.approx(0.3 * 2**-curve.exponent)
 

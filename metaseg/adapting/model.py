@@ -11,7 +11,7 @@ import numpy as np
 from metaseg.adapting.arguments import at_least, several
 from metaseg.adapting.arrays import rgb, same_size, shrunk, shrunk_mask
 from metaseg.adapting.confidence import confidence
-from metaseg.adapting.decision import decides, deciding_at, threshold_for
+from metaseg.adapting.decision import ONE_IMAGE, UNKNOWN, decides, deciding_at, threshold_for
 from metaseg.adapting.estimate import Estimate, estimated
 from metaseg.adapting.masks import foregrounds, of_array
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
@@ -107,7 +107,10 @@ class Model:
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
         segmenter = self.fine_tuned(support, plan, plan.folds, progress)
         if not plan.folds:
-            return Adapted(segmenter, plan, self, support)
+            # The built-in model starts at the share of foreground, so after a few steps it is cautious.
+            known = self.origin != "built-in" or support.scribbled
+            threshold = THRESHOLD if known else ONE_IMAGE if len(small) == 1 else UNKNOWN
+            return Adapted(deciding_at(segmenter, threshold), plan, self, support, threshold=threshold)
         own_ensemble = bool(self.learner.folds)
         members = _members(segmenter) or self._without_each_fold(support, plan)
         if isinstance(segmenter, Ensemble) and not own_ensemble:

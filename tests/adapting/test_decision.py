@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import metaseg
-from metaseg.adapting.decision import LOWEST, decides, deciding_at, threshold_for
+from metaseg.adapting.decision import LOWEST, ONE_IMAGE, UNKNOWN, decides, deciding_at, threshold_for
 from metaseg.networks.build import build
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed
 
@@ -58,3 +58,10 @@ def test_scribbles_choose_no_threshold(trained, lesions, monkeypatch):
     strokes = [np.where(mask, 1, 0).astype(np.int16) for mask in masks]
     strokes[0][:4] = -1
     assert metaseg.load(trained).adapt(images, strokes, steps=1).threshold == 0.5
+
+
+def test_the_built_in_model_is_less_cautious_without_held_out_images(lesions, trained):
+    images, masks = lesions
+    assert metaseg.load().adapt(images[:1], masks[:1], steps=1, size=32).threshold == ONE_IMAGE
+    assert metaseg.load().adapt(images[:2], masks[:2], steps=1, size=32, folds=0).threshold == UNKNOWN
+    assert metaseg.load(trained).adapt(images[:1], masks[:1], steps=1).threshold == 0.5

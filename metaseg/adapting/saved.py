@@ -130,6 +130,8 @@ def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) 
     estimate = None if description["estimate"] is None else Estimate.of(description["estimate"])
     segmenter = Ensemble(tuple(own), bool(description["flips"]), own[0], Followed(1.0))
     threshold = float(description.get("threshold", THRESHOLD))  # older files have none
+    if not 0 < threshold < 1:
+        raise ValueError("a threshold outside of (0, 1)")
     return Adapted(segmenter, plan, model, support, tuple(others), estimate, threshold)
 
 

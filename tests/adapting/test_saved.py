@@ -82,6 +82,8 @@ def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
         {"plan": {"shape": [64, 64], "steps": 1, "folds": 0}},
         {"plan": {"nothing": 1}},
         {"networks": 0},
+        {"threshold": 0},
+        {"threshold": float("nan")},
     ],
 )
 def test_files_with_another_description_are_refused(saved, tmp_path, changes):

@@ -106,10 +106,11 @@ class Model:
         small_masks = np.stack([shrunk_mask(truth, plan.shape) for truth in truths])
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
         segmenter = self.fine_tuned(support, plan, plan.folds, progress)
+        threshold = THRESHOLD
         if not plan.folds:
-            # The built-in model starts at the share of foreground, so after a few steps it is cautious.
-            known = self.origin != "built-in" or support.scribbled
-            threshold = THRESHOLD if known else ONE_IMAGE if len(small) == 1 else UNKNOWN
+            if self.origin == "built-in" and not support.scribbled:
+                # It starts at the share of foreground, so after a few steps it is cautious.
+                threshold = ONE_IMAGE if len(small) == 1 else UNKNOWN
             return Adapted(deciding_at(segmenter, threshold), plan, self, support, threshold=threshold)
         own_ensemble = bool(self.learner.folds)
         members = _members(segmenter) or self._without_each_fold(support, plan)
@@ -117,12 +118,11 @@ class Model:
             # For these recipes an ensemble with networks that have seen fewer images is no better, or worse.
             segmenter = replace(segmenter, members=segmenter.members[:1], held_out=segmenter.held_out[:1])
         estimate = self._estimated(members, support, plan, pictures, truths)
-        if not decides(segmenter) or support.scribbled:
-            return Adapted(segmenter, plan, self, support, tuple(member for member, _ in members), estimate)
-        threshold = threshold_for(float(estimate.dsc.mean()))
-        members = [(deciding_at(member, threshold), part) for member, part in members]
-        segmenter = deciding_at(segmenter, threshold)
-        estimate = self._estimated(members, support, plan, pictures, truths)
+        if decides(segmenter) and not support.scribbled:
+            threshold = threshold_for(float(estimate.dsc.mean()))
+            members = [(deciding_at(member, threshold), part) for member, part in members]
+            segmenter = deciding_at(segmenter, threshold)
+            estimate = self._estimated(members, support, plan, pictures, truths)
         return Adapted(segmenter, plan, self, support, tuple(member for member, _ in members), estimate, threshold)
 
     def _estimated(
@@ -133,6 +133,7 @@ class Model:
         images: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
     ) -> Estimate:
+        """From the annotated images, each segmented at its own size by the member that was not adapted to it."""
         found: dict[int, np.ndarray] = {}
         for member, part in members:
             predicted = Adapted(member, plan, self, support).segment([images[index] for index in part])

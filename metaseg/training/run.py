@@ -65,10 +65,11 @@ def run(config: DictConfig) -> Result | None:
         data.require_training_data()
     if checkpoint is not None:
         load_weights(learner, checkpoint)
-    begin_at = None if checkpoint is not None else starting_point(settings, learner)
+    resumed = is_own(directory, checkpoint)
+    start = starting_point(settings, learner, resumed) if checkpoint is None or resumed else str(checkpoint)
     # All checks have passed; nothing has been written yet, so a refused run leaves earlier results intact.
     with directory.held() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
-        return carry_out(settings, learner, data, directory, checkpoint, begin_at, started)
+        return carry_out(settings, learner, data, directory, checkpoint, start, started)
 
 
 def carry_out(
@@ -77,7 +78,7 @@ def carry_out(
     data: EpisodicData,
     directory: RunDirectory,
     checkpoint: Path | None,
-    begin_at: str | None,
+    start: str,
     started: float,
 ) -> Result | None:
     """Train, test and write results, like `run` after setup.
@@ -88,7 +89,7 @@ def carry_out(
         data: training and test data.
         directory: the run directory.
         checkpoint: to resume training from.
-        begin_at: the result of `starting_point`; None with a checkpoint.
+        start: where the weights come from: the result of `starting_point`, or the checkpoint of another run.
         started: time.monotonic() at the start.
     """
     resumed = settings.train and checkpoint is not None
@@ -105,8 +106,8 @@ def carry_out(
         resume=resumed,
     )
     try:
-        if begin_at is not None:
-            go_to(begin_at, settings, learner)
+        if checkpoint is None:
+            go_to(start, settings, learner)
         device = device_of_tests(settings.trainer, fit(settings, learner, data, loggers, directory, checkpoint))
         parts = score(settings, learner, data, device, Share.here())
         if parts is None:
@@ -120,7 +121,7 @@ def carry_out(
             data=data.provenance(),
             settings=settings.plain,
             compute=directory.read_compute(),
-            start=begin_at or str(checkpoint),
+            start=start,
             weights=None if learner.weights is None else Weights.model_validate(learner.weights.to_dict()),
             **learned,
             **provenance.of_run(started),
@@ -168,15 +169,20 @@ def refuse_another(directory: RunDirectory, checkpoint: Path | None) -> None:
     Raises:
         MetasegError: if the directory holds one.
     """
-    own = directory.checkpoints
-    if checkpoint is not None and checkpoint.resolve().parent == own.resolve():
+    if is_own(directory, checkpoint):
         return
-    found = next((path for path in (directory.result, directory.last, own / "best.ckpt") if path.is_file()), None)
+    best = directory.checkpoints / "best.ckpt"
+    found = next((path for path in (directory.result, directory.last, best) if path.is_file()), None)
     if found is not None:
         raise MetasegError(
             f"{directory.path} holds another run ({found.relative_to(directory.path)}): continue it with "
             "ckpt_path=last, or choose another hydra.run.dir."
         )
+
+
+def is_own(directory: RunDirectory, checkpoint: Path | None) -> bool:
+    """Whether a checkpoint is one of this run's."""
+    return checkpoint is not None and checkpoint.resolve().parent == directory.checkpoints.resolve()
 
 
 def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | None:

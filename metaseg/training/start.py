@@ -35,7 +35,7 @@ _NO_PART = (
 log = logging.getLogger(__name__)
 
 
-def starting_point(settings: Run, learner: Learner) -> str:
+def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> str:
     """Resolve ``start`` for a learner: "model", "joint", or a checkpoint's path.
 
     ``start=auto`` follows the protocol for learners that train the model's network on the pair. Learners that train on
@@ -44,6 +44,7 @@ def starting_point(settings: Run, learner: Learner) -> str:
     Args:
         settings: the resolved configuration.
         learner: the learner it describes.
+        resumed: whether the run goes on from a checkpoint of its own, so that the one it started from may be gone.
 
     Raises:
         MetasegError: if the checkpoint does not exist, or the learner's network differs from the shared start's.
@@ -62,7 +63,7 @@ def starting_point(settings: Run, learner: Learner) -> str:
         return start
     path = Path(start)
     path = RunDirectory(path).checkpoints / "best.ckpt" if path.is_dir() else path
-    if not path.is_file():
+    if not (path.is_file() or resumed):
         raise MetasegError(
             f"start must be auto, model, joint, or an existing run directory or checkpoint, found {start!r}."
         )

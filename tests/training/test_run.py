@@ -163,6 +163,8 @@ def test_a_run_that_ends_within_an_epoch_goes_on_bitwise_as_the_uninterrupted_on
         for directory in (broken, whole)
     ]
     assert losses[0] == losses[1]
+    starts = [json.loads((directory / "result.json").read_text())["start"] for directory in (broken, whole)]
+    assert starts[0] == starts[1]
 
 
 def test_the_last_checkpoint_knows_the_best_one(trained):

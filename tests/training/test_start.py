@@ -49,6 +49,11 @@ def test_a_start_that_cannot_be_is_refused(tmp_path, overrides):
         begins(settings(tmp_path, *overrides))
 
 
+def test_a_run_that_goes_on_needs_its_start_no_more(tmp_path):
+    chosen = settings(tmp_path, "start=/no/such/run")
+    assert starting_point(chosen, build_learner(chosen), resumed=True) == "/no/such/run"
+
+
 @pytest.mark.long
 def test_the_shared_start_depends_on_pair_model_and_seed_and_not_on_learner_shots_or_target(tmp_path):
     def place(*overrides):

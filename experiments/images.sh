@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Dice over the number of annotated images, 1 to 50, on 200 images of each target: learners that experiments/comparison.sh
+# has trained with five shots (seed 0), and no pair. Run it in the repository's root with METASEG_DATA set; cells that are
+# there, or whose learner is not trained yet, are skipped. `python -m metaseg report experiments/results/small-images` draws
+# the figure.
+set -euo pipefail
+trained=experiments/results/small-tuned
+root=experiments/results/small-images
+
+run() { # FOLDER SHOTS SETTINGS...
+  [ -f "$root/$1/result.json" ] && return
+  python train.py scale=small "shots=$2" "${@:3}" evaluation.limit=200 'evaluation.curve=[]' logger=csv trainer=cpu \
+    hydra.run.dir="$root/$1"
+}
+
+figure() { # PAIR TARGET
+  for shots in 1 2 5 10 20 50; do
+    run "alone/scratch_${shots}shot_$2" "$shots" learner=scratch pair=none "target=[$2]"
+    for learner in imaml maml joint; do
+      local weights=$trained/$1_exclusive/${learner}_5shot_seed0/checkpoints/best.ckpt
+      [ -f "$weights" ] || continue
+      run "$1/${learner}_${shots}shot_$2" "$shots" "learner=$learner" "pair=$1" "target=[$2]" train=false "ckpt_path=$weights"
+    done
+  done
+}
+
+figure isic_ph2 kvasir
+figure ph2_kvasir isic

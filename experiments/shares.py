@@ -1,14 +1,15 @@
-"""Rules for α, how far fine-tuning is followed, by their regret on the validation episodes of a run's pair.
+"""How far to follow fine-tuning: the Dice of each α, and the regret of rules for it, where no table tests.
 
     python -m experiments.shares RUN --episodes 20 --folds 5 learner.adapt.steps=40
+    python -m experiments.shares RUN --target cvc --episodes 4 shots=1
 
-A learner is fine-tuned on each episode's support set at every candidate α of `metaseg.learners.fine_tuning.SHARES`. The
-regret of a rule is the query Dice of the best α, less that of the α which the rule chooses by held-out support images.
-No target is looked at. RUN is a run directory; settings after it replace the run's.
+A learner is fine-tuned on the support set of validation episodes of its pair, or of draws of a dataset that no table
+tests on, and segments the query images, or 60 others, at every candidate α. The regret of a rule is the Dice of the
+best α, less that of the α which the rule chooses. RUN is a run directory; settings after it replace the run's.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,16 @@ from omegaconf import OmegaConf
 
 from metaseg.data.batches import EpisodeDataset, SupportSet
 from metaseg.data.module import EpisodicData
-from metaseg.evaluation.metatest import segment
+from metaseg.evaluation.metatest import drawn, segment
 from metaseg.evaluation.scores import dice
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
 from metaseg.learners.fine_tuning import SHARES, FineTuning
-from metaseg.networks.segmenter import Followed, Segmenter
+from metaseg.networks.segmenter import Followed
 from metaseg.progress import Progress
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
+from metaseg.training.run import how_to_test
 
 RULES = {
     "1: the network as fine-tuned": lambda followed: 1.0,
@@ -35,6 +37,8 @@ RULES = {
     "highest mean of the held-out Dice": lambda followed: max(followed.held_out, key=followed.held_out.get),
     "smallest within one standard error of it": lambda followed: followed.share,
 }
+IMAGES = 60
+"""Images segmented in each draw of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,14 @@ class AtEveryShare(FineTuning):
     def _segmenter(self, theta: Any, stages: Any, followed: Followed, images: Any, parts: Any) -> Any:
         at = {
             share: super(AtEveryShare, self)._segmenter(theta, stages, Followed(share), images, parts)
-            for share in SHARES
+            for share in candidates(self.folds)
         }
         return at, followed
+
+
+def candidates(folds: int) -> tuple[float, ...]:
+    """The values of α that are compared."""
+    return SHARES if folds else (0.25, *SHARES)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,12 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.shares", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("overrides", nargs="*", help="settings that replace the run's")
-    parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--episodes", type=int, default=20, help="episodes, or draws of the dataset")
+    parser.add_argument("--folds", type=int, default=0)
+    parser.add_argument("--target", help="a dataset that no table tests on; none: the validation episodes")
     options = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(1)
     directory = RunDirectory(options.run)
-    found = OmegaConf.merge(OmegaConf.load(directory.config), OmegaConf.from_dotlist(options.overrides))
+    changes = [f"target=[{options.target or ''}]", *options.overrides]
+    found = OmegaConf.merge(OmegaConf.load(directory.config), OmegaConf.from_dotlist(changes))
     settings = schema.read(schema.Run, found)  # type: ignore[arg-type]
     data, learner = EpisodicData(settings), build_learner(settings)
     data.prepare_data()
@@ -67,28 +78,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load_weights(learner, directory.checkpoints / "best.ckpt")
     usual = learner.with_adaptation(folds=options.folds).fine_tuning()
     tuning = AtEveryShare(**{field.name: getattr(usual, field.name) for field in fields(usual)})
+    tasks = draws(data, settings, options.episodes) if options.target else episodes(data, settings, options.episodes)
     scores, chosen = [], []
-    episodes = EpisodeDataset(data.pools, replace(data.validation_plan, count=options.episodes), "none")
     with Progress("episodes", options.episodes, "episodes") as progress:
-        for number in range(options.episodes):
-            raw = episodes[0, number]
-            support = SupportSet(raw.support_images.numpy(), raw.support_masks.numpy(), settings.data.augment, number)
-            ((_, (at, followed)),) = tuning.run(learner.theta(), support, [tuning.loop.steps])
-            scores.append([_query_dice(at[share], raw) for share in SHARES])
-            chosen.append([SHARES.index(float(rule(followed))) for rule in RULES.values()])
+        for number, (support, images, masks) in enumerate(tasks):
+            ((_, (at, followed)),) = tuning.run(learner.start(support), support, [tuning.loop.steps])
+            scores.append([float(dice(segment(one, images, 32), masks).mean()) for one in at.values()])
+            if options.folds:
+                chosen.append([list(at).index(float(rule(followed))) for rule in RULES.values()])
             progress.update(number + 1)
-    _print(np.array(scores), np.array(chosen))
+    _print(np.array(scores), np.array(chosen), candidates(options.folds))
 
 
-def _query_dice(segmenter: Segmenter, raw: Any) -> float:
-    return float(dice(segment(segmenter, raw.query_images.numpy(), batch=32), raw.query_masks.numpy()).mean())
+def episodes(data: EpisodicData, settings: schema.Run, count: int) -> Iterator[tuple[SupportSet, Any, Any]]:
+    """Support set, query images and masks of validation episodes of the pair."""
+    found = EpisodeDataset(data.pools, replace(data.validation_plan, count=count), "none")
+    for number in range(count):
+        raw = found[0, number]
+        support = SupportSet(raw.support_images.numpy(), raw.support_masks.numpy(), settings.data.augment, number)
+        yield support, raw.query_images.numpy(), raw.query_masks.numpy()
 
 
-def _print(scores: np.ndarray, chosen: np.ndarray) -> None:
-    """The table: scores (episodes, shares), chosen (episodes, rules) as positions of shares."""
-    print("| α | query Dice |\n|---|---|")
-    for share, mean in zip(SHARES, scores.mean(0), strict=True):
-        print(f"| {share:g} | {100 * mean:.1f} |")
+def draws(data: EpisodicData, settings: schema.Run, count: int) -> Iterator[tuple[SupportSet, Any, Any]]:
+    """Support set, other images and their masks of draws of the dataset, as in a run's results."""
+    (target,) = data.targets.values()
+    how = replace(how_to_test(settings), limit=IMAGES)
+    for number in range(count):
+        support, others = drawn(target, how, number)
+        yield target.support_set(support, how.augmentation, how.seed + number), *target.pool.take(others)
+
+
+def _print(scores: np.ndarray, chosen: np.ndarray, shares: Sequence[float]) -> None:
+    """The tables: scores (episodes, shares), chosen (episodes, rules) as positions of shares, empty without folds."""
+    print("| α | Dice | standard deviation |\n|---|---|---|")
+    for share, values in zip(shares, 100 * scores.T, strict=True):
+        print(f"| {share:g} | {values.mean():.1f} | {values.std(ddof=1):.1f} |")
+    if not len(chosen):
+        return
     print("\n| rule | regret, points | standard error | worst |\n|---|---|---|---|")
     for rule, places in zip(RULES, chosen.T, strict=True):
         regret = 100 * (scores.max(1) - np.take_along_axis(scores, places[:, None], 1)[:, 0])

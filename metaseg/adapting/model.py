@@ -201,7 +201,8 @@ class Model:
         if plan.lr is not None:
             changes["lr"] = plan.lr
         if not self.learner.folds:
-            changes["share"] = 1.0  # the recipe has no folds to choose it by
+            # These folds serve the estimate; in a run's results the recipe has none to choose α by.
+            changes["share"] = self.learner.share_of(len(support.images))
         learner = self.learner.with_adaptation(**changes)
         progress(0, plan.steps)
         ((_, segmenter),) = learner.adaptation(support, [plan.steps], progress)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
-from metaseg.learners.fine_tuning import FineTuning
+from metaseg.learners.fine_tuning import FineTuning, share_of
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.staged import EpisodeTask
 from metaseg.learners.strengths import Strengths
@@ -34,7 +34,7 @@ from metaseg.runs import schema
 
 Result = TypeVar("Result")
 
-_ENSEMBLE = ("folds", "flips", "batch", "share")
+_ENSEMBLE = ("folds", "flips", "batch", "share", "start_worth")
 """Settings of fine-tuning besides its loop and rates."""
 
 
@@ -152,8 +152,13 @@ class Learner(nn.Module):
         most: int | None = self._ensemble["batch"]
         return most
 
+    def share_of(self, images: int) -> float:
+        """α of fine-tuning on K images, none of which is held out."""
+        chosen: float | None = self._ensemble["share"]
+        return share_of(images, self._ensemble["start_worth"]) if chosen is None else chosen
+
     def with_adaptation(self, **changes: Any) -> "Learner":
-        """An independent copy with other values of ``adapt`` (lr, steps, lam, folds, flips, batch, share).
+        """An independent copy with other values of ``adapt`` (lr, steps, lam, folds, flips, batch, share, start_worth).
 
         Both may adapt at the same time.
 
@@ -229,7 +234,7 @@ class Learner(nn.Module):
             rates=self._inner_rates,
             folds=0,
             batch=None,
-            share=None,
+            share=1.0,
             strengths=self.strengths,
         )
         return tuning, support.plain()

@@ -2,10 +2,11 @@
 
 Fine-tuning leads from the meta-parameters θ to φ, which after many steps overfits the few images. The target is
 therefore segmented at θ + α (φ - θ) [Wortsman et al. 2022, there between a pre-trained and a fine-tuned classifier].
-The best α depends on the target: 1 if all images are alike, less if they vary. It is chosen by cross-validation on the
-support set: each fold is segmented after fine-tuning on the other folds, and the smallest α within one standard error
-of the best wins. The fold networks are kept: averaging the predictions of the full-support network and the fold
-networks is better than any one of them [Breiman 1996, bagging; its use here is our decision].
+The fewer images there are, the smaller is the best α: `share_of`. It also depends on the target: it is 1 if all images
+are alike, less if they vary. With folds it is therefore chosen by cross-validation on the support set: each fold is
+segmented after fine-tuning on the other folds, and the smallest α within one standard error of the best wins. The fold
+networks are kept: averaging the predictions of the full-support network and the fold networks is better than any one of
+them [Breiman 1996, bagging; its use here is our decision].
 
 All networks are fine-tuned in parallel, on several threads if available; images are augmented once per step for all of
 them. Leading stages held at θ with frozen norm layers also run once per step for all.
@@ -40,9 +41,6 @@ from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segme
 SHARES = (0.5, 0.75, 1.0)
 """Candidates for α, none below one half: fold networks see few images, which biases the choice towards smaller α."""
 
-OF_ONE_IMAGE = 0.5
-"""α for a single support image, which cannot be held out [Wortsman et al. 2022, for lack of validation data]."""
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -68,13 +66,14 @@ class FineTuning:
         loop: the optimisation loop; its ``rates`` are ignored.
         rates: step-size multipliers by part.
         batch: most images of a step, see `turns`; None: all.
-        share: α; None: chosen on the held-out images.
+        share: α; None: chosen on the held-out images, or `share_of` if there are none.
         folds: number of folds of the support set, each held out once; each adds a network to the ensemble, and together
-            they choose α; 0: φ alone, with α = 1.
+            they choose α; 0: φ alone.
         flips: whether to average predictions over an image and its mirror images.
         device: where to compute.
         memory_format: of images and activations.
         strengths: learned proximal strengths; None: ``loop.lam``.
+        start_worth: how many images θ is worth, see `share_of`.
     """
 
     network: nn.Module
@@ -89,6 +88,7 @@ class FineTuning:
     strengths: Strengths | None = None
     batch: int | None = None
     share: float | None = None
+    start_worth: float = 0.0
 
     def run(
         self,
@@ -175,11 +175,9 @@ class FineTuning:
             parts: the images each holds out.
             clean: images and masks of the support set.
         """
-        if self.share is not None or not self.folds:
-            return Followed(1.0 if self.share is None else self.share)
-        if not parts:
-            return Followed(OF_ONE_IMAGE)
         images, masks = clean
+        if self.share is not None or not parts:
+            return Followed(share_of(len(images), self.start_worth) if self.share is None else self.share)
         scores = []
         for share in SHARES:
             values = []
@@ -294,6 +292,16 @@ def turns(rows: np.ndarray, batch: int | None, seed: tuple[int, ...]) -> Iterato
     generator = np.random.default_rng([*seed, Stream.BATCHES])
     while True:
         yield from np.array_split(generator.permutation(rows), -(-len(rows) // batch))
+
+
+def share_of(images: int, start_worth: float) -> float:
+    """α without held-out images: K / (K + ``start_worth``), as if θ had been learnt from further images.
+
+    Args:
+        images: K support images.
+        start_worth: how many images θ is worth, ≥ 0; 0: φ alone.
+    """
+    return images / (images + start_worth)
 
 
 def chosen_share(scores: np.ndarray) -> float:

@@ -156,8 +156,11 @@ class FineTuning(Group):
     flips: bool = optional("average predictions over an image and its mirror images", False)
     batch: Count | None = optional("maximum number of images of a step; null: all", None)
     share: Share | None = optional(
-        "how far to go from the start to the fine-tuned parameters; null: chosen on the held-out folds, 1 without", None
+        "alpha, how far to go from the start to the fine-tuned parameters; null: chosen on the held-out folds, or by "
+        "start_worth without",
+        None,
     )
+    start_worth: NotNegative = optional("how many images the start is worth: alpha = K / (K + start_worth)", 0.0)
     rates: Rates | None = optional("multipliers of the step size by part")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.evaluation.scores import dice
-from metaseg.learners.fine_tuning import OF_ONE_IMAGE, SHARES, FineTuning, chosen_share, held_out, turns
+from metaseg.learners.fine_tuning import SHARES, FineTuning, chosen_share, held_out, turns
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import flatten
@@ -74,10 +74,10 @@ def first(segmenter):
     return segmenter.members[0] if isinstance(segmenter, Ensemble) else segmenter
 
 
-def adapted_share(support, at=10):
-    of = tuning()
+def adapted_share(support, at=10, **changes):
+    of = replace(tuning(), **changes)
     start = flatten(theta(of).values())
-    whole = dict(replace(of, folds=0).run(theta(of), support, [at]))
+    whole = dict(replace(of, folds=0, share=1.0).run(theta(of), support, [at]))
     found = dict(of.run(theta(of), support, [at]))
     return share_of(flatten(whole[at].parameters.values()) - start, first(found[at]), start)
 
@@ -179,8 +179,11 @@ def test_every_kind_of_statistics_can_be_weighed(norm):
     assert torch.isfinite(found(image_tensor(discs(2, 9).images))).all()
 
 
-def test_a_single_support_image_uses_half_interpolation():
-    assert adapted_share(discs(1, 3), at=5) == pytest.approx(OF_ONE_IMAGE, abs=1e-3)
+@pytest.mark.parametrize(("images", "folds", "expected"), [(1, 2, 1 / 3), (2, 0, 1 / 2), (5, 0, 5 / 7)])
+def test_where_none_is_held_out_the_start_counts_as_further_images(images, folds, expected):
+    found = adapted_share(discs(images, 3), at=5, folds=folds, start_worth=2)
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert adapted_share(discs(images, 3), at=5, folds=folds) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(("count", "folds", "sizes"), [(5, 2, [3, 2]), (3, 7, [1, 1, 1]), (1, 2, []), (4, 0, [])])

@@ -2,11 +2,8 @@
 `python -m experiments.features` prints it."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from metaseg.evaluation.paired import paired_test
-from metaseg.reporting.runs import read_run
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import TargetScores
 
@@ -18,8 +15,6 @@ SYSTEMS = {
     "linear": "logistic regression on frozen features",
     "default-192px": "pre-trained, default, 192 px",
     "small": "attention U-Net, 8 features, random weights",
-    "joint": "pre-trained, joint training on ISIC-2018 and PH²",
-    "imaml": "pre-trained, iMAML on ISIC-2018 and PH²",
 }
 
 
@@ -36,21 +31,6 @@ def main() -> None:
         if trivial:
             cells = [f"{100 * trivial[t][1]:.1f} ({trivial[t][0]})" if t in trivial else "–" for t in TARGETS]
             print(f"| {shots} | best trivial baseline | {' | '.join(cells)} | | |")
-    print()
-    differences("imaml", ["joint", "default"])
-
-
-def differences(system: str, others: Sequence[str]) -> None:
-    """Print a system's paired differences on Kvasir-SEG with five images, in points."""
-    runs = {name: read_run(ROOT / f"{name}-5shot-kvasir", name) for name in (system, *others)}
-    groups = runs[system].groups("kvasir")
-    for other in others:
-        one, two = (runs[name].matrix("kvasir") for name in (system, other))
-        images = one.columns.intersection(two.columns)
-        labels = {"seeds": [0] * len(one), "groups": [groups[image] for image in images]}
-        test = paired_test(one[images].to_numpy(), two[images].to_numpy(), **labels)
-        mean, low, high = (f"{100 * value:+.1f}" for value in test.difference)
-        print(f"{system} - {other}: {mean} ({low} to {high})")
 
 
 def results(system: str, shots: int) -> dict[str, TargetScores]:

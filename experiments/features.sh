@@ -17,13 +17,6 @@ cell() { # NAME SHOTS SETTINGS...: KvasirCapsule-SEG and Kvasir-SEG whole, 600 i
   run "$1" "$2" kvasir_capsule null "${@:3}"
 }
 
-pair() { # LEARNER: meta-trained on ISIC-2018 and PH2, tested on Kvasir-SEG whole
-  local folder=$root/$1-5shot-kvasir
-  [ -f "$folder/result.json" ] && return
-  python train.py scale=small pair=isic_ph2 'target=[kvasir]' learner="$1" shots=5 evaluation.limit=null logger=csv \
-    trainer=cpu hydra.run.dir="$folder"
-}
-
 systems() { # SHOTS
   cell default "$1" learner=scratch model=pretrained
   cell quick "$1" learner=scratch model=pretrained adapt.recipe=quick
@@ -32,7 +25,5 @@ systems() { # SHOTS
 }
 
 systems 5
-pair joint
-pair imaml
 run default-192px 5 kvasir null learner=scratch model=pretrained data.size=192
 systems 20

@@ -86,7 +86,7 @@ class Scores:
     """Seconds of adaptation and of segmenting one image, for each draw; shape (draws, 2)."""
     curve: dict[int, np.ndarray] = field(default_factory=dict)
     followed: dict[int, Followed] = field(default_factory=dict)
-    """α by draw; empty if it is 1 for all."""
+    """α by draw; empty if no held-out images choose it."""
     pictures: dict[str, dict[int, np.ndarray]] = field(default_factory=lambda: {"before": {}, "after": {}})
     """Masks (H, W) predicted in draw 0, bit-packed along the last axis: when → image index → mask."""
 

@@ -22,7 +22,7 @@ DOTS = 150
 # Okabe and Ito's palette, distinct with every common colour blindness, without its yellow, too pale for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _TRAINING, _VALIDATION = PALETTE[0], PALETTE[1]
-_BASELINE_DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+BASELINE_DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 
 # Column of metrics.csv, label, colour, line style. Before the inner loop: dashed; after it: solid.
 _LOSS = (
@@ -137,7 +137,7 @@ def adaptation_curve(
         last = max(last, float(steps.max()))
     drawn = {label: value for label, value in (baselines or {}).items() if value is not None}
     for index, (label, value) in enumerate(drawn.items()):
-        dashes = _BASELINE_DASHES[index % len(_BASELINE_DASHES)]
+        dashes = BASELINE_DASHES[index % len(BASELINE_DASHES)]
         name = label.replace("_", " ")
         axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=name)
     # log(1 + steps): the first steps matter most, and step 0, before adaptation, must be on the axis.

@@ -62,20 +62,23 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
     export_datasets(datasets, out)
     starts = [(group, _starts(group, figures, titles)) for group in initial_weights(found.runs)]
     page = out / "index.html"
-    text = render(found, parts, titles, _over_shots(found.runs, figures, titles), starts, datasets)
+    labels: dict[str, str] = {}
+    for row in (row for part in parts for row in part.table.rows):
+        labels.setdefault(row.learner, row.label)
+    text = render(found, parts, titles, _over_shots(found.runs, figures, titles, labels), starts, datasets)
     with replacing(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return page, found
 
 
-def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str]) -> list[TableFigure]:
+def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str], labels: dict[str, str]) -> list[TableFigure]:
     """Dice over the number of annotated images, a figure for each pair and target."""
     found = []
     for one in over_shots(runs):
         order = [*FIRST_LOOKS, *sorted(set(one.learners) - set(FIRST_LOOKS))]
         where = f"{titles.get(one.target, one.target)}, pair {one.pair}, {one.mixing} tasks"
         path = folder / f"shots_{one.pair}_{one.mixing}_{one.target}.png"
-        draw(one, path, where, {learner: place for place, learner in enumerate(order)})
+        draw(one, path, where, {learner: place for place, learner in enumerate(order)}, labels)
         caption = f"Dice over the number of annotated images, {where}, with 95 % intervals. Grey: trivial baselines."
         found.append(TableFigure("shots", comparisons.embedded(path, CURVE_WIDTH), caption, one.runs))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from metaseg.evaluation.intervals import Interval
-from metaseg.plots.figures import look_of, plain_axes, save
+from metaseg.plots.figures import BASELINE_DASHES, look_of, plain_axes, save
 from metaseg.reporting.cells import ours, trivial
 from metaseg.reporting.runs import Run
 from metaseg.runs.summary import trivial_name
@@ -19,6 +20,8 @@ from metaseg.runs.tables import identity
 
 LEAST = 3
 """Numbers of shots that make a curve."""
+APART = 0.03
+"""Distance of two learners' points, as a share of the number of shots, so that no interval hides another."""
 _BESIDE = ("pair", "tasks", "target", "shots", "evaluation")
 """Settings that may differ between the points of a curve, or between a learner with a pair and one without."""
 
@@ -57,25 +60,28 @@ def over_shots(runs: Sequence[Run]) -> list[OverShots]:
     return found
 
 
-def draw(figure: OverShots, path: Path, title: str, places: Mapping[str, int]) -> Path:
-    """Draw the curves with their intervals; trivial baselines are grey.
+def draw(figure: OverShots, path: Path, title: str, places: Mapping[str, int], labels: Mapping[str, str]) -> Path:
+    """Draw the curves with their intervals, side by side at each number; trivial baselines are grey.
 
     Args:
         figure: what to draw.
         path: where the PNG goes.
         title: stands above the figure.
         places: learner → place among the looks of systems.
+        labels: learner → its name for readers; without one the learner's own is shown.
     """
     canvas = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = canvas.subplots()
     counts = sorted({shots for curve in figure.learners.values() for shots in curve})
-    for learner, curve in figure.learners.items():
+    for number, (learner, curve) in enumerate(figure.learners.items()):
         means, lows, highs = (100 * np.array(values) for values in zip(*curve.values(), strict=True))
         reach = np.nan_to_num(np.stack([means - lows, highs - means]))
-        axes.errorbar(list(curve), means, reach, label=learner, linewidth=1.6, capsize=2, **look_of(places[learner]))
-    for name, floor in figure.trivial.items():
+        beside = np.array(list(curve)) * (1 + APART * (number - (len(figure.learners) - 1) / 2))
+        look = look_of(places[learner])
+        axes.errorbar(beside, means, reach, label=labels.get(learner, learner), linewidth=1.6, capsize=2, **look)
+    for (name, floor), dashes in zip(figure.trivial.items(), itertools.cycle(BASELINE_DASHES)):
         percents = [100 * value for value in floor.values()]
-        axes.plot(list(floor), percents, "--", color="0.6", linewidth=1, label=trivial_name(name))
+        axes.plot(list(floor), percents, linestyle=dashes, color="0.6", linewidth=1.1, label=trivial_name(name))
     axes.set_xscale("log")
     axes.set_xticks(counts, list(map(str, counts)))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -154,8 +154,8 @@ class Learner(nn.Module):
 
     def share_of(self, images: int) -> float:
         """α of fine-tuning on K images, none of which is held out."""
-        chosen: float | None = self._ensemble["share"]
-        return share_of(images, self._ensemble["start_worth"]) if chosen is None else chosen
+        tuning = self.fine_tuning()
+        return share_of(images, tuning.start_worth) if tuning.share is None else tuning.share
 
     def with_adaptation(self, **changes: Any) -> "Learner":
         """An independent copy with other values of ``adapt`` (lr, steps, lam, folds, flips, batch, share, start_worth).
@@ -241,6 +241,10 @@ class Learner(nn.Module):
 
     def fine_tuning(self) -> FineTuning:
         """This learner's fine-tuning procedure."""
+        strengths = self.strengths if self._adapts_with_strengths else None
+        ensemble = dict(self._ensemble)
+        if strengths is not None or self.adapt_loop.lam:
+            ensemble["start_worth"] = 0.0  # a proximal term holds φ near θ already
         return FineTuning(
             network=self.network,
             loss=self.loss,
@@ -249,8 +253,8 @@ class Learner(nn.Module):
             rates=self._adapt_rates,
             device=self.device,
             memory_format=self.memory_format,
-            strengths=self.strengths if self._adapts_with_strengths else None,
-            **self._ensemble,
+            strengths=strengths,
+            **ensemble,
         )
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:

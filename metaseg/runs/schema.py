@@ -160,7 +160,9 @@ class FineTuning(Group):
         "start_worth without",
         None,
     )
-    start_worth: NotNegative = optional("how many images the start is worth: alpha = K / (K + start_worth)", 0.0)
+    start_worth: NotNegative = optional(
+        "how many images the start is worth: alpha = K / (K + start_worth); without effect beside a proximal term", 0.0
+    )
     rates: Rates | None = optional("multipliers of the step size by part")
 
 

@@ -202,7 +202,7 @@ class Model:
             changes["lr"] = plan.lr
         if not self.learner.folds:
             # These folds serve the estimate; in a run's results the recipe has none to choose α by.
-            changes["share"] = self.learner.share_of(len(support.images))
+            changes["share"] = self.learner.fine_tuning().share_of(len(support.images))
         learner = self.learner.with_adaptation(**changes)
         progress(0, plan.steps)
         ((_, segmenter),) = learner.adaptation(support, [plan.steps], progress)

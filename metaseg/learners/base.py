@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
-from metaseg.learners.fine_tuning import FineTuning, share_of
+from metaseg.learners.fine_tuning import FineTuning
 from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.staged import EpisodeTask
 from metaseg.learners.strengths import Strengths
@@ -152,11 +152,6 @@ class Learner(nn.Module):
         most: int | None = self._ensemble["batch"]
         return most
 
-    def share_of(self, images: int) -> float:
-        """α of fine-tuning on K images, none of which is held out."""
-        tuning = self.fine_tuning()
-        return share_of(images, tuning.start_worth) if tuning.share is None else tuning.share
-
     def with_adaptation(self, **changes: Any) -> "Learner":
         """An independent copy with other values of ``adapt`` (lr, steps, lam, folds, flips, batch, share, start_worth).
 
@@ -241,10 +236,6 @@ class Learner(nn.Module):
 
     def fine_tuning(self) -> FineTuning:
         """This learner's fine-tuning procedure."""
-        strengths = self.strengths if self._adapts_with_strengths else None
-        ensemble = dict(self._ensemble)
-        if strengths is not None or self.adapt_loop.lam:
-            ensemble["start_worth"] = 0.0  # a proximal term holds φ near θ already
         return FineTuning(
             network=self.network,
             loss=self.loss,
@@ -253,8 +244,8 @@ class Learner(nn.Module):
             rates=self._adapt_rates,
             device=self.device,
             memory_format=self.memory_format,
-            strengths=strengths,
-            **ensemble,
+            strengths=self.strengths if self._adapts_with_strengths else None,
+            **self._ensemble,
         )
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:

@@ -2,11 +2,11 @@
 
 Fine-tuning leads from the meta-parameters θ to φ, which after many steps overfits the few images. The target is
 therefore segmented at θ + α (φ - θ) [Wortsman et al. 2022, there between a pre-trained and a fine-tuned classifier].
-The fewer images there are, the smaller is the best α: `share_of`. It also depends on the target: it is 1 if all images
-are alike, less if they vary. With folds it is therefore chosen by cross-validation on the support set: each fold is
-segmented after fine-tuning on the other folds, and the smallest α within one standard error of the best wins. The fold
-networks are kept: averaging the predictions of the full-support network and the fold networks is better than any one of
-them [Breiman 1996, bagging; its use here is our decision].
+The fewer images there are, the smaller is the best α (`FineTuning.share_of`). It also depends on the target: it is 1 if
+all images are alike, less if they vary. With folds it is therefore chosen by cross-validation on the support set: each
+fold is segmented after fine-tuning on the other folds, and the smallest α within one standard error of the best wins.
+The fold networks are kept: averaging the predictions of the full-support network and the fold networks is better than
+any one of them [Breiman 1996, bagging; its use here is our decision].
 
 All networks are fine-tuned in parallel, on several threads if available; images are augmented once per step for all of
 them. Leading stages held at θ with frozen norm layers also run once per step for all.
@@ -73,7 +73,7 @@ class FineTuning:
         device: where to compute.
         memory_format: of images and activations.
         strengths: learned proximal strengths; None: ``loop.lam``.
-        start_worth: how many images θ is worth, see `share_of`.
+        start_worth: how many images θ is worth, ≥ 0, see `share_of`.
     """
 
     network: nn.Module
@@ -133,6 +133,16 @@ class FineTuning:
                     followed = self._followed(theta, stages[1:], members[1:], parts, clean)
                     yield step, self._segmenter(theta, stages, followed, clean[0], parts)
 
+    def share_of(self, images: int) -> float:
+        """α for K images, none held out: K / (K + ``start_worth``), as if θ had been learnt from further images.
+
+        With a proximal term, which holds φ near θ already, it is 1.
+        """
+        if self.share is not None:
+            return self.share
+        held = self.strengths is not None or self.loop.lam > 0
+        return 1.0 if held else images / (images + self.start_worth)
+
     def _descent(
         self, network: nn.Module, theta: Parameters, batches: "_Batches", member: int, last: int
     ) -> Iterator[Stage]:
@@ -177,7 +187,7 @@ class FineTuning:
         """
         images, masks = clean
         if self.share is not None or not parts:
-            return Followed(share_of(len(images), self.start_worth) if self.share is None else self.share)
+            return Followed(self.share_of(len(images)))
         scores = []
         for share in SHARES:
             values = []
@@ -292,16 +302,6 @@ def turns(rows: np.ndarray, batch: int | None, seed: tuple[int, ...]) -> Iterato
     generator = np.random.default_rng([*seed, Stream.BATCHES])
     while True:
         yield from np.array_split(generator.permutation(rows), -(-len(rows) // batch))
-
-
-def share_of(images: int, start_worth: float) -> float:
-    """α without held-out images: K / (K + ``start_worth``), as if θ had been learnt from further images.
-
-    Args:
-        images: K support images.
-        start_worth: how many images θ is worth, ≥ 0; 0: φ alone.
-    """
-    return images / (images + start_worth)
 
 
 def chosen_share(scores: np.ndarray) -> float:

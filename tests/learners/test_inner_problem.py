@@ -122,11 +122,11 @@ def test_held_stages_leave_the_gradient_by_lambda_as_it_is(norm, curvature, monk
 
 def test_beside_a_proximal_term_the_start_counts_no_further():
     few = {"adapt": ADAPT | {"start_worth": 2.0}}
-    assert make("imaml", inner=PROXIMAL, **few).share_of(2) == 0.5
-    assert make("imaml", inner=PROXIMAL, **few).with_adaptation(lam=0.1).share_of(2) == 1
+    assert make("imaml", inner=PROXIMAL, **few).fine_tuning().share_of(2) == 0.5
+    assert make("imaml", inner=PROXIMAL, **few).with_adaptation(lam=0.1).fine_tuning().share_of(2) == 1
     learned = {"strengths": {"by": "part", "lr": 0.2}, "adapt": few["adapt"] | {"lam": None}}
-    assert make("imaml", inner=PROXIMAL, **learned).share_of(2) == 1
-    assert make("imaml", inner=PROXIMAL, adapt=ADAPT | {"share": 0.7}).share_of(2) == 0.7
+    assert make("imaml", inner=PROXIMAL, **learned).fine_tuning().share_of(2) == 1
+    assert make("imaml", inner=PROXIMAL, adapt=ADAPT | {"share": 0.7}).fine_tuning().share_of(2) == 0.7
 
 
 def test_outer_steps_move_lambda_by_its_own_rate_and_the_rest_as_before():

@@ -14,7 +14,7 @@ from metaseg.learners.fomaml import FirstOrderMAML
 from metaseg.learners.imaml import ImplicitMAML, Solver
 from metaseg.learners.maml import MAML
 from metaseg.meta import gradients
-from metaseg.meta.inner_loop import by_autograd
+from metaseg.meta.inner_loop import by_autograd, detached
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.build import build
@@ -82,7 +82,8 @@ def passes(problem: Problem) -> Run:
     theta = learner.theta()
     task = learner.episode_task(theta, problem.episode).task
     support = by_autograd(task.objective)
-    query = by_autograd(lambda parameters: task.query(parameters, None))
+    statistics = detached(task.support(theta)[1])
+    query = by_autograd(lambda parameters: task.query(parameters, statistics))
 
     def run() -> Answer:
         for evaluate in (*[support] * (problem.setting.inner_steps + 1), query):

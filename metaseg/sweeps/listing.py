@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from metaseg.errors import MetasegError
+from metaseg.progress import Progress
 from metaseg.runs.schema import Run, checked
 from metaseg.sweeps.estimate import StepCosts, kind, measure, of_cell
 from metaseg.sweeps.status import State
@@ -25,13 +25,11 @@ def print_plan(plan: Sequence[Planned], console: Console) -> None:
     missing = [one for one in plan if one.status.state in (State.NEW, State.BEGUN)]
     typed = {one.cell.name: _typed(one.settings) for one in missing}
     kinds = {kind(settings): settings for settings in typed.values() if not isinstance(settings, str)}
-    progress = Console(stderr=True)
-    measured: dict[str, StepCosts | str] = {
-        name: _measured(settings)
-        for name, settings in track(
-            kinds.items(), "measuring one step of each kind", console=progress, transient=True, disable=not kinds
-        )
-    }
+    measured: dict[str, StepCosts | str] = {}
+    with Progress("measuring one step of each kind", len(kinds), "kinds", shown=bool(kinds), brief=True) as progress:
+        for done, (name, example) in enumerate(kinds.items(), start=1):
+            measured[name] = _measured(example)
+            progress.update(done)
     table = Table("cell", "state", "minutes", "GiB", box=None, pad_edge=False)
     table.columns[0].min_width = max((len(one.cell.name) for one in plan), default=0)  # unwrapped, to be copied
     for column in table.columns[2:]:

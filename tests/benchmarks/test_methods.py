@@ -79,7 +79,7 @@ def test_products_are_counted(name, products):
     assert prepare(name, replace(TINY, cg_steps=3))().products == products
 
 
-@pytest.mark.parametrize("method", [FLOOR, STEP])
+@pytest.mark.parametrize("method", [FLOOR, STEP, METHODS["passes"]])
 def test_passes_give_no_gradient(method):
     assert method.prepare(make_problem(TINY))().gradient is None
 

@@ -26,7 +26,6 @@ from metaseg.errors import MetasegError
 from metaseg.runs.result import DatasetRecord
 from metaseg.runs.schema import Run
 
-TRAIN_ON = ("source", "target")
 TARGET_TEST_SHARE = 0.2
 """Share of the target that is scored when a learner trains on the target: the paper's 80/20 split."""
 MOST_WORKERS = 2
@@ -292,11 +291,6 @@ class EpisodicData(L.LightningDataModule):
     def per_step(self) -> int:
         """Tasks in one outer step over all ranks."""
         return self.settings.tasks.per_step * self.train_plan.group
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Outer steps in one epoch."""
-        return self.train_plan.count // self.per_step
 
     def require_even_shares(self, world: int) -> None:
         """Refuse a number of ranks that would change the composition of an outer step.

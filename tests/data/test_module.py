@@ -53,7 +53,7 @@ def test_tasks_are_counted_in_all_or_of_each_pool(mixing, steps):
     def taken(*given):
         found = module.EpisodicData(settings_of(*SETTINGS, f"tasks.mixing={mixing}", *given))
         found.setup()
-        return found.steps_per_epoch
+        return found.train_plan.count // found.per_step
 
     assert taken() == (2 if mixing == "exclusive" else 4)
     assert taken("tasks.count_in=pool") == steps

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from metaseg.cli.entry import fail
 from metaseg.data.batches import EpisodeDataset, SupportSet
 from metaseg.data.module import EpisodicData
 from metaseg.evaluation.metatest import drawn, segment
@@ -29,6 +30,7 @@ from metaseg.networks.segmenter import Followed
 from metaseg.progress import Progress
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.tables import NUMBERS, load_table
 from metaseg.training.run import how_to_test
 
 RULES = {
@@ -67,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--target", help="a dataset that no table tests on; none: the validation episodes")
     options = parser.parse_intermixed_args(arguments)
+    tested = sorted({column for number in NUMBERS for column in load_table(number).columns})
+    if options.target in tested:
+        fail(
+            f"Expected a dataset that no table tests on, found --target {options.target}: a choice of alpha must not "
+            f"see {', '.join(tested)}."
+        )
     torch.set_num_threads(1)
     directory = RunDirectory(options.run)
     changes = [f"target=[{options.target or ''}]", *options.overrides]

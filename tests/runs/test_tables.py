@@ -1,5 +1,6 @@
 """Which runs belong to which cell, on settings alone; and which commands would make these runs."""
 
+import re
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 from conftest import ROOT, composed
 from run_directories import settings_of
 
+from experiments import shares
 from metaseg.errors import MetasegError
 from metaseg.runs import tables
 from metaseg.runs.schema import Run, read
@@ -227,6 +229,15 @@ def test_a_table_compares_runs_of_one_size_and_protocol():
 
 
 def test_recipes_are_chosen_on_datasets_that_no_table_tests_on():
-    chosen_on = set(composed("experiment=recipes").target)
-    assert chosen_on
-    assert chosen_on.isdisjoint(column for number in NUMBERS for column in load_table(number).columns)
+    tested_on = {column for number in NUMBERS for column in load_table(number).columns}
+    ablations = (ROOT / "experiments" / "ablations.sh").read_text(encoding="utf-8")
+    for chosen_on in (composed("experiment=recipes").target, re.findall(r"target=\[(.*)\]", ablations)):
+        assert chosen_on
+        assert tested_on.isdisjoint(chosen_on)
+
+
+@pytest.mark.parametrize("target", ["isic", "kvasir", "kvasir_capsule"])
+def test_no_tables_target_chooses_alpha(target, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        shares.main([str(tmp_path), "--target", target])
+    assert "no table tests on" in capsys.readouterr().err

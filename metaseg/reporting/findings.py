@@ -1,57 +1,116 @@
-"""What the tables show, in up to three sentences."""
+"""What the tables show: up to three sentences, and a figure of the differences that they count."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from metaseg.data.check import plural
-from metaseg.reporting.cells import Block, Comparison
+from metaseg.evaluation.paired import PairedTest
+from metaseg.plots.figures import look_of, plain_axes, save
+from metaseg.reporting.cells import Block
 
 SIGNIFICANT = 0.05
 """Level of p values corrected for all comparisons of a table."""
+_ROW, _MARGINS = 0.3, 1.3  # inches of the figure
+_APART = 0.25  # of a row, between systems
+
+
+class Ahead(NamedTuple):
+    """A system's paired difference to another learner; `p` is corrected for all comparisons of its table."""
+
+    table: int
+    target: str
+    shots: int
+    system: str
+    opponent: str
+    from_scratch: bool
+    test: PairedTest
+    p: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval excludes 0 and the corrected p value is small."""
+        _, low, high = self.test.difference
+        return self.p < SIGNIFICANT and not low <= 0 <= high
+
+
+def differences(blocks: Sequence[Block]) -> list[Ahead]:
+    """The differences between iMAML's rows and other learners; one that several tables share counts once."""
+    known: dict[tuple[str, str, str, int, float], Ahead] = {}
+    for block in blocks:
+        for one in block.comparisons:
+            if one.test is not None and one.opponent != "imaml":
+                key = (one.first, one.second, block.target, one.shots, one.test.difference.mean)
+                where = (block.table.number, block.target, one.shots)
+                known.setdefault(key, Ahead(*where, one.first, one.second, one.opponent == "scratch", one.test, one.p))
+    return list(known.values())
 
 
 def findings(blocks: Sequence[Block]) -> list[str]:
     """Sentences on the pair's worth, on the other learners, and on the paper's figures; those without results are left
-    out.
+    out. The first two are about the first of iMAML's rows, the paper's method.
 
     Args:
         blocks: of all tables. A comparison or line that several tables share counts once.
     """
-    known: dict[tuple[str, str, str, int, float], Comparison] = {}
-    for block in blocks:
-        for one in block.comparisons:
-            if one.test is not None:
-                known[one.first, one.second, block.target, one.shots, one.test.difference.mean] = one
-    compared = list(known.values())
-    scratch = [one for one in compared if one.opponent == "scratch"]
+    compared = differences(blocks)
+    compared = [one for one in compared if one.system == compared[0].system]
     sentences = [
-        _against(scratch, "training from scratch"),
-        _against([one for one in compared if one not in scratch], "the learners it is compared with"),
+        _against([one for one in compared if one.from_scratch], "training from scratch"),
+        _against([one for one in compared if not one.from_scratch], "the learners it is compared with"),
         _published(blocks),
     ]
     return [sentence for sentence in sentences if sentence]
 
 
-def _against(compared: Sequence[Comparison], opponent: str) -> str:
+def draw(compared: Sequence[Ahead], path: Path, titles: Mapping[str, str]) -> Path:
+    """Draw the differences with their 95 % intervals: a panel per opponent, a row per table, target and shots.
+
+    Args:
+        compared: at least one.
+        path: where the PNG goes.
+        titles: display names of targets.
+    """
+    rows = sorted({(one.table, one.target, one.shots) for one in compared})
+    systems = list(dict.fromkeys(one.system for one in compared))
+    opponents = list(dict.fromkeys(one.opponent for one in sorted(compared, key=lambda one: not one.from_scratch)))
+    figure = Figure(figsize=(2.2 + 2.4 * len(opponents), _MARGINS + _ROW * len(rows)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(opponents), sharey=True, sharex=True))
+    for opponent, axes in zip(opponents, panels, strict=True):
+        axes.axvline(0, color="0.4", linewidth=1)
+        for one in (one for one in compared if one.opponent == opponent):
+            place = systems.index(one.system)
+            height = rows.index((one.table, one.target, one.shots)) + _APART * (place - (len(systems) - 1) / 2)
+            mean, low, high = (100 * value for value in one.test.difference)
+            look = look_of(place) | ({} if one.certain else {"markerfacecolor": "white"})
+            reach = np.nan_to_num([[mean - low], [high - mean]])
+            axes.errorbar([mean], [height], xerr=reach, linewidth=1.4, capsize=2, linestyle="none", **look)
+        plain_axes(axes, "points of Dice ahead", "")
+        acronym = opponent[1:2].isupper()
+        axes.set_title(f"against {opponent if acronym else opponent[0].lower() + opponent[1:]}", fontsize=9)
+    panels[0].set_yticks(range(len(rows)), [f"table {n}: {titles.get(to, to)}, {shots} shots" for n, to, shots in rows])
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    for place, system in enumerate(systems):
+        panels[0].errorbar([], [], xerr=[], label=system, linewidth=1.4, capsize=2, linestyle="none", **look_of(place))
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=len(systems))
+    save(figure, path)
+    return path
+
+
+def _against(compared: Sequence[Ahead], opponent: str) -> str:
     if not compared:
         return ""
-    ahead = [one for one in compared if _certain(one) and one.test.difference.mean > 0]  # type: ignore[union-attr]
-    behind = [one for one in compared if _certain(one) and one.test.difference.mean < 0]  # type: ignore[union-attr]
-    firsts = ", ".join(dict.fromkeys(one.first for one in compared))
-    total = plural(len(compared), "comparison")
-    undecided = len(compared) - len(ahead) - len(behind)
+    ahead = sum(one.certain and one.test.difference.mean > 0 for one in compared)
+    behind = sum(one.certain and one.test.difference.mean < 0 for one in compared)
     return (
-        f"{firsts} is ahead of {opponent} in {len(ahead)} of {total} and behind in {len(behind)}; "
-        f"in {undecided} the difference could be chance."
+        f"{compared[0].system} is ahead of {opponent} in {ahead} of {plural(len(compared), 'comparison')} and behind "
+        f"in {behind}; in {len(compared) - ahead - behind} the difference could be chance."
     )
-
-
-def _certain(one: Comparison) -> bool:
-    """Whether the interval excludes 0 and the corrected p value is small."""
-    assert one.test is not None
-    _, low, high = one.test.difference
-    return one.p < SIGNIFICANT and not low <= 0 <= high
 
 
 def _published(blocks: Sequence[Block]) -> str:

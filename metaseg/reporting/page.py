@@ -44,7 +44,7 @@ def render(
     found: Found,
     parts: Sequence[FilledTable],
     titles: Mapping[str, str],
-    over_shots: Sequence[TableFigure],
+    summary: Sequence[TableFigure],
     starts: Sequence[tuple[Initial, list[TableFigure]]],
     datasets: Sequence[Mapping[str, str]],
 ) -> str:
@@ -54,7 +54,7 @@ def render(
         found: the runs, and the directories that were unusable.
         parts: the tables.
         titles: display names of targets.
-        over_shots: figures of Dice over the number of annotated images.
+        summary: figures below the findings: differences, and Dice over the number of annotated images.
         starts: groups of runs that differ only in their initial weights, with their figures.
         datasets: rows of table 1.
     """
@@ -69,7 +69,7 @@ def render(
         synthetic=sorted(run.name for run in runs if (run.settings.get("data") or {}).get("source") == "synthetic"),
         parts=[_part(part, titles) for part in parts if any(block.begun for block in part.blocks)],
         empty=[part.table for part in parts if not any(block.begun for block in part.blocks)],
-        over_shots=over_shots,
+        summary=summary,
         trivial=TRIVIAL,
         capsule=capsule_facts(parts),
         weights=weights_of(runs, parts),

@@ -13,6 +13,8 @@ from metaseg.reporting.cells import Block, blocks, matrix, trivial
 from metaseg.reporting.datasets import export_datasets, read_datasets
 from metaseg.reporting.differences import Initial, initial_weights
 from metaseg.reporting.exports import export
+from metaseg.reporting.findings import differences
+from metaseg.reporting.findings import draw as draw_differences
 from metaseg.reporting.page import FilledTable, TableFigure, render
 from metaseg.reporting.runs import REPORT, Found, Run, read_runs
 from metaseg.reporting.shots import draw, over_shots
@@ -65,10 +67,25 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
     labels: dict[str, str] = {}
     for row in (row for part in parts for row in part.table.rows):
         labels.setdefault(row.learner, row.label)
-    text = render(found, parts, titles, _over_shots(found.runs, figures, titles, labels), starts, datasets)
+    summary = [*_differences(parts, figures, titles), *_over_shots(found.runs, figures, titles, labels)]
+    text = render(found, parts, titles, summary, starts, datasets)
     with replacing(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return page, found
+
+
+def _differences(parts: Sequence[FilledTable], folder: Path, titles: dict[str, str]) -> list[TableFigure]:
+    """The differences between iMAML and the other learners, in all tables."""
+    compared = differences([block for part in parts for block in part.blocks])
+    if not compared:
+        return []
+    path = draw_differences(compared, folder / "differences.png", titles)
+    caption = (
+        "Paired differences in Dice with 95 % intervals. Filled: the interval excludes 0, and p, corrected for all "
+        "comparisons of the table, is below 5 %; hollow: the difference could be chance."
+    )
+    names = {run.name for part in parts for block in part.blocks for run in block.runs}
+    return [TableFigure("differences", comparisons.embedded(path, CURVE_WIDTH), caption, tuple(sorted(names)))]
 
 
 def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str], labels: dict[str, str]) -> list[TableFigure]:

@@ -6,23 +6,24 @@ import pytest
 
 from metaseg.evaluation.intervals import Interval
 from metaseg.evaluation.paired import PairedTest
+from metaseg.reporting import findings as module
 from metaseg.reporting.cells import Block, Comparison
-from metaseg.reporting.findings import findings
+from metaseg.reporting.findings import differences, draw, findings
 
 SCRATCH = "Training from scratch"
 
 
-def compared(second, mean, low, high, p=0.01, shots=5):
+def compared(second, mean, low, high, p=0.01, shots=5, first="iMAML"):
     test = PairedTest(Interval(mean, low, high), p, images=10, draws=3, ahead=5, behind=5)
-    return Comparison("iMAML", second, shots, test, p, opponent="scratch" if second == SCRATCH else "maml")
+    return Comparison(first, second, shots, test, p, opponent={SCRATCH: "scratch"}.get(second, second.lower()))
 
 
-def block(*comparisons, target="isic", differences=()):
+def block(*comparisons, target="isic", differences=(), table=2):
     lines = [
         SimpleNamespace(row=SimpleNamespace(label="iMAML"), shots=(number,), paper=0.5, difference=difference)
         for number, difference in enumerate(differences)
     ]
-    return Block(None, target, [], lines, list(comparisons))
+    return Block(SimpleNamespace(number=table), target, [], lines, list(comparisons))
 
 
 def test_only_what_is_certain_is_called_ahead_or_behind():
@@ -46,6 +47,30 @@ def test_what_several_tables_share_counts_once():
     shared = compared("MAML", 0.04, 0.01, 0.07)
     (sentence,) = findings([block(shared), block(shared)])
     assert "1 of 1 comparison" in sentence
+
+
+def test_the_sentences_are_about_the_papers_method_and_its_variants_are_not_counted():
+    variant = "iMAML, learned strengths"
+    plain, other = compared("MAML", 0.04, 0.01, 0.07), compared("MAML", -0.04, -0.07, -0.01, first=variant)
+    (sentence,) = findings([block(plain, other, compared("iMAML", 0.1, 0.05, 0.15, first=variant))])
+    assert sentence.startswith("iMAML is ahead of the learners it is compared with in 1 of 1 comparison")
+
+
+def test_the_figure_has_a_panel_for_each_opponent_and_a_row_for_each_cell(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(module, "save", lambda figure, path: kept.append(figure))
+    first = block(compared(SCRATCH, 0.04, 0.01, 0.07), compared("MAML", 0.01, -0.03, 0.05))
+    second = block(compared("MAML", -0.04, -0.07, -0.01, shots=20), target="kvasir", table=6)
+    draw(differences([first, second]), tmp_path / "differences.png", {"isic": "ISIC-2018"})
+    scratch, maml = kept[0].axes
+    assert [label.get_text() for label in scratch.get_yticklabels()] == [
+        "table 2: ISIC-2018, 5 shots",
+        "table 6: kvasir, 20 shots",
+    ]
+    assert (scratch.get_title(), maml.get_title()) == ("against training from scratch", "against MAML")
+    certain, unsure, behind = (axes.containers[number][0] for axes, number in ((scratch, 0), (maml, 0), (maml, 1)))
+    assert [one.get_xdata()[0] for one in (certain, unsure, behind)] == pytest.approx([4, 1, -4])
+    assert [one.get_markerfacecolor() == "white" for one in (certain, unsure, behind)] == [False, True, False]
 
 
 @pytest.mark.parametrize("blocks", [[], [block()], [block(Comparison("iMAML", "MAML", 5, None))]])

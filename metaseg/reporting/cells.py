@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
@@ -42,6 +42,25 @@ class Ours:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """Where a system's Dice comes from, and what its training took: means over its runs, None where not recorded.
+
+    Attributes:
+        before: Dice before adaptation, a fraction like the next two.
+        inner: after the inner problem of training alone.
+        alone: of the fine-tuned network alone: alpha = 1, neither fold networks nor mirror images.
+        passes: operations of training, in forward and backward passes of one image.
+        seconds: of training without validation.
+    """
+
+    before: float | None
+    inner: float | None
+    alone: float | None
+    passes: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class Line:
     """One line of a table: a system at a number of shots, on one target. Dice values, including `paper`, are fractions.
 
@@ -56,6 +75,7 @@ class Line:
     ours: Ours | None
     scratch: float | None
     trivial: dict[str, float]
+    stages: Stages | None = None
     best: bool = False
 
     @property
@@ -144,11 +164,30 @@ def trivial(runs: Sequence[Run], target: str) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
+def stages(runs: Sequence[Run], target: str) -> Stages | None:
+    """The stages of runs of one system; None without runs."""
+    if not runs:
+        return None
+    scores = [run.result.targets[target] for run in runs]
+    costs = [run.result.compute for run in runs if run.result.compute is not None]
+    return Stages(
+        before=known_mean(one.dsc_before.mean for one in scores if one.dsc_before),
+        inner=known_mean(one.dsc_inner.mean for one in scores if one.dsc_inner),
+        alone=known_mean(one.dsc_alone.mean for one in scores if one.dsc_alone),
+        passes=known_mean(cost.passes for cost in costs),
+        seconds=known_mean(cost.seconds for cost in costs),
+    )
+
+
+def known_mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not None; None without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
 def scratch_beside(runs: Sequence[Run], target: str) -> float | None:
     """Mean Dice of training from scratch within the runs, on the same support sets; None if no run has it."""
-    beside = [run.result.scratch[target].mean for run in runs if target in run.result.scratch]
-    known = [mean for mean in beside if mean is not None]
-    return float(np.mean(known)) if known else None
+    return known_mean(run.result.scratch[target].mean for run in runs if target in run.result.scratch)
 
 
 def compare(first: TableCell, second: TableCell) -> PairedTest | None:
@@ -195,6 +234,7 @@ def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
                 ours=found[id(cell)],
                 scratch=known.dice.mean if known else scratch_beside(cell.runs or at_shots, target),
                 trivial=trivial(cell.runs or at_shots, target) or anywhere,
+                stages=stages(cell.runs, target),
             )
         )
     return Block(table, target, cells, _with_best(lines), _comparisons(cells))

@@ -30,6 +30,7 @@ CSV_COLUMNS = (
         "high",
     ),
     *("difference", "best", "seeds", "lowest_seed", "highest_seed", "draws", "images", "scratch", *TRIVIAL),
+    *("before", "after_inner_problem", "alone", "training_passes", "training_seconds"),
 )
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -149,7 +150,7 @@ def _row(block: Block, line: Line, shots: int) -> dict[str, Any]:
     def number(value: float | None) -> float | None:
         return None if value is None or math.isnan(value) else round(100 * value, 4)
 
-    mine = line.ours
+    mine, on_the_way = line.ours, line.stages
     mean, low, high = mine.dice if mine else (None, None, None)
     alone = len(line.shots) == 1  # the baselines of a line with several shots belong to the first of them
     return {
@@ -173,6 +174,11 @@ def _row(block: Block, line: Line, shots: int) -> dict[str, Any]:
         "images": mine.images if mine else None,
         "scratch": number(line.scratch) if alone else None,
         **{key: number(line.trivial.get(key)) if alone else None for key in TRIVIAL},
+        "before": number(on_the_way.before) if on_the_way else None,
+        "after_inner_problem": number(on_the_way.inner) if on_the_way else None,
+        "alone": number(on_the_way.alone) if on_the_way else None,
+        "training_passes": on_the_way.passes if on_the_way else None,
+        "training_seconds": on_the_way.seconds if on_the_way else None,
     }
 
 

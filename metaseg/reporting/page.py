@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metaseg.reporting import exports
-from metaseg.reporting.cells import TRIVIAL, Block, Comparison
+from metaseg.reporting.cells import TRIVIAL, Block, Comparison, Line, known_mean
 from metaseg.reporting.differences import Initial, settings_of
 from metaseg.reporting.findings import findings
 from metaseg.reporting.runs import Found, Run
-from metaseg.runs.result import Interval, Weights
+from metaseg.runs.result import Weights
 from metaseg.runs.summary import percent
 from metaseg.runs.tables import Table
 
@@ -165,7 +165,23 @@ def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
             for line in block.lines
             if line.ours is not None and line.ours.seeds > 1
         ],
+        "stages": [_stages(line) for line in block.lines if line.stages is not None],
         "comparisons": [_comparison(one) for one in block.comparisons],
+    }
+
+
+def _stages(line: Line) -> dict[str, str]:
+    found, mine = line.stages, line.ours
+    assert found is not None
+    return {
+        "system": line.row.label,
+        "shots": str(line.shots[0]),
+        "before": percent(found.before),
+        "inner": percent(found.inner),
+        "alone": percent(found.alone),
+        "tested": percent(mine.dice.mean if mine else None),
+        "passes": "–" if found.passes is None else f"{found.passes:,.0f}",
+        "minutes": "–" if found.seconds is None else f"{found.seconds / 60:.1f}",
     }
 
 
@@ -203,8 +219,8 @@ def _initial(group: Initial, titles: Mapping[str, str]) -> dict[str, Any]:
                 {
                     "start": described,
                     "target": titles.get(target, target),
-                    "before": percent(_mean(scores.dsc_before for scores in scored)),
-                    "after": percent(_mean(scores.dsc for scores in scored)),
+                    "before": percent(known_mean(scores.dsc_before.mean for scores in scored if scores.dsc_before)),
+                    "after": percent(known_mean(scores.dsc.mean for scores in scored)),
                     "interval": exports.interval(scored[0].dsc.low, scored[0].dsc.high) if len(scored) == 1 else "",
                     "seeds": str(len(scored)),
                 }
@@ -222,7 +238,7 @@ def _others(runs: Sequence[Run], parts: Sequence[FilledTable], titles: Mapping[s
             "shots": str(run.settings["shots"]),
             "steps": str(run.adapt_steps or "–"),
             "target": titles.get(target, target),
-            "before": percent(_mean([scores.dsc_before])),
+            "before": percent(scores.dsc_before.mean if scores.dsc_before else None),
             "after": percent(scores.dsc.mean),
             "interval": exports.interval(scores.dsc.low, scores.dsc.high),
         }
@@ -261,11 +277,6 @@ def _values(values: Iterable[Any]) -> str:
         if len(known) > 6:
             return f"{known[0]} to {known[-1]}"
     return ", ".join(map(str, known)) or "–"
-
-
-def _mean(scores: Iterable[Interval | None]) -> float | None:
-    known = [score.mean for score in scores if score is not None and score.mean is not None]
-    return statistics.fmean(known) if known else None
 
 
 def _norm(norm: Any) -> str | None:

@@ -153,6 +153,24 @@ def test_the_page_holds_everything_itself(reported):
     assert "synthetic images" not in text
 
 
+def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
+    for seed, inner, passes in ((0, 0.7, 1000), (1, 0.8, 2000)):
+        write_run(tmp_path / str(seed), "imaml", seed=seed)
+        path = tmp_path / str(seed) / "result.json"
+        result = json.loads(path.read_text())
+        result["targets"]["isic"] |= {"dsc_inner": {"mean": inner}, "dsc_alone": {"mean": inner - 0.1}}
+        result["compute"] = {"outer_steps": 10, "operations": 1e9, "passes": passes, "seconds": 60 * (seed + 1)}
+        path.write_text(json.dumps(result))
+    write_run(tmp_path / "joint", "joint")
+    assert main([str(tmp_path)]) == 0
+    rows = table_of(tmp_path, 2)
+    columns = ("after_inner_problem", "alone", "training_passes", "training_seconds")
+    assert [float(line_of(rows, "iMAML")[name]) for name in columns] == pytest.approx([75, 65, 1500, 90])
+    assert [line_of(rows, "Joint training + fine-tuning")[name] for name in columns] == [""] * 4
+    (line,) = [row for row in page_of(tmp_path).rows if row[:2] == ["iMAML", "5"] and len(row) == 8]
+    assert (line[3:5], line[6:]) == (["75.0", "65.0"], ["1,500", "1.5"])
+
+
 def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):
     for learner, dice in (("imaml", 0.8), ("maml", 0.75), ("joint", 0.79), ("scratch", 0.6)):
         write_run(tmp_path / learner, learner, dice=dice, images=12, draws=3)

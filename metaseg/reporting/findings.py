@@ -20,7 +20,7 @@ _ROW, _MARGINS = 0.3, 1.3  # inches of the figure
 _APART = 0.25  # of a row, between systems
 
 
-class Ahead(NamedTuple):
+class Difference(NamedTuple):
     """A system's paired difference to another learner; `p` is corrected for all comparisons of its table."""
 
     table: int
@@ -39,15 +39,17 @@ class Ahead(NamedTuple):
         return self.p < SIGNIFICANT and not low <= 0 <= high
 
 
-def differences(blocks: Sequence[Block]) -> list[Ahead]:
+def differences(blocks: Sequence[Block]) -> list[Difference]:
     """The differences between iMAML's rows and other learners; one that several tables share counts once."""
-    known: dict[tuple[str, str, str, int, float], Ahead] = {}
+    known: dict[tuple[str, str, str, int, float], Difference] = {}
     for block in blocks:
         for one in block.comparisons:
             if one.test is not None and one.opponent != "imaml":
                 key = (one.first, one.second, block.target, one.shots, one.test.difference.mean)
                 where = (block.table.number, block.target, one.shots)
-                known.setdefault(key, Ahead(*where, one.first, one.second, one.opponent == "scratch", one.test, one.p))
+                known.setdefault(
+                    key, Difference(*where, one.first, one.second, one.opponent == "scratch", one.test, one.p)
+                )
     return list(known.values())
 
 
@@ -68,7 +70,7 @@ def findings(blocks: Sequence[Block]) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def draw(compared: Sequence[Ahead], path: Path, titles: Mapping[str, str]) -> Path:
+def draw(compared: Sequence[Difference], path: Path, titles: Mapping[str, str]) -> Path:
     """Draw the differences with their 95 % intervals: a panel per opponent, a row per table, target and shots.
 
     Args:
@@ -102,7 +104,7 @@ def draw(compared: Sequence[Ahead], path: Path, titles: Mapping[str, str]) -> Pa
     return path
 
 
-def _against(compared: Sequence[Ahead], opponent: str) -> str:
+def _against(compared: Sequence[Difference], opponent: str) -> str:
     if not compared:
         return ""
     ahead = sum(one.certain and one.test.difference.mean > 0 for one in compared)
@@ -114,11 +116,11 @@ def _against(compared: Sequence[Ahead], opponent: str) -> str:
 
 
 def _published(blocks: Sequence[Block]) -> str:
-    differences = {
+    to_the_paper = {
         (line.row.label, block.target, line.shots, line.paper): line.difference
         for block in blocks
         for line in block.lines
         if line.difference is not None
     }
-    above = sum(difference > 0 for difference in differences.values())
-    return f"Our means are above the paper's in {above} of {plural(len(differences), 'cell')}." if differences else ""
+    above = sum(difference > 0 for difference in to_the_paper.values())
+    return f"Our means are above the paper's in {above} of {plural(len(to_the_paper), 'cell')}." if to_the_paper else ""

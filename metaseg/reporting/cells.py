@@ -190,14 +190,14 @@ def scratch_beside(runs: Sequence[Run], target: str) -> float | None:
     return known_mean(run.result.scratch[target].mean for run in runs if target in run.result.scratch)
 
 
-def compare(first: TableCell, second: TableCell) -> PairedTest | None:
+def compare(first: Sequence[Run], second: Sequence[Run], target: str) -> PairedTest | None:
     """First - second on common (seed, draw) rows and images; None if there are none."""
-    one, other = (matrix(cell.runs, cell.target) for cell in (first, second))
+    one, other = matrix(first, target), matrix(second, target)
     rows, images = one.index.intersection(other.index), one.columns.intersection(other.columns)
     one, other = one.loc[rows, images], other.loc[rows, images]
     if not (one.notna() & other.notna()).to_numpy().any():
         return None
-    return paired_test(one.to_numpy(np.float64), other.to_numpy(np.float64), **_labels(one, first.runs, first.target))
+    return paired_test(one.to_numpy(np.float64), other.to_numpy(np.float64), **_labels(one, first, target))
 
 
 class _Labels(TypedDict):
@@ -283,7 +283,7 @@ def _comparisons(cells: Sequence[TableCell]) -> list[Comparison]:
             one.label,
             other.label,
             shots,
-            compare(where[id(one), shots], where[id(other), shots]),
+            compare(where[id(one), shots].runs, where[id(other), shots].runs, where[id(one), shots].target),
             opponent=other.learner or "",
         )
         for one, other in pairs

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # What carries a pair's knowledge to a new dataset: iMAML on ISIC-2018 + PH² with parts changed, tested on CVC-ClinicDB, on
 # which no table tests, with five images and with one. Run it in the repository's root with METASEG_DATA set; runs that are
-# there are skipped. The third pool is a dataset named lgg in METASEG_DATA: the slices of LGG brain MRI with a tumour
-# (docs/datasets.md shows how to describe a dataset of one's own).
+# there are skipped, and one that was interrupted goes on. The third pool is a dataset named lgg in METASEG_DATA: the slices
+# of LGG brain MRI with a tumour (docs/datasets.md shows how to describe a dataset of one's own).
 set -euo pipefail
 root=experiments/results/small-ablations
 
 run() { # FOLDER SETTINGS...
   [ -f "$root/$1/result.json" ] && return
+  local resume=()
+  [ -f "$root/$1/checkpoints/last.ckpt" ] && resume=(ckpt_path=last)
   python train.py scale=small learner=imaml 'target=[cvc]' evaluation.draws=4 evaluation.limit=60 'evaluation.curve=[]' \
-    logger=csv trainer=cpu hydra.run.dir="$root/$1" "${@:2}"
+    logger=csv trainer=cpu hydra.run.dir="$root/$1" "${@:2}" "${resume[@]}"
 }
 
 ablation() { # NAME SETTINGS...

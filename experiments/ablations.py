@@ -1,13 +1,12 @@
 """The table of experiments/README.md on what carries a pair's knowledge, from the runs of experiments/ablations.sh:
 `python -m experiments.ablations` prints it."""
 
-import math
 import sys
 from pathlib import Path
 
 from metaseg.evaluation.intervals import Interval
 from metaseg.reporting.cells import compare
-from metaseg.reporting.exports import signed
+from metaseg.reporting.exports import signed, signed_interval
 from metaseg.reporting.runs import Run, read_runs
 from metaseg.runs.summary import percent
 
@@ -46,7 +45,7 @@ def row(text: str, shots: int, run: Run, unchanged: Run | None) -> str:
 def difference(found: Interval) -> str:
     """Mean and interval in points."""
     mean, low, high = found
-    return signed(mean) if math.isnan(low) else f"{signed(mean)} ({signed(low)} to {signed(high)})"
+    return f"{signed(mean)} ({signed_interval(low, high)})"
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ def interval(low: float | None, high: float | None) -> str:
     return "–" if "–" in (percent(low), percent(high)) else f"{percent(low)} to {percent(high)}"
 
 
+def signed_interval(low: float, high: float) -> str:
+    """Bounds of a difference in points, signed; – if unknown."""
+    return "–" if math.isnan(low) else f"{signed(low)} to {signed(high)}"
+
+
 def paper(line: Line) -> str:
     """The published figure with two digits, marked if quoted."""
     if line.paper is None:

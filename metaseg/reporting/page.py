@@ -199,7 +199,7 @@ def _comparison(one: Comparison) -> dict[str, str]:
     return {
         **found,
         "difference": exports.signed(mean),
-        "interval": "–" if math.isnan(low) else f"{exports.signed(low)} to {exports.signed(high)}",
+        "interval": exports.signed_interval(low, high),
         "p": "–" if math.isnan(one.p) else probability(one.p),
         "counts": f"{one.test.images} ({one.test.ahead} / {one.test.behind}), {one.test.draws}",
     }

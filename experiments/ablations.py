@@ -19,6 +19,9 @@ NAMES = {
     "all-own-colours": "all tasks with colours of their own",
     "three-pools": "a third pool, brain MRI (LGG)",
     "encoder-and-strengths": "the encoder in the inner problem, a strength λ for each layer",
+    "four-times": "four times as many outer steps",
+    "joint": "joint training",
+    "joint-four-times": "joint training, as many passes as four times the steps of iMAML",
 }
 
 

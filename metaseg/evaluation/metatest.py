@@ -267,11 +267,12 @@ def limited(target: Target, count: int, seed: int) -> np.ndarray:
     return everything[np.isin(everything, target.scored)][:count]
 
 
-def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result.TargetScores:
+def summarise(scores: Scores, target: Target, seed: int, trivial: Mapping[str, float]) -> result.TargetScores:
     """The entries of result.json for one target; `trivial`: Dice of the trivial baselines."""
+    interval = partial(_interval, seed=seed, groups=groups_of(target))
     matrices = {"dsc_inner": scores.inner, "dsc_alone": scores.alone}
     further: dict[str, Any] = {
-        name: interval(matrix, seed) for name, matrix in matrices.items() if not np.isnan(matrix).all()
+        name: interval(matrix) for name, matrix in matrices.items() if not np.isnan(matrix).all()
     }
     if scores.followed:
         further["followed"] = [
@@ -281,28 +282,29 @@ def summarise(scores: Scores, seed: int, trivial: Mapping[str, float]) -> result
     total = np.nansum(scores.total)
     adapting, image = scores.seconds.mean(0).tolist()
     return result.TargetScores(
-        dsc=interval(scores.after, seed),
-        dsc_before=interval(scores.before, seed),
+        dsc=interval(scores.after),
+        dsc_before=interval(scores.before),
         pooled_dsc=float(2 * np.nansum(scores.overlap) / total) if total else 1.0,
         iou=float(np.nanmean(scores.iou_after)),
         iou_before=float(np.nanmean(scores.iou_before)),
         images=int((~np.isnan(scores.after)).any(0).sum()),
         draws=len(scores.after),
         seconds=result.Seconds(adapting=adapting, image=image),
-        curve=curve(scores, seed),
+        curve=_curve(scores, interval),
         trivial=dict(trivial),
         **further,
     )
 
 
-def from_scratch(scores: Scores, seed: int) -> result.FromScratch:
+def from_scratch(scores: Scores, target: Target, seed: int) -> result.FromScratch:
     """The entries of result.json for training from scratch on one target."""
-    return result.FromScratch(**dict(interval(scores.after, seed)), curve=curve(scores, seed))
+    interval = partial(_interval, seed=seed, groups=groups_of(target))
+    return result.FromScratch(**dict(interval(scores.after)), curve=_curve(scores, interval))
 
 
-def curve(scores: Scores, seed: int) -> result.Curve:
+def _curve(scores: Scores, interval: Callable[[np.ndarray], result.Interval]) -> result.Curve:
     """Dice over adaptation steps with interval bounds."""
-    points = {step: interval(matrix, seed) for step, matrix in sorted(scores.curve.items())}
+    points = {step: interval(matrix) for step, matrix in sorted(scores.curve.items())}
     return result.Curve(
         steps=list(points),
         dsc=[point.mean for point in points.values()],
@@ -311,18 +313,23 @@ def curve(scores: Scores, seed: int) -> result.Curve:
     )
 
 
-def interval(matrix: np.ndarray, seed: int) -> result.Interval:
+def _interval(matrix: np.ndarray, seed: int, groups: np.ndarray) -> result.Interval:
     """Mean and bootstrap interval of a (draws, images) matrix."""
-    mean, *bounds = bootstrap_interval(matrix, level=LEVEL, seed=seed)
+    mean, *bounds = bootstrap_interval(matrix, level=LEVEL, seed=seed, groups=groups)
     # With two or three draws the interval can exceed [0, 1]; NaN stays.
     low, high = (min(max(bound, 0.0), 1.0) for bound in bounds)
     return result.Interval(mean=mean, low=low, high=high, level=LEVEL)
 
 
-def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mapping[str, Any]]:
-    """The rows of per_image.csv for one target; images of one patient, video or near-duplicate share a group."""
+def groups_of(target: Target) -> np.ndarray:
+    """The group of each image of the target, shape (images,): one patient, video or set of near-duplicates."""
     pool = target.pool
-    groups = np.zeros(len(pool), np.int64) if pool.blocks else pool.groups  # blocks of one video form one group
+    return np.zeros(len(pool), np.int64) if pool.blocks else pool.groups  # blocks of one video form one group
+
+
+def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mapping[str, Any]]:
+    """The rows of per_image.csv for one target."""
+    pool, groups = target.pool, groups_of(target)
     for draw, position in zip(*np.nonzero(~np.isnan(scores.after)), strict=True):
         yield {
             "dataset": name,

@@ -218,7 +218,7 @@ class Learner(nn.Module):
         return segmenter
 
     def _inner_tuning(self, loop: InnerLoop, support: SupportSet) -> tuple[FineTuning, SupportSet]:
-        """The inner problem of training as fine-tuning on a target: no augmentation, no ensemble, α = 1."""
+        """The inner problem of training as fine-tuning on a target: no augmentation, no fold networks, α = 1."""
         images, masks = (one.to(self.device) for one in support.clean())
         curvature = 0.0
         if self.bound_every:

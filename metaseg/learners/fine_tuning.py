@@ -152,7 +152,8 @@ class FineTuning:
         """
         moving = {name: value for name, value in theta.items() if batches.moves(name)}
         steps = last if self.loop.schedule == "constant" else self.loop.steps
-        strengths = None if self.strengths is None else self.strengths.vector(moving)
+        # Parameters that only fine-tuning moves are free: nothing has learned how strongly to hold them.
+        strengths = None if self.strengths is None else self.strengths.vector(moving, of_others=0.0)
         loop = replace(self.loop, steps=steps, rates=self.rates.vector(moving), strengths=strengths)
         running = running_statistics(network)
 

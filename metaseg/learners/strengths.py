@@ -41,9 +41,14 @@ class Strengths:
         """Group → λ."""
         return dict(zip(self.names, self.logarithms.detach().exp().tolist(), strict=True))
 
-    def vector(self, like: Parameters) -> Tensor:
-        """The λ of each of these parameters, shape (N,), detached."""
-        values = [*self.logarithms.detach().exp().tolist(), self.lam]
+    def vector(self, like: Parameters, of_others: float | None = None) -> Tensor:
+        """The λ of each of these parameters, shape (N,), detached.
+
+        Args:
+            like: the parameters.
+            of_others: λ of parameters in no group; None: ``lam``, as the linear system needs one above 0.
+        """
+        values = [*self.logarithms.detach().exp().tolist(), self.lam if of_others is None else of_others]
         places = self._places(like)
         return torch.cat(
             [

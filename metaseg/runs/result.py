@@ -135,6 +135,10 @@ class Cost(ResultPart):
     operations: Number = None
     passes: Number = None
     seconds: Number
+    inner_problems: int | None = None
+    """Tasks with an inner loop."""
+    unsolved: int | None = None
+    """Of these, inner problems that were not solved to the tolerance in the largest number of steps."""
 
 
 class Weights(ResultPart):

@@ -67,7 +67,7 @@ class MetaTraining(NetworkModule):
         self._learner = (learner,)  # in a tuple, as a submodule would duplicate the parameters in checkpoints
         means: Any = nn.ModuleDict({name: MeanMetric() for name in VALIDATION})
         self._validation: Mapping[str, MeanMetric] = means
-        self._tally = Tally()
+        self.tally = Tally()
         self._spent = spent
         self.skipping = Skipping() if skipping is None else skipping
 
@@ -112,7 +112,7 @@ class MetaTraining(NetworkModule):
         statistics = unflatten(mean.statistics, found)
         update_running(self.network, {layer: (pair[0], pair[1]) for layer, pair in statistics.items()})
         logged = dict(zip(diagnostics, mean.diagnostics.tolist(), strict=True))
-        self._tally.add(tasks, logged)
+        self.tally.add(tasks, logged)
         if learner.strengths is not None:
             logged |= {f"lambda/{name}": value for name, value in learner.strengths.table().items()}
         self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
@@ -132,22 +132,25 @@ class MetaTraining(NetworkModule):
     def on_train_end(self) -> None:
         """Warn once if inner problems were not solved or did not move φ."""
         if self.global_rank == 0:
-            for sentence in self._tally.warnings(self.learner.inner):
+            for sentence in self.tally.warnings(self.learner.inner):
                 log.warning(sentence)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as `NetworkModule` does, plus the state of the inner problem."""
+        """Save as `NetworkModule` does, plus the state of the inner problem and how many were solved."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["inner_problem"] = self.learner.inner_state()
+        checkpoint["tally"] = self.tally.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore as `NetworkModule` does, plus the state of the inner problem.
+        """Restore as `NetworkModule` does, plus the state of the inner problem and how many were solved.
 
         Raises:
             MetasegError: as there, or if the checkpoint has other learned strengths.
         """
         super().on_load_checkpoint(checkpoint)
         self.learner.take_over(checkpoint)
+        if "tally" in checkpoint:  # checkpoints before 2026-12 have none
+            self.tally.take_over(checkpoint["tally"])
 
     def _step(self, gradient: Tensor, by_strengths: Tensor) -> None:
         strengths = self.learner.strengths

@@ -259,10 +259,10 @@ def summarise(
     rows: list[Mapping[str, Any]] = []
     for name, target in data.targets.items():
         own, beside = scores[name], scores.get(f"{name}{FROM_SCRATCH}")
-        found[name] = metatest.summarise(own, how.seed, metatest.trivial_baselines(target, how))
+        found[name] = metatest.summarise(own, target, how.seed, metatest.trivial_baselines(target, how))
         rows += metatest.per_image_rows(name, target, own)
         if beside is not None:
-            scratch[name] = metatest.from_scratch(beside, how.seed)
+            scratch[name] = metatest.from_scratch(beside, target, how.seed)
         draw_figures(name, data, own, found[name], scratch.get(name), directory, loggers)
     directory.write_per_image(rows, settings.evaluation.compress)
     if directory.metrics.is_file():
@@ -288,13 +288,13 @@ def how_to_test(settings: schema.Run) -> metatest.ScoringSettings:
 
 
 def scratch_settings(settings: schema.Run) -> schema.Learner:
-    """The learner of conf/learner/scratch.yaml under the run's protocol."""
+    """The learner of conf/learner/scratch.yaml under the run's protocol; its start saw no task, so α = 1."""
     protocol = settings.protocol
     return schema.Learner(
         _target_="metaseg.learners.scratch.Scratch",
         name="scratch",
         train_on="source",
-        adapt=protocol.adapt,
+        adapt=protocol.adapt.model_copy(update={"start_worth": 0.0}),
         channels_last=protocol.channels_last,
     )
 

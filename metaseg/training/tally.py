@@ -25,6 +25,14 @@ class Tally:
     def __init__(self) -> None:
         self.tasks, self.unsolved, self.still = 0.0, 0.0, 0.0
 
+    def state(self) -> dict[str, float]:
+        """The counts, for a checkpoint."""
+        return {"tasks": self.tasks, "unsolved": self.unsolved, "still": self.still}
+
+    def take_over(self, state: Mapping[str, float]) -> None:
+        """Restore a `state`."""
+        self.tasks, self.unsolved, self.still = state["tasks"], state["unsolved"], state["still"]
+
     def add(self, tasks: float, means: Mapping[str, float]) -> None:
         """Count tasks by the means of their diagnostics; ignores outer steps without an inner loop."""
         if "still" in means:

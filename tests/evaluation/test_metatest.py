@@ -9,7 +9,8 @@ import torch
 
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
-from metaseg.evaluation.metatest import Scores, ScoringSettings, drawn, of_curve, score_target, summarise
+from metaseg.evaluation.intervals import bootstrap_interval
+from metaseg.evaluation.metatest import Scores, ScoringSettings, drawn, from_scratch, of_curve, score_target, summarise
 from metaseg.evaluation.sharing import Share
 from metaseg.networks.segmenter import Ensemble, Followed
 from metaseg.runs.result import plain
@@ -51,7 +52,7 @@ def test_the_inner_problem_is_scored_on_the_same_images(target):
     expected = np.broadcast_to(2 * masks / (1 + masks), scores.inner.shape)
     known = ~np.isnan(scores.inner)
     np.testing.assert_allclose(scores.inner[known], expected[known], rtol=1e-6)
-    assert summarise(scores, 0, {}).dsc_inner.mean == pytest.approx(float(np.nanmean(scores.inner)))
+    assert summarise(scores, target, 0, {}).dsc_inner.mean == pytest.approx(float(np.nanmean(scores.inner)))
 
 
 def test_the_curve_has_images_even_if_its_subset_holds_none_that_are_scored(target):
@@ -62,8 +63,19 @@ def test_the_curve_has_images_even_if_its_subset_holds_none_that_are_scored(targ
         assert np.isin(of_curve(target, settings, scored), scored).all()
 
 
+def test_intervals_are_over_groups_of_images(target):
+    target = replace(target, pool=replace(target.pool, groups=np.arange(len(target.pool)) // 3))
+    scores = Scores.empty(2, len(target.pool))
+    scores.after[:] = scores.before[:] = scores.curve[0] = np.random.default_rng(1).random(scores.after.shape)
+    found = summarise(scores, target, 0, {})
+    _, low, high = np.clip(bootstrap_interval(scores.after, groups=target.pool.groups), 0, 1)
+    for part in (found.dsc, found.dsc_before, from_scratch(scores, target, 0)):
+        assert (part.low, part.high) == (low, high)
+    assert (found.curve.low, found.curve.high) == ([low], [high])
+
+
 def test_learners_without_an_inner_problem_have_no_score_of_it(target):
-    assert "dsc_inner" not in plain(summarise(score_target(Adapting(inner=False), target, HOW), 0, {}))
+    assert "dsc_inner" not in plain(summarise(score_target(Adapting(inner=False), target, HOW), target, 0, {}))
 
 
 def test_the_single_network_is_scored_besides_the_recipe(target):
@@ -72,7 +84,7 @@ def test_the_single_network_is_scored_besides_the_recipe(target):
     learner.adaptation = lambda support, at, progress: iter([(0, saying(0.0)), (2, recipe)])
     scores = score_target(learner, target, HOW)
     assert np.array_equal(np.isnan(scores.alone), np.isnan(scores.after))
-    found = summarise(scores, 0, {})
+    found = summarise(scores, target, 0, {})
     assert found.dsc.mean == 0
     assert found.dsc_alone.mean > 0.1
     assert plain(found)["followed"] == [{"alpha": 0.5, "held_out": {"0.5": 0.8, "1": 0.7}}] * HOW.draws

@@ -63,8 +63,9 @@ def smooth(curvature="hessian", **changes) -> Learner:
         "strengths": BY_LAYER,
     }
     learner = typed(ImplicitMAML, settings | changes).double()
-    logarithms = learner.strengths.logarithms
-    logarithms.data = logarithms.data.double() + torch.linspace(-1, 1, len(logarithms), dtype=torch.float64)
+    if learner.strengths is not None:
+        logarithms = learner.strengths.logarithms
+        logarithms.data = logarithms.data.double() + torch.linspace(-1, 1, len(logarithms), dtype=torch.float64)
     return learner
 
 
@@ -137,6 +138,19 @@ def test_outer_steps_move_lambda_by_its_own_rate_and_the_rest_as_before():
     # Adam's first step is as long as its rate.
     moved = learner.strengths.logarithms.detach() - torch.tensor(2.0).log()
     torch.testing.assert_close(moved.abs(), torch.full((2,), 0.2), rtol=1e-3, atol=0)
+
+
+def test_fine_tuning_holds_no_parameter_whose_strength_was_not_learned():
+    support = support_set("flips")
+
+    def adapted(rates, **changes):
+        learner = smooth(adapt=ADAPT | {"rates": rates, "lam": None}, **changes).float()
+        return learner.adapt(support)(support.clean()[0])
+
+    unheld = {"strengths": {"by": "none", "lr": 0.1}}
+    encoder_alone = {"decoder": 0, "head": 0}
+    torch.testing.assert_close(adapted(encoder_alone), adapted(encoder_alone, **unheld), rtol=0, atol=0)
+    assert not torch.allclose(adapted({}), adapted({}, **unheld), atol=0.01)
 
 
 def test_lambda_is_logged_and_stays_in_its_range():

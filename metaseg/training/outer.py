@@ -49,7 +49,7 @@ class MetaTraining(NetworkModule):
     Args:
         learner: the learner to train.
         settings: the resolved configuration, for the checkpoints.
-        spent: the fraction of training completed, which the schedule follows; None: by outer steps.
+        spent: the fraction of training completed, which the schedule follows; None: by outer steps, also skipped ones.
         skipping: which outer steps to skip.
     """
 
@@ -171,7 +171,7 @@ class MetaTraining(NetworkModule):
             strengths.clamp()
 
     def _schedule(self) -> float:
-        """Schedule factor of the outer learning rate; a function of the step alone, so it needs no state."""
+        """Schedule factor of the outer learning rate; a function of the batch alone, so it needs no state."""
         if self.learner.outer.schedule == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * self._done()))
@@ -180,7 +180,7 @@ class MetaTraining(NetworkModule):
         """The fraction of training completed, ignoring early stopping."""
         if self._spent is not None:
             return min(1.0, self._spent())
-        return self.global_step / self.trainer.estimated_stepping_batches
+        return self.trainer.fit_loop.total_batch_idx / self.trainer.estimated_stepping_batches
 
     def _reduce(self, vector: Tensor) -> Tensor:
         if self._trainer is not None and self.trainer.world_size > 1:

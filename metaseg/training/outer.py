@@ -136,18 +136,20 @@ class MetaTraining(NetworkModule):
                 log.warning(sentence)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as `NetworkModule` does, plus the state of the inner problem."""
+        """Save as `NetworkModule` does, plus the state of the inner problem and the number of skipped steps."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["skipped"] = self.skipping.total
         checkpoint["inner_problem"] = self.learner.inner_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore as `NetworkModule` does, plus the state of the inner problem.
+        """Restore as `NetworkModule` does, plus the state of the inner problem and the number of skipped steps.
 
         Raises:
             MetasegError: as there, or if the checkpoint has other learned strengths.
         """
         super().on_load_checkpoint(checkpoint)
         self.learner.take_over(checkpoint)
+        self.skipping.total = checkpoint.get("skipped", 0)  # earlier versions did not save it
 
     def _step(self, gradient: Tensor, by_strengths: Tensor) -> None:
         strengths = self.learner.strengths

@@ -160,11 +160,11 @@ class OuterSteps(EpisodeDataset):
 
 
 class ResumableSteps(Sampler[tuple[int, int]]):
-    """Yields (epoch, step) from the current position of training, read from the trainer's count of outer steps.
+    """Yields (epoch, step) from the current position of training, read from the trainer's count of batches.
 
     Args:
         steps: outer steps in an epoch.
-        position: returns the number of outer steps taken so far in the whole run.
+        position: returns the number of outer steps so far in the whole run, skipped ones included.
     """
 
     def __init__(self, steps: int, position: Callable[[], int]) -> None:

@@ -48,6 +48,14 @@ def worker_count(setting: int | str, augmentation: str, on_cpu: bool, ranks: int
     return int(setting)
 
 
+def batches_so_far(trainer: L.Trainer) -> int:
+    """Batches of the whole run up to now, which Lightning restores with a checkpoint.
+
+    Skipped outer steps count. `global_step` leaves them out, so the next epoch would only be the rest of this one.
+    """
+    return trainer.fit_loop.total_batch_idx + 1
+
+
 def load_pool(name: str, *, source: str, root: str, size: int) -> Pool:
     """The prepared images of dataset ``name`` at size×size, or those of its synthetic twin.
 
@@ -321,7 +329,7 @@ class EpisodicData(L.LightningDataModule):
         )
         device = trainer.strategy.root_device.type
         workers = worker_count(self.settings.data.workers, steps.augmentation, device == "cpu", trainer.num_devices)
-        return step_loader(steps, lambda: trainer.global_step, workers, pin_memory=device == "cuda")
+        return step_loader(steps, lambda: batches_so_far(trainer), workers, pin_memory=device == "cuda")
 
     def val_dataloader(self) -> ResumableLoader:
         """This rank's share of the validation episodes, the same every epoch and never augmented."""

@@ -99,7 +99,7 @@ class Compute(Callback):
         operations = self._operations()
         self._directory.write_compute(
             Cost(
-                outer_steps=self._state["steps"],
+                outer_steps=trainer.global_step,  # without skipped ones, which cost as much
                 operations=operations,
                 passes=None if self._of_one is None else operations / self._of_one,
                 seconds=self._state["seconds"],

@@ -49,7 +49,7 @@ class MetaTraining(NetworkModule):
     Args:
         learner: the learner to train.
         settings: the resolved configuration, for the checkpoints.
-        spent: the fraction of training completed, which the schedule follows; None: by outer steps.
+        spent: the fraction of training completed, which the schedule follows; None: by outer steps, also skipped ones.
         skipping: which outer steps to skip.
     """
 
@@ -136,21 +136,24 @@ class MetaTraining(NetworkModule):
                 log.warning(sentence)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as `NetworkModule` does, plus the state of the inner problem and how many were solved."""
+        """Save as `NetworkModule` does, plus the inner problem's state and counts of unsolved problems and skipped steps."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["skipped"] = self.skipping.total
         checkpoint["inner_problem"] = self.learner.inner_state()
         checkpoint["tally"] = self.tally.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore as `NetworkModule` does, plus the state of the inner problem and how many were solved.
+        """Restore what `on_save_checkpoint` saves.
 
         Raises:
             MetasegError: as there, or if the checkpoint has other learned strengths.
         """
         super().on_load_checkpoint(checkpoint)
         self.learner.take_over(checkpoint)
-        if "tally" in checkpoint:  # checkpoints before 2026-12 have none
+        # Earlier versions saved neither count.
+        if "tally" in checkpoint:
             self.tally.take_over(checkpoint["tally"])
+        self.skipping.total = checkpoint.get("skipped", 0)
 
     def _step(self, gradient: Tensor, by_strengths: Tensor) -> None:
         strengths = self.learner.strengths
@@ -174,7 +177,7 @@ class MetaTraining(NetworkModule):
             strengths.clamp()
 
     def _schedule(self) -> float:
-        """Schedule factor of the outer learning rate; a function of the step alone, so it needs no state."""
+        """Schedule factor of the outer learning rate; a function of the batch alone, so it needs no state."""
         if self.learner.outer.schedule == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * self._done()))
@@ -183,7 +186,7 @@ class MetaTraining(NetworkModule):
         """The fraction of training completed, ignoring early stopping."""
         if self._spent is not None:
             return min(1.0, self._spent())
-        return self.global_step / self.trainer.estimated_stepping_batches
+        return self.trainer.fit_loop.total_batch_idx / self.trainer.estimated_stepping_batches
 
     def _reduce(self, vector: Tensor) -> Tensor:
         if self._trainer is not None and self.trainer.world_size > 1:

@@ -13,7 +13,7 @@ class Skipping:
     """Decides which outer steps to skip, and ends a run that skips too many in a row.
 
     One bad task would carry infinities into θ and Adam's moments, from which no later step recovers. A skipped step
-    changes nothing: neither θ, nor the optimiser, nor the schedule.
+    changes neither θ nor the optimiser; its tasks and its place in the schedule are used up.
 
     Args:
         most: steps skipped in a row that end the run.

@@ -8,9 +8,12 @@ Each learner then trains with its own full schedule; the learner joint trains fo
 import hashlib
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
+import lightning as L
+from filelock import FileLock, Timeout
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from metaseg import tracking
@@ -116,17 +119,14 @@ def _joint(settings: Run) -> Path:
     directory = RunDirectory(directory_of(settings))
     best = directory.checkpoints / "best.ckpt"
     directory.path.mkdir(parents=True, exist_ok=True)
-    first = getattr(rank_zero_only, "rank", 0) == 0
     lock = FileLock(directory.path / ".start.lock")
-    if first:
-        lock.acquire()  # another run of the sweep may be training it
     try:
-        if directory.trained.is_file():
+        if _is_trained(directory, lock, _connected(settings)):
             log.info("All learners of this comparison start from %s, which exists already.", best)
             return best
         log.info("All learners of this comparison start from joint training: %s.", directory.path)
         resumed = latest(directory)
-        if first:
+        if _is_first():
             directory.write_config(settings.plain)
         data = EpisodicData(settings)
         data.setup()
@@ -136,3 +136,38 @@ def _joint(settings: Run) -> Path:
         return best
     finally:
         lock.release()
+
+
+def _is_first() -> bool:
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
+def _connected(settings: Run) -> L.Fabric | None:
+    """The ranks of this run, connected, if torchrun, srun or the like launched them; None if only `fit` does."""
+    chosen = settings.trainer
+    fabric = L.Fabric(accelerator=chosen.accelerator, devices=chosen.devices, strategy=chosen.strategy)
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    if environment is None or isinstance(environment, LightningEnvironment):
+        return None
+    fabric.launch()
+    return fabric
+
+
+def _is_trained(directory: RunDirectory, lock: FileLock, ranks: L.Fabric | None) -> bool:
+    """Whether the start exists, once no other run of the sweep is training it; rank zero then holds the lock.
+
+    All ``ranks`` get the answer of rank zero, because a start that another run finishes exists for some ranks only, if
+    each looks when it arrives. Ranks that `fit` launches arrive while rank zero trains, so they find what it has found.
+    """
+    if ranks is None:
+        if _is_first():
+            lock.acquire()
+        return directory.trained.is_file()
+    found = None
+    while found is None:  # in turns of a second, as connections time out and a rank that waits hears no signal
+        if _is_first():
+            with suppress(Timeout):
+                lock.acquire(timeout=1)
+                found = directory.trained.is_file()
+        found = ranks.broadcast(found)
+    return found

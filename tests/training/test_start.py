@@ -1,16 +1,21 @@
 """Starting points of learners, and the reported cost of their training."""
 
 import json
+import multiprocessing
+import time
+from socket import socket
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY, settings_of
+from filelock import FileLock
 
 from metaseg.data.batches import Episode
 from metaseg.errors import MetasegError
 from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
+from metaseg.training import start
 from metaseg.training.compute import Compute, FlopCounter, of_one_image
 from metaseg.training.outer import MetaTraining
 from metaseg.training.start import directory_of, joint_settings, starting_point
@@ -120,3 +125,51 @@ def test_a_step_on_held_stages_can_be_counted(tmp_path):
     with FlopCounter() as counted:
         learner.meta_gradient(learner.theta(), Episode(images, masks, images, masks))
     assert counted.flops > 2 * of_one_image(learner, 32)
+
+
+def follow(rank, folder, chosen):
+    """Go to the shared start as one of two ranks, and note by an empty file what this rank does."""
+
+    def note(what):
+        (folder / f"{rank} {what}").touch()
+
+    start.fit = lambda *_: note("trains")
+    start.load_weights = lambda *_: note("loads")
+    note("arrives")
+    start.go_to("joint", chosen, build_learner(chosen))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("exists", "done"), [(True, {"loads"}), pytest.param(False, {"trains", "loads"}, marks=pytest.mark.slow)]
+)
+def test_ranks_that_torchrun_launches_wait_for_another_run_and_then_do_the_same(tmp_path, monkeypatch, exists, done):
+    """The other run finishes the start, or is killed before."""
+    chosen = settings(tmp_path / "starts", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    other = RunDirectory(directory_of(joint_settings(chosen)))
+    other.checkpoints.mkdir(parents=True)
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    every = {"TORCHELASTIC_RUN_ID": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    for name, value in (every | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}).items():
+        monkeypatch.setenv(name, str(value))
+    folder, ranks = tmp_path / "notes", []
+    folder.mkdir()
+    with FileLock(other.path / ".start.lock"):
+        for rank in (0, 1):
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("LOCAL_RANK", str(rank))
+            ranks.append(multiprocessing.get_context("spawn").Process(target=follow, args=(rank, folder, chosen)))
+            ranks[-1].start()
+        while len(list(folder.glob("* arrives"))) < 2:
+            assert all(one.is_alive() for one in ranks)
+            time.sleep(0.1)
+        time.sleep(3)
+        assert len(list(folder.iterdir())) == 2
+        if exists:
+            other.trained.touch()
+    for one in ranks:
+        one.join(60)
+    assert [one.exitcode for one in ranks] == [0, 0]
+    assert {path.name for path in folder.glob("*s")} == {f"{r} {what}" for r in (0, 1) for what in {"arrives", *done}}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from metaseg.data.batches import ResumableLoader, ResumableSteps, mask_tensor, one_thread
-from metaseg.data.module import worker_count
+from metaseg.data.module import batches_so_far, worker_count
 from metaseg.data.mri import twin as brain_twin
 from metaseg.data.mri import volumes as brain_mri
 from metaseg.data.mri.volumes import Volume
@@ -161,7 +161,7 @@ class BrainMRI(L.LightningDataModule):
         return ResumableLoader(
             self.batches,
             batch_size=None,
-            sampler=ResumableSteps(len(self.batches), lambda: trainer.global_step),
+            sampler=ResumableSteps(len(self.batches), lambda: batches_so_far(trainer)),
             num_workers=workers,
             worker_init_fn=one_thread,
             persistent_workers=workers > 0,

@@ -1,0 +1,87 @@
+"""Training with outer steps that are skipped: what they cost, and a run that goes on after one."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, settings_of
+
+from metaseg import tracking
+from metaseg.data.module import EpisodicData
+from metaseg.learners.build import build_learner
+from metaseg.runs.directory import RunDirectory
+from metaseg.training.fitting import fit
+from metaseg.training.outer import MetaTraining
+
+EPOCHS, STEPS, LR = 3, 4, 1e-3
+SKIPPED = (0, 2)
+"""Epoch and step of the outer step whose gradient is not finite."""
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Train with one skipped step, until an error where ``killed`` says: its directory, tasks and step sizes."""
+
+    def call(name, killed=None, checkpoint=None):
+        settings = settings_of(
+            *TINY,
+            "learner=fomaml",
+            f"learner.optimizer.lr={LR}",
+            "learner.optimizer.schedule=cosine",
+            f"tasks.count={2 * STEPS}",
+            f"trainer.max_epochs={EPOCHS}",
+            "trainer.save_every=1",
+        )
+        seen, rates = [], []
+        usual_step, usual_update = MetaTraining.training_step, MetaTraining._step
+
+        def step(module, batch, index):
+            here = (module.current_epoch, index)
+            if here == killed:
+                raise Killed
+            seen.append(float(batch[0].query_images.sum()))
+            if here == SKIPPED:
+                batch[0].query_images[:] = math.nan
+            usual_step(module, batch, index)
+
+        def update(module, *gradients):
+            usual_update(module, *gradients)
+            rates.append(module.optimizers().param_groups[0]["lr"])
+
+        directory = RunDirectory(tmp_path / name).create()
+        torch.manual_seed(0)
+        data, learner = EpisodicData(settings), build_learner(settings)
+        data.setup()
+        loggers = tracking.build_loggers(settings.logger, directory, settings.plain, resume=checkpoint is not None)
+        with monkeypatch.context() as patch:
+            patch.setattr(MetaTraining, "training_step", step)
+            patch.setattr(MetaTraining, "_step", update)
+            fit(settings, learner, data, loggers, directory, checkpoint)
+        return directory, seen, rates
+
+    return call
+
+
+@pytest.mark.long
+def test_a_skipped_step_costs_itself_alone_and_a_run_killed_after_it_goes_on_bitwise(run, monkeypatch):
+    directory, seen, rates = run("whole")
+    total = EPOCHS * STEPS
+    assert len(seen) == len(set(seen)) == total
+    skipped = SKIPPED[0] * STEPS + SKIPPED[1]
+    taken = [step for step in range(total) if step != skipped]
+    assert rates == pytest.approx([LR * (1 + math.cos(math.pi * step / total)) / 2 for step in taken])
+    with pytest.raises(Killed):
+        run("broken", killed=(1, 2))
+    broken = RunDirectory(directory.path.with_name("broken"))
+    _, rest, _ = run("broken", checkpoint=broken.last)
+    assert rest == seen[STEPS + 2 :]
+    whole, gone_on = (torch.load(one.last, weights_only=True)["state_dict"] for one in (directory, broken))
+    assert all(torch.equal(gone_on[name], value) for name, value in whole.items())
+    curves = [pd.read_csv(one.metrics) for one in (directory, broken)]
+    pd.testing.assert_frame_equal(*curves)
+    assert [one.read_compute().outer_steps for one in (directory, broken)] == [total - 1] * 2

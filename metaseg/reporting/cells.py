@@ -116,8 +116,8 @@ class Block:
 
     @property
     def begun(self) -> bool:
-        """Whether it has runs besides training from scratch, which every table shares."""
-        return any(cell.runs and not row_is_free(cell.row) for cell in self.cells)
+        """Whether runs match it besides training from scratch, which every table shares."""
+        return any((cell.runs or cell.left_out) and not row_is_free(cell.row) for cell in self.cells)
 
 
 def blocks(table: Table, runs: Sequence[Run]) -> list[Block]:

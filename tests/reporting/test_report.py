@@ -323,6 +323,14 @@ def test_runs_outside_the_tables_are_shown_with_the_reason(runs):
     assert "size or protocol: model.features=16" in page
 
 
+def test_runs_that_only_test_are_shown_outside_the_tables_with_the_reason(tmp_path):
+    write_run(tmp_path / "tested", "imaml", train=False, ckpt_path="runs/a/checkpoints/best.ckpt")
+    assert main([str(tmp_path)]) == 0
+    assert line_of(table_of(tmp_path, 2), "iMAML")["ours"] == ""
+    assert [row[0] for row in page_of(tmp_path).rows if len(row) == 8 and row[1] == "imaml"] == ["tested"]
+    assert "tested: only tested (train=false)" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
 def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
     for shots, dice in ((1, 0.4), (5, 0.6), (50, 0.8)):
         for seed in (0, 1):

@@ -142,14 +142,15 @@ def ours(runs: Sequence[Run], target: str) -> Ours | None:
         return None
     scores = matrix(runs, target)
     mean, low, high = bootstrap_interval(scores.to_numpy(np.float64), **_labels(scores, runs, target))
+    by_seed = tuple(float(np.nanmean(part.to_numpy())) for _, part in scores.groupby(level="seed"))
     return Ours(
         # With few draws the interval can exceed [0, 1]; np.maximum keeps the NaN of a single score.
         dice=Interval(mean, float(np.maximum(low, 0.0)), float(np.minimum(high, 1.0))),
-        seeds=len(runs),
+        seeds=len(by_seed),
         draws=len(scores),
         images=scores.shape[1],
         steps=runs[0].adapt_steps,
-        by_seed=tuple(float(np.nanmean(run.matrix(target).to_numpy())) for run in runs),
+        by_seed=by_seed,
     )
 
 

@@ -96,7 +96,11 @@ def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str], label
         where = f"{titles.get(one.target, one.target)}, pair {one.pair}, {one.mixing} tasks"
         path = folder / f"shots_{one.pair}_{one.mixing}_{one.target}.png"
         draw(one, path, where, {learner: place for place, learner in enumerate(order)}, labels)
-        caption = f"Dice over the number of annotated images, {where}, with 95 % intervals. Grey: trivial baselines."
+        once = ", ".join(labels.get(learner, learner) for learner in one.once)
+        caption = (
+            f"Dice over the number of annotated images, {where}, with 95 % intervals. Networks are trained for each "
+            f"number{f', but those of {once} are the same at all numbers' if once else ''}. Grey: trivial baselines."
+        )
         found.append(TableFigure("shots", comparisons.embedded(path, CURVE_WIDTH), caption, one.runs))
     return found
 

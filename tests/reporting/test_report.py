@@ -19,7 +19,7 @@ from run_directories import TRIVIAL, write_run
 
 from metaseg.cli.report import main
 from metaseg.evaluation.intervals import bootstrap_interval, holm
-from metaseg.reporting.cells import blocks
+from metaseg.reporting.cells import blocks, ours
 from metaseg.reporting.differences import initial_weights, settings_of
 from metaseg.reporting.exports import escaped, markdown, signed
 from metaseg.reporting.page import size_of, strengths_of, weights_of
@@ -348,6 +348,45 @@ def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
     page = (tmp_path / "report" / "index.html").read_text()
     order = ("What was found", "Paired differences in Dice", "Dice over the number of annotated images", 'id="read"')
     assert sorted(order, key=page.index) == list(order)
+
+
+@pytest.mark.long
+def test_a_curve_over_shots_is_of_one_trained_network_and_counts_a_seed_once(tmp_path):
+    for shots, dice in ((1, 0.4), (5, 0.6), (50, 0.8)):
+        for seed in (0, 1):
+            path = f"runs/imaml_5shot_seed{seed}/checkpoints/best.ckpt"
+            name = f"tested{shots}-{seed}"
+            write_run(
+                tmp_path / name, dice=dice, shots=shots, seed=seed, draws=3, images=9, train=False, ckpt_path=path
+            )
+    write_run(tmp_path / "trained5", dice=0.6, shots=5)
+    write_run(tmp_path / "trained20", dice=0.9, shots=20)
+    write_run(
+        tmp_path / "again5",
+        dice=0.6,
+        shots=5,
+        draws=3,
+        train=False,
+        ckpt_path="runs/imaml_5shot_seed0/checkpoints/best.ckpt",
+    )
+    write_run(tmp_path / "joint5", "joint", dice=0.6, shots=5)
+    write_run(tmp_path / "scratch5", "scratch", pair="none", train=False)
+    (found,) = over_shots(read_runs(tmp_path).runs)
+    assert list(found.learners["imaml"]) == [1, 5, 50]
+    assert found.once == ("imaml",)
+    # Of the seed 0 at five shots, the run with twelve images replaces that with nine.
+    tested = [f"tested{shots}-{seed}" for shots in (1, 5, 50) for seed in (0, 1) if (shots, seed) != (5, 0)]
+    assert set(found.runs) == {*tested, "again5", "joint5", "scratch5"}
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "trained for each number, but those of iMAML are the same at all numbers." in page
+
+
+def test_runs_of_one_seed_are_one_seed(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_run(tmp_path / name, seed=seed)
+    found = ours(read_runs(tmp_path).runs, "isic")
+    assert (found.seeds, len(found.by_seed)) == (2, 2)
 
 
 @pytest.mark.long

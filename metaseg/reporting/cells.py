@@ -180,6 +180,17 @@ def stages(runs: Sequence[Run], target: str) -> Stages | None:
     )
 
 
+def covers(results: Iterable[Ours | PairedTest]) -> str:
+    """What the intervals of these results are over, for readers; "" without results."""
+    found = {(one.seeds > 1, one.seeds > 1 or one.draws > 1) for one in results}
+    texts = {
+        (True, True): "seeds and groups of images",
+        (False, True): "draws and groups of images of one seed",
+        (False, False): "groups of images of one draw",
+    }
+    return ", or ".join(text for units, text in texts.items() if units in found)
+
+
 def known_mean(values: Iterable[float | None]) -> float | None:
     """The mean of the values that are not None; None without any."""
     known = [value for value in values if value is not None]

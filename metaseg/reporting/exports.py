@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaseg.reporting.cells import TRIVIAL, Block, Line
+from metaseg.reporting.cells import TRIVIAL, Block, Line, covers
 from metaseg.runs.directory import replacing, write_csv
 from metaseg.runs.summary import percent
 
@@ -99,10 +99,16 @@ def texts(line: Line) -> dict[str, str]:
     }
 
 
+def caption(blocks: Sequence[Block]) -> str:
+    """What the numbers of the table are."""
+    over = covers(line.ours for block in blocks for line in block.lines if line.ours is not None)
+    return f"Dice in %; the interval is over {over}." if over else "Dice in %."
+
+
 def markdown(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
     """The table as Markdown, one part per target; our best result at each number of shots is bold."""
     table = blocks[0].table
-    lines = [f"# Table {table.number}: {table.title}", "", "Dice in %; the interval is over support draws and images."]
+    lines = [f"# Table {table.number}: {table.title}", "", caption(blocks)]
     for block in blocks:
         headings = [*HEADINGS, *(heading.replace("- ", "") for heading in TRIVIAL.values())]
         lines += ["", f"## {titles.get(block.target, block.target)}", "", "| " + " | ".join(headings) + " |"]
@@ -124,7 +130,7 @@ def latex(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
         "\\begin{table*}",
         "  \\centering\\scriptsize\\setlength{\\tabcolsep}{3pt}",
     ]
-    lines += [f"  \\caption{{{escaped(table.title)}. Dice in \\%; the interval is over support draws and images.}}"]
+    lines += [f"  \\caption{{{escaped(f'{table.title}. {caption(blocks)}')}}}"]
     lines += [f"  \\label{{tab:metaseg{table.number}}}"]
     for block in blocks:
         headings = [*HEADINGS, *(heading.replace("- ", "") for heading in TRIVIAL.values())]

@@ -11,9 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from metaseg.evaluation.intervals import Interval
 from metaseg.plots.figures import BASELINE_DASHES, look_of, plain_axes, save
-from metaseg.reporting.cells import ours, trivial
+from metaseg.reporting.cells import Ours, ours, trivial
 from metaseg.reporting.runs import Run
 from metaseg.runs.summary import trivial_name
 from metaseg.runs.tables import identity
@@ -27,7 +26,7 @@ _BESIDE = ("pair", "tasks", "target", "shots", "evaluation")
 
 
 class OverShots(NamedTuple):
-    """One figure: learner → shots → Dice, fractions in [0, 1]; and each trivial baseline's by shots.
+    """One figure: learner → shots → result; and each trivial baseline's Dice by shots, a fraction in [0, 1].
 
     `once`: learners whose networks are the same at all numbers of shots; the others were trained for each number.
     """
@@ -35,7 +34,7 @@ class OverShots(NamedTuple):
     pair: str
     mixing: str
     target: str
-    learners: dict[str, dict[int, Interval]]
+    learners: dict[str, dict[int, Ours]]
     trivial: dict[str, dict[int, float]]
     runs: tuple[str, ...]
     once: tuple[str, ...]
@@ -82,7 +81,9 @@ def draw(figure: OverShots, path: Path, title: str, places: Mapping[str, int], l
     axes = canvas.subplots()
     counts = sorted({shots for curve in figure.learners.values() for shots in curve})
     for number, (learner, curve) in enumerate(figure.learners.items()):
-        means, lows, highs = (100 * np.array(values) for values in zip(*curve.values(), strict=True))
+        means, lows, highs = (
+            100 * np.array(values) for values in zip(*(point.dice for point in curve.values()), strict=True)
+        )
         reach = np.nan_to_num(np.stack([means - lows, highs - means]))
         beside = np.array(list(curve)) * (1 + APART * (number - (len(figure.learners) - 1) / 2))
         look = look_of(places[learner])
@@ -119,9 +120,9 @@ def _networks(run: Run) -> str:
     return str(run.settings.get("ckpt_path")).replace(f"seed{run.settings['seed']}", "seed")
 
 
-def _curve(runs: Sequence[Run], target: str) -> dict[int, Interval]:
+def _curve(runs: Sequence[Run], target: str) -> dict[int, Ours]:
     cells = {shots: ours(some, target) for shots, some in _by_shots(runs).items()}
-    return {shots: found.dice for shots, found in cells.items() if found is not None}
+    return {shots: found for shots, found in cells.items() if found is not None}
 
 
 def _trivial(runs: Sequence[Run], target: str) -> dict[str, dict[int, float]]:

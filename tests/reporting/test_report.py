@@ -21,7 +21,7 @@ from metaseg.cli.report import main
 from metaseg.evaluation.intervals import bootstrap_interval, holm
 from metaseg.reporting.cells import blocks, ours
 from metaseg.reporting.differences import initial_weights, settings_of
-from metaseg.reporting.exports import escaped, markdown, signed
+from metaseg.reporting.exports import caption, escaped, markdown, signed
 from metaseg.reporting.page import size_of, strengths_of, weights_of
 from metaseg.reporting.runs import read_run, read_runs
 from metaseg.reporting.shots import over_shots
@@ -173,7 +173,8 @@ def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
 
 def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):
     for learner, dice in (("imaml", 0.8), ("maml", 0.75), ("joint", 0.79), ("scratch", 0.6)):
-        write_run(tmp_path / learner, learner, dice=dice, images=12, draws=3)
+        for seed in (0, 1):
+            write_run(tmp_path / f"{learner}{seed}", learner, seed=seed, dice=dice, images=12, draws=3)
     (alone,) = blocks(load_table(2), read_runs(tmp_path).runs)
     for path in tmp_path.glob("*/per_image.csv"):
         table = pd.read_csv(path, dtype={"image": str})
@@ -191,6 +192,25 @@ def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_o
     assert len(tests) == 3
     assert [one.p for one in alone.comparisons] == holm(tests)
     assert max(one.p for one in alone.comparisons) > min(tests)
+
+
+def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
+    for learner in ("imaml", "maml"):
+        write_run(tmp_path / learner, learner)
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    (row,) = [row for row in page_of(tmp_path).rows if row and row[0] == "iMAML − MAML"]
+    assert row[4:6] == ["1", "needs two seeds"]
+    of_one = "interval is over draws and groups of images of one seed."
+    assert page.count(of_one) == 2
+    for suffix in ("md", "tex"):
+        assert of_one in (tmp_path / "report" / f"table2.{suffix}").read_text(encoding="utf-8")
+    write_run(tmp_path / "maml1", "maml", seed=1)
+    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
+    assert caption([block]) == (
+        "Dice in %; the interval is over seeds and groups of images, or draws and groups of images of one seed."
+    )
+    assert block.comparisons[0].test.seeds == 1
 
 
 def test_a_cell_is_the_bootstrap_of_seeds_with_all_their_draws(runs):
@@ -339,7 +359,9 @@ def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
     write_run(tmp_path / "other", "imaml", dice=0.3, shots=5, pair="isic_ph2")
     (found,) = over_shots(read_runs(tmp_path).runs)
     assert (found.pair, found.target) == ("ph2_kvasir", "isic")
-    means = {learner: {shots: dice.mean for shots, dice in curve.items()} for learner, curve in found.learners.items()}
+    means = {
+        learner: {shots: one.dice.mean for shots, one in curve.items()} for learner, curve in found.learners.items()
+    }
     assert means["imaml"] == pytest.approx({1: 0.4, 5: 0.6, 50: 0.8}, abs=0.03)
     assert means["scratch"] == pytest.approx({1: 0.3, 5: 0.5, 50: 0.7}, abs=0.03)
     assert set(found.trivial["centred_disc"]) == {1, 5, 50}

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from metaseg.reporting.cells import TRIVIAL, Block, Line, covers
+from metaseg.reporting.differences import uneven
 from metaseg.runs.directory import replacing, write_csv
 from metaseg.runs.summary import percent
 
 NOT_RUN = "–, not run"
+
+UNEVEN = "Runs of this table differ in"
+"""Before a line of `uneven`."""
 
 COUNTS = "Seeds, draws, images"
 HEADINGS = ("System", "Shots", "Paper", "Ours", "95 % interval", "Difference", "Steps", COUNTS, "Scratch")
@@ -118,6 +122,7 @@ def markdown(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
             if line.best:
                 cells["Ours"] = f"**{cells['Ours']}**"
             lines.append("| " + " | ".join(cells[key].replace("|", "\\|") for key in (*HEADINGS, *TRIVIAL)) + " |")
+    lines += [line for said in uneven(blocks) for line in ("", f"{UNEVEN} {said}.")]
     return "\n".join(lines) + "\n"
 
 
@@ -149,7 +154,7 @@ def latex(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
                 cells["Ours"] = f"\\textbf{{{cells['Ours']}}}"
             lines.append("    " + " & ".join(cells[key] for key in (*HEADINGS, *TRIVIAL)) + " \\\\")
         lines += ["    \\bottomrule", "  \\end{tabular}", ""]
-    return "\n".join([*lines[:-1], "\\end{table*}"]) + "\n"
+    return "\n".join([*lines[:-1], "\\end{table*}", *(f"% {UNEVEN} {said}." for said in uneven(blocks))]) + "\n"
 
 
 def rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metaseg.reporting import exports
 from metaseg.reporting.cells import TRIVIAL, Block, Comparison, Line, covers, known_mean
-from metaseg.reporting.differences import Initial, settings_of
+from metaseg.reporting.differences import Initial, settings_of, uneven
 from metaseg.reporting.findings import findings
 from metaseg.reporting.runs import Found, Run
 from metaseg.runs.result import Weights
@@ -145,6 +145,7 @@ def _part(part: FilledTable, titles: Mapping[str, str]) -> dict[str, Any]:
         "table": part.table,
         "blocks": [_block(block, titles) for block in part.blocks],
         "pictures": part.pictures,
+        "uneven": uneven(part.blocks),
         "left_out": sorted({reason for block in part.blocks for cell in block.cells for reason in cell.left_out}),
     }
 

@@ -243,6 +243,19 @@ def identity(settings: Mapping[str, Any], irrelevant: Sequence[str] = ()) -> dic
     return {path: value for path, value in leaves(settings).items() if not within(path, skipped)}
 
 
+def in_common(row: Row, path: str) -> bool:
+    """Whether a setting should be equal in all runs of a table because it can change a score of this row.
+
+    Its learner, its overrides and the shots are meant to differ. `protocol` only feeds into others, but is the same for
+    all learners, so it shows which of their settings another version had.
+    """
+    if within(path, ("protocol",)):  # an untrained start is worth no images
+        return row.trains or (within(path, ("protocol.adapt",)) and path != "protocol.adapt.start_worth")
+    meant = ("learner", "shots", *_assignments(row.overrides), *_irrelevant(row))
+    training = () if row.trains else ("start", "starts", "trainer")
+    return not within(path, (*_NO_PART, *meant, *training, "model.recipe", "starts.dir", "starts.learner.adapt"))
+
+
 def _chosen(row: Row, runs: Sequence[Any], usual: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
     """The runs that fill a cell, one per seed, and (name, reason) of the others."""
     variants: dict[tuple[tuple[str, str], ...], list[Any]] = {}

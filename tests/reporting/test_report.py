@@ -20,7 +20,7 @@ from run_directories import TRIVIAL, write_run
 from metaseg.cli.report import main
 from metaseg.evaluation.intervals import bootstrap_interval, holm
 from metaseg.reporting.cells import blocks, ours
-from metaseg.reporting.differences import initial_weights, settings_of
+from metaseg.reporting.differences import initial_weights, settings_of, uneven
 from metaseg.reporting.exports import caption, escaped, markdown, signed
 from metaseg.reporting.page import size_of, strengths_of, weights_of
 from metaseg.reporting.runs import read_run, read_runs
@@ -211,6 +211,38 @@ def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
         "Dice in %; the interval is over seeds and groups of images, or draws and groups of images of one seed."
     )
     assert block.comparisons[0].test.seeds == 1
+
+
+def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):
+    def write(name, keys, of="a", epochs=4, **changes):
+        starts = {"dir": of, "epochs": epochs, "learner": {"adapt": {"steps": epochs}}}
+        path = write_run(tmp_path / name, name, starts=starts, **changes) / "result.json"
+        data = {
+            of: {"images": 9, "groups": 9, "key": 32 * key} for of, key in zip(("isic", "kvasir"), keys, strict=True)
+        }
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
+
+    def protocol(**adapt):
+        return {"name": "tuned", "adapt": adapt}
+
+    write("imaml", "ab", protocol=protocol(steps=50, start_worth=2), tasks__query=5)
+    write("maml", "ab", of="b", epochs=10, learner__adapt={"steps": 10}, protocol=protocol(steps=50), tasks__query=5)
+    # Q follows K.
+    write("joint", "cb", protocol=protocol(steps=50, start_worth=2), shots=10, tasks__query=10)
+    # What trains on no pair has no part in its settings, nor do the images of a dataset that it is not tested on.
+    write("scratch", "ad", epochs=20, pair="none", protocol=protocol(steps=40), trainer={"max_epochs": 9})
+    filled = blocks(load_table(2), read_runs(tmp_path).runs)
+    lines = [
+        "protocol.adapt.start_worth: 2, but absent in maml",
+        "protocol.adapt.steps: 50, but 40 in scratch",
+        "starts.epochs: 4, but 10 in maml",
+        "images of isic: aaaaaaaa, but cccccccc in joint",
+    ]
+    assert uneven(filled) == lines
+    assert all(f"Runs of this table differ in {line}." in markdown(filled, TITLES) for line in lines)
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert all(f"<li>{line}</li>" in page for line in lines)
 
 
 def test_a_cell_is_the_bootstrap_of_seeds_with_all_their_draws(runs):

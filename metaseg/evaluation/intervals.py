@@ -105,7 +105,8 @@ def p_value(matrix: np.ndarray, *, seeds: Labels | None = None, groups: Labels |
     """Return the two-sided p value for a mean of 0, by Student's t over the same units as `bootstrap_interval`.
 
     The standard error is that of the mean as a linearised ratio of sums, the degrees of freedom are Satterthwaite's:
-    two for three seeds that differ, however many images there are.
+    two for three seeds that differ, however many images there are. With one seed the units are its draws, and p says
+    nothing about other seeds: `metaseg.evaluation.paired` then leaves it out.
 
     Args:
         matrix: differences, (draws, images), as for `bootstrap_interval`.

@@ -13,7 +13,8 @@ class PairedTest(NamedTuple):
 
     Attributes:
         difference: mean paired difference over all cells with its interval over seeds, draws and groups of images.
-        p: two-sided p value for a mean difference of 0, over the same units; NaN for a single unit.
+        p: two-sided p value for a mean difference of 0, over seeds and groups of images; NaN with fewer than two seeds.
+        seeds: number of training seeds with an image scored by both.
         images: number of images scored by both in at least one common draw.
         draws: number of draws with an image scored by both.
         ahead: number of images on which the first has the better mean over draws.
@@ -22,6 +23,7 @@ class PairedTest(NamedTuple):
 
     difference: Interval
     p: float
+    seeds: int
     images: int
     draws: int
     ahead: int
@@ -39,15 +41,15 @@ def paired_test(
 ) -> PairedTest:
     """Compare two learners on the cells scored by both.
 
-    There is no test over images alone: with thousands of images any two trained networks differ significantly, which
-    does not generalise to the next two.
+    There is no test over images alone, nor over draws of one seed: with thousands of images any two trained networks
+    differ significantly, which does not generalise to the next two.
 
     Args:
         first: float (draws, images), NaN where an image was not scored; Dice in [0, 1].
         second: the same draws and images, in the same order.
         level: of the interval.
         seed: of the interval's bootstrap.
-        seeds: as for `bootstrap_interval`.
+        seeds: as for `bootstrap_interval`; None: one seed.
         groups: as for `bootstrap_interval`.
 
     Raises:
@@ -68,9 +70,12 @@ def paired_test(
     # Dice is a ratio of counts: a difference below rounding is a tie.
     means[np.abs(means) < 1e-12] = 0.0
     first, second = np.where(there, first, np.nan), np.where(there, second, np.nan)
+    difference = paired_difference(first, second, level, seed=seed, seeds=seeds, groups=groups)
+    common = 1 if seeds is None else len(np.unique(np.asarray(seeds)[there.any(1)]))
     return PairedTest(
-        difference=paired_difference(first, second, level, seed=seed, seeds=seeds, groups=groups),
-        p=p_value(gaps, seeds=seeds, groups=groups),
+        difference=difference,
+        p=p_value(gaps, seeds=seeds, groups=groups) if common > 1 else float("nan"),
+        seeds=common,
         images=int(scored.sum()),
         draws=int(there.any(1).sum()),
         ahead=int((means > 0).sum()),

@@ -116,8 +116,8 @@ class Block:
 
     @property
     def begun(self) -> bool:
-        """Whether it has runs besides training from scratch, which every table shares."""
-        return any(cell.runs and not row_is_free(cell.row) for cell in self.cells)
+        """Whether runs match it besides training from scratch, which every table shares."""
+        return any((cell.runs or cell.left_out) and not row_is_free(cell.row) for cell in self.cells)
 
 
 def blocks(table: Table, runs: Sequence[Run]) -> list[Block]:
@@ -142,14 +142,15 @@ def ours(runs: Sequence[Run], target: str) -> Ours | None:
         return None
     scores = matrix(runs, target)
     mean, low, high = bootstrap_interval(scores.to_numpy(np.float64), **_labels(scores, runs, target))
+    by_seed = tuple(float(np.nanmean(part.to_numpy())) for _, part in scores.groupby(level="seed"))
     return Ours(
         # With few draws the interval can exceed [0, 1]; np.maximum keeps the NaN of a single score.
         dice=Interval(mean, float(np.maximum(low, 0.0)), float(np.minimum(high, 1.0))),
-        seeds=len(runs),
+        seeds=len(by_seed),
         draws=len(scores),
         images=scores.shape[1],
         steps=runs[0].adapt_steps,
-        by_seed=tuple(float(np.nanmean(run.matrix(target).to_numpy())) for run in runs),
+        by_seed=by_seed,
     )
 
 
@@ -177,6 +178,17 @@ def stages(runs: Sequence[Run], target: str) -> Stages | None:
         passes=known_mean(cost.passes for cost in costs),
         seconds=known_mean(cost.seconds for cost in costs),
     )
+
+
+def covers(results: Iterable[Ours | PairedTest]) -> str:
+    """What the intervals of these results are over, for readers; "" without results."""
+    found = {(one.seeds > 1, one.seeds > 1 or one.draws > 1) for one in results}
+    texts = {
+        (True, True): "seeds and groups of images",
+        (False, True): "draws and groups of images of one seed",
+        (False, False): "groups of images of one draw",
+    }
+    return ", or ".join(text for units, text in texts.items() if units in found)
 
 
 def known_mean(values: Iterable[float | None]) -> float | None:

@@ -1,6 +1,6 @@
 """The settings behind the results: common to all runs, common to a learner's runs, or specific to one run.
 
-Also groups runs that differ only in their initial weights.
+Also groups runs that differ only in their initial weights, and names what runs of one table should share and do not.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metaseg.reporting.cells import Block
 from metaseg.reporting.runs import Run
 from metaseg.runs.settings import leaves, within
-from metaseg.runs.tables import identity
+from metaseg.runs.tables import identity, in_common, row_is_free
 
 # Shown in separate columns, or not of interest to readers.
 _ELSEWHERE = (
@@ -68,6 +69,31 @@ def settings_of(runs: Sequence[Run]) -> Settings:
     return Settings(common, by_learner, by_run)
 
 
+def uneven(blocks: Sequence[Block]) -> list[str]:
+    """What runs of a table should share and do not: a line for each setting that can change a score, and for each
+    dataset whose prepared images have different hashes, with the usual value and the runs that have others."""
+    known = {run.name: (cell.row, run) for block in blocks for cell in block.cells for run in cell.runs}
+    settings = {name: _shown(run.settings, without=()) for name, (_, run) in known.items()}
+    found: dict[str, dict[str, list[str]]] = {}
+    for path in sorted({path for of_run in settings.values() for path in of_run}):
+        values = {name: settings[name].get(path, "absent") for name, (row, _) in known.items() if in_common(row, path)}
+        if any(value != settings[name]["shots"] for name, value in values.items()):  # the paper's Q follows K
+            for name, value in values.items():
+                found.setdefault(path, {}).setdefault(value, []).append(name)
+    for name, (row, run) in known.items():
+        used = {block.target for block in blocks} | set(() if row_is_free(row) else run.settings["pair"]["pools"])
+        for dataset in sorted(used & set(run.result.data)):
+            key = run.result.data[dataset].key[:8]
+            found.setdefault(f"images of {dataset}", {}).setdefault(key, []).append(name)
+    return [_uneven(what, names) for what, names in found.items() if len(names) > 1]
+
+
+def _uneven(what: str, names: Mapping[str, Sequence[str]]) -> str:
+    usual = max(names, key=lambda value: len(names[value]))
+    others = (f"{value} in {', '.join(some)}" for value, some in names.items() if value != usual)
+    return f"{what}: {usual}, but {'; '.join(others)}"
+
+
 def initial_weights(runs: Sequence[Run]) -> list[Initial]:
     """Groups of runs with equal settings except initial weights or network, restricted to common seeds."""
     groups: dict[Any, dict[str, list[Run]]] = {}
@@ -101,8 +127,8 @@ def described(settings: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)}: {start} weights"
 
 
-def _shown(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {path: _text(value) for path, value in leaves(settings).items() if not within(path, _ELSEWHERE)}
+def _shown(settings: Mapping[str, Any], without: Sequence[str] = _ELSEWHERE) -> dict[str, str]:
+    return {path: _text(value) for path, value in leaves(settings).items() if not within(path, without)}
 
 
 def _text(value: Any) -> str:

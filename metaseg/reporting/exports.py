@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaseg.reporting.cells import TRIVIAL, Block, Line
+from metaseg.reporting.cells import TRIVIAL, Block, Line, covers
+from metaseg.reporting.differences import uneven
 from metaseg.runs.directory import replacing, write_csv
 from metaseg.runs.summary import percent
 
 NOT_RUN = "–, not run"
+
+UNEVEN = "Runs of this table differ in"
+"""Before a line of `uneven`."""
 
 COUNTS = "Seeds, draws, images"
 HEADINGS = ("System", "Shots", "Paper", "Ours", "95 % interval", "Difference", "Steps", COUNTS, "Scratch")
@@ -99,10 +103,16 @@ def texts(line: Line) -> dict[str, str]:
     }
 
 
+def caption(blocks: Sequence[Block]) -> str:
+    """What the numbers of the table are."""
+    over = covers(line.ours for block in blocks for line in block.lines if line.ours is not None)
+    return f"Dice in %; the interval is over {over}." if over else "Dice in %."
+
+
 def markdown(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
     """The table as Markdown, one part per target; our best result at each number of shots is bold."""
     table = blocks[0].table
-    lines = [f"# Table {table.number}: {table.title}", "", "Dice in %; the interval is over support draws and images."]
+    lines = [f"# Table {table.number}: {table.title}", "", caption(blocks)]
     for block in blocks:
         headings = [*HEADINGS, *(heading.replace("- ", "") for heading in TRIVIAL.values())]
         lines += ["", f"## {titles.get(block.target, block.target)}", "", "| " + " | ".join(headings) + " |"]
@@ -112,6 +122,7 @@ def markdown(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
             if line.best:
                 cells["Ours"] = f"**{cells['Ours']}**"
             lines.append("| " + " | ".join(cells[key].replace("|", "\\|") for key in (*HEADINGS, *TRIVIAL)) + " |")
+    lines += [line for said in uneven(blocks) for line in ("", f"{UNEVEN} {said}.")]
     return "\n".join(lines) + "\n"
 
 
@@ -124,7 +135,7 @@ def latex(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
         "\\begin{table*}",
         "  \\centering\\scriptsize\\setlength{\\tabcolsep}{3pt}",
     ]
-    lines += [f"  \\caption{{{escaped(table.title)}. Dice in \\%; the interval is over support draws and images.}}"]
+    lines += [f"  \\caption{{{escaped(f'{table.title}. {caption(blocks)}')}}}"]
     lines += [f"  \\label{{tab:metaseg{table.number}}}"]
     for block in blocks:
         headings = [*HEADINGS, *(heading.replace("- ", "") for heading in TRIVIAL.values())]
@@ -143,7 +154,7 @@ def latex(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
                 cells["Ours"] = f"\\textbf{{{cells['Ours']}}}"
             lines.append("    " + " & ".join(cells[key] for key in (*HEADINGS, *TRIVIAL)) + " \\\\")
         lines += ["    \\bottomrule", "  \\end{tabular}", ""]
-    return "\n".join([*lines[:-1], "\\end{table*}"]) + "\n"
+    return "\n".join([*lines[:-1], "\\end{table*}", *(f"% {UNEVEN} {said}." for said in uneven(blocks))]) + "\n"
 
 
 def rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:

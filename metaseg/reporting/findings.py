@@ -1,4 +1,4 @@
-"""What the tables show: up to three sentences, and a figure of the differences that they count."""
+"""What the tables show: a few sentences, and a figure of the differences that they count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from metaseg.data.check import plural
 from metaseg.evaluation.paired import PairedTest
 from metaseg.plots.figures import look_of, plain_axes, save
-from metaseg.reporting.cells import Block
+from metaseg.reporting.cells import Block, covers
 
 SIGNIFICANT = 0.05
 """Level of p values corrected for all comparisons of a table."""
@@ -33,10 +33,15 @@ class Difference(NamedTuple):
     p: float
 
     @property
-    def certain(self) -> bool:
-        """Whether the interval excludes 0 and the corrected p value is small."""
+    def side(self) -> int:
+        """1 if the interval is above 0, -1 if below, else 0."""
         _, low, high = self.test.difference
-        return self.p < SIGNIFICANT and not low <= 0 <= high
+        return int(low > 0) - int(high < 0)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval excludes 0 and the corrected p value, which needs two seeds, is small."""
+        return self.p < SIGNIFICANT and self.side != 0
 
 
 def differences(blocks: Sequence[Block]) -> list[Difference]:
@@ -99,20 +104,32 @@ def draw(compared: Sequence[Difference], path: Path, titles: Mapping[str, str]) 
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     for place, system in enumerate(systems):
         panels[0].errorbar([], [], xerr=[], label=system, linewidth=1.4, capsize=2, linestyle="none", **look_of(place))
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=len(systems))
+    over = f"95 % intervals over {covers(one.test for one in compared)}"
+    figure.legend(
+        loc="outside lower center", frameon=False, fontsize=8, title=over, title_fontsize=8, ncols=len(systems)
+    )
     save(figure, path)
     return path
 
 
 def _against(compared: Sequence[Difference], opponent: str) -> str:
-    if not compared:
-        return ""
-    ahead = sum(one.certain and one.test.difference.mean > 0 for one in compared)
-    behind = sum(one.certain and one.test.difference.mean < 0 for one in compared)
-    return (
-        f"{compared[0].system} is ahead of {opponent} in {ahead} of {plural(len(compared), 'comparison')} and behind "
-        f"in {behind}; in {len(compared) - ahead - behind} the difference could be chance."
-    )
+    sentences = []
+    tested = [one for one in compared if one.test.seeds > 1]
+    if tested:
+        ahead, behind = (sum(one.certain and one.side == side for one in tested) for side in (1, -1))
+        sentences.append(
+            f"{tested[0].system} is ahead of {opponent} in {ahead} of {plural(len(tested), 'comparison')} and behind "
+            f"in {behind}; in {len(tested) - ahead - behind} the difference could be chance."
+        )
+    alone = [one for one in compared if one.test.seeds == 1]
+    if alone:
+        above, below = (sum(one.side == side for one in alone) for side in (1, -1))
+        sentences.append(
+            f"Over {covers(one.test for one in alone)}, the 95 % interval of {alone[0].system}'s lead over {opponent} "
+            f"is above 0 in {above} of {plural(len(alone), 'comparison')} and below 0 in {below}. This says nothing "
+            "about other seeds."
+        )
+    return " ".join(sentences)
 
 
 def _published(blocks: Sequence[Block]) -> str:

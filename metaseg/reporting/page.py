@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metaseg.reporting import exports
-from metaseg.reporting.cells import TRIVIAL, Block, Comparison, Line, known_mean
-from metaseg.reporting.differences import Initial, settings_of
+from metaseg.reporting.cells import TRIVIAL, Block, Comparison, Line, covers, known_mean
+from metaseg.reporting.differences import Initial, settings_of, uneven
 from metaseg.reporting.findings import findings
 from metaseg.reporting.runs import Found, Run
 from metaseg.runs.result import Weights
@@ -145,6 +145,7 @@ def _part(part: FilledTable, titles: Mapping[str, str]) -> dict[str, Any]:
         "table": part.table,
         "blocks": [_block(block, titles) for block in part.blocks],
         "pictures": part.pictures,
+        "uneven": uneven(part.blocks),
         "left_out": sorted({reason for block in part.blocks for cell in block.cells for reason in cell.left_out}),
     }
 
@@ -160,6 +161,7 @@ def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
     return {
         "target": titles.get(block.target, block.target),
         "lines": lines,
+        "over": covers(line.ours for line in block.lines if line.ours is not None),
         "by_seed": [
             (f"{line.row.label}, {line.shots[0]} shots", ", ".join(percent(mean) for mean in line.ours.by_seed))
             for line in block.lines
@@ -167,6 +169,7 @@ def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
         ],
         "stages": [_stages(line) for line in block.lines if line.stages is not None],
         "comparisons": [_comparison(one) for one in block.comparisons],
+        "compared_over": covers(one.test for one in block.comparisons if one.test is not None),
     }
 
 
@@ -192,6 +195,7 @@ def _comparison(one: Comparison) -> dict[str, str]:
             **found,
             "difference": "–",
             "interval": "no common images and draws",
+            "seeds": "",
             "p": "",
             "counts": "",
         }
@@ -200,7 +204,8 @@ def _comparison(one: Comparison) -> dict[str, str]:
         **found,
         "difference": exports.signed(mean),
         "interval": exports.signed_interval(low, high),
-        "p": "–" if math.isnan(one.p) else probability(one.p),
+        "seeds": str(one.test.seeds),
+        "p": "needs two seeds" if math.isnan(one.p) else probability(one.p),
         "counts": f"{one.test.images} ({one.test.ahead} / {one.test.behind}), {one.test.draws}",
     }
 

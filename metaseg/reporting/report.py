@@ -9,7 +9,7 @@ from metaseg.data import catalogue
 from metaseg.errors import MetasegError
 from metaseg.plots.figures import adaptation_curve
 from metaseg.reporting import comparisons
-from metaseg.reporting.cells import Block, blocks, matrix, trivial
+from metaseg.reporting.cells import Block, blocks, covers, matrix, trivial
 from metaseg.reporting.datasets import export_datasets, read_datasets
 from metaseg.reporting.differences import Initial, initial_weights
 from metaseg.reporting.exports import export
@@ -80,9 +80,10 @@ def _differences(parts: Sequence[FilledTable], folder: Path, titles: dict[str, s
     if not compared:
         return []
     path = draw_differences(compared, folder / "differences.png", titles)
+    over = covers(one.test for one in compared)
     caption = (
-        "Paired differences in Dice with 95 % intervals. Filled: the interval excludes 0, and p, corrected for all "
-        "comparisons of the table, is below 5 %; hollow: the difference could be chance."
+        f"Paired differences in Dice with 95 % intervals over {over}. Filled: the interval excludes 0, and p, which "
+        "needs two seeds and is corrected for all comparisons of the table, is below 5 %; hollow: the others."
     )
     names = {run.name for part in parts for block in part.blocks for run in block.runs}
     return [TableFigure("differences", comparisons.embedded(path, CURVE_WIDTH), caption, tuple(sorted(names)))]
@@ -96,7 +97,13 @@ def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str], label
         where = f"{titles.get(one.target, one.target)}, pair {one.pair}, {one.mixing} tasks"
         path = folder / f"shots_{one.pair}_{one.mixing}_{one.target}.png"
         draw(one, path, where, {learner: place for place, learner in enumerate(order)}, labels)
-        caption = f"Dice over the number of annotated images, {where}, with 95 % intervals. Grey: trivial baselines."
+        over = covers(point for curve in one.learners.values() for point in curve.values())
+        once = ", ".join(labels.get(learner, learner) for learner in one.once)
+        caption = (
+            f"Dice over the number of annotated images, {where}, with 95 % intervals over {over}. Networks are trained "
+            f"for each number{f', but those of {once} are the same at all numbers' if once else ''}. Grey: trivial "
+            "baselines."
+        )
         found.append(TableFigure("shots", comparisons.embedded(path, CURVE_WIDTH), caption, one.runs))
     return found
 

@@ -11,9 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from metaseg.evaluation.intervals import Interval
 from metaseg.plots.figures import BASELINE_DASHES, look_of, plain_axes, save
-from metaseg.reporting.cells import ours, trivial
+from metaseg.reporting.cells import Ours, ours, trivial
 from metaseg.reporting.runs import Run
 from metaseg.runs.summary import trivial_name
 from metaseg.runs.tables import identity
@@ -27,21 +26,27 @@ _BESIDE = ("pair", "tasks", "target", "shots", "evaluation")
 
 
 class OverShots(NamedTuple):
-    """One figure: learner → shots → Dice, fractions in [0, 1]; and each trivial baseline's by shots."""
+    """One figure: learner → shots → result; and each trivial baseline's Dice by shots, a fraction in [0, 1].
+
+    `once`: learners whose networks are the same at all numbers of shots; the others were trained for each number.
+    """
 
     pair: str
     mixing: str
     target: str
-    learners: dict[str, dict[int, Interval]]
+    learners: dict[str, dict[int, Ours]]
     trivial: dict[str, dict[int, float]]
     runs: tuple[str, ...]
+    once: tuple[str, ...]
 
 
 def over_shots(runs: Sequence[Run]) -> list[OverShots]:
     """Figures for each pair, way of mixing and target at which some learner has `LEAST` numbers of shots.
 
-    Learners that see no pair stand beside those of every pair. Of a learner with several settings those of most runs
-    are taken.
+    Learners that see no pair stand beside those of every pair. The runs of a curve have equal settings. Their networks
+    are the same at all numbers of shots, namely the checkpoint of test-only runs (`train: false`), or were trained for
+    each number, never both; of several such curves that with the most numbers is drawn. A seed counts once in each
+    point, by its run with the most scored images.
     """
     trained = [run for run in runs if _pair(run) != "none"]
     alone = [run for run in runs if _pair(run) == "none" and run.settings["learner"].get("train_on") != "target"]
@@ -50,13 +55,15 @@ def over_shots(runs: Sequence[Run]) -> list[OverShots]:
         here = [run for run in trained if (_pair(run), run.settings["tasks"]["mixing"]) == (pair, mixing)]
         for target in sorted({target for run in here for target in run.targets}):
             scored = [run for run in (*here, *alone) if target in run.targets]
-            chosen = {learner: _of_one_kind(learner, scored) for learner in sorted({run.learner for run in scored})}
+            learners = sorted({run.learner for run in scored})
+            chosen = {learner: _of_one_kind(learner, scored, target) for learner in learners}
             curves = {learner: _curve(some, target) for learner, some in chosen.items()}
             if max(len(curves[run.learner]) for run in here if target in run.targets) < LEAST:
                 continue
             used = [run for some in chosen.values() for run in some]
             names = tuple(sorted(run.name for run in used))
-            found.append(OverShots(pair, mixing, target, curves, _trivial(used, target), names))
+            once = tuple(learner for learner, some in chosen.items() if _networks(some[0]))
+            found.append(OverShots(pair, mixing, target, curves, _trivial(used, target), names, once))
     return found
 
 
@@ -74,7 +81,9 @@ def draw(figure: OverShots, path: Path, title: str, places: Mapping[str, int], l
     axes = canvas.subplots()
     counts = sorted({shots for curve in figure.learners.values() for shots in curve})
     for number, (learner, curve) in enumerate(figure.learners.items()):
-        means, lows, highs = (100 * np.array(values) for values in zip(*curve.values(), strict=True))
+        means, lows, highs = (
+            100 * np.array(values) for values in zip(*(point.dice for point in curve.values()), strict=True)
+        )
         reach = np.nan_to_num(np.stack([means - lows, highs - means]))
         beside = np.array(list(curve)) * (1 + APART * (number - (len(figure.learners) - 1) / 2))
         look = look_of(places[learner])
@@ -92,17 +101,28 @@ def draw(figure: OverShots, path: Path, title: str, places: Mapping[str, int], l
     return path
 
 
-def _of_one_kind(learner: str, runs: Sequence[Run]) -> list[Run]:
-    kinds: dict[str, list[Run]] = {}
-    for run in runs:
+def _of_one_kind(learner: str, runs: Sequence[Run], target: str) -> list[Run]:
+    """The runs of a learner's curve, one per seed and number of shots."""
+    kinds: dict[tuple[str, str], dict[tuple[int, int], Run]] = {}
+    # Later ones replace earlier ones of the same seed and shots.
+    for run in sorted(runs, key=lambda run: run.matrix(target).shape[::-1]):
         if run.learner == learner:
-            kinds.setdefault(repr(sorted(identity(run.settings, _BESIDE).items())), []).append(run)
-    return max(kinds.values(), key=len)
+            kind = _networks(run), repr(sorted(identity(run.settings, _BESIDE).items()))
+            kinds.setdefault(kind, {})[run.settings["shots"], run.settings["seed"]] = run
+    most = max(kinds.values(), key=lambda some: (len({shots for shots, _ in some}), len(some)))
+    return list(most.values())
 
 
-def _curve(runs: Sequence[Run], target: str) -> dict[int, Interval]:
+def _networks(run: Run) -> str:
+    """The checkpoint that a run only tested, without its seed, by which those of a sweep differ; "" if it trained."""
+    if run.settings.get("train", True) or _pair(run) == "none":
+        return ""
+    return str(run.settings.get("ckpt_path")).replace(f"seed{run.settings['seed']}", "seed")
+
+
+def _curve(runs: Sequence[Run], target: str) -> dict[int, Ours]:
     cells = {shots: ours(some, target) for shots, some in _by_shots(runs).items()}
-    return {shots: found.dice for shots, found in cells.items() if found is not None}
+    return {shots: found for shots, found in cells.items() if found is not None}
 
 
 def _trivial(runs: Sequence[Run], target: str) -> dict[str, dict[int, float]]:

@@ -49,8 +49,9 @@ _NO_PART = (
     *("seed", "learner.seed", "target", "pair.target", "train", "ckpt_path", "protocol", "scale", "evaluation.scratch"),
     *("evaluation.batch", "evaluation.curve", "evaluation.curve_limit"),
 )
-"""Settings that cannot change a score, or that only feed into others."""
+"""Settings that cannot change a score, that only feed into others, or that `fill` handles itself."""
 _SIZE = ("protocol.name", "data.source", "data.size", "model.name", "model.features")
+_TESTED = "only tested (train=false): its weights are those of another run, or initial ones"
 _MISSING = object()
 
 
@@ -183,11 +184,11 @@ def numbers_of(settings: schema.Run) -> tuple[int, ...]:
         columns = targets & set(table.columns) & set(_assignments(row.overrides).get("target", table.columns))
         return bool(columns) and settings.shots in row.shots
 
-    tables = [load_table(number) for number in NUMBERS]
+    tables, plain = [load_table(number) for number in NUMBERS], settings.plain
     return tuple(
         table.number
         for table in tables
-        if any(own and shown(table, row) for row, own in rows_of(table, [settings.plain]))
+        if any(own and shown(table, row) and _trained(row, plain) for row, own in rows_of(table, [plain]))
     )
 
 
@@ -196,7 +197,8 @@ def fill(table: Table, runs: Sequence[Finished]) -> list[TableCell]:
 
     A table has a single protocol, network and image size, the most frequent among its runs. Seeds of the same settings
     share a cell. If matching runs differ in other settings, those with the most seeds are shown, or at a tie those
-    closest to all other runs. The rest are left out with a reason.
+    closest to all other runs. The rest are left out with a reason; so are test-only runs of a row that trains, whose
+    weights may be of other shots or untrained. A finished cell that a sweep tests again still has `train: true`.
     """
     usual = _usual(runs)
     found = [
@@ -204,18 +206,25 @@ def fill(table: Table, runs: Sequence[Finished]) -> list[TableCell]:
         for row, own in rows_of(table, [run.settings for run in runs])
         for shots in row.shots
     ]
-    sizes = Counter(_size(run) for _, _, some in found for run in some)
+    sizes = Counter(_size(run) for row, _, some in found for run in some if _trained(row, run.settings))
     size = min(sizes, key=lambda one: (-sizes[one], one), default=())
     cells = []
     for row, shots, some in found:
         own = _assignments(row.overrides).get("target")
         for target in [target for target in table.columns if own is None or target in own]:
             here = [run for run in some if target in run.targets]
-            shown, left_out = _chosen(row, [run for run in here if _size(run) == size], usual)
-            others = [run for run in here if _size(run) != size]
-            reasons = tuple((run.name, f"different size or protocol: {_apart(_size(run), size)}") for run in others)
-            cells.append(TableCell(row, shots, target, shown, left_out + reasons))
+            trained = [run for run in here if _trained(row, run.settings)]
+            shown, left_out = _chosen(row, [run for run in trained if _size(run) == size], usual)
+            others = [run for run in trained if _size(run) != size]
+            reasons = [(run.name, f"different size or protocol: {_apart(_size(run), size)}") for run in others]
+            reasons += [(run.name, _TESTED) for run in here if not _trained(row, run.settings)]
+            cells.append(TableCell(row, shots, target, shown, (*left_out, *reasons)))
     return cells
+
+
+def _trained(row: Row, settings: Mapping[str, Any]) -> bool:
+    """Whether a run trained the weights that it tested, or the row needs no training."""
+    return not row.trains or bool(settings.get("train", True))
 
 
 def _size(run: Finished) -> tuple[tuple[str, str], ...]:
@@ -232,6 +241,19 @@ def identity(settings: Mapping[str, Any], irrelevant: Sequence[str] = ()) -> dic
     """The settings that can change a score, path → value, without the seed and the paths in `irrelevant`."""
     skipped = (*_NO_PART, *irrelevant)
     return {path: value for path, value in leaves(settings).items() if not within(path, skipped)}
+
+
+def in_common(row: Row, path: str) -> bool:
+    """Whether a setting should be equal in all runs of a table because it can change a score of this row.
+
+    Its learner, its overrides and the shots are meant to differ. `protocol` only feeds into others, but is the same for
+    all learners, so it shows which of their settings another version had.
+    """
+    if within(path, ("protocol",)):  # an untrained start is worth no images
+        return row.trains or (within(path, ("protocol.adapt",)) and path != "protocol.adapt.start_worth")
+    meant = ("learner", "shots", *_assignments(row.overrides), *_irrelevant(row))
+    training = () if row.trains else ("start", "starts", "trainer")
+    return not within(path, (*_NO_PART, *meant, *training, "model.recipe", "starts.dir", "starts.learner.adapt"))
 
 
 def _chosen(row: Row, runs: Sequence[Any], usual: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:

@@ -35,7 +35,8 @@ class Status:
 def status_of(directory: RunDirectory, settings: Mapping[str, Any]) -> Status:
     """The status of the cell in `directory`, given its resolved `settings`.
 
-    A setting that only one of the two has was added or removed between versions and is ignored.
+    A setting that only one of the two has was added or removed between versions and is ignored here; the report names
+    those that can change a score.
 
     Raises:
         MetasegError: if the settings of a run that was begun cannot be read.

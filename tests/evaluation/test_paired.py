@@ -26,6 +26,22 @@ def test_thousands_of_images_do_not_tell_two_seeds_apart():
     assert result.difference.low < 0 < result.difference.high
 
 
+@pytest.mark.parametrize("seeds", [None, [0, 0, 0], [0, 0, 1]])
+def test_draws_of_one_seed_give_an_interval_but_no_p(seeds):
+    # The second seed of the last has no image that both scored.
+    first, second = np.full((3, 4), 0.7), np.full((3, 4), 0.5)
+    first[2] = NAN
+    result = paired_test(first, second, seeds=seeds)
+    assert (result.seeds, result.draws) == (1, 2)
+    assert np.isnan(result.p)
+    assert result.difference == pytest.approx((0.2, 0.2, 0.2))
+
+
+def test_p_is_over_the_seeds_that_both_have():
+    result = paired_test(np.full((3, 4), 0.7), np.full((3, 4), 0.5), seeds=[0, 0, 1])
+    assert (result.seeds, result.p) == (2, 0)
+
+
 def test_only_cells_that_both_scored_count():
     # Both scored: draw 0 of image 0 (+0.2), draw 1 of image 1 (+0.1). Image 2 and draw 2 have no common cell.
     first = np.array([[0.7, 0.9, NAN], [NAN, 0.6, 0.1], [0.1, NAN, NAN]])
@@ -38,7 +54,7 @@ def test_only_cells_that_both_scored_count():
 def test_swapping_the_learners_swaps_the_sign():
     generator = np.random.default_rng(0)
     first, second = generator.uniform(size=(2, 3, 80))
-    there, back = paired_test(first, second), paired_test(second, first)
+    there, back = (paired_test(*pair, seeds=[0, 1, 1]) for pair in ((first, second), (second, first)))
     assert there.p == pytest.approx(back.p)
     assert there.difference.mean == pytest.approx(-back.difference.mean)
     assert (there.ahead, there.behind) == (back.behind, back.ahead)
@@ -46,7 +62,7 @@ def test_swapping_the_learners_swaps_the_sign():
 
 def test_equal_scores_are_no_difference():
     scores = np.random.default_rng(1).uniform(size=(2, 10))
-    result = paired_test(scores, scores)
+    result = paired_test(scores, scores, seeds=[0, 1])
     assert (result.p, result.ahead, result.behind) == (1.0, 0, 0)
     assert result.difference == (0, 0, 0)
 

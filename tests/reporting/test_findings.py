@@ -13,8 +13,8 @@ from metaseg.reporting.findings import differences, draw, findings
 SCRATCH = "Training from scratch"
 
 
-def compared(second, mean, low, high, p=0.01, shots=5, first="iMAML"):
-    test = PairedTest(Interval(mean, low, high), p, images=10, draws=3, ahead=5, behind=5)
+def compared(second, mean, low, high, p=0.01, shots=5, first="iMAML", seeds=3):
+    test = PairedTest(Interval(mean, low, high), p, seeds, images=10, draws=3, ahead=5, behind=5)
     return Comparison(first, second, shots, test, p, opponent={SCRATCH: "scratch"}.get(second, second.lower()))
 
 
@@ -32,6 +32,22 @@ def test_only_what_is_certain_is_called_ahead_or_behind():
     corrected = compared(SCRATCH, 0.03, 0.001, 0.06, p=0.2, shots=50)
     (sentence,) = findings([block(ahead, behind, unsure, corrected)])
     assert "in 1 of 4 comparisons and behind in 1; in 2" in sentence
+
+
+def test_intervals_of_one_seed_are_counted_and_called_so():
+    alone = {"p": float("nan"), "seeds": 1}
+    ahead = compared(SCRATCH, 0.04, 0.01, 0.07, **alone)
+    behind = compared(SCRATCH, -0.04, -0.07, -0.01, shots=10, **alone)
+    unsure = compared(SCRATCH, 0.04, -0.01, 0.09, shots=20, **alone)
+    nan = compared(SCRATCH, 0.04, float("nan"), float("nan"), shots=50, **alone)
+    (sentence,) = findings([block(ahead, behind, unsure, nan)])
+    assert sentence == (
+        "Over draws and groups of images of one seed, the 95 % interval of iMAML's lead over training from scratch is "
+        "above 0 in 1 of 4 comparisons and below 0 in 1. This says nothing about other seeds."
+    )
+    (both,) = findings([block(ahead, compared(SCRATCH, 0.04, 0.01, 0.07, shots=20))])
+    assert both.startswith("iMAML is ahead of training from scratch in 1 of 1 comparison and behind in 0; in 0")
+    assert both.endswith("is above 0 in 1 of 1 comparison and below 0 in 0. This says nothing about other seeds.")
 
 
 def test_learners_and_the_paper_have_sentences_of_their_own():
@@ -63,6 +79,7 @@ def test_the_figure_has_a_panel_for_each_opponent_and_a_row_for_each_cell(tmp_pa
     second = block(compared("MAML", -0.04, -0.07, -0.01, shots=20), target="kvasir", table=6)
     draw(differences([first, second]), tmp_path / "differences.png", {"isic": "ISIC-2018"})
     scratch, maml = kept[0].axes
+    assert kept[0].legends[0].get_title().get_text() == "95 % intervals over seeds and groups of images"
     assert [label.get_text() for label in scratch.get_yticklabels()] == [
         "table 2: ISIC-2018, 5 shots",
         "table 6: kvasir, 20 shots",

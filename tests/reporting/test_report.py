@@ -19,9 +19,9 @@ from run_directories import TRIVIAL, write_run
 
 from metaseg.cli.report import main
 from metaseg.evaluation.intervals import bootstrap_interval, holm
-from metaseg.reporting.cells import blocks
-from metaseg.reporting.differences import initial_weights, settings_of
-from metaseg.reporting.exports import escaped, markdown, signed
+from metaseg.reporting.cells import blocks, ours
+from metaseg.reporting.differences import initial_weights, settings_of, uneven
+from metaseg.reporting.exports import caption, escaped, markdown, signed
 from metaseg.reporting.page import size_of, strengths_of, weights_of
 from metaseg.reporting.runs import read_run, read_runs
 from metaseg.reporting.shots import over_shots
@@ -173,7 +173,8 @@ def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
 
 def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):
     for learner, dice in (("imaml", 0.8), ("maml", 0.75), ("joint", 0.79), ("scratch", 0.6)):
-        write_run(tmp_path / learner, learner, dice=dice, images=12, draws=3)
+        for seed in (0, 1):
+            write_run(tmp_path / f"{learner}{seed}", learner, seed=seed, dice=dice, images=12, draws=3)
     (alone,) = blocks(load_table(2), read_runs(tmp_path).runs)
     for path in tmp_path.glob("*/per_image.csv"):
         table = pd.read_csv(path, dtype={"image": str})
@@ -191,6 +192,57 @@ def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_o
     assert len(tests) == 3
     assert [one.p for one in alone.comparisons] == holm(tests)
     assert max(one.p for one in alone.comparisons) > min(tests)
+
+
+def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
+    for learner in ("imaml", "maml"):
+        write_run(tmp_path / learner, learner)
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    (row,) = [row for row in page_of(tmp_path).rows if row and row[0] == "iMAML − MAML"]
+    assert row[4:6] == ["1", "needs two seeds"]
+    of_one = "interval is over draws and groups of images of one seed."
+    assert page.count(of_one) == 2
+    for suffix in ("md", "tex"):
+        assert of_one in (tmp_path / "report" / f"table2.{suffix}").read_text(encoding="utf-8")
+    write_run(tmp_path / "maml1", "maml", seed=1)
+    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
+    assert caption([block]) == (
+        "Dice in %; the interval is over seeds and groups of images, or draws and groups of images of one seed."
+    )
+    assert block.comparisons[0].test.seeds == 1
+
+
+def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):
+    def write(name, keys, of="a", epochs=4, **changes):
+        starts = {"dir": of, "epochs": epochs, "learner": {"adapt": {"steps": epochs}}}
+        path = write_run(tmp_path / name, name, starts=starts, **changes) / "result.json"
+        data = {
+            of: {"images": 9, "groups": 9, "key": 32 * key} for of, key in zip(("isic", "kvasir"), keys, strict=True)
+        }
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
+
+    def protocol(**adapt):
+        return {"name": "tuned", "adapt": adapt}
+
+    write("imaml", "ab", protocol=protocol(steps=50, start_worth=2), tasks__query=5)
+    write("maml", "ab", of="b", epochs=10, learner__adapt={"steps": 10}, protocol=protocol(steps=50), tasks__query=5)
+    # Q follows K.
+    write("joint", "cb", protocol=protocol(steps=50, start_worth=2), shots=10, tasks__query=10)
+    # What trains on no pair has no part in its settings, nor do the images of a dataset that it is not tested on.
+    write("scratch", "ad", epochs=20, pair="none", protocol=protocol(steps=40), trainer={"max_epochs": 9})
+    filled = blocks(load_table(2), read_runs(tmp_path).runs)
+    lines = [
+        "protocol.adapt.start_worth: 2, but absent in maml",
+        "protocol.adapt.steps: 50, but 40 in scratch",
+        "starts.epochs: 4, but 10 in maml",
+        "images of isic: aaaaaaaa, but cccccccc in joint",
+    ]
+    assert uneven(filled) == lines
+    assert all(f"Runs of this table differ in {line}." in markdown(filled, TITLES) for line in lines)
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert all(f"<li>{line}</li>" in page for line in lines)
 
 
 def test_a_cell_is_the_bootstrap_of_seeds_with_all_their_draws(runs):
@@ -323,6 +375,14 @@ def test_runs_outside_the_tables_are_shown_with_the_reason(runs):
     assert "size or protocol: model.features=16" in page
 
 
+def test_runs_that_only_test_are_shown_outside_the_tables_with_the_reason(tmp_path):
+    write_run(tmp_path / "tested", "imaml", train=False, ckpt_path="runs/a/checkpoints/best.ckpt")
+    assert main([str(tmp_path)]) == 0
+    assert line_of(table_of(tmp_path, 2), "iMAML")["ours"] == ""
+    assert [row[0] for row in page_of(tmp_path).rows if len(row) == 8 and row[1] == "imaml"] == ["tested"]
+    assert "tested: only tested (train=false)" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
 def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
     for shots, dice in ((1, 0.4), (5, 0.6), (50, 0.8)):
         for seed in (0, 1):
@@ -331,7 +391,9 @@ def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
     write_run(tmp_path / "other", "imaml", dice=0.3, shots=5, pair="isic_ph2")
     (found,) = over_shots(read_runs(tmp_path).runs)
     assert (found.pair, found.target) == ("ph2_kvasir", "isic")
-    means = {learner: {shots: dice.mean for shots, dice in curve.items()} for learner, curve in found.learners.items()}
+    means = {
+        learner: {shots: one.dice.mean for shots, one in curve.items()} for learner, curve in found.learners.items()
+    }
     assert means["imaml"] == pytest.approx({1: 0.4, 5: 0.6, 50: 0.8}, abs=0.03)
     assert means["scratch"] == pytest.approx({1: 0.3, 5: 0.5, 50: 0.7}, abs=0.03)
     assert set(found.trivial["centred_disc"]) == {1, 5, 50}
@@ -340,6 +402,45 @@ def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
     page = (tmp_path / "report" / "index.html").read_text()
     order = ("What was found", "Paired differences in Dice", "Dice over the number of annotated images", 'id="read"')
     assert sorted(order, key=page.index) == list(order)
+
+
+@pytest.mark.long
+def test_a_curve_over_shots_is_of_one_trained_network_and_counts_a_seed_once(tmp_path):
+    for shots, dice in ((1, 0.4), (5, 0.6), (50, 0.8)):
+        for seed in (0, 1):
+            path = f"runs/imaml_5shot_seed{seed}/checkpoints/best.ckpt"
+            name = f"tested{shots}-{seed}"
+            write_run(
+                tmp_path / name, dice=dice, shots=shots, seed=seed, draws=3, images=9, train=False, ckpt_path=path
+            )
+    write_run(tmp_path / "trained5", dice=0.6, shots=5)
+    write_run(tmp_path / "trained20", dice=0.9, shots=20)
+    write_run(
+        tmp_path / "again5",
+        dice=0.6,
+        shots=5,
+        draws=3,
+        train=False,
+        ckpt_path="runs/imaml_5shot_seed0/checkpoints/best.ckpt",
+    )
+    write_run(tmp_path / "joint5", "joint", dice=0.6, shots=5)
+    write_run(tmp_path / "scratch5", "scratch", pair="none", train=False)
+    (found,) = over_shots(read_runs(tmp_path).runs)
+    assert list(found.learners["imaml"]) == [1, 5, 50]
+    assert found.once == ("imaml",)
+    # Of the seed 0 at five shots, the run with twelve images replaces that with nine.
+    tested = [f"tested{shots}-{seed}" for shots in (1, 5, 50) for seed in (0, 1) if (shots, seed) != (5, 0)]
+    assert set(found.runs) == {*tested, "again5", "joint5", "scratch5"}
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "trained for each number, but those of iMAML are the same at all numbers." in page
+
+
+def test_runs_of_one_seed_are_one_seed(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_run(tmp_path / name, seed=seed)
+    found = ours(read_runs(tmp_path).runs, "isic")
+    assert (found.seeds, len(found.by_seed)) == (2, 2)
 
 
 @pytest.mark.long

@@ -12,7 +12,7 @@ from experiments import shares
 from metaseg.errors import MetasegError
 from metaseg.runs import tables
 from metaseg.runs.schema import Run, read
-from metaseg.runs.tables import NUMBERS, fill, load_table, matches, required
+from metaseg.runs.tables import NUMBERS, fill, load_table, matches, numbers_of, required
 from metaseg.sweeps.cells import of_tables
 
 
@@ -226,6 +226,22 @@ def test_a_table_compares_runs_of_one_size_and_protocol():
         "large": "different size or protocol: data.size=256",
         "paper": "different size or protocol: protocol.name=paper",
     }
+
+
+def test_a_run_that_only_tests_fills_no_row_that_trains():
+    tested = made("tested", train=False, ckpt_path="runs/of/5shot/checkpoints/best.ckpt", data__size=256)
+    cells = fill(load_table(2), [tested, made("scratch", "scratch", train=False), made("seed1", seed=1, train=True)])
+    assert cell_of(cells, "scratch", 5).runs
+    cell = cell_of(cells, "imaml", 5)
+    assert [run.name for run in cell.runs] == ["seed1"]
+    assert [(name, "train=false" in reason) for name, reason in cell.left_out] == [("tested", True)]
+
+
+def test_only_a_run_that_trains_is_labelled_with_the_tables_it_fills():
+    trained = composed("learner=imaml", "pair=ph2_kvasir", "shots=5")
+    assert 2 in numbers_of(read(Run, trained))
+    trained.train = False
+    assert numbers_of(read(Run, trained)) == ()
 
 
 def test_recipes_are_chosen_on_datasets_that_no_table_tests_on():

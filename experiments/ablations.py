@@ -21,7 +21,7 @@ NAMES = {
     "encoder-and-strengths": "the encoder in the inner problem, a strength λ for each layer",
     "four-times": "four times as many outer steps",
     "joint": "joint training",
-    "joint-four-times": "joint training, as many passes as four times the steps of iMAML",
+    "joint-equal-compute": "joint training, as many passes of images as iMAML",
 }
 
 

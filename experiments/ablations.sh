@@ -20,21 +20,21 @@ ablation() { # NAME LEARNER SETTINGS...
   run "$1-1shot" "$2" shots=1 train=false ckpt_path="$root/$1-5shot/checkpoints/best.ckpt" "${@:3}"
 }
 
-as_in_table_6() { # NAME LEARNER
-  local trained=experiments/results/small-tuned/isic_ph2_exclusive/${2}_5shot_seed0/checkpoints/best.ckpt
+tested() { # NAME LEARNER RUN: a run that experiments/comparison.sh has trained for table 6
   for shots in 5 1; do
-    run "$1-${shots}shot" "$2" pair=isic_ph2 "shots=$shots" train=false "ckpt_path=$trained"
+    run "$1-${shots}shot" "$2" pair=isic_ph2 "shots=$shots" train=false "ckpt_path=$3/checkpoints/best.ckpt"
   done
 }
 
-as_in_table_6 as-it-is imaml
+table6=experiments/results/small-tuned/isic_ph2_exclusive
+tested as-it-is imaml "$table6/imaml_5shot_seed0"
 ablation without-own-colours imaml pair=isic_ph2 tasks.recolour=0
 ablation three-pools imaml 'pair=[isic,ph2,lgg]' tasks.count=75
 ablation all-own-colours imaml pair=isic_ph2 tasks.recolour=1
-# Half of the outer steps: with the encoder in the inner problem each takes six times as long.
+# Half of the outer steps: with the encoder in the inner problem each takes four times as long.
 ablation encoder-and-strengths imaml pair=isic_ph2 learner.strengths.by=layer learner.inner.rates.encoder=0.1 \
-  learner.inner.steps=16 trainer.max_epochs=2 starts.epochs=4
-# Longer training: four times as many outer steps of iMAML, and as many passes of images of joint training.
-ablation four-times imaml pair=isic_ph2 trainer.max_epochs=16 starts.epochs=4
-as_in_table_6 joint joint
-ablation joint-four-times joint pair=isic_ph2 trainer.max_passes=27000 trainer.max_epochs=24 starts.epochs=4
+  learner.inner.steps=16 trainer.max_epochs=2
+# Longer training: four times as many outer steps; joint training for as many passes of images as iMAML takes.
+ablation four-times imaml pair=isic_ph2 trainer.max_epochs=16
+tested joint joint "$table6/joint_5shot_seed0"
+tested joint-equal-compute joint experiments/results/small-equal-compute/isic_ph2_exclusive/joint_5shot_seed0

@@ -13,8 +13,10 @@ for seed in 0 1 2; do
     done
   done
 done
-# Joint training for as many passes of images as iMAML takes (7,100), instead of as many outer steps.
-for table in 2 6; do
-  python train.py -m "experiment=table$table" scale=small learner=joint shots=5 seed=0 trainer=cpu logger=csv \
-    trainer.max_passes=7100 trainer.max_epochs=8 hydra.sweep.dir=experiments/results/small-equal-compute
-done
+# Joint training for as many passes of images as iMAML takes (compute.json), instead of as many outer steps.
+equal() { # TABLE PASSES
+  python train.py -m "experiment=table$1" scale=small learner=joint shots=5 seed=0 trainer=cpu logger=csv \
+    "trainer.max_passes=$2" trainer.max_epochs=20 hydra.sweep.dir=experiments/results/small-equal-compute
+}
+equal 6 17000
+equal 2 20200

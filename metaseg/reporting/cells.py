@@ -49,6 +49,7 @@ class Stages:
         before: Dice before adaptation, a fraction like the next two.
         inner: after the inner problem of training alone.
         alone: of the fine-tuned network alone: alpha = 1, neither fold networks nor mirror images.
+        unsolved: share of training's inner problems that were not solved.
         passes: operations of training, in forward and backward passes of one image.
         seconds: of training without validation.
     """
@@ -56,6 +57,7 @@ class Stages:
     before: float | None
     inner: float | None
     alone: float | None
+    unsolved: float | None
     passes: float | None
     seconds: float | None
 
@@ -175,6 +177,7 @@ def stages(runs: Sequence[Run], target: str) -> Stages | None:
         before=known_mean(one.dsc_before.mean for one in scores if one.dsc_before),
         inner=known_mean(one.dsc_inner.mean for one in scores if one.dsc_inner),
         alone=known_mean(one.dsc_alone.mean for one in scores if one.dsc_alone),
+        unsolved=known_mean(cost.unsolved / cost.inner_problems for cost in costs if cost.inner_problems),
         passes=known_mean(cost.passes for cost in costs),
         seconds=known_mean(cost.seconds for cost in costs),
     )

@@ -136,7 +136,7 @@ class MetaTraining(NetworkModule):
                 log.warning(sentence)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as `NetworkModule` does, plus the inner problem's state and counts of unsolved problems and skipped steps."""
+        """Save as `NetworkModule` does, plus the inner problem, and counts of unsolved ones and of skipped steps."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["skipped"] = self.skipping.total
         checkpoint["inner_problem"] = self.learner.inner_state()

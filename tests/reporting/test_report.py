@@ -160,15 +160,16 @@ def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
         result = json.loads(path.read_text())
         result["targets"]["isic"] |= {"dsc_inner": {"mean": inner}, "dsc_alone": {"mean": inner - 0.1}}
         result["compute"] = {"outer_steps": 10, "operations": 1e9, "passes": passes, "seconds": 60 * (seed + 1)}
+        result["compute"] |= {"inner_problems": 20, "unsolved": 4 * seed}
         path.write_text(json.dumps(result))
     write_run(tmp_path / "joint", "joint")
     assert main([str(tmp_path)]) == 0
     rows = table_of(tmp_path, 2)
-    columns = ("after_inner_problem", "alone", "training_passes", "training_seconds")
-    assert [float(line_of(rows, "iMAML")[name]) for name in columns] == pytest.approx([75, 65, 1500, 90])
-    assert [line_of(rows, "Joint training + fine-tuning")[name] for name in columns] == [""] * 4
-    (line,) = [row for row in page_of(tmp_path).rows if row[:2] == ["iMAML", "5"] and len(row) == 8]
-    assert (line[3:5], line[6:]) == (["75.0", "65.0"], ["1,500", "1.5"])
+    columns = ("after_inner_problem", "alone", "unsolved", "training_passes", "training_seconds")
+    assert [float(line_of(rows, "iMAML")[name]) for name in columns] == pytest.approx([75, 65, 10, 1500, 90])
+    assert [line_of(rows, "Joint training + fine-tuning")[name] for name in columns] == [""] * 5
+    (line,) = [row for row in page_of(tmp_path).rows if row[:2] == ["iMAML", "5"] and len(row) == 9]
+    assert (line[3:5], line[6:]) == (["75.0", "65.0"], ["10 %", "1,500", "1.5"])
 
 
 def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):

@@ -1,4 +1,4 @@
-"""Training with outer steps that are skipped: what they cost, and a run that goes on after one."""
+"""Training with outer steps that are skipped, a run that goes on after one, and a budget of passes."""
 
 import math
 
@@ -9,6 +9,7 @@ from conftest import TINY, settings_of
 
 from metaseg import tracking
 from metaseg.data.module import EpisodicData
+from metaseg.errors import MetasegError
 from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
 from metaseg.training.fitting import fit
@@ -27,7 +28,7 @@ class Killed(Exception):
 def run(tmp_path, monkeypatch):
     """Train with one skipped step, until an error where ``killed`` says: its directory, tasks and step sizes."""
 
-    def call(name, killed=None, checkpoint=None):
+    def call(name, *overrides, killed=None, checkpoint=None):
         settings = settings_of(
             *TINY,
             "learner=fomaml",
@@ -36,6 +37,7 @@ def run(tmp_path, monkeypatch):
             f"tasks.count={2 * STEPS}",
             f"trainer.max_epochs={EPOCHS}",
             "trainer.save_every=1",
+            *overrides,
         )
         seen, rates = [], []
         usual_step, usual_update = MetaTraining.training_step, MetaTraining._step
@@ -85,3 +87,10 @@ def test_a_skipped_step_costs_itself_alone_and_a_run_killed_after_it_goes_on_bit
     curves = [pd.read_csv(one.metrics) for one in (directory, broken)]
     pd.testing.assert_frame_equal(*curves)
     assert [one.read_compute().outer_steps for one in (directory, broken)] == [total - 1] * 2
+
+
+def test_epochs_that_end_before_the_passes_are_an_error(run):
+    with pytest.raises(
+        MetasegError, match=r"trainer.max_epochs=1 ended training after \d % of trainer.max_passes=1e\+06"
+    ):
+        run("short", "trainer.max_epochs=1", "trainer.max_passes=1e6")

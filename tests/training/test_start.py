@@ -71,6 +71,12 @@ def test_the_shared_start_depends_on_pair_model_and_seed_and_not_on_learner_shot
     assert len({place(), *(place(one) for one in others)}) == 1 + len(others)
 
 
+@pytest.mark.parametrize("scale", ["full", "small", "toy"])
+def test_a_learner_that_trains_for_longer_has_the_same_start(scale):
+    usual, longer = (settings_of(f"scale={scale}", *more) for more in ([], ["trainer.max_epochs=50"]))
+    assert usual.starts.epochs == usual.trainer.max_epochs == longer.starts.epochs
+
+
 def test_learners_begin_from_one_joint_training_made_once(tmp_path, train):
     starts = [f"starts.dir={tmp_path / 'starts'}", "start=joint", "starts.epochs=1", "starts.shots=2", "starts.query=2"]
     still = "learner.optimizer.lr=1e-12"

@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # Dice over the number of annotated images, 1 to 50, on 200 images of each target: learners that experiments/comparison.sh
 # has trained with five shots (seed 0), and no pair. Run it in the repository's root with METASEG_DATA set; cells that are
-# there, or whose learner is not trained yet, are skipped. `python -m metaseg report experiments/results/small-images` draws
-# the figure.
+# there, or whose learner is not trained yet, are skipped. Draws of one or two images differ most, so there are ten of them.
+# `python -m metaseg report experiments/results/small-images` draws the figure. Arguments: numbers of images, else all.
 set -euo pipefail
+numbers=${*:-1 2 5 10 20 50}
 trained=experiments/results/small-tuned
 root=experiments/results/small-images
 
 run() { # FOLDER SHOTS SETTINGS...
   [ -f "$root/$1/result.json" ] && return
-  python train.py scale=small "shots=$2" "${@:3}" evaluation.limit=200 'evaluation.curve=[]' logger=csv trainer=cpu \
+  local draws=3
+  if [ "$2" -le 2 ]; then draws=10; fi
+  python train.py scale=small "shots=$2" "evaluation.draws=$draws" "${@:3}" evaluation.limit=200 'evaluation.curve=[]' logger=csv trainer=cpu \
     hydra.run.dir="$root/$1"
 }
 
 figure() { # PAIR TARGET
-  for shots in 1 2 5 10 20 50; do
+  for shots in $numbers; do
     run "alone/scratch_${shots}shot_$2" "$shots" learner=scratch pair=none "target=[$2]"
     for learner in imaml maml joint; do
       local weights=$trained/$1_exclusive/${learner}_5shot_seed0/checkpoints/best.ckpt

@@ -177,7 +177,7 @@ def stages(runs: Sequence[Run], target: str) -> Stages | None:
         before=known_mean(one.dsc_before.mean for one in scores if one.dsc_before),
         inner=known_mean(one.dsc_inner.mean for one in scores if one.dsc_inner),
         alone=known_mean(one.dsc_alone.mean for one in scores if one.dsc_alone),
-        unsolved=known_mean(cost.unsolved / cost.inner_problems for cost in costs if cost.inner_problems),
+        unsolved=known_mean((cost.unsolved or 0) / cost.inner_problems for cost in costs if cost.inner_problems),
         passes=known_mean(cost.passes for cost in costs),
         seconds=known_mean(cost.seconds for cost in costs),
     )

@@ -172,6 +172,17 @@ def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
     assert (line[3:5], line[6:]) == (["75.0", "65.0"], ["10 %", "1,500", "1.5"])
 
 
+@pytest.mark.parametrize(
+    ("protocol", "model", "warned"),
+    [("tuned", "attention_unet", True), ("tuned", "pretrained", False), ("paper", "attention_unet", False)],
+)
+def test_a_recipe_that_saw_the_targets_is_named(tmp_path, protocol, model, warned):
+    write_run(tmp_path / "run", "imaml", protocol__name=protocol, model__name=model)
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert ("chosen with targets of the tables in view" in text) == warned
+
+
 def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):
     for learner, dice in (("imaml", 0.8), ("maml", 0.75), ("joint", 0.79), ("scratch", 0.6)):
         for seed in (0, 1):

@@ -22,7 +22,7 @@ ablation() { # NAME LEARNER SETTINGS...
 
 tested() { # NAME LEARNER RUN: a run that experiments/comparison.sh has trained for table 6
   for shots in 5 1; do
-    run "$1-${shots}shot" "$2" pair=isic_ph2 "shots=$shots" train=false "ckpt_path=$3/checkpoints/best.ckpt"
+    run "$1-${shots}shot" "$2" pair=isic_ph2 "shots=$shots" train=false "ckpt_path='$3/checkpoints/best.ckpt'"
   done
 }
 
@@ -37,4 +37,5 @@ ablation encoder-and-strengths imaml pair=isic_ph2 learner.strengths.by=layer le
 # Longer training: four times as many outer steps; joint training for as many passes of images as iMAML takes.
 ablation four-times imaml pair=isic_ph2 trainer.max_epochs=16
 tested joint joint "$table6/joint_5shot_seed0"
-tested joint-equal-compute joint experiments/results/small-equal-compute/isic_ph2_exclusive/joint_5shot_seed0
+tested joint-equal-compute joint \
+  experiments/results/small-equal-compute/isic_ph2_exclusive/joint_5shot_trainer.max_passes=17000_trainer.max_epochs=20_seed0

@@ -33,7 +33,7 @@ from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
 from metaseg.training.last_checkpoint import latest
 from metaseg.training.process import device_of_tests, prepare_process, require_devices
-from metaseg.training.start import go_to, starting_point
+from metaseg.training.start import go_to, recorded, starting_point
 
 FROM_SCRATCH = " from scratch"
 """Suffix of a target's name for the learner trained on the support set alone."""
@@ -121,7 +121,7 @@ def carry_out(
             data=data.provenance(),
             settings=settings.plain,
             compute=directory.read_compute(),
-            start=start,
+            start=recorded(start, settings),
             weights=None if learner.weights is None else Weights.model_validate(learner.weights.to_dict()),
             **learned,
             **provenance.of_run(started),

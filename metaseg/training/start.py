@@ -84,6 +84,11 @@ def go_to(start: str, settings: Run, learner: Learner) -> None:
     load_weights(learner, _joint(settings) if start == "joint" else Path(start))
 
 
+def recorded(start: str, settings: Run) -> str:
+    """The result of `starting_point` for result.json: of "joint" the checkpoint, as its directory names its settings."""
+    return str(_best(joint_settings(settings))) if start == "joint" else start
+
+
 def joint_settings(settings: Run) -> Run:
     """The settings of the joint training shared by learners with these settings."""
     plain = settings.plain
@@ -113,11 +118,14 @@ def directory_of(settings: Run) -> Path:
     return Path(settings.starts.dir) / f"{settings.pair.name}-seed{settings.seed}-{key}"
 
 
+def _best(settings: Run) -> Path:
+    return RunDirectory(directory_of(settings)).checkpoints / "best.ckpt"
+
+
 def _joint(settings: Run) -> Path:
     """The best checkpoint of the shared joint training, which is started or resumed if needed."""
     settings = joint_settings(settings)
-    directory = RunDirectory(directory_of(settings))
-    best = directory.checkpoints / "best.ckpt"
+    directory, best = RunDirectory(directory_of(settings)), _best(settings)
     directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.path / ".start.lock")
     try:

@@ -85,7 +85,7 @@ def go_to(start: str, settings: Run, learner: Learner) -> None:
 
 
 def recorded(start: str, settings: Run) -> str:
-    """The result of `starting_point` as result.json has it: of "joint" the checkpoint, whose path tells its settings."""
+    """The result of `starting_point` for result.json: of "joint" the checkpoint, whose path tells its settings."""
     return str(_best(joint_settings(settings))) if start == "joint" else start
 
 

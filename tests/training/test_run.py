@@ -28,7 +28,7 @@ from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
 from metaseg.training.callbacks import TrainingProgress, Unchanging
 from metaseg.training.last_checkpoint import LastCheckpoint, latest
-from metaseg.training.run import begin, refuse_another
+from metaseg.training.run import begin, refuse_another, scratch_settings
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
 DIRECTORY = "metaseg.runs.directory.RunDirectory."
@@ -86,6 +86,12 @@ def test_every_kind_of_learner_leaves_a_whole_run_directory(train, trained, tmp_
 def test_figures_are_drawn(trained, name):
     with Image.open(trained / "figures" / f"{name}.png") as figure:
         assert len(figure.convert("L").getcolors()) > 10
+
+
+@pytest.mark.parametrize("chosen", [[], ["model=pretrained"], ["protocol=paper"]], ids=str)
+def test_scratch_beside_a_learner_is_that_of_its_own_run(chosen):
+    own = settings_of("learner=scratch", *chosen).learner.model_dump()
+    assert own | scratch_settings(settings_of(*chosen)).model_dump() == own
 
 
 def test_one_model_is_tested_on_several_targets_and_against_scratch(train, tmp_path):

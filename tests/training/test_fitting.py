@@ -86,7 +86,8 @@ def test_a_skipped_step_costs_itself_alone_and_a_run_killed_after_it_goes_on_bit
     assert all(torch.equal(gone_on[name], value) for name, value in whole.items())
     curves = [pd.read_csv(one.metrics) for one in (directory, broken)]
     pd.testing.assert_frame_equal(*curves)
-    assert [one.read_compute().outer_steps for one in (directory, broken)] == [total - 1] * 2
+    costs = [one.read_compute() for one in (directory, broken)]
+    assert [(one.outer_steps, one.inner_problems) for one in costs] == [(total - 1, 2 * (total - 1))] * 2
 
 
 def test_epochs_that_end_before_the_passes_are_an_error(run):

@@ -48,8 +48,11 @@ _NO_PART = (
     *WITHOUT_EFFECT,
     *("seed", "learner.seed", "target", "pair.target", "train", "ckpt_path", "protocol", "scale", "evaluation.scratch"),
     *("evaluation.batch", "evaluation.curve", "evaluation.curve_limit"),
+    *("model.recipe", "starts.dir", "starts.learner.adapt"),
 )
 """Settings that cannot change a score, that only feed into others, or that `fill` handles itself."""
+_ABSENT = {"learner.adapt.start_worth": 0, "learner.prior": False}
+"""What runs of versions without these settings did: fine-tuning followed to its end, logits from even odds."""
 _SIZE = ("protocol.name", "data.source", "data.size", "model.name", "model.features")
 _TESTED = "only tested (train=false): its weights are those of another run, or initial ones"
 _MISSING = object()
@@ -240,7 +243,7 @@ def _apart(one: tuple[tuple[str, str], ...], other: tuple[tuple[str, str], ...])
 def identity(settings: Mapping[str, Any], irrelevant: Sequence[str] = ()) -> dict[str, Any]:
     """The settings that can change a score, path → value, without the seed and the paths in `irrelevant`."""
     skipped = (*_NO_PART, *irrelevant)
-    return {path: value for path, value in leaves(settings).items() if not within(path, skipped)}
+    return {path: value for path, value in (_ABSENT | leaves(settings)).items() if not within(path, skipped)}
 
 
 def in_common(row: Row, path: str) -> bool:
@@ -253,7 +256,7 @@ def in_common(row: Row, path: str) -> bool:
         return row.trains or (within(path, ("protocol.adapt",)) and path != "protocol.adapt.start_worth")
     meant = ("learner", "shots", *_assignments(row.overrides), *_irrelevant(row))
     training = () if row.trains else ("start", "starts", "trainer")
-    return not within(path, (*_NO_PART, *meant, *training, "model.recipe", "starts.dir", "starts.learner.adapt"))
+    return not within(path, (*_NO_PART, *meant, *training))
 
 
 def _chosen(row: Row, runs: Sequence[Any], usual: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:

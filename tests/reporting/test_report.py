@@ -183,6 +183,14 @@ def test_a_recipe_that_saw_the_targets_is_named(tmp_path, protocol, model, warne
     assert ("chosen with targets of the tables in view" in text) == warned
 
 
+def test_runs_of_a_version_without_a_setting_stand_beside_those_that_do_the_same(tmp_path):
+    for seed, changes in enumerate(({}, {"learner__adapt__start_worth": 0, "model__recipe": {"adapt": 1}})):
+        write_run(tmp_path / str(seed), "scratch", seed=seed, **changes)
+    write_run(tmp_path / "another", "scratch", seed=2, learner__adapt__start_worth=2)
+    assert main([str(tmp_path)]) == 0
+    assert line_of(table_of(tmp_path, 2), "Training from scratch")["seeds"] == "2"
+
+
 def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):
     for learner, dice in (("imaml", 0.8), ("maml", 0.75), ("joint", 0.79), ("scratch", 0.6)):
         for seed in (0, 1):

@@ -146,6 +146,7 @@ def follow(rank, folder, chosen):
 
 
 @pytest.mark.long
+@pytest.mark.slow  # at the end one of the processes can abort in gloo
 @pytest.mark.parametrize(
     ("exists", "done"), [(True, {"loads"}), pytest.param(False, {"trains", "loads"}, marks=pytest.mark.slow)]
 )

@@ -12,17 +12,12 @@ def convolution(groups, transposed, of_input):
     x = torch.randn(2, 8, 6, 6, requires_grad=of_input)
     shape = (8, 4 // groups, 3, 3) if transposed else (4, 8 // groups, 3, 3)
     weight = torch.randn(shape, requires_grad=True)
-    return (
-        x,
-        weight,
-        (
-            lambda x, weight, groups: (
-                (conv_transpose2d if transposed else conv2d)(x, weight, stride=2, padding=1, groups=groups)
-                .sum()
-                .backward()
-            )
-        ),
-    )
+    convolve = conv_transpose2d if transposed else conv2d
+
+    def run(x, weight, groups):
+        convolve(x, weight, stride=2, padding=1, groups=groups).sum().backward()
+
+    return x, weight, run
 
 
 def counted(counter, *work):

@@ -70,7 +70,7 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_skipped_step_costs_itself_alone_and_a_run_killed_after_it_goes_on_bitwise(run, monkeypatch):
+def test_a_skipped_step_costs_itself_alone_and_a_run_killed_after_it_goes_on_bitwise(run):
     directory, seen, rates = run("whole")
     total = EPOCHS * STEPS
     assert len(seen) == len(set(seen)) == total

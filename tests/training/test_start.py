@@ -143,10 +143,12 @@ def follow(rank, folder, chosen):
     start.load_weights = lambda *_: note("loads")
     note("arrives")
     start.go_to("joint", chosen, build_learner(chosen))
+    # A run would go on. Gloo aborts a process that ends with its threads alive, or whose partner has gone before.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.long
-@pytest.mark.slow  # at the end one of the processes can abort in gloo
 @pytest.mark.parametrize(
     ("exists", "done"), [(True, {"loads"}), pytest.param(False, {"trains", "loads"}, marks=pytest.mark.slow)]
 )

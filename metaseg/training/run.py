@@ -107,7 +107,7 @@ def carry_out(
     )
     try:
         if checkpoint is None:
-            go_to(start, settings, learner)
+            go_to(start, settings, learner, {pool.name: pool.key for pool in data.pools})
         device = device_of_tests(settings.trainer, fit(settings, learner, data, loggers, directory, checkpoint))
         parts = score(settings, learner, data, device, Share.here())
         if parts is None:

@@ -8,6 +8,7 @@ Each learner then trains with its own full schedule; the learner joint trains fo
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from metaseg import tracking
 from metaseg.data.module import EpisodicData
+from metaseg.documents import read_json
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
-from metaseg.runs.directory import RunDirectory
+from metaseg.runs.directory import RunDirectory, replacing
 from metaseg.runs.schema import Run, checked
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
 from metaseg.training.fitting import fit
@@ -73,15 +75,21 @@ def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> st
     return str(path)
 
 
-def go_to(start: str, settings: Run, learner: Learner) -> None:
+def go_to(start: str, settings: Run, learner: Learner, images: Mapping[str, str]) -> None:
     """Load the weights named by `starting_point` into a learner; runs joint training first if needed.
 
+    Args:
+        start: the result of `starting_point`.
+        settings: the resolved configuration.
+        learner: the learner it describes.
+        images: dataset → key of its images, of the pair.
+
     Raises:
-        MetasegError: if the checkpoint belongs to another network.
+        MetasegError: if the checkpoint belongs to another network, or the shared start was trained on other images.
     """
     if start == "model":
         return
-    load_weights(learner, _joint(settings) if start == "joint" else Path(start))
+    load_weights(learner, _joint(settings, images) if start == "joint" else Path(start))
 
 
 def recorded(start: str, settings: Run) -> str:
@@ -122,20 +130,24 @@ def _best(settings: Run) -> Path:
     return RunDirectory(directory_of(settings)).checkpoints / "best.ckpt"
 
 
-def _joint(settings: Run) -> Path:
+def _joint(settings: Run, images: Mapping[str, str]) -> Path:
     """The best checkpoint of the shared joint training, which is started or resumed if needed."""
     settings = joint_settings(settings)
     directory, best = RunDirectory(directory_of(settings)), _best(settings)
     directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.path / ".start.lock")
     try:
-        if _is_trained(directory, lock, _connected(settings)):
+        trained = _is_trained(directory, lock, _connected(settings))
+        _require_images(directory, images)
+        if trained:
             log.info("All learners of this comparison start from %s, which exists already.", best)
             return best
         log.info("All learners of this comparison start from joint training: %s.", directory.path)
         resumed = latest(directory)
         if _is_first():
             directory.write_config(settings.plain)
+            with replacing(_images_of(directory)) as path:
+                path.write_text(json.dumps(images, indent=2), encoding="utf-8")
         data = EpisodicData(settings)
         data.setup()
         learner = build_learner(settings)
@@ -144,6 +156,25 @@ def _joint(settings: Run) -> Path:
         return best
     finally:
         lock.release()
+
+
+def _images_of(directory: RunDirectory) -> Path:
+    return directory.path / "images.json"
+
+
+def _require_images(directory: RunDirectory, images: Mapping[str, str]) -> None:
+    """Refuse a start that was trained, in part or in whole, on other images under the same names.
+
+    Raises:
+        MetasegError: if it was.
+    """
+    path = _images_of(directory)
+    trained_on = read_json(path) if path.is_file() else images  # new, or made before images were recorded
+    if changed := sorted(name for name in images if images[name] != trained_on.get(name)):
+        raise MetasegError(
+            f"{directory.path} was trained on other images of {', '.join(changed)} than those in data.root now; delete "
+            "that folder to train the start again, or keep both with another starts.dir."
+        )
 
 
 def _is_first() -> bool:

@@ -101,6 +101,13 @@ def test_learners_begin_from_one_joint_training_made_once(tmp_path, train):
     assert 0 < compute[0]["passes"] < compute[1]["passes"]  # second derivatives cost more
     assert json.loads((tmp_path / "maml" / "compute.json").read_text()) == compute[1]
 
+    replaced = json.loads((made / "images.json").read_text())
+    replaced["kvasir"] = "other files"
+    (made / "images.json").write_text(json.dumps(replaced))
+    refused = train(*starts, "learner=maml", directory=tmp_path / "refused")
+    assert refused.returncode == 1
+    assert f"{made} was trained on other images of kvasir" in refused.stderr
+
 
 @pytest.mark.long
 def test_training_ends_once_its_passes_are_spent(tmp_path):
@@ -142,7 +149,7 @@ def follow(rank, folder, chosen):
     start.fit = lambda *_: note("trains")
     start.load_weights = lambda *_: note("loads")
     note("arrives")
-    start.go_to("joint", chosen, build_learner(chosen))
+    start.go_to("joint", chosen, build_learner(chosen), {})
     # A run would go on. Gloo aborts a process that ends with its threads alive, or whose partner has gone before.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

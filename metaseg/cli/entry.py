@@ -208,11 +208,12 @@ def refuse_half_a_sweep() -> None:
     """Refuse `experiment=tableN` without -m, which would silently be a single run of the defaults.
 
     Raises:
-        MetasegError: an experiment was chosen without -m.
+        MetasegError: a table was chosen without -m.
     """
     hydra_config = HydraConfig.get()
     chosen = hydra_config.runtime.choices.get("experiment", "none")
-    if hydra_config.mode == RunMode.RUN and chosen != "none":
+    sweeper = hydra_config.sweeper
+    if hydra_config.mode == RunMode.RUN and (sweeper.get("table") or sweeper.get("tables")):
         raise MetasegError(f"experiment={chosen} is a sweep: add -m, or --dry-run -m to list its cells.")
 
 

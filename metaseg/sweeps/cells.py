@@ -15,8 +15,10 @@ from metaseg.errors import MetasegError
 from metaseg.runs.settings import WITHOUT_EFFECT, within
 from metaseg.runs.tables import Table
 
-_OF_THE_SWEEP = ("experiment", "scale", "protocol")
+_OF_THE_SWEEP = ("scale", "protocol")
 """Settings that are already part of the name of a table's sweep directory."""
+_NO_NAME = ("experiment", "trainer")
+"""Settings that no cell is named by."""
 _LONGEST = 150
 """Longest directory name in characters; most file systems allow 255 bytes."""
 
@@ -54,7 +56,7 @@ def of_multirun(choices: Sequence[Choice]) -> list[Cell]:
     choices = list({choice.key: choice for choice in choices}.values())
     for values in itertools.product(*(choice.values for choice in choices)):
         overrides = tuple((choice.key, value) for choice, value in zip(choices, values, strict=True))
-        named = [(key, value) for key, value in overrides if not within(key, WITHOUT_EFFECT) and key != "trainer"]
+        named = [(key, value) for key, value in overrides if not within(key, WITHOUT_EFFECT) and key not in _NO_NAME]
         name, seedless = (
             _safe(",".join(f"{key}={value}" for key, value in named if key not in left_out)) or "defaults"
             for left_out in ((), ("seed",))
@@ -75,12 +77,13 @@ def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequenc
         MetasegError: no cell matches the choices.
     """
     given = {choice.key: choice.values for choice in choices}
-    several = [key for key in _OF_THE_SWEEP if len(given.get(key, ())) > 1]
+    several = [key for key in ("experiment", *_OF_THE_SWEEP) if len(given.get(key, ())) > 1]
     if several:
         raise MetasegError(
             f"A sweep of tables takes a single {several[0]}, found {','.join(given[several[0]])}; run one command each."
         )
     seeds_wanted = given.pop("seed", tuple(str(seed) for seed in seeds))
+    given.pop("experiment", None)  # it defines the sweep; a cell is a single run
     cells: list[Cell] = []
     for table in tables:
         fixed = _pairs(table.fixed)
@@ -94,7 +97,7 @@ def of_tables(tables: Iterable[Table], choices: Sequence[Choice], seeds: Sequenc
                 for combination in itertools.product(*(values for _, values in free)):
                     added = dict(zip((key for key, _ in free), combination, strict=True))
                     settings = fixed | chosen | added | {"seed": seed}
-                    named = {key: value for key, value in added.items() if key not in (*_OF_THE_SWEEP, "trainer")}
+                    named = {key: value for key, value in added.items() if key not in (*_OF_THE_SWEEP, *_NO_NAME)}
                     name, seedless = (_name(settings, own, named, with_seed) for with_seed in (True, False))
                     cells.append(Cell(name, tuple(settings.items()), seedless))
     if not cells:

@@ -53,9 +53,7 @@ def job_of(root: Path, overrides: list[str]) -> Job:
     """The job with these overrides, which include ``hydra.sweep.subdir``."""
     marker = "hydra.sweep.subdir="
     name = next(override for override in overrides if override.startswith(marker)).removeprefix(marker).strip("'")
-    # `experiment` defines the sweep; the cell itself is a single run.
-    kept = [override for override in overrides if not override.startswith((marker, "experiment="))]
-    return Job(name, root / name, kept)
+    return Job(name, root / name, [override for override in overrides if not override.startswith(marker)])
 
 
 def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], threads: int, device: str | None) -> None:

@@ -97,13 +97,15 @@ def test_an_interrupted_sweep_resumes_its_cell(tmp_path):
     assert begun.steps > 2
 
 
-def test_cells_are_processes_of_their_own_and_log_to_their_directory(train, tmp_path):
+def test_cells_are_processes_of_their_own_with_the_experiments_settings_and_log_to_their_directory(train, tmp_path):
     directory = tmp_path / "sweep"
-    ended = train("learner=scratch", "shots=3", f"hydra.sweep.dir={directory}", "-m")
+    ended = train("experiment=recipes", "shots=3", f"hydra.sweep.dir={directory}", "-m")
     assert ended.returncode == 0, ended.stderr
     assert "finished after" in ended.stdout
     (finished,) = directory.rglob("result.json")
     assert "after adaptation" in (finished.parent / "log.txt").read_text()
+    result = json.loads(finished.read_text())
+    assert (result["settings"]["learner"]["name"], sorted(result["targets"])) == ("scratch", ["cvc", "ph2"])
 
 
 @pytest.mark.long

@@ -67,6 +67,14 @@ def test_one_seed_leaves_draws_as_units():
     assert bootstrap_interval(scores, seeds=[3] * 5) == bootstrap_interval(scores)
 
 
+def test_seeds_that_agree_by_chance_leave_draws_as_units():
+    scores = np.tile([[0.1], [-0.1]], (2, 30)) + 0.5
+    agree, independent = (bootstrap_interval(scores, seeds=labels) for labels in ([0, 0, 1, 1], None))
+    assert agree == independent
+    assert agree.high - agree.low > 0.1
+    assert p_value(scores - 0.45, seeds=[0, 0, 1, 1]) == p_value(scores - 0.45) > 0.05
+
+
 def test_a_single_group_leaves_an_interval_over_seeds():
     scores = crossed(np.random.default_rng(9), 3, 30, (0.1, 0.2, 0.05))
     means = scores.mean(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 
 DISTRIBUTION = "metaseg-implicit"
@@ -26,6 +27,11 @@ def shown(text: object) -> str:
 def reason(error: BaseException) -> str:
     """What an error says, for a sentence; its type if it says nothing."""
     return shown(str(error).strip() or type(error).__name__)
+
+
+def listed(values: Sequence[object], most: int = 8) -> str:
+    """The first values for a sentence, and how many more there are."""
+    return ", ".join(map(str, values[:most])) + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
 def quoted(value: object) -> str:

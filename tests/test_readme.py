@@ -54,7 +54,11 @@ APPENDED = {
     "metaseg train -m experiment=table2 --dry-run": TOY,
     "metaseg train -m experiment=table2": TOY,
     "metaseg train -m experiment=tables seed=0,1,2": [*TOY, "--dry-run"],
-    "metaseg train -m experiment=recipes learner.adapt.steps=80,160": [*SMALL, HERE],
+    "metaseg train -m experiment=recipes learner.adapt.steps=80,160": [
+        *(one for one in SMALL if not one.startswith("model.")),
+        "model.widths=[8,8]",
+        HERE,
+    ],
     "metaseg train -m learner=imaml,maml shots=5,20 hydra.sweep.dir=DIR": [*SMALL, HERE],
     "metaseg pretrain model.features=8": TINY_PRETRAINING,
     "metaseg adapt --help": [],

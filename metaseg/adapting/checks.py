@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from metaseg.data.check import plural
+from metaseg.errors import listed
 
 SHARE_RATIO = 30
 """Warn if the largest foreground fraction exceeds the smallest by this factor [D]. Five random images do so in one of
@@ -82,8 +83,7 @@ def _look(images: np.ndarray) -> np.ndarray:
 
 
 def _named(names: Sequence[str], which: np.ndarray) -> str:
-    chosen = [name for name, is_one in zip(names, which, strict=True) if is_one]
-    return ", ".join(chosen[:4]) + (f" and {len(chosen) - 4} more" if len(chosen) > 4 else "")
+    return listed([name for name, is_one in zip(names, which, strict=True) if is_one], 4)
 
 
 def _size(size: tuple[int, int]) -> str:

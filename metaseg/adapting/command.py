@@ -34,6 +34,7 @@ from metaseg.runs import schema
 from metaseg.runs.directory import replacing
 
 _INPUTS = ("support", "images", "truth")
+_HOW = ("steps", "lr", "size", "crop", "per_step", "folds")
 _SCORES = ["dsc", "iou"]
 Read = TypeVar("Read")
 _COMPARED = (128, 128)  # pixels: the size at which new images are compared with annotated ones
@@ -79,6 +80,13 @@ def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
         raise MetasegError(
             f"support=DIR is required, the annotated images, unless checkpoint is a segmenter ({model_file.SUFFIX})."
         )
+    if _kept(settings):
+        without_effect = ("recipe",) if settings.support else ("recipe", *_HOW)
+        if lost := [name for name in without_effect if getattr(settings, name) is not None]:
+            raise MetasegError(
+                f"A saved segmenter {'adapts by its own recipe' if settings.support else 'segments as it is'}, found "
+                f"{lost[0]}={getattr(settings, lost[0])}; leave it out, or adapt a model or run anew."
+            )
     given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
     paths = {key: Path(value).expanduser() for key, value in given.items() if value is not None}
     paths["out"] /= below
@@ -144,8 +152,7 @@ def _adapted(
     settings: schema.Adaptation,
     progress: Callable[[int, int], None],
 ) -> Adapted:
-    names = ("steps", "lr", "seed", "size", "crop", "per_step", "folds")
-    how: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    how: dict[str, Any] = {name: getattr(settings, name) for name in ("seed", *_HOW)}
     adapt = source.adapt if isinstance(source, Model) else source.with_more
     return adapt(pictures, masks, **how, budget=settings.budget, progress=progress)
 

@@ -12,7 +12,7 @@ import numpy as np
 from metaseg.adapting.formats import READABLE, instance, pages, read, read_mask, segmented, stem, suffix
 from metaseg.adapting.masks import RawMask
 from metaseg.data.layouts import natural_key
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, listed
 
 _NOTES = (".txt", ".md", ".csv", ".tsv", ".xlsx", ".json", ".xml", ".yaml", ".html", ".db", ".ini")
 MASK_ENDINGS = ("_mask", "-mask", "_segmentation", "_seg", "_lesion", "_label")
@@ -62,10 +62,13 @@ class Annotated:
 def images_in(folder: Path) -> list[Source]:
     """All images directly in a folder, in natural order; each page of a TIFF and slice of a NIfTI file is an image.
 
+    Masks beside their images, such as a_mask.png beside a.jpg, are none.
+
     Raises:
         MetasegError: if the folder does not exist or has no images.
     """
-    paths = _files(folder)
+    masks = _masks_beside(folder)
+    paths = [path for path in _files(folder) if path not in masks]
     if not paths:
         meant = f"; did you mean {folder / 'images'}?" if (folder / "images").is_dir() else "."
         raise MetasegError(f"Expected images in {folder}, found none of {', '.join(READABLE)}{meant}")
@@ -94,16 +97,26 @@ def _numbered(name: str, page: int) -> str:
 
 
 def passed_over(folder: Path) -> list[str]:
-    """A warning about files that are neither readable images nor notes, if there are any."""
+    """Warnings about files that are neither readable images nor notes, and about masks beside their images."""
+    masks = [path.name for path in _masks_beside(folder)]
     others = [
         path.name
         for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
         if path.is_file() and not path.name.startswith(".") and suffix(path) not in (*READABLE, *_NOTES)
     ]
-    if not others:
-        return []
-    named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-    return [f"{folder} contains files of unsupported formats, which are ignored ({named}); save them as PNG."]
+    return [
+        f"{folder} contains {what}, which are ignored ({listed(names, 3)}){advice}."
+        for what, names, advice in (
+            ("files of unsupported formats", others, "; save them as PNG"),
+            ("masks beside their images", masks, ""),
+        )
+        if names
+    ]
+
+
+def _masks_beside(folder: Path) -> list[Path]:
+    paths = {stem(path): path for path in _files(folder)}
+    return [path for name, path in paths.items() if _without_ending(name, paths) != name]
 
 
 def annotated_in(folder: Path) -> list[Annotated]:
@@ -119,9 +132,9 @@ def annotated_in(folder: Path) -> list[Annotated]:
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
         images, masks = (list(_unique(_files(folder / name))) for name in ("images", "masks"))
     else:
-        paths = {stem(path): path for path in _unique(_files(folder))}
-        masks = [path for name, path in paths.items() if _without_ending(name, paths) != name]
-        images = [path for path in paths.values() if path not in masks]
+        paths = list(_unique(_files(folder)))
+        masks = _masks_beside(folder)
+        images = [path for path in paths if path not in masks]
         if not masks:
             raise MetasegError(
                 f"Expected annotated images in {folder}: folders images and masks with matching stems, or pairs such "
@@ -134,8 +147,7 @@ def annotated_in(folder: Path) -> list[Annotated]:
     if not any(segmented(mask.path) for mask in found.values() if mask.page is not None):  # else a part of a series
         lonely = [f"{source.path.name} has no mask" for source in sources if source.name not in found] + lonely
     if lonely or not sources:
-        what = "; ".join(lonely[:3]) + (f" and {len(lonely) - 3} more" if len(lonely) > 3 else "")
-        raise MetasegError(f"Expected a mask for each image in {folder}, found {what or 'no images'}.")
+        raise MetasegError(f"Expected a mask for each image in {folder}, found {listed(lonely, 3) or 'no images'}.")
     pairs = [Annotated(source, found[source.name]) for source in sources if source.name in found]
     kept = [one for one in pairs if one.mask.page is None or one.mask.read_mask().values.any()]
     if not kept:

@@ -131,7 +131,7 @@ class _Bounded(TorchFunctionMode):
 
 
 def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained:
-    """The settings with an adaptation recipe of the run's network.
+    """The settings with an adaptation recipe of the run's network; a start that saw no task stays worth no images.
 
     Raises:
         MetasegError: if there is no recipe of that name.
@@ -146,6 +146,8 @@ def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained
             "omit it to adapt as in the run."
         )
     given = {name: value for name, value in known[recipe] if name in known[recipe].model_fields_set}
+    if not get_class(settings.learner.target_).trains:  # type: ignore[attr-defined]
+        given.pop("start_worth", None)
     adapt = settings.learner.adapt.model_copy(update={**given, "by": "recipe"})
     return settings.model_copy(update={"learner": settings.learner.model_copy(update={"adapt": adapt})})
 

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from metaseg.data.check import plural
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, listed
 
 Kind = Literal["grey", "index", "colour", "soft"]
 
@@ -241,7 +241,7 @@ class Reading:
         """
         if label not in self.labels:
             found = (
-                f"labels {_listed(self.labels)}" if self.labels else "no labels, as they are empty or have soft edges"
+                f"labels {listed(self.labels)}" if self.labels else "no labels, as they are empty or have soft edges"
             )
             raise MetasegError(f"Expected label={label} in the masks, found {found}; choose another, or omit label.")
 
@@ -274,22 +274,18 @@ class Reading:
                 yield f"soft edges; foreground = brighter than {rule.above:g}"
                 continue
             if kind == "colour":
-                named = _listed([f"{label} = #{code:06x}" for code, label in rule.labels.items() if label])
+                named = listed([f"{label} = #{code:06x}" for code, label in rule.labels.items() if label])
                 background = next((code for code, label in rule.labels.items() if not label), 0)
                 yield f"{plural(sum(map(bool, rule.labels.values())), 'colour')} on #{background:06x}: {named}"
             elif len(rule.labels) > 2:
                 what = "labels, as palette indices," if kind == "index" else "labels"
-                yield f"{len(rule.labels)} {what} {_listed(sorted(rule.labels))}"
+                yield f"{len(rule.labels)} {what} {listed(sorted(rule.labels))}"
             else:
-                yield f"{'two values' if len(rule.labels) == 2 else 'one value'}, {_listed(sorted(rule.labels))}"
+                yield f"{'two values' if len(rule.labels) == 2 else 'one value'}, {listed(sorted(rule.labels))}"
             if self.label is not None:
                 yield f"foreground = label {self.label}"
             elif len(self.labels) > 1:
                 yield "foreground = everything above the background; label=N chooses one"
-
-
-def _listed(found: Sequence[object], most: int = 8) -> str:
-    return ", ".join(map(str, found[:most])) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def decide(surveys: Sequence[Survey], label: int | None = None) -> Reading:
@@ -351,7 +347,7 @@ def require_foreground(reading: Reading, names: Sequence[str]) -> None:
     if reading.empty:
         raise MetasegError(
             f"Expected foreground in at least one mask, found {plural(len(names), 'empty mask')} "
-            f"({_listed(names, 3)}); mark what is to be segmented."
+            f"({listed(names, 3)}); mark what is to be segmented."
         )
 
 

@@ -72,9 +72,6 @@ def render(
         summary=summary,
         trivial=TRIVIAL,
         capsule=capsule_facts(parts),
-        recipe_saw_targets=any(
-            _at(run, "protocol", "name") == "tuned" and _at(run, "model", "name") != "pretrained" for run in runs
-        ),
         weights=weights_of(runs, parts),
         strengths=strengths_of(runs),
         initial=[_initial(group, titles) | {"pictures": pictures} for group, pictures in starts],

@@ -352,7 +352,9 @@ class Trainer(Stopping):
     tf32: bool = setting("allow TF32 in convolutions and matrix products on a GPU")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("training precision, as in Lightning")
     max_epochs: Count = setting("maximum number of epochs")
-    max_passes: Positive | None = optional("maximum number of image passes, which the learning-rate schedule follows")
+    max_passes: Positive | None = optional(
+        "number of image passes to spend, which the learning-rate schedule follows; nothing stops early"
+    )
     save_every: Count = setting("outer steps between writes of last.ckpt")
     skip_norm: Positive | None = optional(
         "norm of the outer gradient above which a step is skipped; null: only if it is not finite"
@@ -422,8 +424,8 @@ class Run(Group):
     adapt: Recipe = setting("adaptation to a target")
     start: str = setting("where training starts: auto, model, joint, a run directory or a checkpoint")
     starts: Starts = setting("the shared start")
-    train: bool = setting("train; false: only test the weights of ckpt_path, or the initial ones")
-    ckpt_path: Path | None = setting("last: resume the run; a path: start from that checkpoint")
+    train: bool = setting("train; false: only test the weights of ckpt_path, or of start")
+    ckpt_path: Path | None = setting("last: resume the run; with train=false, the checkpoint to test")
     protocol: Protocol = setting("values that the other groups refer to")
     scale: Scale = setting("size of the experiment")
     experiment: Experiment | None = optional("the paper's tables")
@@ -507,7 +509,7 @@ class Pretraining(Group):
     """pretrain.py: pre-train a U-Net on brain MRI."""
 
     seed: Natural = setting("seed of initial weights, split and batches")
-    ckpt_path: Path | None = setting("last: resume the run; a path: start from that checkpoint")
+    ckpt_path: Path | None = setting("last: resume the run")
     model: Width = setting("the U-Net")
     data: Slices = setting("brain-MRI slices")
     optimizer: Adam = setting("Adam")

@@ -27,7 +27,9 @@ def callbacks(trainer: schema.Trainer, directory: RunDirectory, interruption: In
         interruption: a request to end.
     """
     best = BestCheckpoint(directory.checkpoints, MONITOR)
-    patience = sys.maxsize if trainer.patience is None else trainer.patience
+    patience = sys.maxsize
+    if trainer.patience is not None and trainer.max_passes is None:  # a budget is spent whole
+        patience = trainer.patience
     stop: Callback = (
         Unchanging(trainer.min_delta, patience)
         if trainer.stop_by == "training"

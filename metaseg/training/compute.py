@@ -40,7 +40,7 @@ class Compute(Callback):
 
     Raises:
         MetasegError: if ``most`` is given for a network that cannot process a single image, and at the end of training
-            if `trainer.max_epochs` are over before.
+            if that was before.
     """
 
     def __init__(self, learner: Learner, size: int, directory: RunDirectory, most: float | None = None) -> None:
@@ -97,10 +97,11 @@ class Compute(Callback):
         """Write outer steps, operations and image passes over all ranks, seconds, and unsolved inner problems."""
         if not (trainer.is_global_zero and self._state["counted"]):
             return
-        if self._most is not None and self.spent < 1 and trainer.current_epoch == trainer.max_epochs:
+        if self._most is not None and self.spent < 1:
             raise MetasegError(
-                f"trainer.max_epochs={trainer.max_epochs} ended training after {100 * self.spent:.0f} % of "
-                f"trainer.max_passes={self._most:g}; raise trainer.max_epochs and go on with ckpt_path=last."
+                f"Training ended after {100 * self.spent:.0f} % of trainer.max_passes={self._most:g}, in epoch "
+                f"{trainer.current_epoch} of trainer.max_epochs={trainer.max_epochs}; raise that and go on with "
+                "ckpt_path=last, unless the loss is not finite."
             )
         operations = self._operations()
         self._directory.write_compute(

@@ -50,6 +50,11 @@ def run(config: DictConfig) -> Result | None:
     """
     started = time.monotonic()
     settings = schema.read(schema.Run, config)
+    if settings.adapt.recipe == "quick" and settings.protocol.name == "paper":
+        raise MetasegError(
+            "adapt.recipe=quick chooses among the network's recipes, but protocol=paper has its own; set learner.adapt "
+            "or protocol=tuned."
+        )
     directory, checkpoint = prepare(settings)
     data = EpisodicData(settings)
     learner = build_learner(settings)  # before images are decoded, which can take minutes
@@ -148,8 +153,8 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
         The run directory, and the checkpoint to start from.
 
     Raises:
-        MetasegError: on too few GPUs, a GPU this torch has no kernels for, a missing checkpoint, or a directory that
-            holds another run.
+        MetasegError: on too few GPUs, a GPU this torch has no kernels for, a checkpoint that is missing or not this
+            run's, or a directory that holds another run.
     """
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     if settings.trainer.accelerator not in ("cpu", "mps"):
@@ -157,9 +162,24 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
     require_devices(settings.trainer)
     prepare_process(settings.trainer.tf32)
     checkpoint = find_checkpoint(settings.ckpt_path, directory)
+    if checkpoint is not None and (isinstance(settings, schema.Pretraining) or settings.train):
+        require_resumable(directory, checkpoint)
     refuse_another(directory, checkpoint)
     L.seed_everything(settings.seed, workers=True, verbose=False)
     return directory, checkpoint
+
+
+def require_resumable(directory: RunDirectory, checkpoint: Path) -> None:
+    """Refuse to train on from anything but the run's own state: epochs, optimiser and best loss would be another run's.
+
+    Raises:
+        MetasegError: if the checkpoint is that of another run, or holds the best weights alone.
+    """
+    if not is_own(directory, checkpoint) or checkpoint.name == "best.ckpt":
+        raise MetasegError(
+            f"ckpt_path goes on with the run in hydra.run.dir, so it must be last, found {checkpoint}; to test a "
+            f"checkpoint, add train=false, and to begin a new run from its weights, set start={checkpoint} instead."
+        )
 
 
 @rank_zero_only

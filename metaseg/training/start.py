@@ -44,7 +44,7 @@ def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> st
     """Resolve ``start`` for a learner: "model", "joint", or a checkpoint's path.
 
     ``start=auto`` follows the protocol for learners that train the model's network on the pair. Learners that train on
-    the support set alone or on the target, or have their own network, start from their model.
+    the support set alone or on the target, or have their own network, start from their model, as does ``train=false``.
 
     Args:
         settings: the resolved configuration.
@@ -57,7 +57,8 @@ def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> st
     start, chosen = settings.start, settings.learner
     own, of_target = chosen.network is not None, chosen.train_on == "target"
     if start == "auto":
-        return settings.protocol.start if learner.trains and not (own or of_target) else "model"
+        trains = settings.train and learner.trains
+        return settings.protocol.start if trains and not (own or of_target) else "model"
     if start == "joint" and (own or of_target):
         reason = "has its own network" if own else "trains on the target"
         raise MetasegError(
@@ -149,7 +150,10 @@ def _joint(settings: Run, images: Mapping[str, str]) -> Path:
             with replacing(_images_of(directory)) as path:
                 path.write_text(json.dumps(images, indent=2), encoding="utf-8")
         data = EpisodicData(settings)
-        data.setup()
+        try:
+            data.setup()
+        except MetasegError as error:
+            raise MetasegError(f"The shared start takes its shots and query images from starts: {error}") from error
         learner = build_learner(settings)
         loggers = tracking.build_loggers(settings.logger, directory, settings.plain, resume=resumed is not None)
         fit(settings, learner, data, loggers, directory, resumed)

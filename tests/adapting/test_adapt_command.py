@@ -89,6 +89,10 @@ def test_a_saved_segmenter_segments_more_images_without_the_annotated_ones(adapt
     assert "Dice to expect" in again.stdout
     first, second = (pd.read_csv(folders / name / "results.csv") for name in ("out", "again"))
     assert (first["area"] - second["area"]).abs().max() <= 0.01 * 48 * 64  # half precision
+    for setting, more in (("steps=5", None), ("recipe=quick", folders / "support")):
+        refused = adapt(setting, checkpoint=kept, support=more, images=folders / "new", out=folders / "refused")
+        assert refused.returncode == 1
+        assert f"found {setting}; leave it out" in refused.stderr
 
 
 def test_one_annotated_image_works_without_an_estimate(adapt, folders):

@@ -184,6 +184,14 @@ def test_files_that_cannot_be_read_are_not_passed_over_in_silence(tmp_path):
     assert len(images_in(tmp_path)) == 1
 
 
+def test_masks_beside_their_images_are_no_images(tmp_path):
+    for name in ("a.png", "a_mask.png", "b.jpg", "b_segmentation.png", "c_mask.png"):
+        save(tmp_path / name)
+    assert [source.path.name for source in images_in(tmp_path)] == ["a.png", "b.jpg", "c_mask.png"]
+    (said,) = passed_over(tmp_path)
+    assert "(a_mask.png, b_segmentation.png)" in said
+
+
 def test_suggests_the_images_subfolder(tmp_path):
     save(tmp_path / "images" / "a.png")
     with pytest.raises(MetasegError, match=r"did you mean .*images\?"):

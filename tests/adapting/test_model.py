@@ -276,6 +276,7 @@ def test_reports_diverged_adaptation(trained, lesions):
 def test_the_built_in_model_needs_no_run(lesions, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = metaseg.load(recipe="quick", device="cpu")
+    assert model.learner.fine_tuning().share_of(1) == 1  # its decoder knows nothing
     assert (model.size, model.learner.adapt_loop.steps) == (128, 40)
     assert model.learner.weights.name.startswith("EfficientNet-Lite0")
     found = model.adapt(*lesions, steps=2).segment(lesions[0])

@@ -85,6 +85,16 @@ def test_local_defaults_come_before_the_command_line(metaseg, tmp_path, name, se
     assert shown[setting] == 9
 
 
+def test_a_scale_goes_before_local_defaults_and_the_command_line_before_a_scale(metaseg, tmp_path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "train.yaml").write_text("trainer: {max_epochs: 20, patience: 3}\n")
+    given = ["train", "--cfg", "job", "--config-dir", str(tmp_path)]
+    small = OmegaConf.create(metaseg(*given, "scale=small")[1])
+    assert (small.trainer.max_epochs, small.trainer.patience) == (4, 3)
+    toy = OmegaConf.create(metaseg(*given, "scale=toy", "logger=wandb", "trainer.max_epochs=2")[1])
+    assert (toy.trainer.max_epochs, toy.logger.wandb) == (2, True)
+
+
 @pytest.mark.parametrize("text", ["a: [", "!!int x", "[" * 3000])
 def test_a_damaged_file_of_a_folder_of_settings_is_refused_in_a_sentence(metaseg, tmp_path, text):
     (tmp_path / "local").mkdir()

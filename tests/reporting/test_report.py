@@ -172,17 +172,6 @@ def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
     assert (line[3:5], line[6:]) == (["75.0", "65.0"], ["10 %", "1,500", "1.5"])
 
 
-@pytest.mark.parametrize(
-    ("protocol", "model", "warned"),
-    [("tuned", "attention_unet", True), ("tuned", "pretrained", False), ("paper", "attention_unet", False)],
-)
-def test_a_recipe_that_saw_the_targets_is_named(tmp_path, protocol, model, warned):
-    write_run(tmp_path / "run", "imaml", protocol__name=protocol, model__name=model)
-    assert main([str(tmp_path)]) == 0
-    text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert ("chosen with targets of the tables in view" in text) == warned
-
-
 def test_runs_of_a_version_without_a_setting_stand_beside_those_that_do_the_same(tmp_path):
     for seed, changes in enumerate(({}, {"learner__adapt__start_worth": 0, "model__recipe": {"adapt": 1}})):
         write_run(tmp_path / str(seed), "scratch", seed=seed, **changes)

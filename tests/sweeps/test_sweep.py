@@ -99,7 +99,7 @@ def test_an_interrupted_sweep_resumes_its_cell(tmp_path):
 
 def test_cells_are_processes_of_their_own_with_the_experiments_settings_and_log_to_their_directory(train, tmp_path):
     directory = tmp_path / "sweep"
-    ended = train("experiment=recipes", "shots=3", f"hydra.sweep.dir={directory}", "-m")
+    ended = train("experiment=recipes", "model=attention_unet", "shots=3", f"hydra.sweep.dir={directory}", "-m")
     assert ended.returncode == 0, ended.stderr
     assert "finished after" in ended.stdout
     (finished,) = directory.rglob("result.json")

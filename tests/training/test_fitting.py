@@ -92,6 +92,6 @@ def test_a_skipped_step_costs_itself_alone_and_a_run_killed_after_it_goes_on_bit
 
 def test_epochs_that_end_before_the_passes_are_an_error(run):
     with pytest.raises(
-        MetasegError, match=r"trainer.max_epochs=1 ended training after \d % of trainer.max_passes=1e\+06"
-    ):
-        run("short", "trainer.max_epochs=1", "trainer.max_passes=1e6")
+        MetasegError, match=r"after \d % of trainer.max_passes=1e\+06, in epoch 2 of trainer.max_epochs=2"
+    ):  # early stopping would end it after the first
+        run("short", "trainer.max_epochs=2", "trainer.max_passes=1e6", "trainer.patience=1", "trainer.min_delta=100")

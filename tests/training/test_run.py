@@ -28,7 +28,7 @@ from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
 from metaseg.training.callbacks import TrainingProgress, Unchanging
 from metaseg.training.last_checkpoint import LastCheckpoint, latest
-from metaseg.training.run import begin, refuse_another, scratch_settings
+from metaseg.training.run import begin, refuse_another, require_resumable, scratch_settings
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
 DIRECTORY = "metaseg.runs.directory.RunDirectory."
@@ -318,6 +318,7 @@ def test_resuming_prints_changed_settings(tmp_path, capsys):
         (["trainer=ddp"], ["trainer.devices=2"]),
         (["trainer.devices=3", "trainer.strategy=ddp"], ["divide evenly"]),
         (["ckpt_path=last"], ["last.ckpt", "hydra.run.dir"]),
+        (["protocol=paper", "adapt.recipe=quick"], ["adapt.recipe=quick", "protocol=tuned"]),
     ],
 )
 def test_wrong_settings_are_refused_in_one_sentence(train, overrides, words, tmp_path, monkeypatch):
@@ -387,7 +388,15 @@ def test_a_checkpoint_of_another_architecture_is_refused_and_left_alone(train, r
 
 def test_a_file_that_is_no_checkpoint_is_refused(train, tmp_path):
     (tmp_path / "notes.ckpt").write_text("hello")
-    assert_fails_in_words(train(f"ckpt_path={tmp_path / 'notes.ckpt'}"), "notes.ckpt", "checkpoint")
+    assert_fails_in_words(train("train=false", f"ckpt_path={tmp_path / 'notes.ckpt'}"), "notes.ckpt", "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_training_does_not_go_on_from_another_run_or_the_best_weights(train, trained, name):
+    of_another = trained / "checkpoints" / name
+    assert_fails_in_words(train("learner=fomaml", f"ckpt_path={of_another}"), "must be last", f"start={of_another}")
+    with pytest.raises(MetasegError, match="must be last"):
+        require_resumable(RunDirectory(trained), trained / "checkpoints" / "best.ckpt")
 
 
 def test_a_corrupt_image_is_named(train, tmp_path):

@@ -35,6 +35,7 @@ def begins(chosen):
         (["start=auto"], "joint"),
         (["start=auto", "protocol=paper"], "model"),
         (["start=auto", "learner=scratch"], "model"),
+        (["start=auto", "train=false"], "model"),
         (["start=auto", "learner=feyjie", "learner.adapt.steps=0"], "model"),
         (["start=auto", "learner=naive", "learner.train_on=target"], "model"),
         (["start=joint", "learner=scratch"], "joint"),

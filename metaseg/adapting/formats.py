@@ -20,11 +20,10 @@ from metaseg.adapting.masks import RawMask, coded, of_array
 from metaseg.data.layouts import SUFFIXES, opened, read_image, require_size
 from metaseg.errors import MetasegError, needs, reason
 
-PICTURES = (*SUFFIXES, ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 DICOM = (".dcm", ".dicom", ".ima")
 TIFF = (".tif", ".tiff")
 NIFTI = (".nii", ".nii.gz")
-READABLE = (*PICTURES, *DICOM, *NIFTI)
+READABLE = (*SUFFIXES, *DICOM, *NIFTI)
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 """DICOM's class of segmentations; label maps have another."""
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"

@@ -25,7 +25,7 @@ from metaseg.data import pair_files
 from metaseg.data.catalogue import PLAIN, Dataset, Layout
 from metaseg.errors import MetasegError, expanded, reason
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 THRESHOLD = 127  # Kvasir-SEG's masks are JPEG with grey edges; its authors use the same threshold
 
 

@@ -86,7 +86,7 @@ def bootstrap_interval(
         MetasegError: if the matrix is not two-dimensional, has no score or an infinite one, or level or resamples are
             out of range.
     """
-    scores, there = _units(*_cleaned(matrix, level, resamples), seeds, groups)
+    scores, there = max(_units(*_cleaned(matrix, level, resamples), seeds, groups), key=_width)
     mean = float(scores.sum() / there.sum())
     if scores.size == 1:
         return Interval(mean, float("nan"), float("nan"))
@@ -104,7 +104,7 @@ def bootstrap_interval(
 
 
 def p_value(matrix: np.ndarray, *, seeds: Labels | None = None, groups: Labels | None = None) -> float:
-    """Return the two-sided p value for a mean of 0, by Student's t over the same units as `bootstrap_interval`.
+    """Return the two-sided p value for a mean of 0, by Student's t over seeds or over draws, whichever is larger.
 
     The standard error is that of the mean as a linearised ratio of sums, the degrees of freedom are Satterthwaite's:
     two for three seeds that differ, however many images there are. With one seed the units are its draws, and p says
@@ -118,7 +118,11 @@ def p_value(matrix: np.ndarray, *, seeds: Labels | None = None, groups: Labels |
     Returns:
         p in [0, 1]; 1 if all differences are 0; NaN for a single unit.
     """
-    scores, there = _units(*_cleaned(matrix, 0.95, 100), seeds, groups)
+    by_units = _units(*_cleaned(matrix, 0.95, 100), seeds, groups)
+    return max(_p_value(*sums) for sums in by_units)
+
+
+def _p_value(scores: np.ndarray, there: np.ndarray) -> float:
     mean = float(scores.sum() / there.sum())
     if scores.size == 1:
         return float("nan")
@@ -193,8 +197,8 @@ def _cleaned(matrix: np.ndarray, level: float, resamples: int) -> tuple[np.ndarr
 
 def _units(
     scores: np.ndarray, there: np.ndarray, seeds: Labels | None, groups: Labels | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return sums and counts of scores by seed, or draw if that is wider, and group, without empty ones."""
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return sums and counts of scores by draw and group, and by seed and group if there are seeds; no empty ones."""
     kept = there.any(1), there.any(0)
     rows, columns = (
         np.arange(count)[some] if labels is None else _numbered(labels, what, count)[some]
@@ -202,8 +206,8 @@ def _units(
     )
     by_seed, by_group = (np.unique(labels)[:, None] == labels for labels in (rows, columns))
     by_draw = scores[np.ix_(*kept)] @ by_group.T, there[np.ix_(*kept)] @ by_group.T
-    together = by_seed @ by_draw[0], by_seed @ by_draw[1]
-    return max(by_draw, together, key=_width)
+    together = [(by_seed @ by_draw[0], by_seed @ by_draw[1])] if len(by_seed) > 1 else []
+    return [by_draw, *together]
 
 
 def _width(sums: tuple[np.ndarray, np.ndarray]) -> float:

@@ -156,6 +156,10 @@ def ours(runs: Sequence[Run], target: str) -> Ours | None:
     )
 
 
+def _mean(runs: Sequence[Run], target: str) -> float:
+    return float(np.nanmean(matrix(runs, target).to_numpy(np.float64)))
+
+
 def trivial(runs: Sequence[Run], target: str) -> dict[str, float]:
     """Mean Dice of each trivial baseline over the runs that have it."""
     found: dict[str, list[float]] = {}
@@ -177,7 +181,9 @@ def stages(runs: Sequence[Run], target: str) -> Stages | None:
         before=known_mean(one.dsc_before.mean for one in scores if one.dsc_before),
         inner=known_mean(one.dsc_inner.mean for one in scores if one.dsc_inner),
         alone=known_mean(one.dsc_alone.mean for one in scores if one.dsc_alone),
-        unsolved=known_mean((cost.unsolved or 0) / cost.inner_problems for cost in costs if cost.inner_problems),
+        unsolved=known_mean(
+            cost.unsolved / cost.inner_problems for cost in costs if cost.inner_problems and cost.unsolved is not None
+        ),
         passes=known_mean(cost.passes for cost in costs),
         seconds=known_mean(cost.seconds for cost in costs),
     )
@@ -187,7 +193,7 @@ def covers(results: Iterable[Ours | PairedTest]) -> str:
     """What the intervals of these results are over, for readers; "" without results."""
     found = {(one.seeds > 1, one.seeds > 1 or one.draws > 1) for one in results}
     texts = {
-        (True, True): "seeds and groups of images",
+        (True, True): "seeds (or draws, if wider) and groups of images",
         (False, True): "draws and groups of images of one seed",
         (False, False): "groups of images of one draw",
     }
@@ -232,14 +238,15 @@ def _labels(scores: pd.DataFrame, runs: Sequence[Run], target: str) -> _Labels:
 def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
     found = {id(cell): ours(cell.runs, target) for cell in cells}
     general = [run for cell in cells if cell.row.learner != "naive" for run in cell.runs]
-    from_scratch = {cell.shots: found[id(cell)] for cell in cells if cell.row.learner == "scratch"}
+    from_scratch = {cell.shots: cell.runs for cell in cells if cell.row.learner == "scratch"}
     # Without runs at these shots, take the baselines that ignore the support set from runs at other shots.
     anywhere = {name: value for name, value in trivial(general, target).items() if name != "mean_support_mask"}
     lines = []
     for group in _grouped(cells):
         cell = group[0]
         at_shots = [run for run in general if run.settings["shots"] == cell.shots]
-        known = from_scratch.get(cell.shots)
+        seeds = {run.settings["seed"] for run in cell.runs}
+        known = [run for run in from_scratch.get(cell.shots, ()) if not seeds or run.settings["seed"] in seeds]
         published = cell.row.published(target, cell.shots)
         lines.append(
             Line(
@@ -247,7 +254,7 @@ def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
                 shots=tuple(one.shots for one in group),
                 paper=None if published is None else published / 100,
                 ours=found[id(cell)],
-                scratch=known.dice.mean if known else scratch_beside(cell.runs or at_shots, target),
+                scratch=_mean(known, target) if known else scratch_beside(cell.runs or at_shots, target),
                 trivial=trivial(cell.runs or at_shots, target) or anywhere,
                 stages=stages(cell.runs, target),
             )

@@ -97,6 +97,7 @@ def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("initial weights", (_pretrained(run) for run in runs)),
         ("start of meta-training", (run.result.start for run in trained)),
         ("batch-norm statistics", (_norm(_at(run, "model", "norm")) for run in runs)),
+        ("images scored at most", (_at(run, "evaluation", "limit") or "all" for run in runs)),
         ("seeds", (run.settings["seed"] for run in runs)),
     ]
     return [(name, _values(values)) for name, values in facts]

@@ -138,7 +138,8 @@ class Cost(ResultPart):
     inner_problems: int | None = None
     """Tasks with an inner loop."""
     unsolved: int | None = None
-    """Of these, inner problems that were not solved to the tolerance in the largest number of steps."""
+    """Of these, inner problems that were not solved to the tolerance in the largest number of steps; None: a learner
+    that solves none."""
 
 
 class Weights(ResultPart):

@@ -111,7 +111,7 @@ class Compute(Callback):
                 passes=None if self._of_one is None else operations / self._of_one,
                 seconds=self._state["seconds"],
                 inner_problems=int(module.tally.tasks),
-                unsolved=int(module.tally.unsolved),
+                unsolved=None if module.tally.unsolved is None else int(module.tally.unsolved),
             )
         )
 

@@ -284,4 +284,4 @@ def next_command(path: Path, features: int) -> str:
     # Hydra needs quotes around values with =, commas or blanks, as in sweep folders; the shell strips one layer.
     plain = re.fullmatch(r"[\w./-]+", str(path))
     argument = f"model.init_path={path}" if plain else shlex.quote(f"model.init_path='{path}'")
-    return f"python train.py model.init=brain_mri {argument} model.features={features}"
+    return f"metaseg train model.init=brain_mri {argument} model.features={features}"

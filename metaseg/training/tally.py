@@ -1,6 +1,7 @@
 """Warnings at the end of training about inner problems that were not solved or did not move φ."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from metaseg.meta.inner_loop import InnerLoop
 
@@ -19,17 +20,19 @@ def still(diagnostics: Mapping[str, float]) -> dict[str, float]:
 class Tally:
     """Counts tasks whose inner problem was not solved, and tasks whose inner loop did not move φ.
 
-    Stationarity does not reveal the latter: it is small if λ is so large that φ stays at θ.
+    Stationarity does not reveal the latter: it is small if λ is so large that φ stays at θ. ``unsolved`` is None for
+    learners that solve no inner problem: MAML's inner loop has no proximal term, and takes all its steps.
     """
 
     def __init__(self) -> None:
-        self.tasks, self.unsolved, self.still = 0.0, 0.0, 0.0
+        self.tasks, self.still = 0.0, 0.0
+        self.unsolved: float | None = None
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, float | None]:
         """The counts, for a checkpoint."""
         return {"tasks": self.tasks, "unsolved": self.unsolved, "still": self.still}
 
-    def take_over(self, state: Mapping[str, float]) -> None:
+    def take_over(self, state: Mapping[str, Any]) -> None:
         """Restore a `state`."""
         self.tasks, self.unsolved, self.still = state["tasks"], state["unsolved"], state["still"]
 
@@ -38,7 +41,8 @@ class Tally:
         if "still" in means:
             self.tasks += tasks
             self.still += tasks * means["still"]
-            self.unsolved += tasks * means.get("unsolved", 0.0)
+        if "unsolved" in means:
+            self.unsolved = (self.unsolved or 0.0) + tasks * means["unsolved"]
 
     def warnings(self, loop: InnerLoop) -> Iterator[str]:
         """The warnings to issue when training ends."""

@@ -75,6 +75,13 @@ def test_seeds_that_agree_by_chance_leave_draws_as_units():
     assert p_value(scores - 0.45, seeds=[0, 0, 1, 1]) == p_value(scores - 0.45) > 0.05
 
 
+def test_p_is_the_larger_of_that_over_seeds_and_that_over_draws():
+    scores = crossed(np.random.default_rng(8), 6, 30, (0.1, 0.2, 0.05)) + 1
+    seeds = [0, 0, 1, 1, 2, 2]
+    by_seed = np.stack([scores[first : first + 2].mean(0) for first in (0, 2, 4)])
+    assert p_value(scores, seeds=seeds) == pytest.approx(max(p_value(scores), p_value(by_seed)))
+
+
 def test_a_single_group_leaves_an_interval_over_seeds():
     scores = crossed(np.random.default_rng(9), 3, 30, (0.1, 0.2, 0.05))
     means = scores.mean(1)

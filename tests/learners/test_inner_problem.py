@@ -264,10 +264,19 @@ def test_training_that_solves_its_inner_problems_ends_without_a_warning(caplog):
 def test_outer_steps_without_an_inner_loop_are_not_counted():
     tally = Tally()
     tally.add(2, {"query_loss_after": 1.0})
+    assert (tally.tasks, tally.unsolved) == (0, None)
     tally.add(2, {"still": 0.0, "unsolved": 0.5})
     assert (tally.tasks, tally.unsolved) == (2, 1)
     (words,) = tally.warnings(InnerLoop(tolerance=0.1))
     assert "1 of 2 tasks (50 %)" in words
+
+
+def test_maml_solves_no_inner_problem_to_count():
+    tally = Tally()
+    tally.add(2, {"still": 0.0})
+    assert (tally.tasks, tally.unsolved) == (2, None)
+    tally.take_over(tally.state())
+    assert not list(tally.warnings(InnerLoop(tolerance=0.1)))
 
 
 def images_of_the_trial(learner, support):

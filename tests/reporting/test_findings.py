@@ -79,7 +79,10 @@ def test_the_figure_has_a_panel_for_each_opponent_and_a_row_for_each_cell(tmp_pa
     second = block(compared("MAML", -0.04, -0.07, -0.01, shots=20), target="kvasir", table=6)
     draw(differences([first, second]), tmp_path / "differences.png", {"isic": "ISIC-2018"})
     scratch, maml = kept[0].axes
-    assert kept[0].legends[0].get_title().get_text() == "95 % intervals over seeds and groups of images"
+    assert (
+        kept[0].legends[0].get_title().get_text()
+        == "95 % intervals over seeds (or draws, if wider) and groups of images"
+    )
     assert [label.get_text() for label in scratch.get_yticklabels()] == [
         "table 2: ISIC-2018, 5 shots",
         "table 6: kvasir, 20 shots",

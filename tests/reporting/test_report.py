@@ -153,6 +153,17 @@ def test_the_page_holds_everything_itself(reported):
     assert "synthetic images" not in text
 
 
+def test_scratch_beside_a_system_is_of_the_same_seeds(tmp_path):
+    for seed, dice in ((0, 0.4), (1, 0.6)):
+        write_run(tmp_path / f"scratch{seed}", "scratch", seed=seed, dice=dice)
+        write_run(tmp_path / f"imaml{seed}", "imaml", seed=seed)
+    write_run(tmp_path / "maml", "maml")
+    assert main([str(tmp_path)]) == 0
+    rows = table_of(tmp_path, 2)
+    beside = {name: float(line_of(rows, name)["scratch"]) for name in ("iMAML", "MAML")}
+    assert beside == pytest.approx({"iMAML": 50, "MAML": 40}, abs=1)
+
+
 def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
     for seed, inner, passes in ((0, 0.7, 1000), (1, 0.8, 2000)):
         write_run(tmp_path / str(seed), "imaml", seed=seed)
@@ -217,7 +228,8 @@ def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
     write_run(tmp_path / "maml1", "maml", seed=1)
     (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
     assert caption([block]) == (
-        "Dice in %; the interval is over seeds and groups of images, or draws and groups of images of one seed."
+        "Dice in %; the interval is over seeds (or draws, if wider) and groups of images, or draws and groups of images of "
+        "one seed."
     )
     assert block.comparisons[0].test.seeds == 1
 

@@ -72,7 +72,9 @@ def fetch(dataset: Dataset, root: str | Path, keep: bool = False) -> Listing:
     """
     place = _Place(Path(root).expanduser())
     if existing := _existing(dataset, place.root):
-        print(f"{dataset.title}: {len(existing.pairs)} pairs are already in {existing.folder}")
+        found = len(existing.pairs)
+        published = f" of {dataset.count} published" if dataset.count and found < dataset.count else ""
+        print(f"{dataset.title}: {found}{published} pairs are already in {existing.folder}")
         return existing
     if not dataset.sources:
         how = f"{dataset.how} ({dataset.url})" if dataset.how else "its YAML file names no sources"

@@ -228,8 +228,8 @@ def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
     write_run(tmp_path / "maml1", "maml", seed=1)
     (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
     assert caption([block]) == (
-        "Dice in %; the interval is over seeds (or draws, if wider) and groups of images, or draws and groups of images of "
-        "one seed."
+        "Dice in %; the interval is over seeds (or draws, if wider) and groups of images, or draws and groups of "
+        "images of one seed."
     )
     assert block.comparisons[0].test.seeds == 1
 

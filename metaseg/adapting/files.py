@@ -115,8 +115,9 @@ def passed_over(folder: Path) -> list[str]:
 
 
 def _masks_beside(folder: Path) -> list[Path]:
-    paths = {stem(path): path for path in _files(folder)}
-    return [path for name, path in paths.items() if _without_ending(name, paths) != name]
+    paths = _files(folder)
+    stems = {stem(path): path for path in paths}
+    return [path for path in paths if _without_ending(stem(path), stems) != stem(path)]
 
 
 def annotated_in(folder: Path) -> list[Annotated]:

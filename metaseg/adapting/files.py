@@ -67,8 +67,9 @@ def images_in(folder: Path) -> list[Source]:
     Raises:
         MetasegError: if the folder does not exist or has no images.
     """
-    masks = _masks_beside(folder)
-    paths = [path for path in _files(folder) if path not in masks]
+    paths = _files(folder)
+    masks = _masks_among(paths)
+    paths = [path for path in paths if path not in masks]
     if not paths:
         meant = f"; did you mean {folder / 'images'}?" if (folder / "images").is_dir() else "."
         raise MetasegError(f"Expected images in {folder}, found none of {', '.join(READABLE)}{meant}")
@@ -98,7 +99,7 @@ def _numbered(name: str, page: int) -> str:
 
 def passed_over(folder: Path) -> list[str]:
     """Warnings about files that are neither readable images nor notes, and about masks beside their images."""
-    masks = [path.name for path in _masks_beside(folder)]
+    masks = [path.name for path in _masks_among(_files(folder))]
     others = [
         path.name
         for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
@@ -114,8 +115,8 @@ def passed_over(folder: Path) -> list[str]:
     ]
 
 
-def _masks_beside(folder: Path) -> list[Path]:
-    paths = _files(folder)
+def _masks_among(paths: Sequence[Path]) -> list[Path]:
+    """The masks beside their images."""
     stems = {stem(path): path for path in paths}
     return [path for path in paths if _without_ending(stem(path), stems) != stem(path)]
 
@@ -134,7 +135,7 @@ def annotated_in(folder: Path) -> list[Annotated]:
         images, masks = (list(_unique(_files(folder / name))) for name in ("images", "masks"))
     else:
         paths = list(_unique(_files(folder)))
-        masks = _masks_beside(folder)
+        masks = _masks_among(paths)
         images = [path for path in paths if path not in masks]
         if not masks:
             raise MetasegError(

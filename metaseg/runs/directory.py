@@ -72,6 +72,11 @@ class RunDirectory:
         return self.checkpoints / "trained"
 
     @property
+    def images(self) -> Path:
+        """The keys of the images that a shared start was trained on, by dataset."""
+        return self.path / "images.json"
+
+    @property
     def compute(self) -> Path:
         """The cost of training, once it has ended."""
         return self.path / "compute.json"

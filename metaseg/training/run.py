@@ -177,8 +177,8 @@ def require_resumable(directory: RunDirectory, checkpoint: Path) -> None:
     """
     if not is_own(directory, checkpoint) or checkpoint.name == "best.ckpt":
         raise MetasegError(
-            f"ckpt_path goes on with the run in hydra.run.dir, so it must be last, found {checkpoint}; to test a "
-            f"checkpoint, add train=false, and to begin a new run from its weights, set start={checkpoint} instead."
+            f"ckpt_path goes on with the run in hydra.run.dir, so it must be last, found {checkpoint}; in metaseg "
+            f"train, start={checkpoint} begins a new run from its weights, and train=false tests them."
         )
 
 

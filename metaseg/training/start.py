@@ -24,7 +24,7 @@ from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
-from metaseg.runs.directory import RunDirectory, replacing
+from metaseg.runs.directory import RunDirectory, write_json
 from metaseg.runs.schema import Run, checked
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
 from metaseg.training.fitting import fit
@@ -147,8 +147,7 @@ def _joint(settings: Run, images: Mapping[str, str]) -> Path:
         resumed = latest(directory)
         if _is_first():
             directory.write_config(settings.plain)
-            with replacing(_images_of(directory)) as path:
-                path.write_text(json.dumps(images, indent=2), encoding="utf-8")
+            write_json(directory.images, images)
         data = EpisodicData(settings)
         try:
             data.setup()
@@ -162,18 +161,14 @@ def _joint(settings: Run, images: Mapping[str, str]) -> Path:
         lock.release()
 
 
-def _images_of(directory: RunDirectory) -> Path:
-    return directory.path / "images.json"
-
-
 def _require_images(directory: RunDirectory, images: Mapping[str, str]) -> None:
     """Refuse a start that was trained, in part or in whole, on other images under the same names.
 
     Raises:
         MetasegError: if it was.
     """
-    path = _images_of(directory)
-    trained_on = read_json(path) if path.is_file() else images  # new, or made before images were recorded
+    # Without a record it is new, or was made before images were recorded.
+    trained_on = read_json(directory.images) if directory.images.is_file() else images
     if changed := sorted(name for name in images if images[name] != trained_on.get(name)):
         raise MetasegError(
             f"{directory.path} was trained on other images of {', '.join(changed)} than those in data.root now; delete "

@@ -195,7 +195,8 @@ def waiting(
 ) -> dict[str, Any]:
     """How long a loop of `count` outer steps of `seconds` each waits for episodes."""
     whole = plan(loaded, shots, "exclusive", len(loaded) * count)
-    loader = step_loader(OuterSteps(loaded, whole, augmentation, len(loaded), 0, 1), lambda: 0, workers)
+    steps = OuterSteps(EpisodeDataset(loaded, whole, augmentation), len(loaded), 0, 1)
+    loader = step_loader(steps, lambda: 0, workers)
     device: list[torch.Tensor] = []
     waited, copied = [], []
     began = time.perf_counter()

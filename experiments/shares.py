@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data, learner = EpisodicData(settings), build_learner(settings)
     data.prepare_data()
     data.setup()
-    load_weights(learner, directory.checkpoints / "best.ckpt")
+    load_weights(learner, directory.best)
     usual = learner.with_adaptation(folds=options.folds).fine_tuning()
     tuning = AtEveryShare(**{field.name: getattr(usual, field.name) for field in fields(usual)})
     tasks = draws(data, settings, options.episodes) if options.target else episodes(data, settings, options.episodes)

@@ -34,6 +34,11 @@ def listed(values: Sequence[object], most: int = 8) -> str:
     return ", ".join(map(str, values[:most])) + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
+def plural(number: int, noun: str) -> str:
+    """`1 error`, `2 errors`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def quoted(value: object) -> str:
     """A foreign value for a sentence, abridged."""
     try:

@@ -16,6 +16,9 @@ PATIENCE = 8.0
 _LIKE_CTRL_C = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """A request to end, a closed terminal, and Slurm's notice that the time is nearly up; Windows has the first alone."""
 
+_ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
+"""Windows has none."""
+
 
 @contextmanager
 def like_ctrl_c() -> Iterator[None]:
@@ -44,7 +47,7 @@ class Interruption:
         """
         numbers = (signal.SIGINT, *_LIKE_CTRL_C)
         try:
-            with _handled(dict.fromkeys(numbers, self._note)):
+            with _handled(dict.fromkeys(numbers, self._note) | dict.fromkeys(_ALARM, _at_once)):
                 yield
             if self.requested:  # in the last step
                 raise KeyboardInterrupt
@@ -53,7 +56,7 @@ class Interruption:
                 raise KeyboardInterrupt from None
             raise
         finally:
-            if self.requested and hasattr(signal, "setitimer"):
+            if self.requested and _ALARM:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -61,8 +64,7 @@ class Interruption:
             raise KeyboardInterrupt
         self.requested = True
         log.warning("Interrupted: finishing this step and saving it; interrupt again to end at once.")
-        if hasattr(signal, "setitimer"):
-            signal.signal(signal.SIGALRM, _at_once)
+        if _ALARM:
             signal.setitimer(signal.ITIMER_REAL, PATIENCE)
 
 

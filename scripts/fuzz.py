@@ -127,7 +127,7 @@ def read_document(path: Path) -> None:
             layouts.scan(dataset, path.parent)
         return
     directory = RunDirectory(path.parent)
-    shutil.copy("best.ckpt", directory.create().checkpoints / "best.ckpt")
+    shutil.copy("best.ckpt", directory.create().best)
     shutil.copy("best.ckpt", directory.last)
     look(path.parent.parent)
     any_of(lambda: status_of(directory, settings()), lambda: load(path.parent, "cpu"))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from metaseg.data.check import plural
-from metaseg.errors import listed
+from metaseg.adapting.arrays import shrunk
+from metaseg.errors import listed, plural
 
 SHARE_RATIO = 30
 """Warn if the largest foreground fraction exceeds the smallest by this factor [D]. Five random images do so in one of
@@ -16,6 +16,7 @@ UNLIKE = 3.0
 """An image is unlike the support if its distance exceeds this multiple of the distance between support images [D].
 With 5 random support images this flags about 1 % of the other images of the same dataset, but 76 to 97 % of skin images
 given endoscopy as support, and 10 to 48 % of endoscopy given skin."""
+_SIDE = 128  # pixels, so that images of any resolution compare
 _NEAR = 0.08  # in colours from 0 to 1: minimum distance assumed between images of one kind, however alike
 
 
@@ -54,8 +55,8 @@ def of_new(support: np.ndarray, images: np.ndarray, names: Sequence[str]) -> lis
     """Warnings about images that look unlike the annotated ones, judged by colour and contrast alone.
 
     Args:
-        support: uint8 (K, S, S, 3).
-        images: uint8 (N, S, S, 3).
+        support: `look` of the K annotated images, (K, 6).
+        images: `look` of the N images, (N, 6).
         names: of the N images.
     """
     unlike = distances(support, images) > UNLIKE
@@ -68,18 +69,24 @@ def of_new(support: np.ndarray, images: np.ndarray, names: Sequence[str]) -> lis
 
 
 def distances(support: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Distance of each image to the nearest annotated one, relative to the distance among those. Shape (N,)."""
-    known, new = _look(support), _look(images)
-    among = np.linalg.norm(known[:, None] - known[None], axis=-1)
+    """Distance of each image to the nearest annotated one, relative to the distance among those; shape (N,)."""
+    among = np.linalg.norm(support[:, None] - support[None], axis=-1)
     np.fill_diagonal(among, np.inf)
-    usual = max(_NEAR, float(np.median(among.min(1)))) if len(known) > 1 else _NEAR
-    return np.linalg.norm(new[:, None] - known[None], axis=-1).min(1) / usual
+    usual = max(_NEAR, float(np.median(among.min(1)))) if len(support) > 1 else _NEAR
+    return np.linalg.norm(images[:, None] - support[None], axis=-1).min(1) / usual
 
 
-def _look(images: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation of each colour, as fractions: (N, 6)."""
-    pixels = images.reshape(len(images), -1, 3) / 255
-    return np.concatenate([pixels.mean(1), pixels.std(1)], axis=1)
+def look(image: np.ndarray) -> np.ndarray:
+    """How an image looks: mean and standard deviation of each colour, as fractions.
+
+    Args:
+        image: uint8 (H, W, 3), shrunk to `_SIDE` first.
+
+    Returns:
+        float64 (6,).
+    """
+    pixels = shrunk(image, (_SIDE, _SIDE)).reshape(-1, 3) / 255
+    return np.concatenate([pixels.mean(0), pixels.std(0)])
 
 
 def _named(names: Sequence[str], which: np.ndarray) -> str:

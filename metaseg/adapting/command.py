@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from metaseg.adapting import checks, model_file, output
-from metaseg.adapting.arrays import same_size, shrunk
+from metaseg.adapting.arrays import same_size
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
 from metaseg.adapting.learning_curve import learning_curve
@@ -25,8 +25,7 @@ from metaseg.adapting.model import Adapted, Model, Predicted
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
 from metaseg.adapting.saved import NAME, load_segmenter, savable, save
 from metaseg.adapting.working_size import KEPT
-from metaseg.data.check import plural
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded, plural
 from metaseg.evaluation.scores import THRESHOLD, dice, iou
 from metaseg.plots.overlays import overlay
 from metaseg.progress import Progress
@@ -37,7 +36,6 @@ _INPUTS = ("support", "images", "truth")
 _HOW = ("steps", "lr", "size", "crop", "per_step", "folds")
 _SCORES = ["dsc", "iou"]
 Read = TypeVar("Read")
-_COMPARED = (128, 128)  # pixels: the size at which new images are compared with annotated ones
 _LONGEST = 1024  # pixels of an overlay's longer side: enough to judge an outline
 
 
@@ -63,7 +61,7 @@ def _labels(settings: schema.Adaptation) -> list[int | None]:
         return [chosen]
     if settings.support is None:
         raise MetasegError(f"label={chosen} needs support=DIR, the masks with these labels.")
-    masks = [one.mask.read_mask() for one in annotated_in(Path(settings.support).expanduser())]
+    masks = [one.mask.read_mask() for one in annotated_in(expanded(settings.support))]
     found = foregrounds(masks)[1]
     if chosen == "all":
         return [*found.labels] or [None]
@@ -88,7 +86,7 @@ def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
                 f"{lost[0]}={getattr(settings, lost[0])}; leave it out, or adapt a model or run anew."
             )
     given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
-    paths = {key: Path(value).expanduser() for key, value in given.items() if value is not None}
+    paths = {key: expanded(value) for key, value in given.items() if value is not None}
     paths["out"] /= below
     read = [(key, paths[key]) for key in _INPUTS if key in paths]
     output.check(
@@ -230,9 +228,9 @@ def _segment(
     Returns:
         The content of results.csv, and texts that count the unusable files.
     """
-    support = np.stack([shrunk(picture, _COMPARED) for picture in adapted.support.images])
+    support = np.stack([checks.look(picture) for picture in adapted.support.images])
     rows: list[dict[str, Any]] = []
-    small: list[np.ndarray] = []
+    looks: list[np.ndarray] = []
     failed: list[str] = []
     unscored: list[str] = []
     for first in range(0, len(sources), settings.batch):
@@ -243,7 +241,7 @@ def _segment(
         truths = [None if truth is None else truth.of(source.name, image) for source, image in read]
         unscored += [result for result in truths if isinstance(result, str)]
         known = [None if isinstance(result, str) else result for result in truths]
-        small += [shrunk(image, _COMPARED) for _, image in read]
+        looks += [checks.look(image) for _, image in read]
         rows += [_row(source, predicted, true) for (source, _), predicted, true in zip(read, found, known, strict=True)]
         if rows:
             # Before the pictures, so that it lists all of them whenever the program is stopped.
@@ -256,7 +254,7 @@ def _segment(
     _warn([*failed, *unscored])
     if not rows:
         raise MetasegError(f"None of the {len(sources)} images could be read; the first error: {failed[0]}.")
-    _warn(checks.of_new(support, np.stack(small), [line["image"] for line in rows]))
+    _warn(checks.of_new(support, np.stack(looks), [line["image"] for line in rows]))
     faults = []
     if failed:
         faults.append(f"{len(failed)} of {len(sources)} images")

@@ -115,10 +115,10 @@ def passed_over(folder: Path) -> list[str]:
     ]
 
 
-def _masks_among(paths: Sequence[Path]) -> list[Path]:
+def _masks_among(paths: Sequence[Path]) -> dict[Path, None]:
     """The masks beside their images."""
     stems = {stem(path): path for path in paths}
-    return [path for path in paths if _without_ending(stem(path), stems) != stem(path)]
+    return {path: None for path in paths if _without_ending(stem(path), stems) != stem(path)}
 
 
 def annotated_in(folder: Path) -> list[Annotated]:
@@ -135,8 +135,8 @@ def annotated_in(folder: Path) -> list[Annotated]:
         images, masks = (list(_unique(_files(folder / name))) for name in ("images", "masks"))
     else:
         paths = list(_unique(_files(folder)))
-        masks = _masks_among(paths)
-        images = [path for path in paths if path not in masks]
+        beside = _masks_among(paths)
+        images, masks = [path for path in paths if path not in beside], list(beside)
         if not masks:
             raise MetasegError(
                 f"Expected annotated images in {folder}: folders images and masks with matching stems, or pairs such "
@@ -179,17 +179,18 @@ def masks_for(paths: Iterable[Path], images: Sequence[Source]) -> dict[str, Sour
     by_stem: dict[str, list[Source]] = {}
     for image in images:
         by_stem.setdefault(image.stem, []).append(image)
+    known = by_name | by_stem
     by_instance: dict[str | None, Source] | None = None
     found: dict[str, Source] = {}
     for path in paths:
-        of = partner(stem(path), by_stem | by_name)
+        of = partner(stem(path), known)
         slices = segmented(path)
         if slices and (of is None or len(slices) > 1):
             by_instance = {instance(image.path): image for image in images} if by_instance is None else by_instance
             pairs = [(by_instance[place], page) for page, place in enumerate(slices) if place in by_instance]
             found |= {image.name: Source(stem(path), path, page) for image, page in pairs}
         elif of is not None:
-            belonging, masks = (by_name | by_stem)[of], _of_file(path, stem(path))
+            belonging, masks = known[of], _of_file(path, stem(path))
             if len(belonging) != len(masks):
                 raise MetasegError(
                     f"Expected a mask of as many slices as its image, {len(belonging)}, found {len(masks)} in {path}."

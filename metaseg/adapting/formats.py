@@ -248,7 +248,7 @@ def _frames(dataset: Any) -> Iterator[tuple[str, int | None]]:
 def _dicom(path: Path) -> np.ndarray:
     """The image as a DICOM viewer shows it: rescaled, windowed, inverted if its photometric interpretation says so."""
     _library("pydicom", path)
-    from pydicom.pixels import apply_modality_lut, convert_color_space
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     with _damage_named(path):
         dataset = read_dicom(path)
@@ -259,7 +259,10 @@ def _dicom(path: Path) -> np.ndarray:
         values = _pixels(dataset, path)
         kind = str(getattr(dataset, "PhotometricInterpretation", ""))
         if values.ndim == 3:
-            return _shown(convert_color_space(values, kind, "RGB") if kind.startswith("YBR") else values, path)
+            return _shown(values, path)  # pydicom has converted it to RGB
+        if kind == "PALETTE COLOR":
+            colours = apply_color_lut(values, dataset)
+            return windowed(colours, (0, np.iinfo(colours.dtype).max))
         grey = _in_window(np.asarray(apply_modality_lut(values, dataset)), dataset)
     return rgb(255 - grey if kind == "MONOCHROME1" else grey, str(path))
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from metaseg import configuration
 from metaseg.adapting import model_file
 from metaseg.adapting.model import Model
-from metaseg.errors import MetasegError, shown
+from metaseg.errors import MetasegError, expanded, shown
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import read_checkpoint, restore
@@ -52,7 +52,7 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
     if path is None:
         settings, checkpoint = schema.read(schema.Run, configuration.composed("config", BUILT_IN)).plain, None
     else:
-        path = Path(path).expanduser()
+        path = expanded(path)
         settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
     try:
         if checkpoint is None:
@@ -181,7 +181,7 @@ def _directory(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     if not directory.config.is_file():
         raise MetasegError(f"Expected a run of train.py in {path}, found no {directory.config.name} in it.")
     settings = directory.read_config()
-    best = directory.checkpoints / "best.ckpt"
+    best = directory.best
     if best.is_file():
         return settings, best
     if _trains(settings):

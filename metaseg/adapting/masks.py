@@ -14,8 +14,7 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-from metaseg.data.check import plural
-from metaseg.errors import MetasegError, listed
+from metaseg.errors import MetasegError, listed, plural
 
 Kind = Literal["grey", "index", "colour", "soft"]
 

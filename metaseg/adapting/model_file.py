@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
-from torch import Tensor
 
 from metaseg import __version__
 from metaseg.data import catalogue
 from metaseg.documents import json_of
 from metaseg.errors import MetasegError
 from metaseg.learners.checkpoints import read_checkpoint
+from metaseg.networks.weight_files import halved
 from metaseg.runs.directory import RunDirectory, replacing
 
 SUFFIX = ".safetensors"
@@ -37,11 +36,11 @@ def write(run: RunDirectory, path: Path) -> Path:
     Raises:
         MetasegError: if the run is unfinished, or the file cannot be written.
     """
-    best = run.checkpoints / "best.ckpt"
+    best = run.best
     if not (run.result.is_file() and best.is_file()):
         raise MetasegError(f"Expected a finished run with a checkpoint in {run.path}, found none; train it first.")
     state = read_checkpoint(best)
-    tensors = {name: _halved(value) for name, value in state["state_dict"].items()}
+    tensors = {name: halved(value) for name, value in state["state_dict"].items()}
     described = {key: state[key] for key in _OF_CHECKPOINT if key in state}
     description = {"format": _FORMAT, "version": __version__, "card": card(run), **described}
     with replacing(path) as temporary:
@@ -145,11 +144,3 @@ def is_one(path: Path) -> bool:
             return _KEY in (file.metadata() or {})
     except (SafetensorError, OSError, ValueError):
         return False
-
-
-def _halved(value: Tensor) -> Tensor:
-    # Clamped: a running variance beyond the range of half precision would become infinite.
-    if not value.is_floating_point():
-        return value.contiguous()
-    most = torch.finfo(torch.float16).max
-    return value.clamp(-most, most).half().contiguous()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaseg.adapting.results import RESULTS
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded
 
 FOLDERS = ("masks", "overlays", "probabilities")
 """Folders of pictures, one picture per line of results.csv."""
@@ -65,9 +65,7 @@ def replaced(out: Path, kept: str | None = None) -> Iterator[Path]:
     with _refusals_explained(out):
         out.mkdir(parents=True, exist_ok=True)
         earlier = _earlier(out)
-        used = {
-            path for path in earlier if kept is not None and (out / path).resolve() == Path(kept).expanduser().resolve()
-        }
+        used = {path for path in earlier if kept is not None and (out / path).resolve() == expanded(kept).resolve()}
         beside = out / _UNFINISHED
         shutil.rmtree(beside, ignore_errors=True)  # of a call that was killed
         if earlier:

@@ -21,9 +21,10 @@ from metaseg.adapting.model import Adapted, Model
 from metaseg.adapting.plan import Plan
 from metaseg.data.batches import SupportSet
 from metaseg.documents import json_of
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded
 from metaseg.evaluation.scores import THRESHOLD
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
+from metaseg.networks.weight_files import halved
 from metaseg.runs.directory import replacing
 
 NAME = "segmenter.safetensors"
@@ -51,7 +52,7 @@ def save(adapted: Adapted, path: str | Path) -> Path:
         tensors |= {f"{number}.parameters.{name}": value for name, value in network.parameters.items()}
         for name, (mean, variance) in network.statistics.items():
             tensors |= {f"{number}.mean.{name}": mean, f"{number}.variance.{name}": variance}
-    tensors = {name: value.detach().half().contiguous().cpu() for name, value in tensors.items()}
+    tensors = {name: halved(value) for name, value in tensors.items()}
     tensors["images"] = torch.from_numpy(np.ascontiguousarray(adapted.support.images))
     tensors["masks"] = torch.from_numpy(np.ascontiguousarray(adapted.support.masks))
     description = {
@@ -67,7 +68,7 @@ def save(adapted: Adapted, path: str | Path) -> Path:
         "estimate": None if adapted.estimate is None else adapted.estimate.plain(),
         "threshold": adapted.threshold,
     }
-    path = Path(path).expanduser()
+    path = expanded(path)
     with replacing(path) as temporary:
         # Not save_file, whose errors are not OSErrors and whose files only their owner can read.
         temporary.write_bytes(serialized(tensors, {"metaseg": json.dumps(description)}))
@@ -84,7 +85,7 @@ def load_segmenter(path: str | Path, device: str = "auto") -> Adapted:
     Raises:
         MetasegError: if the file is missing, damaged, of another kind, or of a later version.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise MetasegError(f"Expected a segmenter saved by metaseg, found nothing at {path}.")
     try:

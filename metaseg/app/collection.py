@@ -17,8 +17,7 @@ from metaseg.adapting.masks import Reading, Survey, decide, survey
 from metaseg.app import texts
 from metaseg.app.picture import INSIDE, OUTSIDE, Picture
 from metaseg.app.uploads import Limits, images_of, masks_of
-from metaseg.data.check import plural
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, plural
 
 OnProgress = Callable[[float, str], None]
 """Called with (fraction done in [0, 1], current activity)."""

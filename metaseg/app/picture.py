@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from metaseg.adapting.arrays import shrunk
+from metaseg.adapting.checks import look
 from metaseg.adapting.files import Source
 from metaseg.adapting.results import fitting, resized_mask
 from metaseg.app import outlines
@@ -19,8 +19,6 @@ FRAME = (720, 960)
 """(H, W) of the canvas for every image: finer than hand precision and fast in a browser. One size for all, as gradio
 6.31 misplaces paint when an image follows one of another size."""
 _BESIDE = 32  # of 255: grey around the image
-SMALL = 128
-"""Side in pixels of the images that are compared with one another."""
 TILE = 360  # pixels of a gallery image, which is shown at less than half of that
 FULL = 4096
 """Longer side in pixels of the image that is looked at closely, if it has as many."""
@@ -41,7 +39,7 @@ class Picture:
         source: its file.
         folder: where its files go.
         size: (H, W) of the image.
-        small: uint8 (`SMALL`, `SMALL`, 3), for the comparison of images.
+        look: as `metaseg.adapting.checks.look` describes it.
         annotated: whether the user gave a mask, or scribbles.
         scribbled: whether these are scribbles: strokes inside and outside, with the rest unmarked.
         changes: number of masks given so far; shows whether a network has seen the latest.
@@ -51,7 +49,7 @@ class Picture:
     source: Source
     folder: Path
     size: tuple[int, int]
-    small: np.ndarray
+    look: np.ndarray
     annotated: bool = False
     scribbled: bool = False
     changes: int = 0
@@ -69,7 +67,7 @@ class Picture:
             folder: an empty folder.
         """
         height, width = pixels.shape[:2]
-        kept = cls(source, folder, (height, width), shrunk(pixels, (SMALL, SMALL)))
+        kept = cls(source, folder, (height, width), look(pixels))
         frame = np.full((*FRAME, 3), _BESIDE, np.uint8)
         frame[kept.within] = np.asarray(
             Image.fromarray(pixels).resize(kept.drawn_size[::-1], Image.Resampling.BILINEAR)

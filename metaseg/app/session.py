@@ -188,7 +188,7 @@ class Session(Collection):
             )
         others = [picture for picture in list(self.pictures.values()) if not picture.annotated]
         if others:
-            known, new = (np.stack([picture.small for picture in some]) for some in (support, others))
+            known, new = (np.stack([picture.look for picture in some]) for some in (support, others))
             said += checks.of_new(known, new, [picture.name for picture in others])
         return said
 

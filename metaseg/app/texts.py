@@ -12,8 +12,7 @@ import numpy as np
 
 from metaseg.app import outlines
 from metaseg.app.uploads import Limits
-from metaseg.data.check import plural
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, plural
 
 if TYPE_CHECKING:
     from metaseg.app.picture import Picture

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from metaseg.cli.arguments import Parser
 from metaseg.cli.commands import train
 from metaseg.cli.entry import fail
 from metaseg.data import catalogue
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import read
 
@@ -24,12 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["build"]:
         return build(given[1:])
-    parser = argparse.ArgumentParser(
-        prog="metaseg models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="metaseg models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="folders with models and runs; default: runs")
-    options = parser.parse_args(given)
     try:
+        options = parser.parse_args(given)
         print(card())
         for folder in options.folders or [Path("runs")]:
             if options.folders and not folder.is_dir():
@@ -88,7 +87,7 @@ def build(arguments: Sequence[str]) -> int:
     from metaseg.adapting import model_file
 
     file, *settings = arguments or [""]
-    path = Path(file).expanduser()
+    path = expanded(file)
     try:
         if "=" in file or path.suffix != model_file.SUFFIX:
             raise MetasegError(
@@ -137,7 +136,7 @@ def trained(folder: Path) -> Iterator[str]:
     """A line for each finished run with a checkpoint in a folder: its path, learner and scores."""
     for path in sorted(folder.rglob("result.json")):
         directory = RunDirectory(path.parent)
-        if not (directory.checkpoints / "best.ckpt").is_file():
+        if not (directory.best).is_file():
             continue
         try:
             result = read(path)

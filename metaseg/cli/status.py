@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from metaseg.cli.arguments import Parser
 from metaseg.cli.entry import fail
 from metaseg.errors import MetasegError
 from metaseg.sweeps.overview import Phase, Seen, look, seconds_left
@@ -22,12 +22,12 @@ _SHOWN = 100
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="metaseg status", description=__doc__)
+    parser = Parser(prog="metaseg status", description=__doc__)
     parser.add_argument("folder", type=Path, help="the sweep's directory, hydra.sweep.dir")
     parser.add_argument("--once", action="store_true", help="print it once in a terminal, too")
     parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks; default: 5")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         if options.every <= 0:
             raise MetasegError(f"Expected --every to be more than 0 seconds, found {options.every:g}.")
         cells = look(options.folder)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from metaseg.cli.arguments import Parser
 from metaseg.cli.entry import fail
 from metaseg.errors import MetasegError
 from metaseg.progress import Progress
@@ -14,12 +14,12 @@ from metaseg.progress import Progress
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the names of images to annotate, the most useful first; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="metaseg suggest", description=__doc__)
+    parser = Parser(prog="metaseg suggest", description=__doc__)
     parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("--count", type=int, default=5, help="how many to name; default: 5")
     parser.add_argument("--annotated", type=Path, help="folder of images that are annotated already")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         for path in suggested(options.images, options.count, options.annotated):
             print(path)
     except MetasegError as error:
@@ -38,15 +38,19 @@ def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[s
     Raises:
         MetasegError: on a missing folder, too few readable images, or a count out of range.
     """
+    from metaseg.adapting.arrays import shrunk
     from metaseg.adapting.files import images_in
     from metaseg.adapting.loading import load
     from metaseg.adapting.suggest import described, farthest
 
     new, known = images_in(folder), [] if annotated is None else images_in(annotated)
+    model = load()
     names, pictures, start = [], [], 0
     for number, source in enumerate([*known, *new]):
         try:
-            pictures.append(source.read())
+            pictures.append(
+                shrunk(source.read(), (model.size, model.size))
+            )  # a folder of whole ones may fill the memory
         except MetasegError as error:
             print(f"warning: {error}", file=sys.stderr)
             continue
@@ -55,5 +59,5 @@ def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[s
     if not 1 <= count <= len(names) - start:
         raise MetasegError(f"Expected --count from 1 to the {len(names) - start} images in {folder}, found {count}.")
     with Progress("comparing", len(pictures), "images") as progress:
-        points = described(load(), pictures, progress.update)
+        points = described(model, pictures, progress.update)
     return [names[index] for index in farthest(points, count, range(start))]

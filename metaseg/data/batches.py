@@ -124,39 +124,29 @@ class EpisodeDataset(Dataset[RawEpisode | list[RawEpisode]]):
         return augment(self.augmentation, images, masks, seed)
 
 
-class OuterSteps(EpisodeDataset):
+class OuterSteps(Dataset[list[RawEpisode]]):
     """The episodes of outer steps: key (epoch, step) → the list of this rank's episodes.
 
     Args:
+        episodes: of all steps.
         per_step: episodes in an outer step over all ranks.
         rank: rank of this process.
         world: number of ranks; must divide ``per_step``.
     """
 
-    def __init__(
-        self,
-        pools: Sequence[Pool],
-        plan: EpisodePlan,
-        augmentation: str,
-        per_step: int,
-        rank: int,
-        world: int,
-        unlabelled: Sequence[tuple[Pool, np.ndarray]] = (),
-        recolour: float = 0.0,
-    ) -> None:
-        super().__init__(pools, plan, augmentation, unlabelled, recolour)
-        self.per_step, self.rank, self.world = per_step, rank, world
+    def __init__(self, episodes: EpisodeDataset, per_step: int, rank: int, world: int) -> None:
+        self.episodes, self.per_step, self.rank, self.world = episodes, per_step, rank, world
 
     def __len__(self) -> int:
         """Outer steps in an epoch."""
-        return self.plan.count // self.per_step
+        return self.episodes.plan.count // self.per_step
 
-    def __getitem__(self, key: tuple[int, int]) -> list[RawEpisode]:  # type: ignore[override]
+    def __getitem__(self, key: tuple[int, int]) -> list[RawEpisode]:
         """This rank's share of outer step ``key = (epoch, step)``."""
         epoch, step = key
         first = step * self.per_step
         indices = range(first + self.rank, first + self.per_step, self.world)
-        return [super(OuterSteps, self).__getitem__((epoch, index)) for index in indices]
+        return [self.episodes[epoch, index] for index in indices]
 
 
 class ResumableSteps(Sampler[tuple[int, int]]):
@@ -193,16 +183,17 @@ class ResumableLoader(DataLoader):
 
 
 def step_loader(
-    steps: OuterSteps, position: Callable[[], int], workers: int, pin_memory: bool = False
+    steps: Dataset[Any], position: Callable[[], int], workers: int, pin_memory: bool = False
 ) -> ResumableLoader:
-    """A loader of outer steps from ``position()`` on, prefetched by ``workers`` processes that persist between epochs.
+    """A loader of steps (by their key, epoch and step) from ``position()`` on.
 
-    Each worker is two outer steps ahead: with two workers and 80 images of 256×256 per step, 84 MB of shared memory.
+    ``workers`` processes prefetch them and persist between epochs. Each worker is two outer steps ahead: with two
+    workers and 80 images of 256×256 per step, 84 MB of shared memory.
     """
     return ResumableLoader(
         steps,
         batch_size=None,
-        sampler=ResumableSteps(len(steps), position),
+        sampler=ResumableSteps(len(steps), position),  # type: ignore[arg-type]  # torch declares no length
         num_workers=workers,
         worker_init_fn=one_thread,
         persistent_workers=workers > 0,

@@ -31,7 +31,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from metaseg.data.check import cores
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded
 
 FOLDER = ".metaseg_cache"
 LARGE = 2**20
@@ -74,7 +74,7 @@ class Cached:
 def places(root: Path, chosen: str | Path | None) -> list[Path]:
     """Candidate cache folders in order: the argument, or METASEG_CACHE, or the one below root and the user's."""
     if named := chosen or os.environ.get("METASEG_CACHE"):
-        return [Path(named).expanduser()]
+        return [expanded(named)]
     own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metaseg"
     return [root / FOLDER, own]
 

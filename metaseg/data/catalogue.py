@@ -38,7 +38,7 @@ from urllib.parse import urlsplit
 
 from metaseg import configuration
 from metaseg.documents import read_yaml
-from metaseg.errors import MetasegError, quoted, shown
+from metaseg.errors import MetasegError, expanded, quoted, shown
 
 FOLDER = configuration.FOLDER / "dataset"
 
@@ -132,7 +132,7 @@ def get(name: str, root: str | Path | None = None) -> Dataset:
         return _catalogue()[name]
     if own:
         return read(own)
-    where = "" if root is None else f", or describe it in {Path(root).expanduser() / name}.yaml (see docs/datasets.md)"
+    where = "" if root is None else f", or describe it in {expanded(root) / name}.yaml (see docs/datasets.md)"
     raise MetasegError(f"unknown dataset '{name}': choose from {', '.join(names(root))}{where}")
 
 
@@ -140,7 +140,7 @@ def _file(root: str | Path | None, name: str) -> Path | None:
     """The YAML file that describes a dataset in data.root, or None."""
     if root is None or not NAME.fullmatch(name):
         return None
-    file = Path(root).expanduser() / f"{name}.yaml"
+    file = expanded(root) / f"{name}.yaml"
     return file if file.is_file() else None
 
 
@@ -149,7 +149,7 @@ def _own(root: str | Path | None) -> dict[str, Path]:
     if root is None:
         return {}
     found = {}
-    for file in sorted(Path(root).expanduser().glob("*.yaml")):
+    for file in sorted(expanded(root).glob("*.yaml")):
         # Other YAML files may lie there; they are ignored unless requested by name.
         text = file.read_text(encoding="utf-8", errors="replace") if NAME.fullmatch(file.stem) else ""
         if re.search(r"^title\s*:", text, re.MULTILINE):

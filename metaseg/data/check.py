@@ -20,7 +20,7 @@ from PIL import Image
 from metaseg.data import duplicates
 from metaseg.data.catalogue import Dataset
 from metaseg.data.layouts import THRESHOLD, Listing, Pair, grey_mask, open_image, scan
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, plural
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -268,8 +268,3 @@ def summarise(dataset: Dataset, listing: Listing, found: Sequence[Inspected]) ->
 
 def _files(paths: Iterable[Path], kind: Kind, message: str) -> list[Fault]:
     return [Fault(kind, "error", (f"{path.parent.name}/{path.name}",), message) for path in paths]
-
-
-def plural(number: int, noun: str) -> str:
-    """`1 error`, `2 errors`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

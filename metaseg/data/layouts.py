@@ -96,7 +96,7 @@ def scan(dataset: Dataset, root: str | Path) -> Listing:
 
     Raises MetasegError if none has a file.
     """
-    root = Path(root).expanduser()
+    root = expanded(root)
     looked_in = [root / expanded(folder) for folder in dataset.folders]
     incomplete: list[Listing] = []
     for folder in looked_in:

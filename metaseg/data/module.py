@@ -195,6 +195,7 @@ class EpisodicData(L.LightningDataModule):
         self.names = list(dict.fromkeys([*pools, *targets])) if learner.train_on == "source" else list(targets)
         self.pools: list[Pool] = []
         self.targets: dict[str, Target] = {}
+        self._loaded: dict[str, Pool] = {}
         self._is_set_up = False
 
     def prepare_data(self) -> None:
@@ -207,7 +208,11 @@ class EpisodicData(L.LightningDataModule):
 
     def _load(self) -> dict[str, Pool]:
         data = self.settings.data
-        return {name: load_pool(name, source=data.source, root=data.root, size=data.size) for name in self.names}
+        if not self._loaded:  # the Trainer prepares as well
+            self._loaded = {
+                name: load_pool(name, source=data.source, root=data.root, size=data.size) for name in self.names
+            }
+        return self._loaded
 
     def setup(self, stage: str | None = None) -> None:
         """Open the prepared datasets and plan the episodes; a second call does nothing.
@@ -317,18 +322,13 @@ class EpisodicData(L.LightningDataModule):
         """This rank's share of each outer step, from the current position of training."""
         trainer = self.trainer
         assert trainer is not None
-        steps = OuterSteps(
-            self.pools,
-            self.train_plan,
-            self.settings.data.augment,
-            self.per_step,
-            trainer.global_rank,
-            trainer.world_size,
-            self.unlabelled,
-            self.settings.tasks.recolour,
+        data = self.settings.data
+        episodes = EpisodeDataset(
+            self.pools, self.train_plan, data.augment, self.unlabelled, self.settings.tasks.recolour
         )
+        steps = OuterSteps(episodes, self.per_step, trainer.global_rank, trainer.world_size)
         device = trainer.strategy.root_device.type
-        workers = worker_count(self.settings.data.workers, steps.augmentation, device == "cpu", trainer.num_devices)
+        workers = worker_count(data.workers, data.augment, device == "cpu", trainer.num_devices)
         return step_loader(steps, lambda: batches_so_far(trainer), workers, pin_memory=device == "cuda")
 
     def val_dataloader(self) -> ResumableLoader:
@@ -338,7 +338,7 @@ class EpisodicData(L.LightningDataModule):
         share = range(trainer.global_rank, self.validation_plan.count, trainer.world_size)
         keys = [(0, index) for index in share]
         episodes = EpisodeDataset(self.pools, self.validation_plan, "none")
-        return ResumableLoader(_Keyed(episodes, keys), batch_size=None, num_workers=0)
+        return ResumableLoader(episodes, batch_size=None, sampler=keys)
 
     def on_after_batch_transfer(
         self, batch: RawEpisode | list[RawEpisode], dataloader_idx: int
@@ -357,17 +357,3 @@ def _subset(pools: list[tuple[str, np.ndarray]], most: int | None, seed: int) ->
     kept[np.random.default_rng([seed, Stream.SUBSET]).permutation(total)[:most]] = True
     parts = np.split(kept, np.cumsum([len(indices) for _, indices in pools])[:-1])
     return [(name, indices[part]) for (name, indices), part in zip(pools, parts, strict=True)]
-
-
-class _Keyed(EpisodeDataset):
-    """Episodes with fixed keys, indexed from 0."""
-
-    def __init__(self, episodes: EpisodeDataset, keys: list[tuple[int, int]]) -> None:
-        super().__init__(episodes.pools, episodes.plan, episodes.augmentation)
-        self.keys = keys
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, position: int) -> RawEpisode:  # type: ignore[override]
-        return super().__getitem__(self.keys[position])

@@ -17,7 +17,7 @@ from PIL import Image
 from metaseg.data import cache, catalogue, check, duplicates
 from metaseg.data.catalogue import Dataset
 from metaseg.data.layouts import Listing, Pair, complete
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded, plural
 
 FORMAT = 1
 """Increment when reading, resizing or grouping of images changes; this rebuilds every prepared dataset."""
@@ -101,7 +101,7 @@ def prepare(
         raise MetasegError(f"data.size should be {SMALLEST} to {LARGEST} pixels, not {size}: change it")
     if threads is not None and threads < 1:
         raise MetasegError(f"--threads should be at least 1, not {threads}: omit it for one thread per core")
-    root = Path(root).expanduser()
+    root = expanded(root)
     listing = complete(dataset, root)
     candidates = cache.places(root, cache_dir)
     settings = {
@@ -172,7 +172,7 @@ def _build(
             f"{dataset.name} cannot be prepared: {len(report.errors)} of its {count} pairs are faulty, the first being "
             f"{first.images[0]}: {first.message}. {command} lists them all"
         )
-    warnings = f", {check.plural(len(report.warnings), 'warning')}: see {command}" if report.warnings else ""
+    warnings = f", {plural(len(report.warnings), 'warning')}: see {command}" if report.warnings else ""
     print(
         f"prepared {dataset.title}: {count} images at {size}×{size} in {time.perf_counter() - began:.1f} s{warnings}",
         file=sys.stderr,

@@ -33,7 +33,7 @@ class Learner(Protocol):
     def adaptation(
         self, support: SupportSet, steps: Sequence[int], progress: Callable[[int, int], None]
     ) -> Iterator[tuple[int, Segmenter]]:
-        """Adapt, and yield (step, segmenter) at each step number in `at`; progress: (steps taken, total steps)."""
+        """Adapt, and yield (step, segmenter) at each step number in `steps`; progress: (steps taken, total steps)."""
 
     def after_inner(self, support: SupportSet) -> Segmenter | None:
         """Adapt by the inner problem of training alone; None: the learner has no inner loop."""

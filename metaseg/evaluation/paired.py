@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metaseg.errors import MetasegError
-from metaseg.evaluation.intervals import Interval, Labels, p_value, paired_difference
+from metaseg.evaluation.intervals import Interval, Labels, bootstrap_interval, p_value
 
 
 class PairedTest(NamedTuple):
@@ -69,11 +69,9 @@ def paired_test(
     means = np.nansum(gaps[:, scored], 0) / there[:, scored].sum(0)
     # Dice is a ratio of counts: a difference below rounding is a tie.
     means[np.abs(means) < 1e-12] = 0.0
-    first, second = np.where(there, first, np.nan), np.where(there, second, np.nan)
-    difference = paired_difference(first, second, level, seed=seed, seeds=seeds, groups=groups)
     common = 1 if seeds is None else len(np.unique(np.asarray(seeds)[there.any(1)]))
     return PairedTest(
-        difference=difference,
+        difference=bootstrap_interval(gaps, level, seed=seed, seeds=seeds, groups=groups),
         p=p_value(gaps, seeds=seeds, groups=groups) if common > 1 else float("nan"),
         seeds=common,
         images=int(scored.sum()),

@@ -50,13 +50,13 @@ def dice(prediction: Masks, truth: Masks) -> np.ndarray:
     Raises:
         MetasegError: if shapes differ or are not those of masks, or values are not binary.
     """
-    both, either_sum = _counts(prediction, truth)
+    both, either_sum = pixel_counts(prediction, truth)
     return _ratio(2 * both, either_sum)
 
 
 def iou(prediction: Masks, truth: Masks) -> np.ndarray:
     """Return the intersection over union |P∩T| / |P∪T| (Jaccard index) of each image; otherwise as `dice`."""
-    both, either_sum = _counts(prediction, truth)
+    both, either_sum = pixel_counts(prediction, truth)
     return _ratio(both, either_sum - both)
 
 
@@ -65,16 +65,12 @@ def pooled_dice(prediction: Masks, truth: Masks) -> float:
 
     To pool images of different sizes, sum their `pixel_counts`. Arguments and errors as for `dice`.
     """
-    both, either_sum = _counts(prediction, truth)
+    both, either_sum = pixel_counts(prediction, truth)
     return float(_ratio(2 * both.sum(), either_sum.sum()))
 
 
 def pixel_counts(prediction: Masks, truth: Masks) -> tuple[np.ndarray, np.ndarray]:
     """Return |P∩T| and |P|+|T| of each image, int64 (N,) each; their sums over batches give the pooled Dice."""
-    return _counts(prediction, truth)
-
-
-def _counts(prediction: Masks, truth: Masks) -> tuple[np.ndarray, np.ndarray]:
     predicted, true = _binary(prediction, "prediction"), _binary(truth, "truth")
     if predicted.shape != true.shape:
         raise MetasegError(

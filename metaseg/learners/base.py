@@ -5,7 +5,6 @@
 
 import copy
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -170,9 +169,13 @@ class Learner(nn.Module):
         other._ensemble |= ensemble
         return other
 
-    @abstractmethod
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
-        """The meta-gradient of one task, with diagnostics."""
+        """The meta-gradient of one task, with diagnostics; of learners that train on episodes.
+
+        Raises:
+            RuntimeError: this one does not.
+        """
+        raise RuntimeError(f"{type(self).__name__} does not train on episodes")
 
     def adapt(self, support: SupportSet) -> Segmenter:
         """Adapt to a target with ``adapt.steps`` steps on its support set."""
@@ -280,7 +283,7 @@ class Learner(nn.Module):
         task = self.episode_task(theta, episode, self.learns)
         result = task.whole(estimate(task.task, task.theta, self._inner_loop(task.theta)))
         if self.strengths is None or result.by_strengths is None:
-            return result
+            return replace(result, by_strengths=None)
         return replace(result, by_strengths=self.strengths.by_logarithm(task.theta, result.by_strengths))
 
     def episode_task(

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaseg.data.batches import Episode, SupportSet
+from metaseg.data.batches import SupportSet
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
-from metaseg.meta.gradients import MetaGradient
 from metaseg.meta.vectors import Parameters
 from metaseg.networks.functional import Statistics, forward, running_statistics
 from metaseg.networks.segmenter import Segmenter
@@ -56,14 +55,6 @@ class Linear(Learner):
         if self.adapt_loop.steps:
             raise MetasegError(f"learner=linear needs learner.adapt.steps=0, found {self.adapt_loop.steps}.")
         self.penalty, self.pixels, self.copies = penalty, pixels, copies
-
-    def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
-        """Not supported: this learner does not train on episodes.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError("this learner does not train on episodes")
 
     @property
     def learns_from_scribbles(self) -> bool:

@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from metaseg.data.batches import Episode, SupportSet
+from metaseg.data.batches import SupportSet
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
-from metaseg.meta.gradients import MetaGradient
 from metaseg.meta.losses import UNMARKED
 from metaseg.meta.vectors import Parameters
 from metaseg.networks.stages import output_bias
@@ -36,14 +35,6 @@ class Scratch(Learner):
             raise MetasegError(
                 "learner.prior=true needs a network whose logits have a bias, found none: set it to false."
             )
-
-    def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
-        """Not supported: this learner does not train on episodes.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError("this learner does not train on episodes")
 
     def start(self, support: SupportSet) -> Parameters:
         """The initial weights; with ``prior``, the logits' bias follows the support masks."""

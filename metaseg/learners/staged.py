@@ -64,7 +64,7 @@ class EpisodeTask:
         theta: Parameters,
         episode: Episode,
         evaluation: InnerEvaluation,
-        chained: Callable[[str], bool] = lambda name: True,
+        chained: Callable[[str], bool],
     ) -> None:
         self._all, self._network, self._norms = theta, network, norms
         self._running = running_statistics(network) if norms.any("running") else {}

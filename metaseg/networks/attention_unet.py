@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
 from metaseg.networks.pointwise import Pointwise2d
-from metaseg.networks.stages import StagedNetwork
+from metaseg.networks.stages import StagedNetwork, require_multiples
 
 LEVELS = (1, 2, 3, 4)
-STRIDE = 2 ** len(LEVELS)
 
 
 def _double_convolution(channels_in: int, channels_out: int, name: str) -> nn.Sequential:
@@ -88,6 +86,7 @@ class UNet(StagedNetwork):
             self.add_module(f"decoder{level}", _double_convolution(2 * width, width, f"dec{level}"))
         self.conv = Pointwise2d(features, out_channels)
 
+    stride = 2 ** len(LEVELS)
     modules_of = MappingProxyType(
         {"encoder": (*(f"encoder{level}" for level in LEVELS), "bottleneck"), "head": ("decoder1", "conv")}
     )
@@ -99,12 +98,7 @@ class UNet(StagedNetwork):
         return self._decode(hidden) if part == "decoder" else self._finish(hidden)
 
     def _encode(self, images: Tensor) -> list[Tensor]:
-        height, width = images.shape[-2:]
-        if height % STRIDE or width % STRIDE:
-            raise MetasegError(
-                f"Expected images whose height and width are multiples of {STRIDE}, found {height}x{width}: "
-                "choose another data.size."
-            )
+        require_multiples(self.label, self.stride, *images.shape[-2:])
         features = []
         hidden = images
         for level in LEVELS:

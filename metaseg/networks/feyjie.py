@@ -43,7 +43,7 @@ class FeyjieNetwork(ComparingNetwork):
         super().__init__()
         self.label = f"FeyjieNetwork(features={features})"
         self.encoder = VGG16(features, blocks=4, pools=2, dilated=DILATED, weights=encoder_weights)
-        self.weights = self.encoder.weights
+        self.weights, self.stride = self.encoder.weights, self.encoder.stride
         deep, width, half = self.encoder.widths[-1], 4 * features, 2 * features
         self.of_support = nn.Sequential(_convolution(deep, width), nn.ReLU())
         self.of_query = nn.Sequential(_convolution(deep, width), nn.ReLU())

@@ -48,7 +48,7 @@ class PMGNetwork(ComparingNetwork):
         super().__init__()
         self.label = f"PMGNetwork(features={features})"
         self.encoder = VGG16(features, blocks=5, pools=3, dilated=DILATED, weights=encoder_weights)
-        self.weights = self.encoder.weights
+        self.weights, self.stride = self.encoder.weights, self.encoder.stride
         width, half = 4 * features, 2 * features
         self.reduction = nn.Sequential(nn.Conv2d(sum(self.encoder.widths[2:4]), width, 1), nn.ReLU())
         self.inference = nn.Sequential(

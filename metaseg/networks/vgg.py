@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metaseg.errors import MetasegError
 from metaseg.networks.encoder_weights import load_encoder
+from metaseg.networks.stages import require_multiples
 from metaseg.networks.weight_files import cached_download
 from metaseg.networks.weights_record import WeightsRecord
 
@@ -92,12 +93,7 @@ class VGG16(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) → of each block its last ReLU's (B, C, H', W')."""
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise MetasegError(
-                f"Expected images whose height and width are multiples of {self.stride}, found {height}x{width}: "
-                "choose another data.size."
-            )
+        require_multiples("VGG16", self.stride, *images.shape[-2:])
         outputs = []
         hidden = images * self.scale[:, None, None] + self.offset[:, None, None]
         for number, layer in self.features.named_children():

@@ -123,6 +123,18 @@ def require_uncompressed(path: Path) -> None:
                 raise ValueError("it has compressed members, unlike files of torch.save")
 
 
+def halved(value: Tensor) -> Tensor:
+    """A tensor as it is stored: on the CPU, in half precision if it holds fractions.
+
+    Values beyond its range are clamped, as a running variance may be; infinite, it would silence its channel.
+    """
+    value = value.detach().cpu()
+    if not value.is_floating_point():
+        return value.contiguous()
+    most = torch.finfo(torch.float16).max
+    return value.clamp(-most, most).half().contiguous()
+
+
 def _safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -278,7 +278,7 @@ def _with_best(lines: list[Line]) -> list[Line]:
         if _may_win(line):
             best[line.shots[0]] = max(best.get(line.shots[0], 0.0), line.ours.dice.mean)  # type: ignore[union-attr]
     return [
-        Line(**{**line.__dict__, "best": _may_win(line) and line.ours.dice.mean == best[line.shots[0]]})  # type: ignore[union-attr]
+        replace(line, best=_may_win(line) and line.ours.dice.mean == best[line.shots[0]])  # type: ignore[union-attr]
         for line in lines
     ]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from metaseg.data.check import plural
+from metaseg.errors import plural
 from metaseg.evaluation.paired import PairedTest
 from metaseg.plots.figures import look_of, plain_axes, save
 from metaseg.reporting.cells import Block, covers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,8 +118,8 @@ def read_runs(folder: Path) -> Found:
         raise MetasegError(
             f"expected a folder of run directories, found no folder at {folder}; give the folder of your runs"
         )
-    runs, unreadable = [], []
-    for path in _directories(folder, "result.json"):
+    runs, unreadable, finished = [], [], _directories(folder, "result.json")
+    for path in finished:
         name = path.relative_to(folder).as_posix()
         try:
             run = read_run(path, folder.resolve().name if name == "." else name)
@@ -127,7 +127,6 @@ def read_runs(folder: Path) -> Found:
             unreadable.append((name, str(error)))
         else:
             runs += [run] if run.targets else []  # without targets, it only made a model
-    finished = set(_directories(folder, "result.json"))
     unfinished = [path for path in _directories(folder, "config.yaml") if path not in finished]
     return Found(runs, unreadable, [path.relative_to(folder).as_posix() for path in unfinished])
 
@@ -156,7 +155,7 @@ def read_run(path: Path, name: str) -> Run:
     return Run(name, directory, result, scores, metrics)
 
 
-def _directories(folder: Path, file: str) -> Iterable[Path]:
+def _directories(folder: Path, file: str) -> list[Path]:
     found = sorted(path.parent for path in folder.rglob(file))
     # Hydra keeps its own config.yaml in .hydra.
     return [

@@ -62,6 +62,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """The weights of the epoch with the best validation."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
     def last(self) -> Path:
         """The checkpoint to continue from; the one before is `PREVIOUS` beside it."""
         return self.checkpoints / "last.ckpt"
@@ -197,12 +202,12 @@ class RunDirectory:
 
         Scores are written to four decimals, a hundredth of a per cent.
         """
-        plain = self.path / "per_image.csv"
-        path = self.path / "per_image.csv.gz" if compress else plain
+        path, earlier = self.path / "per_image.csv", self.path / "per_image.csv.gz"
+        if compress:
+            path, earlier = earlier, path
         rounded = ({key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()} for row in rows)
         write_csv(path, rounded, PER_IMAGE_COLUMNS)
-        if compress:
-            plain.unlink(missing_ok=True)  # from an earlier test of this run
+        earlier.unlink(missing_ok=True)  # of an earlier test of this run
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Cell:
 
     def __init__(self, job: Job, count: str, program: Sequence[str], flags: Sequence[str], threads: int) -> None:
         self.job, self.count, self.program, self.flags, self.threads = job, count, program, flags, threads
+        self.running = job  # Slurm's notice may come before the call
 
     def __call__(self) -> int | None:
         """Run the cell, from its last checkpoint if it has one; returns its exit status."""

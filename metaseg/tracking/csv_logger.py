@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,8 +20,7 @@ class CsvLogger(Logger):
 
     Lightning's CSVLogger deletes the file when a run is resumed, and rereads all of it at every new column. Here each
     row is appended and flushed immediately; the file is rewritten only for a new column, a few times in the first
-    epoch. A resumed run drops rows logged after the checkpoint: the first row that shares a metric with the first new
-    row and has the same or a later step, and everything after it.
+    epoch. A resumed run drops the rows logged after its checkpoint: those from the step of its first new row on.
 
     Raises (when logging):
         MetasegError: if the file cannot be written.
@@ -71,7 +71,8 @@ class CsvLogger(Logger):
     def finalize(self, status: str) -> None:
         """Close the file; a later row reopens it."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError) if status == "failed" else nullcontext():  # a full disk has failed the run already
+                self._file.close()
             self._file = None
 
     def _start(self, row: Mapping[str, Any]) -> None:
@@ -81,7 +82,7 @@ class CsvLogger(Logger):
         kept: list[dict[str, str]] = []
         if self.resume and self.path.exists():
             self._columns = self._header()
-            kept = list(_before(self._read(), row))
+            kept = [old for old in self._read() if not old["step"] or int(old["step"]) < row["step"]]
         self._rewrite(kept, self._columns or list(row))
 
     def _header(self) -> list[str]:
@@ -110,12 +111,3 @@ class CsvLogger(Logger):
 
 def _number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
-
-
-def _before(rows: Iterable[dict[str, str]], first: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    metrics = set(first) - {"step", "epoch"}
-    for row in rows:
-        known = any(row.get(metric) for metric in metrics)
-        if known and row["step"] and first["step"] is not None and int(row["step"]) >= first["step"]:
-            return
-        yield row

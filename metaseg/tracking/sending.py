@@ -84,7 +84,7 @@ def log_summary(loggers: Iterable[Logger], values: Mapping[str, Any]) -> None:
 @rank_zero_only
 def log_checkpoint(loggers: Iterable[Logger], name: str, directory: RunDirectory, metadata: Mapping[str, Any]) -> None:
     """Send best.ckpt with config.yaml and result.json to W&B as one artifact; its size is added to `metadata`."""
-    best = directory.checkpoints / "best.ckpt"
+    best = directory.best
     if not best.is_file():
         return
     for logger in _wandb_loggers(loggers):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded
 from metaseg.runs.directory import RunDirectory, replacing
 
 _AXES = {
@@ -176,7 +176,7 @@ def has_api_key() -> bool:
     # W&B's service has had several addresses; a key stored under the first one works for all.
     hosted = host.endswith((".wandb.ai", ".coreweave.com"))
     named = os.environ.get("NETRC")
-    paths = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    paths = [expanded(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
     return any(_in_netrc(name, path) for name in {host, "api.wandb.ai" if hosted else host} for path in paths)
 
 

@@ -77,17 +77,25 @@ class Compute(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add the step."""
-        if self._counter is not None:
-            self._counter.__exit__(None, None, None)
+        if (counter := self._counter) is not None:
+            self._stop_counting()
             # Over all ranks: a run may go on with another number of them.
-            self._state["counted"].append(self._counter.flops * trainer.world_size)
-            self._counter = None
+            self._state["counted"].append(counter.flops * trainer.world_size)
         self._state["seconds"] += time.perf_counter() - self._began
         self._state["steps"] += 1
         if self._most is not None and self._of_one is not None:
             # Ranks count different tasks; use rank zero's value, so that their step sizes stay equal.
             self._state["spent"] = trainer.strategy.broadcast(self._operations() / self._of_one / self._most)
             trainer.should_stop |= self.spent >= 1
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        """End the counting of a step that failed; else the process would go on counting."""
+        self._stop_counting()
+
+    def _stop_counting(self) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self._counter = None
 
     def _operations(self) -> float:
         counted = self._state["counted"]

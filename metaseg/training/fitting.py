@@ -34,9 +34,7 @@ def fit(
     chosen, shown = settings.trainer, settings.logger
     end = json.dumps([chosen.max_epochs, chosen.max_passes, chosen.patience, chosen.min_delta])
     if settings.ckpt_path == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
-        load_weights(
-            learner, directory.checkpoints / "best.ckpt"
-        )  # already stopped by the same rule, then killed while testing
+        load_weights(learner, directory.best)  # already stopped by the same rule, then killed while testing
         return 0
     compute, interruption = Compute(learner, settings.data.size, directory, chosen.max_passes), Interruption()
     called = [compute, *callbacks(chosen, directory, interruption)]
@@ -63,8 +61,8 @@ def fit(
         module = MetaTraining(learner, settings.plain, spent, Skipping(chosen.max_skips, chosen.skip_norm))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     learner.network.float()  # trainer.precision=64-true is that of training
-    if (directory.checkpoints / "best.ckpt").is_file():
-        load_weights(learner, directory.checkpoints / "best.ckpt")
+    if (directory.best).is_file():
+        load_weights(learner, directory.best)
         if trainer.is_global_zero:
             with replacing(directory.trained) as path:
                 path.write_text(end)

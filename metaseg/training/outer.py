@@ -32,7 +32,7 @@ class Contribution(NamedTuple):
         tasks: 1, shape (1,).
         diagnostics: shape (D,).
         statistics: the norm statistics of all layers, shape (S,).
-        by_strengths: d L_query / dλ, shape (N,); (0,) if λ is not learned.
+        by_strengths: d L_query / d log λ, shape (groups,); (0,) if λ is not learned.
         gradient: d L_query / dθ, shape (N,).
     """
 
@@ -123,7 +123,8 @@ class MetaTraining(NetworkModule):
         learner = self.learner
         if not learner.bound_every or (learner.inner_curvature and self.global_step % learner.bound_every):
             return
-        largest = torch.tensor(max(learner.curvature_of(episode) for episode in batch), device=self.device)
+        # Of tensors, as Python's max drops a NaN or keeps it, depending on the order.
+        largest = torch.tensor([learner.curvature_of(episode) for episode in batch], device=self.device).max()
         if self._trainer is not None and self.trainer.world_size > 1:
             torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         if torch.isfinite(largest):  # else the step will be skipped

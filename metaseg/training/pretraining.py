@@ -263,7 +263,7 @@ def fit(
     )
     with interruption.heeded():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    path = directory.checkpoints / "best.ckpt"
+    path = directory.best
     load_weights(module, path)
     return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
 

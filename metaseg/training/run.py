@@ -191,7 +191,7 @@ def refuse_another(directory: RunDirectory, checkpoint: Path | None) -> None:
     """
     if is_own(directory, checkpoint):
         return
-    best = directory.checkpoints / "best.ckpt"
+    best = directory.best
     found = next((path for path in (directory.result, directory.last, best) if path.is_file()), None)
     if found is not None:
         raise MetasegError(

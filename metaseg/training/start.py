@@ -68,7 +68,7 @@ def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> st
     if start in ("model", "joint"):
         return start
     path = Path(start)
-    path = RunDirectory(path).checkpoints / "best.ckpt" if path.is_dir() else path
+    path = RunDirectory(path).best if path.is_dir() else path
     if not (path.is_file() or resumed):
         raise MetasegError(
             f"start must be auto, model, joint, or an existing run directory or checkpoint, found {start!r}."
@@ -128,7 +128,7 @@ def directory_of(settings: Run) -> Path:
 
 
 def _best(settings: Run) -> Path:
-    return RunDirectory(directory_of(settings)).checkpoints / "best.ckpt"
+    return RunDirectory(directory_of(settings)).best
 
 
 def _joint(settings: Run, images: Mapping[str, str]) -> Path:

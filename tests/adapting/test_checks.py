@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from metaseg.adapting.checks import distances, of_new, of_support
+from metaseg.adapting.checks import distances, look, of_new, of_support
 
 NAMES = ["a", "b", "c"]
 SIZES = [(30, 40)] * 3
+
+
+def looks(images):
+    return np.stack([look(image) for image in images])
 
 
 def masks(*shares):
@@ -39,9 +43,10 @@ def test_shares_and_sizes_far_apart_are_named():
 def test_images_of_other_colours_are_named():
     generator = np.random.default_rng(0)
     pink, green = np.array([200, 120, 120]), np.array([60, 160, 60])
-    support = np.clip(generator.normal(pink, 20, (4, 8, 8, 3)), 0, 255).astype(np.uint8)
-    like = np.clip(generator.normal(pink, 20, (3, 8, 8, 3)), 0, 255).astype(np.uint8)
-    unlike = np.clip(generator.normal(green, 20, (1, 8, 8, 3)), 0, 255).astype(np.uint8)
+    support, like, unlike = (
+        looks(np.clip(generator.normal(colour, 20, (count, 8, 8, 3)), 0, 255).astype(np.uint8))
+        for colour, count in ((pink, 4), (pink, 3), (green, 1))
+    )
     assert of_new(support, like, NAMES) == []
     (said,) = of_new(support, np.concatenate([like, unlike]), [*NAMES, "d"])
     assert said.startswith("1 image of 4 looks unlike the annotated ones in colour or contrast (d)")
@@ -55,6 +60,6 @@ def test_of_real_images_those_of_another_kind_stand_out():
     root = ROOT / Path(os.environ["METASEG_DATA"])
     skin, gut = (pools.prepare(catalogue.get(name), root, 32).images for name in ("ph2", "kvasir"))
     order = np.random.default_rng(0).permutation(len(skin))
-    support, others = skin[np.sort(order[:5])], skin[np.sort(order[5:])]
+    support, others = looks(skin[np.sort(order[:5])]), looks(skin[np.sort(order[5:])])
     assert (distances(support, others) > 3).mean() < 0.05
-    assert (distances(support, gut[:300]) > 3).mean() > 0.1
+    assert (distances(support, looks(gut[:300])) > 3).mean() > 0.1

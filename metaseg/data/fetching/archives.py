@@ -152,6 +152,8 @@ def _unpack_tar(archive: Path, target: Path) -> None:
     try:
         with _opened(archive) as content, tarfile.open(fileobj=_Pieces(content), mode="r:") as file:  # type: ignore[call-overload]
             for member in _checked(archive, file):
+                if member.isfile() and (target / member.name).exists():
+                    raise _refuse(archive, member.name, "occurs twice")
                 file.extract(member, target, set_attrs=False, filter="data")
     except tarfile.FilterError as error:
         raise _refuse(archive, error.tarinfo.name, "has a path outside the folder") from error

@@ -22,7 +22,7 @@ from metaseg.data.catalogue import Dataset, RemoteFile
 from metaseg.data.fetching import archives
 from metaseg.data.fetching.download import download
 from metaseg.data.layouts import Listing, scan
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded
 
 RECORDS = "fetched.json"
 DOWNLOADS = "downloads"
@@ -70,7 +70,7 @@ def fetch(dataset: Dataset, root: str | Path, keep: bool = False) -> Listing:
         MetasegError: the dataset cannot be downloaded automatically; a download fails or does not match; an archive is
             malicious or damaged; files are in the way; another process is fetching into the same root.
     """
-    place = _Place(Path(root).expanduser())
+    place = _Place(expanded(root))
     if existing := _existing(dataset, place.root):
         found = len(existing.pairs)
         published = f" of {dataset.count} published" if dataset.count and found < dataset.count else ""
@@ -109,7 +109,7 @@ def _existing(dataset: Dataset, root: Path) -> Listing | None:
 
 
 def _one(dataset: Dataset, source: RemoteFile, place: _Place, keep: bool) -> None:
-    folder = place.root / Path(dataset.folders[0]).expanduser()
+    folder = place.root / expanded(dataset.folders[0])
     unpacked = place.records().get(source.url, {}).get("unpacked", [])
     if unpacked and all((folder / name).exists() for name in unpacked):
         return
@@ -140,7 +140,7 @@ def _move(draft: Path, folder: Path) -> None:
     """Move the contents of a draft into a folder that may have other contents; nothing is overwritten."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        draft.rename(folder)
+        shutil.move(draft, folder)  # the catalogue may name a folder on another disk
         return
     if taken := sorted(path.name for path in draft.iterdir() if (folder / path.name).exists()):
         raise MetasegError(
@@ -148,7 +148,7 @@ def _move(draft: Path, folder: Path) -> None:
             f"the archive will not be downloaded again"
         )
     for path in sorted(draft.iterdir()):
-        path.rename(folder / path.name)
+        shutil.move(path, folder / path.name)
 
 
 def _verify(source: RemoteFile, archive: Path, place: _Place) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from metaseg.data.batches import ResumableLoader, ResumableSteps, mask_tensor, one_thread
+from metaseg.data.batches import ResumableLoader, mask_tensor, step_loader
 from metaseg.data.module import batches_so_far, worker_count
 from metaseg.data.mri import twin as brain_twin
 from metaseg.data.mri import volumes as brain_mri
@@ -158,15 +158,7 @@ class BrainMRI(L.LightningDataModule):
         assert trainer is not None
         device = trainer.strategy.root_device.type
         workers = worker_count(self.workers, "standard", device == "cpu")
-        return ResumableLoader(
-            self.batches,
-            batch_size=None,
-            sampler=ResumableSteps(len(self.batches), lambda: batches_so_far(trainer)),
-            num_workers=workers,
-            worker_init_fn=one_thread,
-            persistent_workers=workers > 0,
-            pin_memory=device == "cuda",
-        )
+        return step_loader(self.batches, lambda: batches_so_far(trainer), workers, device == "cuda")
 
     def val_dataloader(self) -> DataLoader:
         """The validation volumes, one at a time."""

@@ -19,7 +19,7 @@ from PIL import Image
 
 from metaseg.data.check import for_each
 from metaseg.data.layouts import SUFFIXES, Pair, natural_key, read_image, read_mask
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded
 
 FOLDERS = ("lgg_brain_mri", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
 """Folders tried under data.root, in this order."""
@@ -96,7 +96,7 @@ def find(root: str | Path) -> list[Scan]:
     Raises:
         MetasegError: if there are none, or an image or mask lacks its partner or patient.
     """
-    root = Path(root).expanduser()
+    root = expanded(root)
     for folder in (root / name for name in FOLDERS):
         if not folder.is_dir():
             continue

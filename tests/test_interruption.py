@@ -38,13 +38,14 @@ def test_work_that_ends_by_itself_after_a_signal_is_interrupted_all_the_same():
 
 def test_patience_has_an_end(monkeypatch):
     monkeypatch.setattr(interruption, "PATIENCE", 0.05)
-    began, request = time.monotonic(), Interruption()
+    began, request, before = time.monotonic(), Interruption(), signal.getsignal(signal.SIGALRM)
     with request.heeded():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             time.sleep(20)
         request.requested = False
     assert time.monotonic() - began < 10
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def lightning_interrupted():

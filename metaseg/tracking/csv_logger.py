@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,15 +64,21 @@ class CsvLogger(Logger):
             csv.DictWriter(self._file, self._columns).writerow(row)  # type: ignore[arg-type]
             self._file.flush()  # type: ignore[union-attr]
         except OSError as error:
-            raise MetasegError(f"cannot write {self.path} ({error.strerror}); free space and resume") from error
+            raise self._not_written(error) from error
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the file; a later row reopens it."""
         if self._file is not None:
-            with suppress(OSError) if status == "failed" else nullcontext():  # a full disk has failed the run already
+            try:
                 self._file.close()
+            except OSError as error:
+                if status != "failed":  # else the first failure to write should be reported
+                    raise self._not_written(error) from error
             self._file = None
+
+    def _not_written(self, error: OSError) -> MetasegError:
+        return MetasegError(f"cannot write {self.path} ({error.strerror}); free space and resume")
 
     def _start(self, row: Mapping[str, Any]) -> None:
         if self._columns:  # closed by finalize in this process: nothing to drop

@@ -85,6 +85,33 @@ def test_dicom_is_shown_in_its_window(tmp_path):
     assert np.array_equal(colours, PIXELS)
 
 
+@pytest.mark.parametrize("kind", ["YBR_FULL", "YBR_FULL_422"])
+def test_colours_of_dicom_are_shown_as_they_are(tmp_path, kind):
+    pixels = np.repeat(PIXELS, 2, axis=1)  # two neighbours share their colour in YBR_FULL_422
+    luminances_and_colours = np.asarray(Image.fromarray(pixels).convert("YCbCr"))
+    if kind == "YBR_FULL_422":
+        first, second = (luminances_and_colours[:, start::2] for start in (0, 1))
+        luminances_and_colours = np.stack([first[..., 0], second[..., 0], first[..., 1], first[..., 2]], axis=-1)
+    path = dicom(tmp_path / "1.dcm", np.ascontiguousarray(luminances_and_colours).reshape(len(pixels), -1, 1)[..., 0])
+    dataset = pytest.importorskip("pydicom").dcmread(path)
+    dataset.Columns, dataset.SamplesPerPixel, dataset.PlanarConfiguration = pixels.shape[1], 3, 0
+    dataset.PhotometricInterpretation = kind
+    dataset.save_as(path)
+    found = images_in(tmp_path)[0].read()
+    assert np.abs(found.astype(int) - pixels).max() <= 4
+
+
+def test_a_dicom_palette_is_looked_up(tmp_path):
+    entries = np.array([0, 65535, 32768], np.uint16)
+    palette = {"RedPaletteColorLookupTable": entries, "GreenPaletteColorLookupTable": entries[[1, 0, 2]]}
+    palette["BluePaletteColorLookupTable"] = entries[[2, 0, 1]]
+    fields = {f"{name}Data": values.tobytes() for name, values in palette.items()}
+    fields |= {f"{name}Descriptor": [3, 0, 16] for name in palette}
+    dicom(tmp_path / "1.dcm", np.array([[0, 1, 2]], np.uint8), PhotometricInterpretation="PALETTE COLOR", **fields)
+    (found,) = images_in(tmp_path)[0].read()
+    assert np.abs(found.astype(int) - [[0, 255, 128], [255, 0, 0], [128, 128, 255]]).max() <= 1
+
+
 def test_dicom_of_several_frames_is_refused(tmp_path):
     dicom(tmp_path / "1.dcm", np.zeros((12, 20), np.uint16), NumberOfFrames=2)
     with pytest.raises(MetasegError, match="several frames"):

@@ -1,5 +1,6 @@
 """A segmenter in one file: used again, extended, refused."""
 
+import copy
 import errno
 import json
 from pathlib import Path
@@ -131,3 +132,12 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(adapted, tmp_path, mo
         metaseg.save(adapted, path)
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_variance_beyond_half_precision_is_the_largest_one(adapted, tmp_path):
+    wide = copy.deepcopy(adapted)
+    network = wide.segmenter.members[0]
+    layer, (mean, variance) = next(iter(network.statistics.items()))
+    network.statistics[layer] = (mean, torch.full_like(variance, 1e5))
+    again = metaseg.load_segmenter(metaseg.save(wide, tmp_path / "wide.safetensors"))
+    assert (again.segmenter.members[0].statistics[layer][1] == 65504).all()

@@ -58,7 +58,7 @@ def test_options_that_exclude_each_other_are_refused_in_a_sentence(metaseg, nowh
     assert "Only one of" in refused(metaseg, "-m", "--cfg", "job")
 
 
-@pytest.mark.parametrize("name", ["train", "pretrain"])
+@pytest.mark.parametrize("name", ["train", "pretrain", "status", "suggest", "models"])
 def test_an_unknown_option_names_the_command(metaseg, name):
     status, _, said = metaseg(name, "--nonsense")
     assert status == 1

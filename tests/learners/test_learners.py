@@ -285,6 +285,11 @@ def test_warns_and_falls_back_to_autograd_without_replay():
         strict.meta_gradient(strict.theta(), episode())
 
 
+def test_without_learned_strengths_there_is_no_gradient_of_theirs():
+    learner = make("imaml")
+    assert learner.meta_gradient(learner.theta(), episode()).by_strengths is None
+
+
 def test_only_the_parameters_that_a_learner_names_adapt():
     learner = make("anil")
     theta = learner.theta()
@@ -376,9 +381,18 @@ def test_outer_step_respects_rates_and_freezing():
     assert longest["head"] == pytest.approx(OPTIMIZER["lr"], rel=1e-3)
 
 
-def test_a_size_that_the_network_cannot_halve_is_refused_before_images_are_read():
-    with pytest.raises(MetasegError, match="multiples of 32"):
-        build_learner(settings_of("learner=scratch", "pair=none", "model=pretrained", "data.size=112"))
+@pytest.mark.parametrize(
+    ("chosen", "stride"),
+    [
+        (["learner=scratch", "model=pretrained", "data.size=112"], 32),
+        (["learner=scratch", "model.features=2", "data.size=36"], 16),
+        (["learner=feyjie", "model.features=2", "data.size=34"], 4),
+        (["learner=pmg", "model.features=2", "data.size=36"], 8),
+    ],
+)
+def test_a_size_that_the_network_cannot_halve_is_refused_before_images_are_read(chosen, stride):
+    with pytest.raises(MetasegError, match=f"multiples of {stride}"):
+        build_learner(settings_of(*chosen))
 
 
 def test_with_a_prior_the_logits_start_at_the_share_of_foreground():

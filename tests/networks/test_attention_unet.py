@@ -113,5 +113,5 @@ def test_any_width_gives_one_logit_a_pixel(features):
 
 
 def test_size_that_cannot_be_halved_four_times_is_refused():
-    with pytest.raises(MetasegError, match=r"multiples of 16, found 64x50"):
+    with pytest.raises(MetasegError, match=r"multiples of 16 for UNet\(features=1\), found 64x50"):
         UNet(1)(torch.randn(1, 3, 64, 50))

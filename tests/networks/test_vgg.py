@@ -155,7 +155,7 @@ def test_imagenet_means_torchvisions_published_file(monkeypatch, original, weigh
 
 
 def test_sizes_that_cannot_be_halved_are_refused_in_words():
-    with pytest.raises(MetasegError, match="multiples of 4, found 30x32"):
+    with pytest.raises(MetasegError, match="multiples of 4 for VGG16, found 30x32"):
         VGG16(1, pools=2)(torch.zeros(1, 3, 30, 32))
     with pytest.raises(MetasegError, match="at least 1, found 0"):
         VGG16(0)

@@ -68,6 +68,9 @@ def test_per_image_has_the_agreed_columns_and_refuses_others(tmp_path):
     with pytest.raises(ValueError, match="row 0"):
         run.write_per_image([row | {"more": 1}])
     assert run.per_image.read_text().count("\n") == 2
+    for compress, name in ((True, "per_image.csv.gz"), (False, "per_image.csv")):  # the run is tested again
+        run.write_per_image([row], compress)
+        assert [path.name for path in tmp_path.glob("per_image*")] == [name]
 
 
 def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path):

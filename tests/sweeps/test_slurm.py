@@ -100,6 +100,12 @@ def test_a_requeued_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 
 
 @with_submitit
+def test_a_notice_before_the_cell_has_begun_submits_it_again(tmp_path):
+    job = Job("cell", tmp_path / "cell", [])
+    assert slurm.Cell(job, "[1/1]", [], [], 1).checkpoint().function.job is job
+
+
+@with_submitit
 @pytest.mark.long
 def test_a_cell_is_ended_and_submitted_again_when_the_time_is_up(tmp_path):
     program = [

@@ -68,21 +68,32 @@ def test_a_long_run_appends(tmp_path, monkeypatch):
     assert pd.read_csv(tmp_path / "metrics.csv")["a"].sum() == sum(range(2000)) / 8
 
 
-def test_resumed_run_drops_rows_after_the_checkpoint(tmp_path):
+@pytest.mark.parametrize("first", [{"a": 30.0, "new": 1.5}, {"new": 1.5}])  # as of a step that is skipped
+def test_resumed_run_drops_rows_after_the_checkpoint(tmp_path, first):
     path = tmp_path / "metrics.csv"
     path.write_text(
         "step,epoch,a,validation\n0,0,1.0,\n1,0,2.0,\n1,0,,9.0\n2,1,3.0,\n3,1,4.0,\n3,1,,8.0\n4,2,5."  # killed here
     )
     logger = CsvLogger(path, resume=True)
-    logger.log_metrics({"a": 30.0, "new": 1.5, "epoch": 1}, step=2)
+    logger.log_metrics(first | {"epoch": 1}, step=2)
     logger.finalize("success")
     assert path.read_text().split() == [
         "step,epoch,a,validation,new",
         "0,0,1.0,,",
         "1,0,2.0,,",
         "1,0,,9.0,",
-        "2,1,30.0,,1.5",
+        f"2,1,{first.get('a', '')},,1.5",
     ]
+
+
+def test_a_full_disk_is_reported_once(tmp_path):
+    logger = CsvLogger(tmp_path / "metrics.csv")
+    logger.log_metrics({"a": 1}, step=0)
+    logger._file.close()
+    logger._file = Path("/dev/full").open("w")  # noqa: SIM115
+    with pytest.raises(MetasegError, match=r"No space left on device.*free space and resume"):
+        logger.log_metrics({"a": 2}, step=1)
+    logger.finalize("failed")  # raises nothing, although what is left in the buffer cannot be written either
 
 
 def test_run_that_does_not_resume_starts_a_new_file(tmp_path):

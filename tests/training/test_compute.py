@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from conftest import settings_of
 from torch.nn.functional import conv2d, conv_transpose2d
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import FlopCounterMode
 
-from metaseg.training.compute import FlopCounter
+from metaseg.learners.build import build_learner
+from metaseg.runs.directory import RunDirectory
+from metaseg.training.compute import Compute, FlopCounter
 
 
 def convolution(groups, transposed, of_input):
@@ -45,3 +49,12 @@ def test_a_convolution_without_groups_counts_as_in_pytorch(transposed, of_input)
     x, weight, run = convolution(1, transposed, of_input)
     expected = counted(FlopCounterMode(display=False), lambda: run(x, weight, 1)).get_total_flops()
     assert counted(FlopCounter(), lambda: run(x, weight, 1)).flops == expected > 0
+
+
+def test_a_step_that_fails_is_counted_no_further(tmp_path):
+    learner = build_learner(settings_of("learner=joint", "model.features=2", "data.size=16"))
+    compute = Compute(learner, 16, RunDirectory(tmp_path))
+    compute.on_train_batch_start(None, None, None, 0)
+    assert isinstance(_get_current_dispatch_mode(), FlopCounter)
+    compute.on_exception(None, None, RuntimeError())
+    assert _get_current_dispatch_mode() is None

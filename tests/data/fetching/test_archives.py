@@ -35,6 +35,7 @@ def hostile_zip(name, content=b"x", mode=0):
 def hostile_tar(name, kind=tarfile.REGTYPE, target=""):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as file:
+        file.addfile(tarfile.TarInfo("good.png"))
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, target
         file.addfile(info)
@@ -52,6 +53,7 @@ HOSTILE = {
     "twice": hostile_zip("good.png"),
     "long name": hostile_zip("x" * 300),
     "file as folder": hostile_zip("good.png/x.png"),
+    "tar twice": hostile_tar("good.png"),
     "tar up": hostile_tar("../out.png"),
     "tar absolute": hostile_tar("/out.png"),
     "tar link": hostile_tar("link", tarfile.SYMTYPE, "/etc"),

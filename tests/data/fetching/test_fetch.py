@@ -1,5 +1,6 @@
 """`python -m metaseg.data fetch`: from an address to pairs that training reads."""
 
+import errno
 import hashlib
 import json
 import os
@@ -43,6 +44,14 @@ def test_from_an_address_to_pairs(offered, published, name, pack, capsys):
     printed = capsys.readouterr().out
     assert f"no published hash; recorded sha256 {record['sha256']}" in printed
     assert "Mine: 3 pairs in" in printed
+
+
+def test_the_folder_may_be_on_another_disk(offered, published, monkeypatch):
+    def rename(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "rename", rename)
+    assert [pair.id for pair in offered(("x.zip", Misbehaving(zipped(published)))).pairs] == STEMS
 
 
 def test_a_second_call_does_nothing(offered, published, capsys):

@@ -27,7 +27,8 @@ from metaseg.learners.fine_tuning import held_out
 from metaseg.meta.vectors import Parameters
 from metaseg.networks.functional import forward
 from metaseg.progress import Progress
-from metaseg.runs.schema import Run, read
+from metaseg.runs.schema import Run
+from metaseg.runs.validation import read
 
 RECIPES = {
     "pre-trained, default": ("model=pretrained",),

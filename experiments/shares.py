@@ -28,7 +28,7 @@ from metaseg.learners.checkpoints import load_weights
 from metaseg.learners.fine_tuning import SHARES, FineTuning
 from metaseg.networks.segmenter import Followed
 from metaseg.progress import Progress
-from metaseg.runs import schema
+from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.tables import NUMBERS, load_table
 from metaseg.training.run import how_to_test
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     directory = RunDirectory(options.run)
     changes = [f"target=[{options.target or ''}]", *options.overrides]
     found = OmegaConf.merge(OmegaConf.load(directory.config), OmegaConf.from_dotlist(changes))
-    settings = schema.read(schema.Run, found)  # type: ignore[arg-type]
+    settings = validation.read(schema.Run, found)  # type: ignore[arg-type]
     data, learner = EpisodicData(settings), build_learner(settings)
     data.prepare_data()
     data.setup()

@@ -26,7 +26,7 @@ from metaseg.adapting.loading import learner_of, load
 from metaseg.adapting.saved import save
 from metaseg.learners.checkpoints import origin
 from metaseg.networks import encoder_unet, smp  # noqa: F401 (else each child imports them when a file names them)
-from metaseg.runs import schema
+from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
 
 Seeds = dict[str, bytes]
@@ -177,7 +177,7 @@ def tables() -> Seeds:
 @cache
 def settings() -> dict[str, Any]:
     """Of a tiny run."""
-    return schema.read(schema.Run, configuration.composed("config", SETTINGS)).plain
+    return validation.read(schema.Run, configuration.composed("config", SETTINGS)).plain
 
 
 def documents() -> Seeds:

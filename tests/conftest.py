@@ -114,9 +114,9 @@ def composed(*overrides, command="config"):
 
 def settings_of(*overrides, command="config"):
     """The typed settings that conf/ and these overrides give, as a command would have them."""
-    from metaseg.runs import schema
+    from metaseg.runs import schema, validation
 
-    return schema.read(schema.CONFIGURATIONS[command], composed(*overrides, command=command))
+    return validation.read(schema.CONFIGURATIONS[command], composed(*overrides, command=command))
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from metaseg.meta.inner_loop import by_autograd, detached
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.build import build
-from metaseg.runs import schema
+from metaseg.runs import schema, validation
 
 
 def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learner:
@@ -30,7 +30,7 @@ def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learn
         norm=setting.norm,
         adapt=schema.Adapt(optimizer="adam", lr=1e-3, steps=1, lam=0.0),
         optimizer=schema.Optimizer(lr=1e-3, weight_decay=0.0, clip_norm=None),
-        inner=schema.checked(schema.Inner, inner | changes.pop("inner", {})),
+        inner=validation.checked(schema.Inner, inner | changes.pop("inner", {})),
         lam=setting.lam,
         **changes,
     )

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from mkdocs.structure.files import File, Files
 
-from metaseg.runs.schema import CONFIGURATIONS, Run, documented
+from metaseg.runs.schema import CONFIGURATIONS, Run
+from metaseg.runs.validation import documented
 
 CONF = Path(__file__).parents[2] / "conf"
 LINE = re.compile(r"""^(?P<indent> *)(?P<key>[\w.]+):(?:\s+(?P<value>"[^"]*"|\S.*?))??(?:\s+\#\s*(?P<comment>.*))?$""")

@@ -29,7 +29,7 @@ from metaseg.errors import MetasegError, expanded, plural
 from metaseg.evaluation.scores import THRESHOLD, dice, iou
 from metaseg.plots.overlays import overlay
 from metaseg.progress import Progress
-from metaseg.runs import schema
+from metaseg.runs import schema, validation
 from metaseg.runs.directory import replacing
 
 _INPUTS = ("support", "images", "truth")
@@ -45,7 +45,7 @@ def run(config: DictConfig) -> None:
     Raises:
         MetasegError: on unusable settings, files or folders. Results written before the error remain.
     """
-    settings = schema.read(schema.Adaptation, config)
+    settings = validation.read(schema.Adaptation, config)
     labels = _labels(settings)
     each = [(label, _paths(settings, f"label_{label}" if len(labels) > 1 else "")) for label in labels]
     for label, paths in each:

@@ -19,7 +19,7 @@ from metaseg.errors import MetasegError, expanded, shown
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import read_checkpoint, restore
-from metaseg.runs import schema
+from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import upgraded
 
@@ -50,7 +50,7 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
     settings: Mapping[str, Any]
     checkpoint: Path | None
     if path is None:
-        settings, checkpoint = schema.read(schema.Run, configuration.composed("config", BUILT_IN)).plain, None
+        settings, checkpoint = validation.read(schema.Run, configuration.composed("config", BUILT_IN)).plain, None
     else:
         path = expanded(path)
         settings, checkpoint = _directory(path) if path.is_dir() else _file(path)
@@ -102,7 +102,7 @@ def learner_of(
             weights.
     """
     _own_classes(settings)
-    known = _with_recipe(schema.checked(schema.Trained, upgraded(settings)), recipe)
+    known = _with_recipe(validation.checked(schema.Trained, upgraded(settings)), recipe)
     if weights is None:
         return known, build_learner(known)
     with _Bounded(_SPARE + 2 * sum(value.numel() for value in weights.values())):

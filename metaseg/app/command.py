@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from metaseg.app import arrivals
 from metaseg.errors import MetasegError, needs
-from metaseg.runs import schema
+from metaseg.runs import schema, validation
 
 HOST = "127.0.0.1"
 """There is no password, so only this machine may connect."""
@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
     """
     if importlib.util.find_spec("gradio") is None:
         raise MetasegError(needs("The web page", "gradio", "app"))
-    settings = schema.read(schema.Page, config)
+    settings = validation.read(schema.Page, config)
 
     from metaseg.adapting.loading import load
     from metaseg.app.session import Network

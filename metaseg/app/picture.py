@@ -43,7 +43,8 @@ class Picture:
         annotated: whether the user gave a mask, or scribbles.
         scribbled: whether these are scribbles: strokes inside and outside, with the rest unmarked.
         changes: number of masks given so far; shows whether a network has seen the latest.
-        line: of results.csv, for the prediction; None without one.
+        predictions: number of predictions so far.
+        line: of results.csv, for the last prediction; None without one.
     """
 
     source: Source
@@ -53,6 +54,7 @@ class Picture:
     annotated: bool = False
     scribbled: bool = False
     changes: int = 0
+    predictions: int = 0
     line: dict[str, Any] | None = None
     _drawn: int = field(default=0, repr=False)
     _tile: Path | None = field(default=None, repr=False)
@@ -185,6 +187,7 @@ class Picture:
         """Make the mask of `foresee` the network's, with its line of results.csv."""
         self._next_file.replace(self.prediction_file)
         self.line = line
+        self.predictions += 1
         self._tile = None
 
     def painted_over(self, painted: np.ndarray, fill: bool) -> np.ndarray:

@@ -67,6 +67,7 @@ class Session(Collection):
         self.stopping = threading.Event()
         self._files = 0
         self._seen: tuple[object, ...] = ()
+        self._packed: tuple[tuple[object, ...], Path] | None = None
 
     @property
     def can_go_on(self) -> bool:
@@ -229,7 +230,12 @@ class Session(Collection):
         Raises:
             MetasegError: if there is no mask yet.
         """
-        return packed(list(self.pictures.values()), self._fresh("download", "masks.zip"))
+        self.require_open()
+        pictures = list(self.pictures.values())
+        state = tuple((picture.folder, picture.changes, picture.predictions) for picture in pictures)
+        if self._packed is None or self._packed[0] != state:  # the page asks after every click
+            self._packed = state, packed(pictures, self._fresh("download", "masks.zip"))
+        return self._packed[1]
 
     def keep(self) -> Path | None:
         """A file of what was learnt, for `load`; None if there is nothing that can be kept."""

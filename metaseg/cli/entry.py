@@ -29,7 +29,7 @@ from metaseg.cli.help import known_settings, text
 from metaseg.cli.pairs import JOINT, chosen
 from metaseg.errors import MetasegError, shown
 from metaseg.interruption import like_ctrl_c
-from metaseg.runs.schema import nearest
+from metaseg.runs.validation import nearest
 
 _UNWRITABLE = {
     errno.ENOSPC: "free some space",

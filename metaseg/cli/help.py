@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metaseg import configuration
-from metaseg.runs.schema import CONFIGURATIONS, documented
+from metaseg.runs.schema import CONFIGURATIONS
 from metaseg.runs.settings import leaves
+from metaseg.runs.validation import documented
 
 _WIDTH = 120
 _KEY = 28  # longer keys get a separate line

@@ -13,7 +13,7 @@ from metaseg.learners.base import Learner
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
 from metaseg.networks.stages import require_multiples
-from metaseg.runs import schema
+from metaseg.runs import schema, validation
 from metaseg.runs.schema import Run, Trained
 
 
@@ -84,8 +84,8 @@ def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]
             hints = get_type_hints(one.__init__, include_extras=True)  # type: ignore[misc]
             known |= {name: hints.get(name, Any) for name in inspect.signature(one.__init__).parameters}  # type: ignore[misc]
     for key in values.keys() - known.keys():
-        near = schema.nearest(f"{group}.{key}", (f"{group}.{name}" for name in known))
+        near = validation.nearest(f"{group}.{key}", (f"{group}.{name}" for name in known))
         raise MetasegError(
             f"{kind.__name__} has no setting {group}.{key}, found {values[key]!r}: {near or 'leave it out.'}"
         )
-    return {key: schema.fitted(known[key], f"{group}.{key}", value) for key, value in values.items()}
+    return {key: validation.fitted(known[key], f"{group}.{key}", value) for key, value in values.items()}

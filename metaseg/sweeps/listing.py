@@ -10,7 +10,8 @@ from rich.table import Table
 
 from metaseg.errors import MetasegError
 from metaseg.progress import Progress
-from metaseg.runs.schema import Run, checked
+from metaseg.runs.schema import Run
+from metaseg.runs.validation import checked
 from metaseg.sweeps.estimate import StepCosts, kind, measure, of_cell
 from metaseg.sweeps.status import State
 

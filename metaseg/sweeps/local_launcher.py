@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,9 +65,9 @@ def launch(launcher: SlotLauncher, job_overrides: Sequence[Sequence[str]]) -> li
             worker.join()
     except KeyboardInterrupt:
         stop.set()
-        end(jobs)
-        for worker in workers:
-            worker.join()
+        while any(worker.is_alive() for worker in workers):  # one may be about to start its cell
+            end(jobs)
+            time.sleep(0.1)
         raise
     return [returned(job) for job in jobs]
 

@@ -33,7 +33,7 @@ from metaseg.networks.build import build
 from metaseg.networks.functional import forward, running_statistics, update_running
 from metaseg.plots.figures import learning_curves
 from metaseg.progress import Progress
-from metaseg.runs import provenance, schema
+from metaseg.runs import provenance, schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import PretrainingResult, SliceScores, VolumeScores
 from metaseg.training.best_checkpoint import BestCheckpoint
@@ -55,7 +55,7 @@ def run(config: DictConfig) -> PretrainingResult:
         MetasegError: on invalid settings, data or checkpoints.
     """
     started = time.monotonic()
-    settings = schema.read(schema.Pretraining, config)
+    settings = validation.read(schema.Pretraining, config)
     directory, checkpoint = prepare(settings)
     module = Pretraining(
         build(name="unet", features=settings.model.features, seed=settings.seed), settings.optimizer.lr

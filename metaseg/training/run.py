@@ -25,7 +25,7 @@ from metaseg.learners.checkpoints import load_weights
 from metaseg.plots.figures import adaptation_curve, learning_curves
 from metaseg.plots.overlays import OverlayRow, best_median_worst, overlay, overlay_sheet
 from metaseg.progress import Progress
-from metaseg.runs import provenance, schema
+from metaseg.runs import provenance, schema, validation
 from metaseg.runs.directory import PER_IMAGE_COLUMNS, RunDirectory
 from metaseg.runs.result import VERSION, FromScratch, Result, TargetScores, Weights
 from metaseg.runs.settings import leaves
@@ -49,7 +49,7 @@ def run(config: DictConfig) -> Result | None:
         MetasegError: on invalid settings, data or checkpoints.
     """
     started = time.monotonic()
-    settings = schema.read(schema.Run, config)
+    settings = validation.read(schema.Run, config)
     if settings.adapt.recipe == "quick" and settings.protocol.name == "paper":
         raise MetasegError(
             "adapt.recipe=quick chooses among the network's recipes, but protocol=paper has its own; set learner.adapt "

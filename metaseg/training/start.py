@@ -25,8 +25,9 @@ from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import load_weights
 from metaseg.runs.directory import RunDirectory, write_json
-from metaseg.runs.schema import Run, checked
+from metaseg.runs.schema import Run
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
+from metaseg.runs.validation import checked
 from metaseg.training.fitting import fit
 from metaseg.training.last_checkpoint import latest
 

@@ -45,7 +45,9 @@ def test_from_upload_to_download(session, upload, painted):
 
     assert told[-1] == (1.0, "segmenting")
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    masks, table = unpacked(session.download())
+    file = session.download()
+    assert session.download() == file  # nothing has changed
+    masks, table = unpacked(file)
     assert sorted(masks) == [f"masks/case{number}.png" for number in range(4)]
     for name, mask in masks.items():
         assert mask.shape == (64, 96)
@@ -55,6 +57,8 @@ def test_from_upload_to_download(session, upload, painted):
     assert table["mask"].tolist() == ["yours", "yours", "predicted", "predicted"]
     assert table["confidence"].isna().tolist() == [True, True, False, False]
     assert table["area"].tolist() == [int((masks[f"masks/case{number}.png"] > 0).sum()) for number in range(4)]
+    session.pictures["case1"].forget_mask()
+    assert unpacked(session.download())[1]["mask"].tolist() == ["yours", "predicted", "predicted", "predicted"]
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ from metaseg.learners.build import build_learner
 from metaseg.meta.gradients import CURVATURES
 from metaseg.meta.inner_loop import OPTIMIZERS, SCHEDULES
 from metaseg.meta.losses import LOSSES
-from metaseg.runs import schema
+from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import upgraded
 from metaseg.sweeps.status import differences
@@ -118,7 +118,7 @@ def test_a_wrong_value_is_refused_by_its_name(right, wrong):
     name = wrong.partition("=")[0]
     OmegaConf.update(right, name, OverridesParser.create().parse_override(wrong).value())
     with pytest.raises(MetasegError) as caught:
-        schema.read(schema.Run, right)
+        validation.read(schema.Run, right)
     assert f"{name} must be" in str(caught.value)
 
 
@@ -135,7 +135,7 @@ def test_a_wrong_value_is_refused_by_its_name(right, wrong):
 def test_devices_and_norms_may_be_given_in_several_ways(right, given):
     for one in OverridesParser.create().parse_overrides(given):
         OmegaConf.update(right, one.key_or_group, one.value(), merge=False)
-    assert schema.read(schema.Run, right).plain == OmegaConf.to_container(right, resolve=True)
+    assert validation.read(schema.Run, right).plain == OmegaConf.to_container(right, resolve=True)
 
 
 def test_one_word_sets_the_statistics_of_both_parts():
@@ -154,7 +154,7 @@ def test_settings_of_the_results_of_every_version_are_read():
     assert len(found) == 14
     for path in found:
         settings = upgraded(yaml.safe_load(path.read_text(encoding="utf-8")))
-        assert schema.checked(schema.Trained, settings).learner.name == settings["learner"]["name"]
+        assert validation.checked(schema.Trained, settings).learner.name == settings["learner"]["name"]
 
 
 def test_a_config_of_an_earlier_version_says_the_same_when_a_run_goes_on(tmp_path, right, capsys):
@@ -166,7 +166,7 @@ def test_a_config_of_an_earlier_version_says_the_same_when_a_run_goes_on(tmp_pat
     directory = RunDirectory(tmp_path)
     OmegaConf.save(given, directory.config, resolve=True)  # as every version has written it
     before = directory.config.read_text()
-    settings = schema.read(schema.Run, given)
+    settings = validation.read(schema.Run, given)
     assert differences(OmegaConf.to_container(OmegaConf.load(directory.config)), settings.plain) == ()
     begin(directory, settings, resumed=True)
     assert capsys.readouterr().out == ""
@@ -226,15 +226,15 @@ def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
 def test_the_other_commands_refuse_by_name_too(command, given, wrong):
     kind = schema.CONFIGURATIONS[command]
     right, bad = (composed(*given, *more, command=command) for more in ([], [wrong]))
-    assert schema.read(kind, right).plain == OmegaConf.to_container(right, resolve=True)
+    assert validation.read(kind, right).plain == OmegaConf.to_container(right, resolve=True)
     with pytest.raises(MetasegError) as caught:
-        schema.read(kind, bad)
+        validation.read(kind, bad)
     assert str(caught.value).startswith(f"{wrong.partition('=')[0]} ")
 
 
 def test_every_setting_of_conf_is_documented():
     plain = OmegaConf.to_container(OmegaConf.create(settings_of().plain))
-    known = {one.key for one in schema.documented(schema.Run)}
+    known = {one.key for one in validation.documented(schema.Run)}
     open_groups = ("learner", "starts.learner")
 
     def leaves(tree, prefix=""):
@@ -244,4 +244,4 @@ def test_every_setting_of_conf_is_documented():
 
     missing = {name for name in leaves(plain) if name not in known and not name.startswith(open_groups)}
     assert missing == set()
-    assert all(one.meaning and one.values for one in schema.documented(schema.Run))
+    assert all(one.meaning and one.values for one in validation.documented(schema.Run))

@@ -11,8 +11,9 @@ from run_directories import settings_of
 from experiments import shares
 from metaseg.errors import MetasegError
 from metaseg.runs import tables
-from metaseg.runs.schema import Run, read
+from metaseg.runs.schema import Run
 from metaseg.runs.tables import NUMBERS, fill, load_table, matches, numbers_of, required
+from metaseg.runs.validation import read
 from metaseg.sweeps.cells import of_tables
 
 

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from metaseg import tracking
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.schema import Logger, checked
+from metaseg.runs.schema import Logger
+from metaseg.runs.validation import checked
 from metaseg.tracking import CsvLogger, build_loggers
 
 

@@ -22,7 +22,8 @@ from metaseg.networks.build import build
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import PretrainingResult, plain
 from metaseg.runs.result import checked as checked_result
-from metaseg.runs.schema import Slices, checked
+from metaseg.runs.schema import Slices
+from metaseg.runs.validation import checked
 from metaseg.training.pretraining import Pretraining, evaluate, largest_component, next_command, score_volume
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it

@@ -97,7 +97,7 @@ def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
 
 def _kept(settings: schema.Adaptation) -> bool:
     """Whether the checkpoint is a saved segmenter."""
-    path = None if settings.checkpoint is None else Path(settings.checkpoint)
+    path = None if settings.checkpoint is None else expanded(settings.checkpoint)
     return path is not None and path.suffix == model_file.SUFFIX and not model_file.is_one(path)
 
 
@@ -204,7 +204,8 @@ def _say(adapted: Adapted, settings: schema.Adaptation) -> None:
     """What was adapted, and how good it is."""
     plan = adapted.plan
     print(f"worked at   {plan.shape[1]}×{plan.shape[0]} pixels, where a Dice of {100 * plan.kept:.0f} % is possible")
-    print(f"repeat with {plan.settings()}")
+    recipe = "" if settings.recipe is None else f"recipe={settings.recipe} "
+    print(f"repeat with {recipe}{plan.settings()}")
     if plan.kept < KEPT:
         _warn(["The annotated objects are too small for the working size; crop the images to the part that matters."])
     if adapted.estimate is not None:

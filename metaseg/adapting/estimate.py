@@ -85,7 +85,8 @@ class Estimate:
             if self.dsc.mean() < POOR:
                 return "Do not use these masks: most of them will be wrong. Annotate more images."
             return "Look at the outline of each mask before you use it: scribbles cannot tell how good it is."
-        ahead = self.expected - float(self.trivial[self.best_trivial].mean())
+        # Both on the held-out images; `expected` is corrected, a baseline needs no correction.
+        ahead = float(self.dsc.mean() - self.trivial[self.best_trivial].mean())
         if self.expected < POOR or ahead < AHEAD:
             why = "they are no better than a trivial baseline" if ahead < AHEAD else "most of them will be wrong"
             return f"Do not use these masks: {why}. Annotate more images."

@@ -12,7 +12,7 @@ import numpy as np
 from metaseg.adapting.formats import READABLE, instance, pages, read, read_mask, segmented, stem, suffix
 from metaseg.adapting.masks import RawMask
 from metaseg.data.layouts import natural_key
-from metaseg.errors import MetasegError, listed
+from metaseg.errors import MetasegError, listed, plural
 
 _NOTES = (".txt", ".md", ".csv", ".tsv", ".xlsx", ".json", ".xml", ".yaml", ".html", ".db", ".ini")
 MASK_ENDINGS = ("_mask", "-mask", "_segmentation", "_seg", "_lesion", "_label")
@@ -140,7 +140,7 @@ def annotated_in(folder: Path) -> list[Annotated]:
         if not masks:
             raise MetasegError(
                 f"Expected annotated images in {folder}: folders images and masks with matching stems, or pairs such "
-                f"as a.jpg and a_mask.png; found {len(paths)} files and no mask among them."
+                f"as a.jpg and a_mask.png; found {plural(len(paths), 'file')} and no mask among them."
             )
     sources = [source for path in images for source in _of_file(path, stem(path))]
     found = masks_for(masks, sources)

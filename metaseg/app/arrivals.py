@@ -1,10 +1,11 @@
-"""Bounds on what a browser sends: a request that never ends, or grows without end, is dropped."""
+"""Bounds on what a browser sends: a request that never ends, grows without end, or is of another site, is dropped."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 SECONDS = 600.0
 """For a request to arrive; over the loopback interface the largest takes seconds."""
@@ -50,9 +51,42 @@ class Bounded:
         try:
             await self.application(scope, bounded, send)
         except _RefusedError as refused:
-            headers = [(b"connection", b"close"), (b"content-length", b"0")]
-            await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-            await send({"type": "http.response.body"})
+            await _refuse(refused.status, send)
+
+
+class FromThisMachine:
+    """An ASGI application that answers 403 to requests of other web sites, whose scripts reach this machine too.
+
+    Args:
+        application: gets all others.
+        hosts: names of this machine, in the headers Host and Origin.
+    """
+
+    def __init__(self, application: Callable[..., Awaitable[None]], hosts: Sequence[str]) -> None:
+        self.application, self.hosts = application, hosts
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on if its headers name this machine alone."""
+        headers = {key: value.decode("latin-1") for key, value in scope.get("headers", ())}
+        named = [f"//{headers[b'host']}"] if b"host" in headers else []
+        named += [headers[b"origin"]] if b"origin" in headers else []
+        if scope["type"] == "http" and any(_host(one) not in self.hosts for one in named):
+            await _refuse(403, send)
+            return
+        await self.application(scope, receive, send)
+
+
+def _host(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
+
+
+async def _refuse(status: int, send: Send) -> None:
+    headers = [(b"connection", b"close"), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body"})
 
 
 class _RefusedError(Exception):

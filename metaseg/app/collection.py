@@ -12,7 +12,8 @@ from tempfile import mkdtemp
 import numpy as np
 
 from metaseg.adapting.arrays import same_size
-from metaseg.adapting.files import Source
+from metaseg.adapting.files import Source, partner
+from metaseg.adapting.formats import stem
 from metaseg.adapting.masks import Reading, Survey, decide, survey
 from metaseg.app import texts
 from metaseg.app.picture import INSIDE, OUTSIDE, Picture
@@ -59,8 +60,15 @@ class Collection:
             an error message for each refused file; the others were added.
         """
         paths = [Path(path) for path in files]
+        stems = dict.fromkeys([*map(stem, paths), *(picture.source.stem for picture in self.pictures.values())])
+
+        def add(path: Path) -> None:
+            if (image := partner(stem(path), stems)) not in (None, stem(path)):
+                raise MetasegError(f"{path.name} seems to be the mask of {image}: add it as a mask, or rename it.")
+            self._add_image(path)
+
         try:
-            return self._each(paths, self._add_image, on_progress)
+            return self._each(paths, add, on_progress)
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -124,7 +132,8 @@ class Collection:
             if path.is_file():
                 shutil.move(path, kept)
             found = images_of(kept, self.limits)
-            taken = [source.name for source, _ in found if source.name in self.pictures]
+            names = {name.casefold(): name for name in self.pictures}  # on some disks, A.png is a.png
+            taken = [names[source.name.casefold()] for source, _ in found if source.name.casefold() in names]
             if taken:
                 raise MetasegError(
                     f"There is already an image called {taken[0]}; rename {path.name}, or remove that image."

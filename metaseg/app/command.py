@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
@@ -20,6 +21,8 @@ from metaseg.runs import schema, validation
 
 HOST = "127.0.0.1"
 """There is no password, so only this machine may connect."""
+HOSTS = (HOST, "localhost")
+"""Names by which browsers may ask for the page, also through a tunnel; others are web sites that name this machine."""
 _SWEEP = 60  # seconds
 # Bytes. Paintings and segmenters arrive as files, too, and would be refused silently; sessions check images again.
 _LARGEST = 200 * 2**20
@@ -76,8 +79,9 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.folder)
     from starlette.middleware import Middleware
+    from starlette.routing import Route
 
-    from metaseg.app.page import CSS, build, theme
+    from metaseg.app.page import CSS, GOODBYE, build, theme
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio's own requests at startup
     logging.getLogger("uvicorn.error").addFilter(_but_for_removed_files)
@@ -100,7 +104,14 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
             enable_monitoring=False,
             mcp_server=False,
             state_session_capacity=_PAGES,
-            app_kwargs={"middleware": [Middleware(arrivals.Bounded, largest, arrivals.SECONDS)]},
+            allowed_paths=[str(sessions.folder)],  # else gradio fails at hidden files, which sessions refuse by name
+            app_kwargs={
+                "routes": [Route(f"/{GOODBYE}/{{key}}", functools.partial(_goodbye, sessions), methods=["POST"])],
+                "middleware": [
+                    Middleware(arrivals.FromThisMachine, HOSTS),
+                    Middleware(arrivals.Bounded, largest, arrivals.SECONDS),
+                ],
+            },
             theme=theme(),
             css=CSS,
         )
@@ -110,6 +121,15 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
         yield address
     finally:
         page.close(verbose=False)
+
+
+async def _goodbye(sessions: Any, request: Any) -> Any:
+    """End the session of a page that says that it is being closed."""
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import Response
+
+    await run_in_threadpool(sessions.end, request.path_params["key"])
+    return Response(status_code=204)
 
 
 def _but_for_removed_files(record: logging.LogRecord) -> bool:

@@ -44,6 +44,7 @@ CSS = """
 @media (max-width: 600px) {#editor, #editor .image-container {height: 340px !important}}
 .step h2 {margin: 4px 0 0 0; font-size: var(--text-lg)}
 .or {color: inherit !important}
+#packed, #editor button[aria-label="Clear canvas"] {display: none !important}
 footer {display: none !important}
 """
 _SHOWN_AT_ONCE = 4  # refused files named individually
@@ -65,6 +66,10 @@ _SCROLL_TOGETHER = """() => document.addEventListener("scroll", event => {
   for (const pane of document.querySelectorAll("#compare .pane"))
     pane.scrollTo(event.target.scrollLeft, event.target.scrollTop);
 }, true)"""
+GOODBYE = "goodbye"
+"""Address at which a page that is closed or reloaded says so; one that has merely lost its connection cannot."""
+_SAY_GOODBYE = f"""key => addEventListener("pagehide", () => navigator.sendBeacon("{GOODBYE}/" + key))"""
+_FETCH = """() => document.querySelector("#packed").click()"""
 _ZOOM = """zoom => document.querySelector("#compare").style.setProperty("--zoom", zoom)"""
 _FULL_SCREEN = """() => document.querySelector("#compare").requestFullscreen?.()"""
 
@@ -101,6 +106,7 @@ class _Page:
             gr.Markdown(texts.TITLE)
             gr.Markdown(texts.PRIVACY)
             self.chosen = gr.State(None)  # name of the selected image
+            self.key = gr.Textbox(visible=False)  # of the session
             self._lay_out_upload()
             self._lay_out_canvas()
             self._lay_out_comparison()
@@ -143,7 +149,8 @@ class _Page:
         gr.Markdown(texts.REVIEW)
         self.by_doubt = gr.Checkbox(False, label=texts.BY_DOUBT, elem_id="by-doubt")
         gr.Markdown("## 5 · Download", elem_classes="step")
-        self.download = gr.DownloadButton("Download the masks (ZIP)", interactive=False, elem_id="download")
+        self.download = gr.Button("Download the masks (ZIP)", interactive=False, elem_id="download")
+        self.packed = gr.DownloadButton(elem_id="packed")  # clicked by the page, once there is a file
         self.about_download = gr.Markdown(texts.download(texts.WORD))
         self.keep = gr.DownloadButton("Keep what was learnt (segmenter)", interactive=False, elem_id="keep")
         gr.Markdown(texts.KEEPING)
@@ -172,7 +179,7 @@ class _Page:
                     "Save as mask", variant="primary", interactive=False, min_width=140, elem_id="save"
                 )
                 self.empty = gr.Button(texts.empty(texts.WORD), interactive=False, min_width=140, elem_id="empty")
-                self.forget = gr.Button("Discard my mask", interactive=False, min_width=140, elem_id="forget")
+                self.forget = gr.Button(texts.DISCARD, interactive=False, min_width=140, elem_id="forget")
                 self.remove = gr.Button("Remove image", interactive=False, min_width=140, elem_id="remove")
             self.editor = gr.ImageEditor(
                 show_label=False,
@@ -216,10 +223,13 @@ class _Page:
 
         # One adaptation saturates the processor. Other users queue and see their position.
         alone = {"concurrency_id": "network", "concurrency_limit": 1}
-        on(self.blocks.load, self.start, [], everything, show_progress="hidden")
-        self.blocks.unload(self.end)
+        on(self.blocks.load, self.start, [], [*everything, self.key], show_progress="hidden").then(
+            None, [self.key], js=_SAY_GOODBYE
+        )
+        self.blocks.unload(self.lose)
         on(self.images.upload, self.add_images, [self.images], [*everything, self.images], show_progress_on=self.status)
-        masks = [self.masks, self.label]
+        painting = [self.editor, self.fill]
+        masks = [self.masks, self.label, *painting]
         on(self.masks.upload, self.add_masks, masks, [*everything, self.masks], show_progress_on=self.status)
         on(self.word.change, self.name, [self.word], everything, show_progress="hidden")
         for script in (_ASK_BEFORE_LEAVING, _CLOSE_PALETTE, _SCROLL_TOGETHER):
@@ -229,7 +239,7 @@ class _Page:
         self.zoom.change(None, [self.zoom], js=_ZOOM)
         self.full_screen.click(None, js=_FULL_SCREEN)
         painted = [self.editor, self.chosen, self.fill]
-        on(self.gallery.select, self.choose, [self.editor, self.fill], everything, show_progress="hidden")
+        on(self.gallery.select, self.choose, painting, everything, show_progress="hidden")
         on(self.by_doubt.change, self.sort, [self.by_doubt], everything, show_progress="hidden")
         on(self.save.click, self.save_mask, painted, everything, show_progress_on=self.title)
         for button, change in (
@@ -239,16 +249,19 @@ class _Page:
         ):
             on(button.click, self.changing(change), [self.chosen], everything, show_progress="hidden")
         on(self.go_on.input, self.go_on_is, [self.go_on], [], show_progress="hidden")
-        working = [*everything, self.keep]
+        # Without the canvas, which would be sent back after every message of progress.
+        working = [*(one for one in everything if one is not self.editor), self.keep, self.before]
         for event, handler, inputs, place in (
-            (self.adapt.click, self.learn, [self.budget, self.editor, self.fill], self.adapt),
-            (self.only_segment.click, self.segment, [self.editor, self.fill], self.only_segment),
-            (self.before.upload, self.load, [self.before], self.status),
+            (self.adapt.click, self.learn, [self.budget, *painting], self.adapt),
+            (self.only_segment.click, self.segment, painting, self.only_segment),
+            (self.before.upload, self.load, [self.before, *painting], self.status),
         ):
             on(event, self.begin, [], self.stop, show_progress="hidden", queue=False)
-            on(event, handler, inputs, [*working, self.before], show_progress_on=place, **alone).then(
-                lambda: gr.update(interactive=False), None, self.stop, show_progress="hidden", api_visibility="private"
-            )
+            worked = on(event, handler, inputs, working, show_progress_on=place, **alone)
+            on(worked.then, self.after, [self.editor], [*everything, self.stop], show_progress="hidden")
+        on(
+            self.download.click, self.pack, painting, [*everything, self.packed], show_progress_on=self.download
+        ).success(None, js=_FETCH)
         on(self.stop.click, self.cancel, [], [], show_progress="hidden", queue=False)
 
     def _of(self, request: gr.Request) -> Session:
@@ -275,7 +288,7 @@ class _Page:
             self.notes: texts.notes(session),
             self.adapt: gr.update(value=texts.learn(marked, len(pictures)), interactive=marked > 0),
             self.estimated: texts.estimated(session.estimate()),
-            self.download: gr.update(value=str(session.download()) if some else None, interactive=some),
+            self.download: gr.update(interactive=some),
             **dict.fromkeys((self.save, self.remove), gr.update(interactive=picture is not None)),
             self.forget: gr.update(interactive=picture is not None and picture.annotated),
             self.title: texts.title(picture, session.word),
@@ -297,10 +310,10 @@ class _Page:
         return result
 
     def start(self, request: gr.Request) -> Updates:
-        return self._shown(self._of(request))
+        return self._shown(self._of(request)) | {self.key: _key(request)}
 
-    def end(self, request: gr.Request) -> None:
-        self.sessions.end(_key(request))
+    def lose(self, request: gr.Request) -> None:
+        self.sessions.lose(_key(request))
 
     def add_images(self, files: list[str] | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
         session = self._of(request)
@@ -308,9 +321,16 @@ class _Page:
         return self._shown(session, canvas=False) | {self.images: None}
 
     def add_masks(
-        self, files: list[str] | None, label: str, request: gr.Request, progress: gr.Progress = _PROGRESS
+        self,
+        files: list[str] | None,
+        label: str,
+        painted: dict[str, Any] | None,
+        closed: bool,
+        request: gr.Request,
+        progress: gr.Progress = _PROGRESS,
     ) -> Updates:
         session = self._of(request)
+        _keep(session, painted, closed)
         try:
             _warn(session.add_masks(files or [], progress, texts.label(label)))
         except MetasegError as error:
@@ -386,34 +406,48 @@ class _Page:
     ) -> Updates:
         return self._computed(request, lambda session: session.segment(progress), painted, closed)
 
-    def load(self, file: str | None, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Updates:
+    def load(
+        self,
+        file: str | None,
+        painted: dict[str, Any] | None,
+        closed: bool,
+        request: gr.Request,
+        progress: gr.Progress = _PROGRESS,
+    ) -> Updates:
         try:
-            found = self._computed(request, lambda session: session.load(file or "", progress))
+            found = self._computed(request, lambda session: session.load(file or "", progress), painted, closed)
         except MetasegError as error:
             _warn([str(error)])  # as for masks
             found = self._shown(self._of(request), canvas=False)
         return found | {self.before: None}
 
     def _computed(
-        self,
-        request: gr.Request,
-        work: Callable[[Session], Any],
-        painted: dict[str, Any] | None = None,
-        closed: bool = False,
+        self, request: gr.Request, work: Callable[[Session], Any], painted: dict[str, Any] | None, closed: bool
     ) -> Updates:
-        """Save the paint, do some work that the user may stop, and show its result."""
+        """Save the paint, do some work that the user may stop, and show its result but for the canvas."""
         session = self._of(request)
         _keep(session, painted, closed)
+        session.look()
         try:
             work(session)
         except Stopped as stopped:
             gr.Info(str(stopped), title="Stopped")
             return self._shown(session, canvas=False)
-        looked_at = session.pictures.get(session.chosen or "")
         kept = session.keep()
-        return self._shown(session, canvas=looked_at is not None and not looked_at.annotated) | {
+        return self._shown(session, canvas=False) | {
             self.keep: gr.update(value=None if kept is None else str(kept), interactive=kept is not None)
         }
+
+    def after(self, painted: dict[str, Any] | None, request: gr.Request) -> Updates:
+        """Show the prediction on the canvas, unless the user has painted meanwhile."""
+        session = self._of(request)
+        untouched = not _differ(_marks(painted), session.seen)
+        return self._shown(session, canvas=untouched) | {self.stop: gr.update(interactive=False)}
+
+    def pack(self, painted: dict[str, Any] | None, closed: bool, request: gr.Request) -> Updates:
+        session = self._of(request)
+        _keep(session, painted, closed)
+        return self._shown(session, canvas=False) | {self.packed: str(session.download())}
 
 
 def _keep(session: Session, painted: dict[str, Any] | None, fill: bool) -> None:
@@ -421,9 +455,23 @@ def _keep(session: Session, painted: dict[str, Any] | None, fill: bool) -> None:
     picture = session.pictures.get(session.chosen or "")
     if picture is None:
         return
-    marks = _marks(painted)
-    if marks[picture.within].any() and (marks != picture.drawn()).sum() > _A_TOUCH:
+    marks, before = _marks(painted), picture.drawn()
+    if not (painted or {}).get("layers") or not _differ(marks, before):
+        return
+    if marks[picture.within].any():
         session.paint(picture.name, marks, fill)
+    else:
+        _warn(
+            [
+                f"All paint of {picture.name} was erased, but its mask stays: choose “{texts.empty(session.word)}” or "
+                f"“{texts.DISCARD}” instead."
+            ]
+        )
+
+
+def _differ(marks: np.ndarray, before: np.ndarray | None) -> bool:
+    """Whether the user has painted or erased since."""
+    return before is not None and int((marks != before).sum()) > _A_TOUCH
 
 
 def _key(request: gr.Request) -> str:

@@ -43,8 +43,7 @@ class Picture:
         annotated: whether the user gave a mask, or scribbles.
         scribbled: whether these are scribbles: strokes inside and outside, with the rest unmarked.
         changes: number of masks given so far; shows whether a network has seen the latest.
-        predictions: number of predictions so far.
-        line: of results.csv, for the last prediction; None without one.
+        line: of results.csv, for the prediction; None without one.
     """
 
     source: Source
@@ -54,7 +53,6 @@ class Picture:
     annotated: bool = False
     scribbled: bool = False
     changes: int = 0
-    predictions: int = 0
     line: dict[str, Any] | None = None
     _drawn: int = field(default=0, repr=False)
     _tile: Path | None = field(default=None, repr=False)
@@ -167,6 +165,8 @@ class Picture:
         self._annotate(np.array([_UNMARKED, 255, 0], np.uint8)[marks], scribbled=True)
 
     def _annotate(self, grey: np.ndarray, scribbled: bool) -> None:
+        if self.annotated and self.scribbled == scribbled and np.array_equal(_read(self.mask_file), grey):
+            return
         Image.fromarray(grey).save(self.mask_file)
         self.annotated, self.scribbled = True, scribbled
         self.changes += 1
@@ -187,7 +187,6 @@ class Picture:
         """Make the mask of `foresee` the network's, with its line of results.csv."""
         self._next_file.replace(self.prediction_file)
         self.line = line
-        self.predictions += 1
         self._tile = None
 
     def painted_over(self, painted: np.ndarray, fill: bool) -> np.ndarray:

@@ -55,6 +55,7 @@ class Session(Collection):
         loaded: a segmenter from before; None without one.
         go_on: whether `adapt` learns from the images of `loaded` as well.
         stopping: set by the user to stop a computation.
+        seen: what the canvas showed of the selected image's marks at `look`, of the shape of FRAME; None: no image.
     """
 
     def __init__(self, network: Network, limits: Limits, parent: Path) -> None:
@@ -65,9 +66,9 @@ class Session(Collection):
         self.loaded: Adapted | None = None
         self.go_on = True
         self.stopping = threading.Event()
+        self.seen: np.ndarray | None = None
         self._files = 0
         self._seen: tuple[object, ...] = ()
-        self._packed: tuple[tuple[object, ...], Path] | None = None
 
     @property
     def can_go_on(self) -> bool:
@@ -230,12 +231,12 @@ class Session(Collection):
         Raises:
             MetasegError: if there is no mask yet.
         """
-        self.require_open()
-        pictures = list(self.pictures.values())
-        state = tuple((picture.folder, picture.changes, picture.predictions) for picture in pictures)
-        if self._packed is None or self._packed[0] != state:  # the page asks after every click
-            self._packed = state, packed(pictures, self._fresh("download", "masks.zip"))
-        return self._packed[1]
+        return packed(list(self.pictures.values()), self._fresh("download", "masks.zip"))
+
+    def look(self) -> None:
+        """Remember what the canvas shows, to tell later whether the user has painted since."""
+        picture = self.pictures.get(self.chosen or "")
+        self.seen = None if picture is None else picture.drawn()
 
     def keep(self) -> Path | None:
         """A file of what was learnt, for `load`; None if there is nothing that can be kept."""

@@ -1,4 +1,4 @@
-"""One session per open page, removed when the page is closed, or has been left alone for long."""
+"""One session per open page, removed when the page is closed, lost, or left alone for long."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ _LOCK = "lock"
 _UNUSED = 600.0  # seconds
 FORGOTTEN = 12 * 3600.0
 """Seconds after which the session of a page that nobody uses is removed: half a day, so no lunch or meeting ends it."""
+LOST = 600.0
+"""Seconds that a page may be without a connection before its session is removed [D]: a tunnel or a laptop may pause."""
 
 
 class Sessions:
@@ -39,20 +41,23 @@ class Sessions:
         self.folder = folder
         self._of: dict[str, Session] = {}
         self._used: dict[str, float] = {}
-        self._forgotten: set[str] = set()
+        self._lost: dict[str, float] = {}
+        self._ended: set[str] = set()
         self._lock = threading.Lock()
 
     def of(self, key: str) -> Session:
         """The session of a page, created if missing.
 
         Raises:
-            MetasegError: if it was forgotten.
+            MetasegError: if it has ended.
         """
         with self._lock:
-            if key in self._forgotten:
+            if key in self._ended:
                 raise MetasegError(
-                    f"This page was left alone for {FORGOTTEN / 3600:g} hours, so its images were removed; reload it."
+                    f"The images of this page were removed, as it was closed, had no connection for {LOST / 60:g} "
+                    f"minutes, or was left alone for {FORGOTTEN / 3600:g} hours; reload it."
                 )
+            self._lost.pop(key, None)
             self._used[key] = time.monotonic()
             if key not in self._of:
                 self._of[key] = Session(self.network, self.limits, self.folder)
@@ -62,12 +67,20 @@ class Sessions:
         """Whether a page is open."""
         return key in self._of
 
+    def lose(self, key: str) -> None:
+        """Stop the work of a page whose connection has ended; it may come back within `LOST`."""
+        with self._lock:
+            if key in self._of:
+                self._lost[key] = time.monotonic()
+                self._of[key].stopping.set()
+
     def end(self, key: str) -> None:
         """Remove a page's images and masks."""
         with self._lock:
             session = self._of.pop(key, None)
             self._used.pop(key, None)
-            self._forgotten.discard(key)
+            self._lost.pop(key, None)
+            self._ended.add(key)
         if session is not None:
             session.close()
             self.sweep(_UNUSED if self._of else 0)
@@ -87,12 +100,13 @@ class Sessions:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def forget(self) -> None:
-        """End the sessions of pages that nobody has used for `FORGOTTEN`."""
+        """End the sessions of pages that nobody has used for `FORGOTTEN`, or that have been lost for `LOST`."""
+        now = time.monotonic()
         with self._lock:
-            old = [key for key, used in self._used.items() if time.monotonic() - used >= FORGOTTEN]
+            old = {key for key, used in self._used.items() if now - used >= FORGOTTEN}
+            old |= {key for key, since in self._lost.items() if now - since >= LOST}
         for key in old:
             self.end(key)
-            self._forgotten.add(key)
 
     def end_all(self) -> None:
         """Remove everyone's."""

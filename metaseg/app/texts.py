@@ -26,12 +26,14 @@ _LONGEST_WORD = 30
 TITLE = "# Segment images from a few marked examples"
 PRIVACY = (
     "Everything stays on this computer. Images are kept in a temporary folder and deleted when you close or reload "
-    "this page, or leave it alone for half a day: download your results first. For research, not for diagnosis."
+    "this page, leave it alone for half a day, or it has no connection for ten minutes: download your results first. "
+    "For research, not for diagnosis."
 )
 YOUR_WORD = "What do you want to segment?"
 LABEL = "Label (for label maps; empty: everything but the background)"
 BY_DOUBT = "Show the least confident first"
 NO_CANVAS = "Click an image above"
+DISCARD = "Discard my mask"
 FILL = "Fill closed outlines, so that painting the outline is enough"
 COMPARE = "Compare your mask and the prediction at full resolution"
 COMPARED = "The saved mask and the prediction. Scroll to move; both sides move together."

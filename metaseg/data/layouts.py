@@ -231,7 +231,7 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "MPO")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 """Pillow's names of the formats read, whatever a file's suffix: some others start programs or read further files."""
 MOST_PIXELS = 2**26
 """Largest image, 8192×8192: a header of a hundred bytes may claim any size."""

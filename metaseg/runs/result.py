@@ -222,14 +222,25 @@ class PretrainingResult(ResultPart):
     settings: dict[str, Any]
 
 
+class _FineTuning(ResultPart):
+    steps: int | None = None
+
+
 class _Learner(ResultPart):
     name: str
+    adapt: _FineTuning | None = None
     network: dict[str, Any] | None = None
 
 
 class _Settings(ResultPart):
     learner: _Learner
     model: dict[str, Any] | None = None
+    pair: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    tasks: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    protocol: dict[str, Any] = {}
+    trainer: dict[str, Any] = {}
     shots: int
     seed: int
 

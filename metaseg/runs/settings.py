@@ -18,6 +18,15 @@ WITHOUT_EFFECT = (
 )
 """Settings and groups that only determine where and how a run is executed."""
 
+CHANGEABLE = (
+    *WITHOUT_EFFECT,
+    *("trainer.max_epochs", "trainer.max_passes", "trainer.patience", "trainer.min_delta"),
+    *("trainer.max_skips", "trainer.skip_norm"),
+    *("train", "ckpt_path", "target", "pair.target", "evaluation", "learner.adapt"),
+    *("adapt", "protocol", "scale", "experiment", "starts", "model.recipe"),
+)
+"""Settings and groups that may change when a run goes on: of its end and test, and those that only feed into others."""
+
 
 def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten nested settings: `trainer.max_epochs` → value; lists are values."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from metaseg.errors import MetasegError
 from metaseg.runs import tables as definitions
@@ -89,10 +90,21 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
     )
     if plan:
         overview.remember(root, [one.cell.name for one in plan])
+    for one in missing:
+        _set_aside(one.directory)
     returns = sweeper.launcher.launch([_job(one) for one in missing], initial_job_idx=0) if missing else []
     failed = [one for one, job in zip(missing, returns, strict=True) if job.status is not JobStatus.COMPLETED]
     _report(plan, failed, console)
     return [returns]
+
+
+def _set_aside(directory: RunDirectory) -> None:
+    """Rename a damaged result, as a cell that has one is not run again."""
+    try:
+        directory.read_result()
+    except MetasegError:
+        with suppress(OSError):  # usually there is none
+            directory.result.replace(directory.path / "result.damaged.json")
 
 
 def _tables(sweeper: CellSweeper) -> list[definitions.Table]:
@@ -135,7 +147,8 @@ def _job(planned: Planned) -> list[str]:
 
 def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console) -> None:
     """Print the Dice of every cell; raises if a cell failed or has different settings."""
-    table = Table("cell", "target", "Dice, %", "95 % interval", box=None, pad_edge=False)
+    cell = Column("cell", no_wrap=True, overflow="ignore")  # their ends tell them apart
+    table = Table(cell, "target", "Dice, %", "95 % interval", box=None, pad_edge=False)
     for one in plan:
         try:
             targets = one.directory.read_result().targets

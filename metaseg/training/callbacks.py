@@ -33,10 +33,18 @@ def callbacks(trainer: schema.Trainer, directory: RunDirectory, interruption: In
     stop: Callback = (
         Unchanging(trainer.min_delta, patience)
         if trainer.stop_by == "training"
-        else EarlyStopping(MONITOR, min_delta=trainer.min_delta, patience=patience, check_finite=True)
+        else Patient(MONITOR, min_delta=trainer.min_delta, patience=patience, check_finite=True)
     )
     last = LastCheckpoint(directory.last, trainer.save_every, interruption)
     return [best, stop, last, TrainingProgress(trainer.progress)]
+
+
+class Patient(EarlyStopping):
+    """Lightning's early stopping, but a resumed run has the patience of its settings, not that of its checkpoint."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore from a checkpoint."""
+        super().load_state_dict(state_dict | {"patience": self.patience})
 
 
 class Unchanging(Callback):

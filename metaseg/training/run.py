@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from metaseg import tracking
 from metaseg.data.module import EpisodicData
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, expanded, listed
 from metaseg.evaluation import metatest
 from metaseg.evaluation.sharing import Share
 from metaseg.evaluation.work import reporter
@@ -28,7 +28,7 @@ from metaseg.progress import Progress
 from metaseg.runs import provenance, schema, validation
 from metaseg.runs.directory import PER_IMAGE_COLUMNS, RunDirectory
 from metaseg.runs.result import VERSION, FromScratch, Result, TargetScores, Weights
-from metaseg.runs.settings import leaves
+from metaseg.runs.settings import CHANGEABLE, leaves, within
 from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
 from metaseg.training.last_checkpoint import latest
@@ -163,22 +163,39 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
     prepare_process(settings.trainer.tf32)
     checkpoint = find_checkpoint(settings.ckpt_path, directory)
     if checkpoint is not None and (isinstance(settings, schema.Pretraining) or settings.train):
-        require_resumable(directory, checkpoint)
+        require_resumable(directory, checkpoint, settings)
     refuse_another(directory, checkpoint)
     L.seed_everything(settings.seed, workers=True, verbose=False)
     return directory, checkpoint
 
 
-def require_resumable(directory: RunDirectory, checkpoint: Path) -> None:
-    """Refuse to train on from anything but the run's own state: epochs, optimiser and best loss would be another run's.
+def require_resumable(directory: RunDirectory, checkpoint: Path, settings: schema.Run | schema.Pretraining) -> None:
+    """Refuse to train on from anything but the run's own state, with its own settings.
+
+    Epochs, optimiser and best loss would be another run's, and the result would name settings that were not in force
+    all the time. How long training lasts and how it is tested may change (`CHANGEABLE`).
 
     Raises:
-        MetasegError: if the checkpoint is that of another run, or holds the best weights alone.
+        MetasegError: if the checkpoint is that of another run, holds the best weights alone, or was trained with other
+            settings.
     """
     if not is_own(directory, checkpoint) or checkpoint.name == "best.ckpt":
         raise MetasegError(
             f"ckpt_path goes on with the run in hydra.run.dir, so it must be last, found {checkpoint}; in metaseg "
             f"train, start={checkpoint} begins a new run from its weights, and train=false tests them."
+        )
+    if not directory.config.is_file():
+        return
+    old, new = leaves(directory.read_config()), leaves(settings.plain)
+    apart = [
+        f"{key}={new[key]} (was {old[key]})"
+        for key in sorted(old.keys() & new.keys())
+        if old[key] != new[key] and not within(key, CHANGEABLE)
+    ]
+    if apart:
+        raise MetasegError(
+            f"ckpt_path=last goes on with the settings of the run, but found {listed(apart, 3)}; leave these out, or "
+            "choose another hydra.run.dir."
         )
 
 
@@ -213,14 +230,15 @@ def find_checkpoint(ckpt_path: str | None, directory: RunDirectory) -> Path | No
     """
     if ckpt_path is None:
         return None
-    path = latest(directory) if ckpt_path == "last" else Path(ckpt_path)
+    path = latest(directory) if ckpt_path == "last" else expanded(ckpt_path)
     if path is None:
         raise MetasegError(
             f"ckpt_path=last must find a checkpoint, but {directory.last} does not exist; set hydra.run.dir to the "
             "directory of the run to resume."
         )
+    path = RunDirectory(path).best if path.is_dir() else path
     if not path.is_file():
-        raise MetasegError(f"ckpt_path={ckpt_path} must name a checkpoint, but {path} does not exist.")
+        raise MetasegError(f"ckpt_path={ckpt_path} must name a checkpoint or a run, but {path} does not exist.")
     return path
 
 
@@ -350,7 +368,7 @@ def draw_figures(
 
 @rank_zero_only
 def begin(directory: RunDirectory, settings: schema.Run | schema.Pretraining, resumed: bool) -> None:
-    """Create the directory and write config.yaml; on resuming, print changed settings. The new values apply."""
+    """Create the directory and write config.yaml; on resuming, print changed settings, which are `CHANGEABLE`."""
     directory.create()
     if resumed and directory.config.is_file():
         old, new = leaves(directory.read_config()), leaves(settings.plain)

@@ -68,7 +68,7 @@ def test_the_verdict_follows_the_estimate_and_the_baselines(dsc, trivial, verdic
 
 def test_a_network_level_with_a_baseline_is_of_no_use():
     level = of([0.9] * 3)
-    assert replace(level, trivial={"Otsu": np.full(3, level.expected - AHEAD / 2)}).verdict().startswith("Do not")
+    assert replace(level, trivial={"Otsu": level.dsc - AHEAD / 2}).verdict().startswith("Do not")
 
 
 def test_the_sentence_names_how_the_estimate_was_made():

@@ -4,6 +4,7 @@ import io
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from tiny_run import limits_fixture, network_fixture, painted_fixture, run_fixtu
 from metaseg.app import texts
 from metaseg.app.picture import FRAME
 from metaseg.app.session import Network, Session
-from metaseg.app.sessions import FORGOTTEN, Sessions, temporary_folder
+from metaseg.app.sessions import FORGOTTEN, LOST, Sessions, temporary_folder
 from metaseg.app.uploads import Limits
 from metaseg.errors import MetasegError
 
@@ -45,9 +46,7 @@ def test_from_upload_to_download(session, upload, painted):
 
     assert told[-1] == (1.0, "segmenting")
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    file = session.download()
-    assert session.download() == file  # nothing has changed
-    masks, table = unpacked(file)
+    masks, table = unpacked(session.download())
     assert sorted(masks) == [f"masks/case{number}.png" for number in range(4)]
     for name, mask in masks.items():
         assert mask.shape == (64, 96)
@@ -260,6 +259,23 @@ def test_too_many_images_are_refused_and_the_others_stay(session, upload):
     assert session.add_images(upload("image", 7)) == []
 
 
+def test_masks_among_the_images_and_names_of_other_case_are_refused(session, upload, tmp_path):
+    first, mask, again = map(Path, upload("image", 0, 1, 2))
+    session.add_images([first])
+    mask, again = mask.rename(tmp_path / "case0_mask.png"), again.rename(tmp_path / "CASE0.png")
+    said = session.add_images([mask, again])
+    assert said[0] == "case0_mask.png seems to be the mask of case0: add it as a mask, or rename it."
+    assert said[1].startswith("There is already an image called case0; rename CASE0.png")
+    assert list(session.pictures) == ["case0"]
+
+
+def test_saving_the_same_mask_again_changes_nothing(session, upload, painted):
+    session.add_images(upload("image", 0))
+    for _ in range(2):
+        session.set_mask("case0", painted[1][0])
+    assert session.pictures["case0"].changes == 1
+
+
 def test_refuses_masks_that_do_not_match(session, upload, tmp_path):
     session.add_images(upload("image", 0))
     Image.new("L", (96, 65), 255).save(tmp_path / "case0.png")
@@ -399,17 +415,19 @@ def test_the_least_confident_come_first_on_request(session, upload):
     assert sorted(names[2:]) == ["case0", "case1"]
 
 
-def test_the_session_of_a_forgotten_page_is_removed(network, limits, tmp_path, upload, monkeypatch):
+@pytest.mark.parametrize("left", [FORGOTTEN, LOST])
+def test_the_session_of_a_forgotten_or_lost_page_is_removed(network, limits, tmp_path, upload, monkeypatch, left):
     sessions = Sessions(network, limits, tmp_path)
     forgotten, used = sessions.of("forgotten"), sessions.of("used")
     forgotten.add_images(upload("image", 0))
-    later = time.monotonic() + FORGOTTEN
+    if left == LOST:
+        sessions.lose("forgotten")
+        sessions.lose("used")
+    later = time.monotonic() + left
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert sessions.of("used") is used
     sessions.forget()
     assert not forgotten.folder.exists()
     assert used.folder.exists()
-    with pytest.raises(MetasegError, match="12 hours"):
+    with pytest.raises(MetasegError, match="10 minutes, or was left alone for 12 hours"):
         sessions.of("forgotten")
-    sessions.end("forgotten")  # the page is closed at last
-    assert sessions.of("forgotten").folder.exists()

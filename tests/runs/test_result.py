@@ -78,7 +78,13 @@ def changed(path, value):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"version": list(range(9999))}, {"settings": {"learner": {"name": "a", "network": 1}}}],
+    [
+        {"version": list(range(9999))},
+        {"settings": {"learner": {"name": "a", "network": 1}}},
+        {"settings": {"learner": {"name": "a"}, "shots": 1, "seed": 0, "pair": "x"}},
+        {"settings": {"learner": {"name": "a", "adapt": "x"}, "shots": 1, "seed": 0}},
+        {"settings": {"learner": {"name": "a", "adapt": {"steps": "many"}}, "shots": 1, "seed": 0}},
+    ],
 )
 def test_a_hostile_result_is_refused_in_a_short_sentence(tmp_path, changes):
     settings = {"learner": {"name": "a"}, "shots": 1, "seed": 0, "model": None}

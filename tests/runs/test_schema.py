@@ -42,6 +42,11 @@ def test_every_scale_passes(scale):
     assert settings_of(f"scale={scale}").trainer.max_epochs >= 1
 
 
+def test_the_command_line_goes_before_a_scale():
+    settings = settings_of("scale=toy", "data=real", "trainer=gpu")
+    assert (settings.data.source, settings.trainer.accelerator) == ("real", "gpu")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -51,6 +51,17 @@ def test_finished_cells_are_skipped_failed_ones_tried_again_and_other_settings_l
     assert path.read_bytes() == content
 
 
+def test_a_cell_with_a_damaged_result_runs_again(sweep, tmp_path):
+    assert sweep("learner=scratch", "shots=3").returncode == 0
+    (path,) = (tmp_path / "sweep").rglob("result.json")
+    whole = json.loads(path.read_text())["targets"]
+    path.write_bytes(path.read_bytes()[:500])
+    again = sweep("learner=scratch", "shots=3")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(path.read_text())["targets"].keys() == whole.keys()
+    assert path.with_name("result.damaged.json").stat().st_size == 500
+
+
 def test_the_listing_runs_nothing(sweep, tmp_path):
     listed = sweep("learner=fomaml", "shots=3,4", "--dry-run")
     assert listed.returncode == 0, listed.stderr

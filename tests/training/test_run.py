@@ -26,7 +26,7 @@ from metaseg.errors import MetasegError
 from metaseg.interruption import Interruption
 from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
-from metaseg.training.callbacks import TrainingProgress, Unchanging
+from metaseg.training.callbacks import Patient, TrainingProgress, Unchanging
 from metaseg.training.last_checkpoint import LastCheckpoint, latest
 from metaseg.training.run import begin, refuse_another, require_resumable, scratch_settings
 
@@ -396,7 +396,36 @@ def test_training_does_not_go_on_from_another_run_or_the_best_weights(train, tra
     of_another = trained / "checkpoints" / name
     assert_fails_in_words(train("learner=fomaml", f"ckpt_path={of_another}"), "must be last", f"start={of_another}")
     with pytest.raises(MetasegError, match="must be last"):
-        require_resumable(RunDirectory(trained), trained / "checkpoints" / "best.ckpt")
+        require_resumable(RunDirectory(trained), trained / "checkpoints" / "best.ckpt", settings_of(*TINY))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("learner.optimizer.lr=0.5", "learner.optimizer.lr=0.5 (was "),
+        ("learner.optimizer.rates.encoder=0.1", "learner.optimizer.rates.encoder=0.1 (was "),
+        ("seed=1", "seed=1 (was 0)"),
+        ("start=model", None),
+        ("trainer.patience=7", None),
+        ("learner.adapt.lr=0.5", None),
+        ("evaluation.draws=7", None),
+    ],
+)
+def test_a_run_goes_on_with_the_settings_that_it_has(tmp_path, changed, said):
+    directory = RunDirectory(tmp_path)
+    begin(directory, settings_of(*TINY, "learner=fomaml", "start=model"), resumed=False)
+    again = settings_of(*TINY, "learner=fomaml", "start=model", changed)
+    if said is None:
+        require_resumable(directory, directory.last, again)
+        return
+    with pytest.raises(MetasegError, match=re.escape(said)):
+        require_resumable(directory, directory.last, again)
+
+
+def test_a_resumed_run_has_the_patience_of_its_settings():
+    longer = Patient("loss", patience=5)
+    longer.load_state_dict(Patient("loss", patience=1).state_dict() | {"wait_count": 1})
+    assert (longer.patience, longer.wait_count) == (5, 1)
 
 
 def test_a_corrupt_image_is_named(train, tmp_path):

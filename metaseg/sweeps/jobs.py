@@ -19,6 +19,7 @@ from metaseg.runs.directory import RunDirectory
 
 LOG = "log.txt"
 _CLAIM = ".claim"  # locked while a sweep runs the cell
+_A_LOOK = 1  # seconds to wait for it: `claimed` locks it for a moment
 _HERE = str(Path(__file__).parents[2])
 _END = 4096  # bytes of a log in which its last line is looked for
 _PATIENCE = 30  # seconds for an interrupted cell to finish its W&B run and files
@@ -71,7 +72,7 @@ def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], thre
     began = time.monotonic()
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(job.directory / _CLAIM, blocking=False):
+        with FileLock(job.directory / _CLAIM, timeout=_A_LOOK):
             if RunDirectory(job.directory).result.is_file():  # there was none when the sweep began
                 job.status = 0
                 print(f"{count} {job.name}: already finished by another sweep", flush=True)
@@ -98,6 +99,20 @@ def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], thre
         job.problem = job.last_words()
     said = "finished" if job.status == 0 else f"FAILED ({job.problem})"
     print(f"{count} {job.name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
+
+
+def claimed(directory: Path) -> bool | None:
+    """Whether a sweep runs the cell in a directory, on this machine or another; None: no sweep ever has."""
+    claim = directory / _CLAIM
+    if not claim.is_file():
+        return None
+    try:
+        with FileLock(claim, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's
+        return None
 
 
 def _environment(threads: int, device: str | None) -> dict[str, str]:

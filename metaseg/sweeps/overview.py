@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ from pathlib import Path
 from metaseg.documents import read_json
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, replacing
-from metaseg.sweeps.jobs import LOG, last_line
+from metaseg.sweeps.jobs import LOG, claimed, last_line
 from metaseg.sweeps.slurm import FOLDER as SLURM
 
+_FAILURE = re.compile(r"error: |[\w.]*(Error|Exception)\b")
+"""Last line of a cell that ended with a sentence or a traceback."""
 CELLS = "cells.json"
 """File in a sweep's directory: the names of all cells that were ever asked for there."""
 
@@ -94,22 +97,24 @@ def _seen(name: str, directory: RunDirectory, waits_for: str) -> Seen:
         said = ", ".join(f"{target} {100 * mean:.1f} %" for target, mean in scores)
         return Seen(name, Phase.FINISHED, said, result.wall_seconds or 0.0)
     line = last_line(directory.path / LOG)
-    holder = directory.holder()
-    if holder is not None and _lives(*holder):
+    holder, in_a_sweep = directory.holder(), claimed(directory.path)
+    if in_a_sweep or (holder is not None and _lives(*holder, in_a_sweep)):
         return Seen(name, Phase.RUNNING, f"{_age(directory)} {line}".strip())
-    if line.startswith("error: "):
+    if _FAILURE.match(line):
         return Seen(name, Phase.FAILED, line.removeprefix("error: "))
-    if holder is not None or directory.checkpoints.is_dir():
+    if holder is not None or directory.checkpoints.is_dir() or line:
         return Seen(name, Phase.INTERRUPTED, f"repeat the command to continue; {_age(directory)} {line}".strip())
-    if line:  # no run yet: it prepares its data, or ended before it began
-        return Seen(name, Phase.RUNNING, line)
     return Seen(name, Phase.WAITING, waits_for)
 
 
-def _lives(host: str, process: int) -> bool:
-    """Whether a process runs; one on another machine is believed to, and any on Windows, where asking would end it."""
+def _lives(host: str, process: int, in_a_sweep: bool | None) -> bool:
+    """Whether a process runs.
+
+    One on another machine is believed to, unless it was a sweep's, which does not run it any more. So is any on
+    Windows, where asking would end it.
+    """
     if host != socket.gethostname() or os.name == "nt":
-        return True
+        return in_a_sweep is None
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -7,6 +7,7 @@ import socket
 import sys
 
 import pytest
+from filelock import FileLock
 
 from metaseg.cli import status
 from metaseg.errors import MetasegError
@@ -47,6 +48,21 @@ def test_every_state_is_seen(trained, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 7
     assert printed[-1].startswith("6 cells: 1 finished, 2 running, 1 failed, 1 interrupted, 1 waiting; about")
+
+
+def test_a_cell_runs_if_a_sweep_has_claimed_it(tmp_path):
+    for name in ("preparing", "dead", "raised", "another-host"):
+        begun(tmp_path / name, "another-host 1" if name == "another-host" else "", log="prepared PH2\n")
+        (tmp_path / name / ".claim").touch()
+    (tmp_path / "raised" / "log.txt").write_text("Traceback\ntorch.OutOfMemoryError: CUDA out of memory\n")
+    with FileLock(tmp_path / "preparing" / ".claim"):
+        found = {one.name: one.phase for one in look(tmp_path)}
+    assert found == {
+        "preparing": Phase.RUNNING,
+        "dead": Phase.INTERRUPTED,
+        "raised": Phase.FAILED,
+        "another-host": Phase.INTERRUPTED,
+    }
 
 
 def test_what_a_cell_waits_for_is_seen(tmp_path):

@@ -209,6 +209,8 @@ class EpisodicData(L.LightningDataModule):
     def _load(self) -> dict[str, Pool]:
         data = self.settings.data
         if not self._loaded:  # the Trainer prepares as well
+            for name in self.names:  # before any is decoded
+                catalogue.get(name, data.root)
             self._loaded = {
                 name: load_pool(name, source=data.source, root=data.root, size=data.size) for name in self.names
             }

@@ -8,13 +8,15 @@ import torch
 from hydra.utils import get_class
 from torch import nn
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, reason
 from metaseg.learners.base import Learner
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
 from metaseg.networks.stages import require_multiples
 from metaseg.runs import schema, validation
 from metaseg.runs.schema import Run, Trained
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def build_learner(
@@ -35,7 +37,7 @@ def build_learner(
     network = build_network(settings, learner, initial_weights)
     if (stride := getattr(network, "stride", None)) is not None:
         require_multiples(network.label, stride, settings.data.size, settings.data.size)  # type: ignore[arg-type]
-    kind = get_class(learner.target_)
+    kind = _class(learner.target_)
     groups = {"adapt": learner.adapt, "optimizer": learner.optimizer, "inner": learner.inner}
     shared: dict[str, Any] = {key: group for key, group in groups.items() if group is not None}
     shared["channels_last"] = learner.channels_last
@@ -57,7 +59,7 @@ def build_network(settings: Run | Trained, learner: schema.Learner, initial_weig
     if learner.network is None:
         model = settings.model.model_dump(exclude={"norm", "recipe"}, exclude_unset=True)
         return build(**model, seed=settings.seed, initial_weights=initial_weights)
-    kind = get_class(learner.network.target_)
+    kind = _class(learner.network.target_)
     arguments = fitting(kind, learner.network.others, "learner.network")
     if not initial_weights and "encoder_weights" in arguments:
         arguments["encoder_weights"] = None
@@ -65,6 +67,15 @@ def build_network(settings: Run | Trained, learner: schema.Learner, initial_weig
         torch.manual_seed(settings.seed)
         network: nn.Module = kind(**arguments)
     return network
+
+
+def _class(target: str) -> type:
+    try:
+        return get_class(target)
+    except Exception as error:  # Hydra's and those of the module
+        raise MetasegError(
+            f"Expected a class as _target_ of a learner or its network, but {target} cannot be loaded: {reason(error)}."
+        ) from error
 
 
 def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]:
@@ -82,7 +93,9 @@ def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]
     for one in reversed(kind.__mro__):
         if "__init__" in vars(one):
             hints = get_type_hints(one.__init__, include_extras=True)  # type: ignore[misc]
-            known |= {name: hints.get(name, Any) for name in inspect.signature(one.__init__).parameters}  # type: ignore[misc]
+            parameters = inspect.signature(one.__init__).parameters  # type: ignore[misc]
+            known |= {name: hints.get(name, Any) for name, one in parameters.items() if one.kind in _BY_NAME}
+    known.pop("self", None)
     for key in values.keys() - known.keys():
         near = validation.nearest(f"{group}.{key}", (f"{group}.{name}" for name in known))
         raise MetasegError(

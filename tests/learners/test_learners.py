@@ -415,3 +415,8 @@ def test_every_network_has_one_bias_of_its_logits():
     for model in ("attention_unet", "pretrained"):
         network = build_learner(settings_of("learner=scratch", "pair=none", f"model={model}")).network
         assert part_of(network, output_bias(network)) == "head"
+
+
+def test_a_learner_that_cannot_be_loaded_is_refused_in_a_sentence():
+    with pytest.raises(MetasegError, match=r"metaseg\.learners\.nowhere\.Mine cannot be loaded"):
+        build_learner(settings_of("learner=fomaml", "learner._target_=metaseg.learners.nowhere.Mine"))

@@ -36,6 +36,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.requested = False
+        self._waiting = False
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
@@ -48,16 +49,17 @@ class Interruption:
         numbers = (signal.SIGINT, *_LIKE_CTRL_C)
         try:
             with _handled(dict.fromkeys(numbers, self._note) | dict.fromkeys(_ALARM, _at_once)):
-                yield
+                try:
+                    yield
+                finally:
+                    if self._waiting:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
             if self.requested:  # in the last step
                 raise KeyboardInterrupt
         except SystemExit as end:
             if self.requested or isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             raise
-        finally:
-            if self.requested and _ALARM:
-                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -65,6 +67,7 @@ class Interruption:
         self.requested = True
         log.warning("Interrupted: finishing this step and saving it; interrupt again to end at once.")
         if _ALARM:
+            self._waiting = True
             signal.setitimer(signal.ITIMER_REAL, PATIENCE)
 
 

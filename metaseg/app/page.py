@@ -302,6 +302,7 @@ class _Page:
             self.only_segment: gr.update(interactive=session.adapted is not None and bool(pictures)),
         }
         if canvas:
+            session.look()
             result[self.editor] = (
                 {"background": str(picture.shown), "layers": [str(picture.paint())], "composite": None}
                 if picture

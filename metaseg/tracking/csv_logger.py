@@ -87,16 +87,17 @@ class CsvLogger(Logger):
         kept: list[dict[str, str]] = []
         if self.resume and self.path.exists():
             self._columns = self._header()
-            kept = [old for old in self._read() if not old["step"] or int(old["step"]) < row["step"]]
+            kept = [old for old in self._read() if old["step"].isdecimal() and int(old["step"]) < row["step"]]
         self._rewrite(kept, self._columns or list(row))
 
     def _header(self) -> list[str]:
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(file), [])
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+            columns = next(csv.reader(file), [])
+        return columns if "step" in columns else []  # else it is damaged
 
     def _read(self) -> Iterator[dict[str, str]]:
         """The complete rows: a killed process may have left half a line."""
-        with self.path.open(newline="", encoding="utf-8") as file:
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             next(file, None)
             for line in file:
                 cells = next(csv.reader([line]))

@@ -87,6 +87,17 @@ def test_resumed_run_drops_rows_after_the_checkpoint(tmp_path, first):
     ]
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\n\xff\n", b"step,a\nfirst,1\n0,2\n"])
+def test_what_is_damaged_of_a_resumed_runs_metrics_is_left_out(tmp_path, content):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    logger = CsvLogger(path, resume=True)
+    logger.log_metrics({"a": 3}, step=1)
+    logger.finalize("success")
+    kept = ["0,2"] if b"0,2" in content else []
+    assert path.read_text().split() == ["step,a", *kept, "1,3"]
+
+
 def test_a_full_disk_is_reported_once(tmp_path):
     logger = CsvLogger(tmp_path / "metrics.csv")
     logger.log_metrics({"a": 1}, step=0)

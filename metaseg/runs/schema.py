@@ -43,13 +43,13 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _distinct(value: list[int]) -> list[int]:
+def _distinct(value: list[Any]) -> list[Any]:
     if len(set(value)) < len(value):
         raise ValueError("duplicate values")
     return value
 
 
-Names = Annotated[list[str], BeforeValidator(_listed)]
+Names = Annotated[list[str], BeforeValidator(_listed), AfterValidator(_distinct)]
 Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"]
 Label = Annotated[int, Field(ge=1)]
 Labels = Annotated[list[Label], Field(min_length=1), AfterValidator(_distinct)]

@@ -126,7 +126,7 @@ def in_words(annotation: Any, limits: tuple[Any, ...] = ()) -> str:
     if annotation is type(None):
         return "null"
     if origin is list:
-        return "a name or a list of names" if any(isinstance(one, BeforeValidator) for one in limits) else "a list"
+        return "a name or different names" if any(isinstance(one, BeforeValidator) for one in limits) else "a list"
     if origin is dict:
         return "a group of settings"
     if members:

@@ -109,6 +109,7 @@ def test_the_command_line_goes_before_a_scale():
         "model.init=imagenet",
         "model.norm.encoder=layer",
         "logger.overlay_images=0",
+        "target=[kvasir,kvasir]",
         "model.recipe.lam=-1",
         "model.recipe.adapt.quick.steps=-1",
         "model.recipe.rates.outer.head=-1",

@@ -136,7 +136,7 @@ def trained(folder: Path) -> Iterator[str]:
     """A line for each finished run with a checkpoint in a folder: its path, learner and scores."""
     for path in sorted(folder.rglob("result.json")):
         directory = RunDirectory(path.parent)
-        if not (directory.best).is_file():
+        if not directory.best.is_file():
             continue
         try:
             result = read(path)

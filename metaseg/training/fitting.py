@@ -61,7 +61,7 @@ def fit(
         module = MetaTraining(learner, settings.plain, spent, Skipping(chosen.max_skips, chosen.skip_norm))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     learner.network.float()  # trainer.precision=64-true is that of training
-    if (directory.best).is_file():
+    if directory.best.is_file():
         load_weights(learner, directory.best)
         if trainer.is_global_zero:
             with replacing(directory.trained) as path:

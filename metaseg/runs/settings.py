@@ -44,6 +44,19 @@ def within(path: str, groups: Iterable[str]) -> bool:
     return any(path == group or path.startswith(f"{group}.") for group in groups)
 
 
+def changed(old: Mapping[str, Any], new: Mapping[str, Any], besides: Iterable[str]) -> tuple[str, ...]:
+    """`key=new (was old)` for each setting outside the groups `besides` that has different values in two trees.
+
+    A setting that only one of them has was added or removed between versions, and is left out.
+    """
+    before, after = leaves(old), leaves(new)
+    return tuple(
+        f"{key}={after[key]} (was {before[key]})"
+        for key in before
+        if key in after and before[key] != after[key] and not within(key, besides)
+    )
+
+
 _HEAD_ALONE = r"^(decoder1|conv)\."
 """ANIL's value of `learner.adapts`, the predecessor of step sizes by part."""
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
+from metaseg.runs.settings import WITHOUT_EFFECT, changed
 
-_MADE_INTO_OTHERS = ("scale", "protocol", "pair.target", "ckpt_path")
-"""Settings that only feed into others, which are compared; and the one that resumes a run."""
+_NOT_COMPARED = (*WITHOUT_EFFECT, "scale", "protocol", "pair.target", "ckpt_path")
+"""Settings without effect, those that only feed into others, which are compared, and the one that resumes a run."""
 
 
 class State(enum.Enum):
@@ -46,23 +46,13 @@ def status_of(directory: RunDirectory, settings: Mapping[str, Any]) -> Status:
     except MetasegError:  # missing, or damaged and to be recreated
         result = None
     if result is not None:
-        apart = differences(result.settings, settings)
+        apart = changed(result.settings, settings, _NOT_COMPARED)
         return Status(State.OTHER, differences=apart) if apart else Status(State.FINISHED)
     last = directory.last
     if last.is_file() and directory.config.is_file():
-        apart = differences(directory.read_config(), settings)
+        apart = changed(directory.read_config(), settings, _NOT_COMPARED)
         return Status(State.OTHER, differences=apart) if apart else Status(State.BEGUN, steps=_steps(last))
     return Status(State.NEW)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """`key=new (was old)` for each relevant setting that both have with different values."""
-    before, after = leaves(old), leaves(new)
-    return tuple(
-        f"{key}={after[key]} (was {before[key]})"
-        for key in before
-        if key in after and before[key] != after[key] and not within(key, (*WITHOUT_EFFECT, *_MADE_INTO_OTHERS))
-    )
 
 
 def _steps(checkpoint: Path) -> int:

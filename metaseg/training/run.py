@@ -28,7 +28,7 @@ from metaseg.progress import Progress
 from metaseg.runs import provenance, schema, validation
 from metaseg.runs.directory import PER_IMAGE_COLUMNS, RunDirectory
 from metaseg.runs.result import VERSION, FromScratch, Result, TargetScores, Weights
-from metaseg.runs.settings import CHANGEABLE, leaves, within
+from metaseg.runs.settings import CHANGEABLE, changed
 from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
 from metaseg.training.last_checkpoint import latest
@@ -186,13 +186,7 @@ def require_resumable(directory: RunDirectory, checkpoint: Path, settings: schem
         )
     if not directory.config.is_file():
         return
-    old, new = leaves(directory.read_config()), leaves(settings.plain)
-    apart = [
-        f"{key}={new[key]} (was {old[key]})"
-        for key in sorted(old.keys() & new.keys())
-        if old[key] != new[key] and not within(key, CHANGEABLE)
-    ]
-    if apart:
+    if apart := changed(directory.read_config(), settings.plain, CHANGEABLE):
         raise MetasegError(
             f"ckpt_path=last goes on with the settings of the run, but found {listed(apart, 3)}; leave these out, or "
             "choose another hydra.run.dir."
@@ -371,8 +365,6 @@ def begin(directory: RunDirectory, settings: schema.Run | schema.Pretraining, re
     """Create the directory and write config.yaml; on resuming, print changed settings, which are `CHANGEABLE`."""
     directory.create()
     if resumed and directory.config.is_file():
-        old, new = leaves(directory.read_config()), leaves(settings.plain)
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key) and key != "ckpt_path":
-                print(f"resuming with {key}={new.get(key)} (was {old.get(key)})")
+        for one in changed(directory.read_config(), settings.plain, ("ckpt_path",)):
+            print(f"resuming with {one}")
     directory.write_config(settings.plain)

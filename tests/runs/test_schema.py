@@ -15,8 +15,7 @@ from metaseg.meta.inner_loop import OPTIMIZERS, SCHEDULES
 from metaseg.meta.losses import LOSSES
 from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.settings import upgraded
-from metaseg.sweeps.status import differences
+from metaseg.runs.settings import changed, upgraded
 from metaseg.training.run import begin
 
 LEARNERS = sorted(path.stem for path in (ROOT / "conf" / "learner").glob("[a-z]*.yaml"))
@@ -173,7 +172,7 @@ def test_a_config_of_an_earlier_version_says_the_same_when_a_run_goes_on(tmp_pat
     OmegaConf.save(given, directory.config, resolve=True)  # as every version has written it
     before = directory.config.read_text()
     settings = validation.read(schema.Run, given)
-    assert differences(OmegaConf.to_container(OmegaConf.load(directory.config)), settings.plain) == ()
+    assert changed(OmegaConf.to_container(OmegaConf.load(directory.config)), settings.plain, ()) == ()
     begin(directory, settings, resumed=True)
     assert capsys.readouterr().out == ""
     assert directory.config.read_text() == before

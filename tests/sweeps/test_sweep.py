@@ -12,8 +12,9 @@ from hydra.core.utils import JobStatus
 
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, write_json
+from metaseg.runs.settings import WITHOUT_EFFECT, changed
 from metaseg.sweeps import jobs, local_launcher
-from metaseg.sweeps.status import State, differences, status_of
+from metaseg.sweeps.status import State, status_of
 
 
 @pytest.fixture
@@ -167,8 +168,8 @@ def test_jobs_that_run_are_told_to_end_and_killed_if_they_do_not(tmp_path, monke
 def test_settings_that_change_nothing_do_not_count(tmp_path):
     old = {"data": {"root": "/a", "size": 64}, "logger": {"wandb": True}, "shots": 5, "gone": 1}
     new = {"data": {"root": "/b", "size": 64}, "logger": {"wandb": False}, "shots": 5, "added": 2}
-    assert differences(old, new) == ()
-    assert differences(old, new | {"shots": 10}) == ("shots=10 (was 5)",)
+    assert changed(old, new, WITHOUT_EFFECT) == ()
+    assert changed(old, new | {"shots": 10}, WITHOUT_EFFECT) == ("shots=10 (was 5)",)
     assert status_of(RunDirectory(tmp_path), new).state is State.NEW
 
 

@@ -1,7 +1,6 @@
 """Run benchmarks: `python -m benchmarks COMMAND`, in the repository's root."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from metaseg.cli.entry import fail
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError
 from metaseg.runs.provenance import check_gpu
+from metaseg.system import cores
 
 COMMANDS = {
     "outer_step": "time, memory and error of every method for meta-gradients, compared with other libraries",
@@ -106,7 +106,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             help="support images, and as many query images",
         )
         add("--seed", type=int, default=default.seed, help="seed of weights and images")
-        add("--threads", type=int, default=_cores(), help="torch threads")
+        add("--threads", type=int, default=cores(), help="torch threads")
         add("--device", choices=("cpu", "cuda"), default=default.device, help="device to run on")
         add("--out", type=Path, default=Path("benchmarks/results"), help="folder for the Markdown and JSON files")
         if name not in ("adaptation", "own_images"):
@@ -144,10 +144,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name == "variants":
             add("--no-compile", action="store_true", help="skip torch.compile, which takes minutes on a CPU")
     return parser.parse_args(arguments)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ from rich.table import Table
 from metaseg.data import catalogue, pools
 from metaseg.data.augment import augment
 from metaseg.data.batches import EpisodeDataset, OuterSteps, image_tensor, mask_tensor, step_loader
-from metaseg.data.check import cores
 from metaseg.data.episodes import EpisodePlan
 from metaseg.data.layouts import complete
 from metaseg.data.pools import Pool
 from metaseg.data.synthetic.twins import TWIN_SEED, twin
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.attention_unet import AttentionUNet
+from metaseg.system import cores
 
 NAMES = ("ph2", "kvasir")
 AUGMENTATIONS = ("none", "standard")

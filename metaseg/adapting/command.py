@@ -30,7 +30,7 @@ from metaseg.evaluation.scores import THRESHOLD, dice, iou
 from metaseg.plots.overlays import overlay
 from metaseg.progress import Progress
 from metaseg.runs import schema, validation
-from metaseg.runs.directory import replacing
+from metaseg.system import replacing
 
 _INPUTS = ("support", "images", "truth")
 _HOW = ("steps", "lr", "size", "crop", "per_step", "folds")

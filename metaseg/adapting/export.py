@@ -14,7 +14,7 @@ from metaseg.adapting.model import Adapted
 from metaseg.errors import MetasegError, needs
 from metaseg.networks.normalisation import plain_batch_norm
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Segmenter, averaged
-from metaseg.runs.directory import replacing
+from metaseg.system import replacing
 
 FORMATS = ("onnx", "torch")
 

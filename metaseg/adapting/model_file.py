@@ -17,7 +17,8 @@ from metaseg.documents import json_of
 from metaseg.errors import MetasegError
 from metaseg.learners.checkpoints import read_checkpoint
 from metaseg.networks.weight_files import halved
-from metaseg.runs.directory import RunDirectory, replacing
+from metaseg.runs.directory import RunDirectory
+from metaseg.system import replacing
 
 SUFFIX = ".safetensors"
 

@@ -25,7 +25,7 @@ from metaseg.errors import MetasegError, expanded
 from metaseg.evaluation.scores import THRESHOLD
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
 from metaseg.networks.weight_files import halved
-from metaseg.runs.directory import replacing
+from metaseg.system import replacing
 
 NAME = "segmenter.safetensors"
 """File in the output folder of `metaseg adapt`."""

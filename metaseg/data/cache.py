@@ -22,7 +22,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,8 +30,8 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from metaseg.data.check import cores
 from metaseg.errors import MetasegError, expanded
+from metaseg.system import cores, hashed, replacing
 
 FOLDER = ".metaseg_cache"
 LARGE = 2**20
@@ -125,13 +125,10 @@ def content_key(
         record = known.get(str(path.absolute()))
         if stat.st_size >= LARGE and record and record[:2] == state:
             return str(record[2])
-        value = hashlib.blake2b(digest_size=16)
-        with path.open("rb") as file:
-            while chunk := file.read(LARGE):
-                value.update(chunk)
+        value = hashed(path, hashlib.blake2b(digest_size=16))
         if stat.st_size >= LARGE:
-            fresh[str(path.absolute())] = [*state, value.hexdigest()]
-        return value.hexdigest()
+            fresh[str(path.absolute())] = [*state, value]
+        return value
 
     try:
         with ThreadPoolExecutor(cores()) as pool:
@@ -157,13 +154,8 @@ def recall(candidates: list[Path], name: str) -> Records:
 
 def remember(place: Path, name: str, records: Records) -> None:
     """Save the records in the cache; if it is read-only or full, the next start is merely slower."""
-    path = place / f"{name}-digests.json"
-    draft = place / f".{path.name}-{uuid.uuid4().hex}"
-    try:
+    with suppress(MetasegError), replacing(place / f"{name}-digests.json") as draft:
         draft.write_text(json.dumps(records))
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
 
 
 def load(folder: Path, key: str) -> Cached | None:

@@ -6,7 +6,6 @@ published ones in harmless ways (a few images missing, a photograph twice).
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from metaseg.data import duplicates
 from metaseg.data.catalogue import Dataset
 from metaseg.data.layouts import THRESHOLD, Listing, Pair, grey_mask, open_image, scan
 from metaseg.errors import MetasegError, plural
+from metaseg.system import cores
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -158,11 +158,6 @@ def for_each(items: Sequence[Item], work: Callable[[Item], Result], threads: int
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def cores() -> int:
-    """Number of cores available to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def inspect(pair: Pair) -> Inspected:

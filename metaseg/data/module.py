@@ -18,13 +18,13 @@ from metaseg.data.batches import (
     SupportSet,
     step_loader,
 )
-from metaseg.data.check import cores
 from metaseg.data.episodes import EpisodePlan, Stream, target_support
 from metaseg.data.layouts import scan
 from metaseg.data.pools import Pool, prepare, prepare_arrays, split_by_group
 from metaseg.errors import MetasegError
 from metaseg.runs.result import DatasetRecord
 from metaseg.runs.schema import Run
+from metaseg.system import cores
 
 TARGET_TEST_SHARE = 0.2
 """Share of the target that is scored when a learner trains on the target: the paper's 80/20 split."""

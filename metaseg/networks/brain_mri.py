@@ -10,9 +10,7 @@ checked before the file is read.
 
 import hashlib
 import io
-import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import UNet
 from metaseg.networks.weight_files import cached_download
 from metaseg.networks.weights_record import UNKNOWN, WeightsRecord, described
+from metaseg.system import replacing
 
 URL = "https://github.com/mateuszbuda/brain-segmentation-pytorch/releases/download/v1.0/unet-e012d006.pt"
 HASH_DIGITS = 8
@@ -125,18 +124,8 @@ def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
     torch.save(tensors, buffer)
     content = buffer.getvalue()
     path = Path(folder) / f"unet-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}.pt"
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise MetasegError(
-            f"Could not write the weights to {path} ({error.strerror}): free some space or choose another folder."
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
     return path
 
 

@@ -52,7 +52,7 @@ def tiled(vector: Tensor, features: Tensor) -> Tensor:
     return vector[None, :, None, None].expand(len(features), -1, *features.shape[-2:])
 
 
-def initialise(module: nn.Module) -> None:
+def glorot_(module: nn.Module) -> None:
     """Keras' initialisation of convolutions: uniform [Glorot and Bengio 2010], biases 0; in place.
 
     Unlike VGG's (fan out), it keeps the outputs of a layer with many inputs and few outputs small. With VGG's, the

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from metaseg.networks.comparing import ComparingNetwork, at_size_of, initialise, pooled, tiled
+from metaseg.networks.comparing import ComparingNetwork, at_size_of, glorot_, pooled, tiled
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
 from metaseg.networks.vgg import FULL, VGG16
 
@@ -62,7 +62,7 @@ class FeyjieNetwork(ComparingNetwork):
         )
         self.surrogate = nn.Sequential(*_normalised(deep, width), _convolution(width, half), _convolution(half, 3))
         for part in (self.of_support, self.of_query, self.decoder, self.surrogate):
-            initialise(part)
+            glorot_(part)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → features (B, 16F, H/4, W/4)."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaseg.networks.comparing import ComparingNetwork, at_size_of, initialise, pooled, tiled
+from metaseg.networks.comparing import ComparingNetwork, at_size_of, glorot_, pooled, tiled
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
 from metaseg.networks.vgg import FULL, VGG16
 
@@ -65,8 +65,8 @@ class PMGNetwork(ComparingNetwork):
             nn.Conv2d(half, 1, 1),
             nn.Upsample(scale_factor=2, mode="bilinear"),
         )
-        initialise(self.reduction)
-        initialise(self.inference)
+        glorot_(self.reduction)
+        glorot_(self.inference)
 
     def encode(self, images: Tensor) -> Features:
         """(B, 3, H, W) → features."""

@@ -82,7 +82,7 @@ class VGG16(nn.Module):
         self.features = nn.Sequential(layers)
         self.widths = [width * features for width in _WIDTHS[:blocks]]
         self.stride = 2 ** min(pools, blocks - 1)
-        initialise(self)
+        he_(self)
         scale, offset = torch.ones(3), torch.zeros(3)
         if weights is not None:
             self.weights = load_vgg16(self, weights)
@@ -103,7 +103,7 @@ class VGG16(nn.Module):
         return outputs
 
 
-def initialise(module: nn.Module) -> None:
+def he_(module: nn.Module) -> None:
     """Torchvision's initialisation of VGG's convolutions: normal [He et al. 2015, fan out], biases 0; in place."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):

@@ -1,6 +1,5 @@
 """Safe reading of weight files: no code in them is executed."""
 
-import hashlib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, hub
 
 from metaseg.errors import MetasegError
+from metaseg.system import hashed
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 _WRAPPERS = ("state_dict", "model")
@@ -78,11 +78,8 @@ def sha256(path: Path) -> str:
     Raises:
         MetasegError: there is no such file, or it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
+        return hashed(path)
     except FileNotFoundError as error:
         raise MetasegError(
             f"Expected pre-trained weights at {path}, found no such file: correct encoder_weights."
@@ -92,7 +89,6 @@ def sha256(path: Path) -> str:
             f"Expected pre-trained weights at {path}, found no readable file ({error.strerror}): correct "
             "encoder_weights."
         ) from error
-    return digest.hexdigest()
 
 
 def cached_download(url: str) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metaseg.errors import MetasegError
 from metaseg.plots.overlays import overlay
-from metaseg.runs.directory import replacing
+from metaseg.system import replacing
 
 _GAP, _LINE, _HEADING = 8, 18, 30  # pixels between images, for an image's name below it, and for a dataset's title
 _INK, _PAPER = (230, 230, 230), (40, 40, 40)  # the outlines' colours stand out on a dark background

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from metaseg.errors import MetasegError
-from metaseg.runs.directory import replacing
 from metaseg.runs.result import Curve
+from metaseg.system import replacing
 
 DOTS = 150
 """Dots per inch."""

@@ -8,8 +8,9 @@ from metaseg.data import catalogue
 from metaseg.documents import read_json
 from metaseg.errors import MetasegError
 from metaseg.reporting.exports import escaped
-from metaseg.runs.directory import replacing, write_csv
+from metaseg.runs.directory import write_csv
 from metaseg.runs.tables import DATASETS
+from metaseg.system import replacing
 
 COLUMNS = ("dataset", "paper", "published", "found", "source", "image_size", "imaging", "lesion", "foreground")
 _HEADINGS = ("Dataset", "Paper", "Published", "Found", "In", "Image size", "Imaging", "Segmented", "Foreground, %")

@@ -9,8 +9,9 @@ from typing import Any
 
 from metaseg.reporting.cells import TRIVIAL, Block, Line, covers
 from metaseg.reporting.differences import uneven
-from metaseg.runs.directory import replacing, write_csv
+from metaseg.runs.directory import write_csv
 from metaseg.runs.summary import percent
+from metaseg.system import replacing
 
 NOT_RUN = "–, not run"
 

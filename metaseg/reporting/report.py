@@ -18,10 +18,10 @@ from metaseg.reporting.findings import draw as draw_differences
 from metaseg.reporting.page import FilledTable, TableFigure, render
 from metaseg.reporting.runs import REPORT, Found, Run, read_runs
 from metaseg.reporting.shots import draw, over_shots
-from metaseg.runs.directory import replacing
 from metaseg.runs.result import Curve
 from metaseg.runs.summary import trivial_name
 from metaseg.runs.tables import NUMBERS, TableCell, load_table
+from metaseg.system import replacing
 
 CURVE_WIDTH, PHOTOGRAPH_WIDTH = 900, 620  # pixels in the page; the files in report/figures are larger
 FIRST_LOOKS = ("imaml", "maml", "joint", "fomaml", "anil", "reptile", "scratch")

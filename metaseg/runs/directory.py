@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from metaseg.documents import read_json, read_yaml
 from metaseg.errors import MetasegError
 from metaseg.runs.result import Cost, PretrainingResult, Result, checked, plain, read
+from metaseg.system import os_errors_explained, replacing
 
 PREVIOUS = "previous.ckpt"
 """Name of the checkpoint before the last."""
@@ -93,7 +94,7 @@ class RunDirectory:
         Raises:
             MetasegError: another process holds the lock, or the directory is not writable.
         """
-        with _os_errors_explained(self.path):
+        with os_errors_explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self._lock)
             try:
@@ -148,7 +149,7 @@ class RunDirectory:
     def create(self) -> RunDirectory:
         """Create the directory and its two folders if they are missing."""
         for folder in (self.checkpoints, self.figures):
-            with _os_errors_explained(folder):
+            with os_errors_explained(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -208,42 +209,6 @@ class RunDirectory:
         rounded = ({key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()} for row in rows)
         write_csv(path, rounded, PER_IMAGE_COLUMNS)
         earlier.unlink(missing_ok=True)  # of an earlier test of this run
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`, and move it to `path` if the block succeeds.
-
-    A killed process, a full disk or an error in the block leaves the old file unchanged. The temporary name keeps the
-    suffix, by which image writers choose the format.
-
-    Raises:
-        MetasegError: the file cannot be written (full disk, no permission).
-    """
-    # Not tempfile, whose files only their owner can read; other members of a group should see results.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        with _os_errors_explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            # Without fsync, some file systems may write the new name before the new contents.
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(path)
-    finally:
-        with suppress(OSError):  # missing after success; after a failure, the first error should be raised
-            temporary.unlink()
-
-
-@contextmanager
-def _os_errors_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise MetasegError(
-            f"{path} could not be written ({reason}); existing files are untouched: free space or choose another folder"
-        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metaseg.errors import MetasegError
+from metaseg.system import cores
 
 PACKAGES = (
     "metaseg-implicit",
@@ -104,9 +105,7 @@ def hardware() -> dict[str, Any]:
                 "capability": f"{device.major}.{device.minor}",
             }
         )
-    # A scheduler may give a job only some of the machine's cores; the wall time depends on those.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _cpu_model(), "cores": cores, "gpus": gpus}
+    return {"cpu": _cpu_model(), "cores": cores(), "gpus": gpus}
 
 
 def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

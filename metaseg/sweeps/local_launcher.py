@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn
 
-from metaseg.data.check import cores
 from metaseg.errors import MetasegError
 from metaseg.sweeps.jobs import Job, end, job_of, returned, run
+from metaseg.system import cores
 
 if TYPE_CHECKING:
     from hydra_plugins.metaseg_plugins import SlotLauncher

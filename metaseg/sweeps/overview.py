@@ -15,9 +15,10 @@ from pathlib import Path
 
 from metaseg.documents import read_json
 from metaseg.errors import MetasegError
-from metaseg.runs.directory import RunDirectory, replacing
+from metaseg.runs.directory import RunDirectory
 from metaseg.sweeps.jobs import LOG, claimed, last_line
 from metaseg.sweeps.slurm import FOLDER as SLURM
+from metaseg.system import replacing
 
 _FAILURE = re.compile(r"error: |[\w.]*(Error|Exception)\b")
 """Last line of a cell that ended with a sentence or a traceback."""

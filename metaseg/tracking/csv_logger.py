@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from metaseg.errors import MetasegError
-from metaseg.runs.directory import replacing
+from metaseg.system import replacing
 
 
 class CsvLogger(Logger):

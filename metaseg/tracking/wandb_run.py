@@ -14,7 +14,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
 from metaseg.errors import MetasegError, expanded
-from metaseg.runs.directory import RunDirectory, replacing
+from metaseg.runs.directory import RunDirectory
+from metaseg.system import replacing
 
 _AXES = {
     "train/*": "trainer/global_step",  # the outer step, from 0

@@ -12,7 +12,8 @@ from metaseg.interruption import Interruption
 from metaseg.learners.base import Learner
 from metaseg.learners.checkpoints import load_weights
 from metaseg.runs import schema
-from metaseg.runs.directory import RunDirectory, replacing
+from metaseg.runs.directory import RunDirectory
+from metaseg.system import replacing
 from metaseg.training.callbacks import callbacks
 from metaseg.training.compute import Compute
 from metaseg.training.followed_images import FollowedImages

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from metaseg.errors import MetasegError
-from metaseg.runs.directory import PER_IMAGE_COLUMNS, RunDirectory, replacing, write_csv, write_json
+from metaseg.runs.directory import PER_IMAGE_COLUMNS, RunDirectory, write_csv, write_json
 from metaseg.runs.result import Cost
+from metaseg.system import replacing
 
 
 def test_json_turns_what_json_cannot_express_into_null_and_plain_types(tmp_path):
@@ -101,7 +102,7 @@ def test_killed_process_leaves_the_old_file(tmp_path):
     write_json(path, {"old": True})
     program = (
         "import pathlib, sys, time\n"
-        "from metaseg.runs.directory import replacing\n"
+        "from metaseg.system import replacing\n"
         "with replacing(pathlib.Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('{')\n"
         "    print('half', flush=True)\n"

@@ -7,7 +7,6 @@ without one, the first download is trusted, with a notice.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -23,6 +22,7 @@ from metaseg.data.fetching import archives
 from metaseg.data.fetching.download import download
 from metaseg.data.layouts import Listing, scan
 from metaseg.errors import MetasegError, expanded
+from metaseg.system import hashed
 
 RECORDS = "fetched.json"
 DOWNLOADS = "downloads"
@@ -153,7 +153,7 @@ def _move(draft: Path, folder: Path) -> None:
 
 def _verify(source: RemoteFile, archive: Path, place: _Place) -> None:
     """Compare an archive with the catalogue, else with the record of an earlier download, else record it."""
-    size, digest = archive.stat().st_size, _sha256(archive)
+    size, digest = archive.stat().st_size, hashed(archive)
     for what, expected, found in (("bytes", source.bytes, size), ("sha256", source.sha256, digest)):
         if expected is not None and expected != found:
             archive.unlink()
@@ -173,11 +173,3 @@ def _verify(source: RemoteFile, archive: Path, place: _Place) -> None:
     if "sha256" not in record:
         date = time.strftime("%Y-%m-%d")
         place.note(source.url, file=source.file, bytes=size, sha256=digest, known=source.sha256 is not None, date=date)
-
-
-def _sha256(path: Path) -> str:
-    value = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            value.update(block)
-    return value.hexdigest()

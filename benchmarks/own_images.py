@@ -21,9 +21,11 @@ from metaseg.adapting.files import Annotated, annotated_in
 from metaseg.adapting.masks import foregrounds
 from metaseg.adapting.model import Adapted, Model
 from metaseg.data.batches import image_tensor
+from metaseg.errors import MetasegError, listed
 from metaseg.evaluation.scores import dice
 from metaseg.evaluation.trivial import trivial_scores
 from metaseg.progress import Progress
+from metaseg.runs.settings import changed
 
 COLUMNS = (
     *("images", "K", "draws", "size", "Dice, %", "best trivial, %", "unannotated, %", "expected, %", "error, points"),
@@ -60,10 +62,19 @@ def own_images(
         images: maximum number of other images to score.
         record: a file of one JSON object a line.
         how: further arguments of `Model.adapt`, such as ``steps`` and ``budget``.
+
+    Raises:
+        MetasegError: if `record` holds draws of other settings.
     """
     report = Report("own_images", "A few images of one's own", setting, COLUMNS)
     report.subject = f"the built-in model, {', '.join(f'{name}={value}' for name, value in how.items())}"
+    settings = {"seed": setting.seed, "threads": setting.threads, "device": setting.device, "images": images, **how}
     done = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
+    for apart in (changed(one["settings"], settings, ()) for one in done):
+        if apart:
+            raise MetasegError(
+                f"{record} holds draws of other settings, found {listed(apart)}: repeat these, or choose another --out."
+            )
     known = {(one["kind"], one["shots"], one["draw"]) for one in done}
     todo = [(folder, count, draw) for count in shots for draw in range(draws) for folder in folders]
     todo = [(folder, count, draw) for folder, count, draw in todo if (folder.name, count, draw) not in known]
@@ -73,7 +84,8 @@ def own_images(
         for number, (folder, count, draw) in enumerate(todo):
             progress.note(f"{count} images of {folder.name}")
             found = drawn(annotated_in(folder), count, images, (setting.seed, draw))
-            line = {"kind": folder.name, "shots": count, "draw": draw, **measured(model, found, **how)}
+            line = {"kind": folder.name, "shots": count, "draw": draw, "settings": settings}
+            line |= measured(model, found, **how)
             if outlines is not None:
                 line["unannotated"] = float(_dice(unannotated.salient(found.new, outlines), found.truth).mean())
             print(json.dumps(line), file=file, flush=True)

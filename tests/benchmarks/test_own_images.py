@@ -20,7 +20,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_each_draw_is_measured_once_and_kept(trained, folders, tmp_path, monkeypatch):
+def test_each_draw_is_measured_once_and_kept(trained, folders, tmp_path, monkeypatch, capsys):
     model = metaseg.load(trained)
     monkeypatch.setattr(metaseg, "load", lambda **_: model)
     monkeypatch.setattr(unannotated, "network", lambda: lambda images: images[:, :1])
@@ -39,6 +39,9 @@ def test_each_draw_is_measured_once_and_kept(trained, folders, tmp_path, monkeyp
 
     monkeypatch.setattr(own_images, "measured", lambda *_, **__: pytest.fail("measured again"))
     main(command)
+    with pytest.raises(SystemExit, match="1"):
+        main([*command, "--seed", "3"])
+    assert "found seed=3 (was 0)" in capsys.readouterr().err
 
 
 def test_what_stands_out_is_found_at_the_size_of_each_image():

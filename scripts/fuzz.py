@@ -57,7 +57,7 @@ from metaseg.adapting.saved import load_segmenter
 from metaseg.app.collection import Collection
 from metaseg.app.uploads import Limits
 from metaseg.cli.models import trained
-from metaseg.data import catalogue, layouts
+from metaseg.data import catalogue, images, layouts
 from metaseg.data.check import inspect
 from metaseg.data.fetching import archives
 from metaseg.data.mri import volumes
@@ -89,14 +89,14 @@ def any_of(*ways: Callable[[], Any]) -> None:
 def read_images(path: Path) -> None:
     """Pictures, their pages and slices, as adapt.py and as training read them."""
     sources = images_in(path.parent)[:5]
-    any_of(lambda: [source.read() for source in sources], lambda: layouts.read_image(path))
+    any_of(lambda: [source.read() for source in sources], lambda: images.read_image(path))
 
 
 def read_masks(path: Path) -> None:
     """Masks, their pages and slices, as adapt.py and as training read them."""
     raws = [source.read_mask() for source in images_in(path.parent)[:5]]
     any_of(*(lambda raw=raw: decide([survey(raw)]).foreground(raw) for raw in raws))
-    if path.suffix in layouts.SUFFIXES:
+    if path.suffix in images.SUFFIXES:
         inspect(layouts.Pair("a", path, path))
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from metaseg.adapting.arrays import content_window, rgb, windowed
 from metaseg.adapting.masks import RawMask, coded, of_array
-from metaseg.data.layouts import SUFFIXES, opened, read_image, require_size
+from metaseg.data.images import SUFFIXES, opened, read_image, require_size
 from metaseg.errors import MetasegError, needs, reason
 
 DICOM = (".dcm", ".dicom", ".ima")

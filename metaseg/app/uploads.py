@@ -13,7 +13,7 @@ from PIL import Image
 
 from metaseg.adapting.files import Source, images_in, masks_for
 from metaseg.adapting.formats import DICOM, NIFTI, READABLE, read_dicom, suffix
-from metaseg.data.layouts import FORMATS
+from metaseg.data.images import FORMATS
 from metaseg.errors import MetasegError, needs
 
 SHORTEST, LONGEST_TO_SHORTEST = 16, 10

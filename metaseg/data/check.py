@@ -18,7 +18,8 @@ from PIL import Image
 
 from metaseg.data import duplicates
 from metaseg.data.catalogue import Dataset
-from metaseg.data.layouts import THRESHOLD, Listing, Pair, grey_mask, open_image, scan
+from metaseg.data.images import THRESHOLD, grey_mask, open_image
+from metaseg.data.layouts import Listing, Pair, scan
 from metaseg.errors import MetasegError, plural
 from metaseg.system import cores
 

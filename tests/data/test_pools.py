@@ -11,7 +11,7 @@ from PIL import Image
 from metaseg.cli.data import main
 from metaseg.data import cache, pools
 from metaseg.data.catalogue import get
-from metaseg.data.layouts import read_image
+from metaseg.data.images import read_image
 from metaseg.errors import MetasegError
 
 REPOSITORY = Path(__file__).parents[2]

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from metaseg.data.check import for_each
-from metaseg.data.layouts import SUFFIXES, Pair, natural_key, read_image, read_mask
+from metaseg.data.images import SUFFIXES, read_image, read_mask
+from metaseg.data.layouts import Pair, natural_key
 from metaseg.errors import MetasegError, expanded
 
 FOLDERS = ("lgg_brain_mri", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")

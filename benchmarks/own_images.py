@@ -14,7 +14,7 @@ import metaseg
 from benchmarks import unannotated
 from benchmarks.report import Report
 from benchmarks.setting import Setting
-from metaseg.adapting.arrays import shrunk, shrunk_mask
+from metaseg.adapting.arrays import resized_mask, shrunk
 from metaseg.adapting.confidence import agreement, soft_dice
 from metaseg.adapting.estimate import corrected
 from metaseg.adapting.files import Annotated, annotated_in
@@ -136,7 +136,7 @@ def measured(model: Model, draw: Draw, **how: Any) -> dict[str, Any]:
     own, others = _parts(adapted, draw.new)
     shape = adapted.plan.shape
     small = [np.stack([shrunk(image, shape) for image in some]) for some in (draw.images, draw.new)]
-    masks = [np.stack([shrunk_mask(mask, shape) for mask in some]) for some in (draw.masks, draw.truth)]
+    masks = [np.stack([resized_mask(mask, shape) for mask in some]) for some in (draw.masks, draw.truth)]
     trivial = trivial_scores(small[0], masks[0], small[1], masks[1])
     ranks = {"soft": soft_dice(own)}
     if others:

@@ -87,7 +87,7 @@ def shrunk(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
-def shrunk_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def resized_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """bool (H, W), or uint8 with `UNMARKED`, → uint8 of the same values (h, w), by nearest neighbour.
 
     Strokes may be thinner than a pixel of the result, which is therefore marked if any of its area is, as most of that.

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from metaseg.adapting.arguments import at_least, several
-from metaseg.adapting.arrays import rgb, same_size, shrunk, shrunk_mask
+from metaseg.adapting.arrays import resized_mask, rgb, same_size, shrunk
 from metaseg.adapting.confidence import confidence
 from metaseg.adapting.decision import ONE_IMAGE, UNKNOWN, decides, deciding_at, threshold_for
 from metaseg.adapting.estimate import Estimate, estimated
@@ -103,7 +103,7 @@ class Model:
             )
         plan = replace(self._plan(pictures, truths, size, crop, per_step, steps, folds, budget), lr=lr)
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
-        small_masks = np.stack([shrunk_mask(truth, plan.shape) for truth in truths])
+        small_masks = np.stack([resized_mask(truth, plan.shape) for truth in truths])
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
         segmenter = self.fine_tuned(support, plan, plan.folds, progress)
         threshold = THRESHOLD

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from metaseg.adapting.arrays import shrunk, shrunk_mask
+from metaseg.adapting.arrays import resized_mask, shrunk
 from metaseg.adapting.working_size import KEPT, SIDES, Shape, kept, shape_of
 from metaseg.data.batches import SupportSet
 from metaseg.learners.base import Learner
@@ -158,7 +158,7 @@ def seconds_per_pixel(learner: Learner, images: Sequence[np.ndarray], masks: Seq
     # Two networks or more keep all threads busy, as in the plan.
     plan = Plan.at(SMALLEST_CROP, masks, steps=3, folds=2 if len(images) > 1 else 0)
     small = np.stack([shrunk(image, plan.shape) for image in images])
-    support = SupportSet(small, np.stack([shrunk_mask(mask, plan.shape) for mask in masks]), "standard", 0)
+    support = SupportSet(small, np.stack([resized_mask(mask, plan.shape) for mask in masks]), "standard", 0)
     ends: list[float] = []
     timed = learner.with_adaptation(steps=plan.steps, folds=plan.folds, batch=None)
     for _ in timed.adaptation(support, [plan.steps], lambda done, of: ends.append(time.perf_counter())):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from metaseg.adapting.arrays import shrunk_mask
+from metaseg.adapting.arrays import resized_mask
 from metaseg.evaluation.scores import THRESHOLD, dice
 from metaseg.meta.losses import UNMARKED
 
@@ -42,7 +42,7 @@ def kept(masks: Sequence[np.ndarray], shape: Shape) -> float:
         shape: the working shape.
     """
     scores = [
-        dice((enlarged(shrunk_mask(mask, shape), mask.shape) > THRESHOLD)[None], mask[None])[0]
+        dice((enlarged(resized_mask(mask, shape), mask.shape) > THRESHOLD)[None], mask[None])[0]
         for mask in masks
         if not (mask == UNMARKED).any()
     ]

@@ -17,6 +17,7 @@ class PairedTest(NamedTuple):
         seeds: number of training seeds with an image scored by both.
         images: number of images scored by both in at least one common draw.
         draws: number of draws with an image scored by both.
+        groups: number of groups of these images; without labels each image is one.
         ahead: number of images on which the first has the better mean over draws.
         behind: number of images on which the second is better; the rest are ties.
     """
@@ -26,6 +27,7 @@ class PairedTest(NamedTuple):
     seeds: int
     images: int
     draws: int
+    groups: int
     ahead: int
     behind: int
 
@@ -76,6 +78,7 @@ def paired_test(
         seeds=common,
         images=int(scored.sum()),
         draws=int(there.any(1).sum()),
+        groups=int(scored.sum()) if groups is None else len(np.unique(np.asarray(groups)[scored])),
         ahead=int((means > 0).sum()),
         behind=int((means < 0).sum()),
     )

@@ -29,16 +29,21 @@ _OPPONENTS = ("maml", "joint", "scratch")
 class Ours:
     """The result of our runs of a cell: Dice as a fraction in [0, 1] with its 95 % interval.
 
-    `draws` counts support sets over all seeds; `steps` is 0 if the system does not adapt; `by_seed` holds each seed's
-    mean.
+    `draws` counts support sets over all seeds, `groups` those of the images; `steps` is 0 if the system does not adapt;
+    `by_seed` is seed → mean.
     """
 
     dice: Interval
-    seeds: int
     draws: int
     images: int
+    groups: int
     steps: int
-    by_seed: tuple[float, ...]
+    by_seed: dict[int, float]
+
+    @property
+    def seeds(self) -> int:
+        """Number of training seeds."""
+        return len(self.by_seed)
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class Line:
     """One line of a table: a system at a number of shots, on one target. Dice values, including `paper`, are fractions.
 
     `shots` has several values if there are neither runs nor published figures at any of them. `scratch` is the mean of
-    training from scratch at the same shots. `best` marks our highest mean at these shots among systems not trained on
-    the target.
+    training from scratch at the same shots, over the same seeds. `best` marks our highest mean at these shots among
+    systems not trained on the target, over the seeds that all of them have.
     """
 
     row: Row
@@ -88,7 +93,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired test at a number of shots; None if the two share no scored image in a common draw.
+    """A paired test at a number of shots; None if the two share no image scored in a common draw of the same data.
 
     `p` is corrected for all comparisons of the table by Holm's method. `opponent` is the second's learner.
     """
@@ -143,16 +148,16 @@ def ours(runs: Sequence[Run], target: str) -> Ours | None:
     if not runs:
         return None
     scores = matrix(runs, target)
-    mean, low, high = bootstrap_interval(scores.to_numpy(np.float64), **_labels(scores, runs, target))
-    by_seed = tuple(float(np.nanmean(part.to_numpy())) for _, part in scores.groupby(level="seed"))
+    labels = _labels(scores, runs, target)
+    mean, low, high = bootstrap_interval(scores.to_numpy(np.float64), **labels)
     return Ours(
         # With few draws the interval can exceed [0, 1]; np.maximum keeps the NaN of a single score.
         dice=Interval(mean, float(np.maximum(low, 0.0)), float(np.minimum(high, 1.0))),
-        seeds=len(by_seed),
         draws=len(scores),
         images=scores.shape[1],
+        groups=len(set(labels["groups"])),
         steps=runs[0].adapt_steps,
-        by_seed=by_seed,
+        by_seed={int(seed): float(np.nanmean(part.to_numpy())) for seed, part in scores.groupby(level="seed")},
     )
 
 
@@ -191,11 +196,13 @@ def stages(runs: Sequence[Run], target: str) -> Stages | None:
 
 def covers(results: Iterable[Ours | PairedTest]) -> str:
     """What the intervals of these results are over, for readers; "" without results."""
-    found = {(one.seeds > 1, one.seeds > 1 or one.draws > 1) for one in results}
+    found = {(one.seeds > 1, one.seeds > 1 or one.draws > 1, one.groups > 1) for one in results}
     texts = {
-        (True, True): "seeds (or draws, if wider) and groups of images",
-        (False, True): "draws and groups of images of one seed",
-        (False, False): "groups of images of one draw",
+        (True, True, True): "seeds (or draws, if wider) and groups of images",
+        (False, True, True): "draws and groups of images of one seed",
+        (False, False, True): "groups of images of one draw",
+        (True, True, False): "seeds (or draws, if wider) alone where all images are one group",
+        (False, True, False): "draws of one seed alone where all images are one group",
     }
     return ", or ".join(text for units, text in texts.items() if units in found)
 
@@ -212,13 +219,24 @@ def scratch_beside(runs: Sequence[Run], target: str) -> float | None:
 
 
 def compare(first: Sequence[Run], second: Sequence[Run], target: str) -> PairedTest | None:
-    """First - second on common (seed, draw) rows and images; None if there are none."""
+    """First - second on common (seed, draw) rows and images; None if there are none.
+
+    A draw's number stands for its support set only among the same prepared images, so seeds of other data are left out.
+    """
     one, other = matrix(first, target), matrix(second, target)
+    data = [{run.settings["seed"]: _key(run, target) for run in runs} for runs in (first, second)]
+    one = one[[data[0][seed] == data[1].get(seed) for seed in one.index.get_level_values("seed")]]
     rows, images = one.index.intersection(other.index), one.columns.intersection(other.columns)
     one, other = one.loc[rows, images], other.loc[rows, images]
     if not (one.notna() & other.notna()).to_numpy().any():
         return None
     return paired_test(one.to_numpy(np.float64), other.to_numpy(np.float64), **_labels(one, first, target))
+
+
+def _key(run: Run, target: str) -> str | None:
+    """The hash of a target's prepared images; None if it was not recorded."""
+    data = run.result.data.get(target)
+    return None if data is None else data.key
 
 
 class _Labels(TypedDict):
@@ -247,6 +265,7 @@ def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
         at_shots = [run for run in general if run.settings["shots"] == cell.shots]
         seeds = {run.settings["seed"] for run in cell.runs}
         known = [run for run in from_scratch.get(cell.shots, ()) if not seeds or run.settings["seed"] in seeds]
+        complete = seeds <= {run.settings["seed"] for run in known}
         published = cell.row.published(target, cell.shots)
         lines.append(
             Line(
@@ -254,7 +273,7 @@ def _block(table: Table, target: str, cells: list[TableCell]) -> Block:
                 shots=tuple(one.shots for one in group),
                 paper=None if published is None else published / 100,
                 ours=found[id(cell)],
-                scratch=_mean(known, target) if known else scratch_beside(cell.runs or at_shots, target),
+                scratch=_mean(known, target) if known and complete else scratch_beside(cell.runs or at_shots, target),
                 trivial=trivial(cell.runs or at_shots, target) or anywhere,
                 stages=stages(cell.runs, target),
             )
@@ -273,19 +292,20 @@ def _grouped(cells: Sequence[TableCell]) -> list[list[TableCell]]:
 
 
 def _with_best(lines: list[Line]) -> list[Line]:
-    best: dict[int, float] = {}
-    for line in lines:
-        if _may_win(line):
-            best[line.shots[0]] = max(best.get(line.shots[0], 0.0), line.ours.dice.mean)  # type: ignore[union-attr]
-    return [
-        replace(line, best=_may_win(line) and line.ours.dice.mean == best[line.shots[0]])  # type: ignore[union-attr]
-        for line in lines
-    ]
-
-
-def _may_win(line: Line) -> bool:
-    """Systems trained on most of the target do not compete with those that saw a few of its images."""
-    return line.ours is not None and "learner.train_on=target" not in line.row.overrides
+    """Mark the best line at each number of shots. Seeds differ, so only those that all competitors have count."""
+    found = list(lines)
+    for shots in {line.shots[0] for line in lines}:
+        # Systems trained on most of the target do not compete with those that saw a few of its images.
+        competing = {
+            place: line.ours.by_seed
+            for place, line in enumerate(lines)
+            if line.shots[0] == shots and line.ours and "learner.train_on=target" not in line.row.overrides
+        }
+        common = set.intersection(*map(set, competing.values())) if competing else set()
+        means = {place: np.mean([means[seed] for seed in common]) for place, means in competing.items() if common}
+        for place, mean in means.items():
+            found[place] = replace(lines[place], best=bool(mean == max(means.values())))
+    return found
 
 
 def _comparisons(cells: Sequence[TableCell]) -> list[Comparison]:

@@ -27,11 +27,12 @@ _PANELS = (
 )
 
 
-def mean_curve(runs: Sequence[Run], target: str) -> Curve | None:
-    """Mean Dice over runs at their common adaptation steps; with an interval for a single run.
+def mean_curve(curves: Sequence[Curve]) -> Curve | None:
+    """Mean Dice of runs at their common adaptation steps; with the interval of a single one.
 
     None without common steps. Omits points without a value."""
-    curves = [run.result.targets[target].curve for run in runs]
+    if not curves:
+        return None
     dice = pd.concat([pd.Series(curve.dsc, curve.steps, dtype=float) for curve in curves], axis=1).dropna()
     mean = dice.mean(axis=1).sort_index()
     if mean.empty:

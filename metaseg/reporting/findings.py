@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from metaseg.errors import plural
+from metaseg.errors import listed, plural
 from metaseg.evaluation.paired import PairedTest
 from metaseg.plots.figures import look_of, plain_axes, save
 from metaseg.reporting.cells import Block, covers
@@ -134,10 +134,25 @@ def _against(compared: Sequence[Difference], opponent: str) -> str:
 
 def _published(blocks: Sequence[Block]) -> str:
     to_the_paper = {
-        (line.row.label, block.target, line.shots, line.paper): line.difference
+        (line.row.label, block.target, line.shots, line.paper): line
         for block in blocks
         for line in block.lines
         if line.difference is not None
     }
-    above = sum(difference > 0 for difference in to_the_paper.values())
-    return f"Our means are above the paper's in {above} of {plural(len(to_the_paper), 'cell')}." if to_the_paper else ""
+    if not to_the_paper:
+        return ""
+    lines = to_the_paper.values()
+    above = sum(line.difference is not None and line.difference > 0 for line in lines)
+    alone = sum(line.paper is not None and line.scratch is not None and line.scratch > line.paper for line in lines)
+    weights = {
+        f"{run.result.weights.name}, {run.result.weights.trained_on}"
+        for block in blocks
+        for cell in block.cells
+        for run in cell.runs
+        if run.outer_steps and run.result.weights is not None and run.settings["model"]["init"] != "brain_mri"
+    }
+    start = f", from other initial weights ({listed(sorted(weights))})" if weights else ""
+    return (
+        f"Our means are above the paper's in {above} of {plural(len(lines), 'cell')}{start}; training from scratch "
+        f"alone is above them in {alone}."
+    )

@@ -142,16 +142,17 @@ def strengths_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _part(part: FilledTable, titles: Mapping[str, str]) -> dict[str, Any]:
+    tests = sum(not math.isnan(one.p) for block in part.blocks for one in block.comparisons)
     return {
         "table": part.table,
-        "blocks": [_block(block, titles) for block in part.blocks],
+        "blocks": [_block(block, titles, tests) for block in part.blocks],
         "pictures": part.pictures,
         "uneven": uneven(part.blocks),
         "left_out": sorted({reason for block in part.blocks for cell in block.cells for reason in cell.left_out}),
     }
 
 
-def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
+def _block(block: Block, titles: Mapping[str, str], tests: int) -> dict[str, Any]:
     spans = Counter(id(line.row) for line in block.lines)
     lines = []
     previous = None
@@ -164,12 +165,16 @@ def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
         "lines": lines,
         "over": covers(line.ours for line in block.lines if line.ours is not None),
         "by_seed": [
-            (f"{line.row.label}, {line.shots[0]} shots", ", ".join(percent(mean) for mean in line.ours.by_seed))
+            (
+                f"{line.row.label}, {line.shots[0]} shots",
+                ", ".join(percent(mean) for mean in line.ours.by_seed.values()),
+            )
             for line in block.lines
             if line.ours is not None and line.ours.seeds > 1
         ],
         "stages": [_stages(line) for line in block.lines if line.stages is not None],
         "comparisons": [_comparison(one) for one in block.comparisons],
+        "tests": tests,
         "compared_over": covers(one.test for one in block.comparisons if one.test is not None),
     }
 
@@ -196,7 +201,7 @@ def _comparison(one: Comparison) -> dict[str, str]:
         return {
             **found,
             "difference": "–",
-            "interval": "no common images and draws",
+            "interval": "no common images and draws of the same data",
             "seeds": "",
             "p": "",
             "counts": "",

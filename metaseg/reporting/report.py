@@ -135,14 +135,22 @@ def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> 
 
 def _adaptation(cells: Sequence[TableCell], path: Path, where: str, places: dict[str, int]) -> list[TableFigure]:
     target = cells[0].target
-    curves = {cell.row.label: comparisons.mean_curve(cell.runs, target) for cell in cells}
+    curves = {
+        cell.row.label: comparisons.mean_curve([run.result.targets[target].curve for run in cell.runs])
+        for cell in cells
+    }
     known = {label: curve for label, curve in curves.items() if curve is not None}
     places = dict(places)
     if not any(cell.row.learner == "scratch" for cell in cells):
-        beside = [run.result.scratch.get(target) for cell in cells for run in cell.runs]
-        first = next((one.curve for one in beside if one is not None and one.curve.steps), None)
-        if first is not None:
-            known["Training from scratch"] = first
+        beside = {
+            run.settings["seed"]: run.result.scratch[target].curve
+            for cell in cells
+            for run in cell.runs
+            if target in run.result.scratch and run.result.scratch[target].curve.steps
+        }
+        curve = comparisons.mean_curve(list(beside.values()))
+        if curve is not None:
+            known["Training from scratch"] = curve
             places.setdefault("Training from scratch", len(places))
     if not known:
         return []
@@ -164,7 +172,9 @@ def _starts(group: Initial, folder: Path, titles: dict[str, str]) -> list[TableF
     found = []
     variants = sorted(group.variants.items())
     for target in variants[0][1][0].targets:
-        curves = {name: comparisons.mean_curve(runs, target) for name, runs in variants}
+        curves = {
+            name: comparisons.mean_curve([run.result.targets[target].curve for run in some]) for name, some in variants
+        }
         known = {name: curve for name, curve in curves.items() if curve is not None}
         if not known:
             continue

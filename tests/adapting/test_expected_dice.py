@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import metaseg
+from metaseg.adapting.arrays import resized_mask
 from metaseg.adapting.estimate import AHEAD, GOOD, POOR, Estimate, estimated
 from metaseg.evaluation.scores import dice
 
@@ -16,17 +17,19 @@ def of(dsc, trivial=0.1, folds=3):
 
 def test_each_image_is_scored_by_the_member_that_has_not_seen_it(lesions):
     masks = lesions[1]
-    small = np.zeros((5, 8, 8, 3), np.uint8)
-    small_masks = np.zeros((5, 8, 8), np.uint8)
-    small_masks[:, 2:6, 2:6] = 1
+    masks = [masks[0]] * 5
+    small = np.stack([np.repeat(255 * resized_mask(mask, (24, 32))[..., None], 3, axis=-1) for mask in masks])
     parts = [np.array([0, 3]), np.array([1, 2, 4])]
     predicted = [mask if index in parts[0] else ~mask for index, mask in enumerate(masks)]
 
-    found = estimated(predicted, parts, masks, small, small_masks)
+    found = estimated(predicted, parts, masks, small, small[..., 0] // 255)
 
     assert found.dsc.tolist() == [1, 0, 0, 1, 0]
-    assert found.trivial["mean mask"].tolist() == [1] * 5
-    assert found.best_trivial == "mean mask"
+    # At the size of the images, as the networks' masks.
+    enlarged = resized_mask(small[0, ..., 0] // 255, masks[0].shape)
+    assert dice(enlarged[None], masks[0][None])[0] < 1
+    for values in found.trivial.values():
+        assert values.tolist() == [dice(enlarged[None], masks[0][None])[0]] * 5
     assert found.folds == 2
 
 
@@ -74,3 +77,5 @@ def test_a_network_level_with_a_baseline_is_of_no_use():
 def test_the_sentence_names_how_the_estimate_was_made():
     assert "leave-one-out" in of([0.5, 0.7, 0.9]).sentence()
     assert "2-fold" in of([0.5, 0.7, 0.9], folds=2).sentence()
+    assert "76 %; such figures are 7 points off on average (19 annotated" in of([0.7] * 19).sentence()
+    assert "76 %; such figures are 5 points off on average (20 annotated" in of([0.7] * 20).sentence()

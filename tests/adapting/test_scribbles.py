@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import metaseg
-from metaseg.adapting.arrays import shrunk_mask
+from metaseg.adapting.arrays import resized_mask
 from metaseg.adapting.estimate import estimated
 from metaseg.data.batches import SupportSet
 from metaseg.errors import MetasegError
@@ -75,7 +75,7 @@ def test_held_out_scribbles_are_scored_where_they_are_marked():
 def test_thin_strokes_are_kept_when_shrunk():
     strokes = np.full((400, 400), UNMARKED, np.uint8)
     strokes[200], strokes[:, 17] = 1, 0
-    small = shrunk_mask(strokes, (32, 32))
+    small = resized_mask(strokes, (32, 32))
     assert small.dtype == np.uint8
     assert set(np.unique(small)) == {0, 1, UNMARKED}
     assert (small[16] == 1).sum() == 31

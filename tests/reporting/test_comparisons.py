@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from run_directories import write_run
 
 from metaseg.reporting import comparisons
 from metaseg.reporting.runs import read_runs
+from metaseg.runs.result import Curve
 
 
 @pytest.fixture
@@ -21,23 +21,17 @@ def drawn(monkeypatch):
     return kept
 
 
-def test_curves_of_seeds_are_averaged_at_their_common_steps(tmp_path):
-    write_run(tmp_path / "a", seed=0)
-    write_run(tmp_path / "b", seed=1)
-    for name, curve in {
-        "a": {"steps": [0, 5, 10], "dsc": [0.2, None, 0.4], "low": [0.1, None, 0.3], "high": [0.3, None, 0.5]},
-        "b": {"steps": [0, 5, 10, 20], "dsc": [0.4, 0.5, 0.6, 0.7], "low": [0] * 4, "high": [1] * 4},
-    }.items():
-        path = tmp_path / name / "result.json"
-        result = json.loads(path.read_text())
-        result["targets"]["isic"]["curve"] = curve
-        path.write_text(json.dumps(result))
-    runs = read_runs(tmp_path).runs
-    curve = comparisons.mean_curve(runs, "isic")
+def test_curves_of_seeds_are_averaged_at_their_common_steps():
+    curves = [
+        Curve(steps=[0, 5, 10], dsc=[0.2, None, 0.4], low=[0.1, None, 0.3], high=[0.3, None, 0.5]),
+        Curve(steps=[0, 5, 10, 20], dsc=[0.4, 0.5, 0.6, 0.7], low=[0] * 4, high=[1] * 4),
+    ]
+    curve = comparisons.mean_curve(curves)
     assert curve.steps == [0, 10]
     assert curve.dsc == pytest.approx([0.3, 0.5])
     assert curve.low == []
-    assert comparisons.mean_curve(runs[:1], "isic").low == [0.1, 0.3]
+    assert comparisons.mean_curve(curves[:1]).low == [0.1, 0.3]
+    assert comparisons.mean_curve([]) is None
 
 
 def test_learning_curves_of_learners_and_shots_in_one_figure(tmp_path, drawn):

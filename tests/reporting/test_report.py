@@ -19,7 +19,7 @@ from run_directories import TRIVIAL, write_run
 
 from metaseg.cli.report import main
 from metaseg.evaluation.intervals import bootstrap_interval, holm
-from metaseg.reporting.cells import blocks, ours
+from metaseg.reporting.cells import blocks, covers, ours
 from metaseg.reporting.differences import initial_weights, settings_of, uneven
 from metaseg.reporting.exports import caption, escaped, markdown, signed
 from metaseg.reporting.page import size_of, strengths_of, weights_of
@@ -116,7 +116,8 @@ def test_the_report_of_some_cells(reported):
     assert (imaml["seeds"], imaml["draws"], imaml["images"]) == ("2", "4", "12")
     assert imaml["paper"] == "77.39"
     assert float(imaml["difference"]) == pytest.approx(float(imaml["ours"]) - 77.39, abs=1e-3)
-    assert float(imaml["scratch"]) == pytest.approx(float(line_of(rows, "Training from scratch")["ours"]), abs=1e-3)
+    scratch, joint = (line_of(rows, name) for name in ("Training from scratch", "Joint training + fine-tuning"))
+    assert float(joint["scratch"]) == pytest.approx(float(scratch["ours"]), abs=1e-3)
     assert float(imaml["all_foreground"]) == pytest.approx(100 * TRIVIAL["all_foreground"])
     assert imaml["otsu"] == ""
     empty = line_of(rows, "iMAML", 10)
@@ -162,6 +163,9 @@ def test_scratch_beside_a_system_is_of_the_same_seeds(tmp_path):
     rows = table_of(tmp_path, 2)
     beside = {name: float(line_of(rows, name)["scratch"]) for name in ("iMAML", "MAML")}
     assert beside == pytest.approx({"iMAML": 50, "MAML": 40}, abs=1)
+    write_run(tmp_path / "maml2", "maml", seed=2)  # without scratch
+    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
+    assert [line.scratch for line in block.lines if line.row.label == "MAML" and line.shots == (5,)] == [None]
 
 
 def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
@@ -214,6 +218,29 @@ def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_o
     assert max(one.p for one in alone.comparisons) > min(tests)
 
 
+def test_the_best_is_chosen_on_the_seeds_that_all_systems_have(tmp_path):
+    for learner, dices in (("imaml", (0.7, 0.9)), ("maml", (0.75,)), ("joint", (0.6, 0.6))):
+        for seed, dice in enumerate(dices):
+            write_run(tmp_path / f"{learner}{seed}", learner, seed=seed, dice=dice)
+    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
+    assert [line.row.label for line in block.lines if line.best] == ["MAML"]
+    write_run(tmp_path / "reptile", "reptile", seed=2)  # no seed is common to all
+    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
+    assert not any(line.best for line in block.lines)
+
+
+def test_draws_of_other_data_are_not_paired(tmp_path):
+    for learner in ("imaml", "maml"):
+        for seed in (0, 1):
+            path = write_run(tmp_path / f"{learner}{seed}", learner, seed=seed) / "result.json"
+            result = json.loads(path.read_text())
+            key = "other" if (learner, seed) == ("maml", 1) else "same"
+            result["data"] = {"isic": {"images": 12, "groups": 12, "key": key}}
+            path.write_text(json.dumps(result))
+    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
+    assert block.comparisons[0].test.seeds == 1
+
+
 def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
     for learner in ("imaml", "maml"):
         write_run(tmp_path / learner, learner)
@@ -232,6 +259,10 @@ def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
         "images of one seed."
     )
     assert block.comparisons[0].test.seeds == 1
+    path = tmp_path / "maml1" / "per_image.csv"
+    pd.read_csv(path, dtype={"image": str}).assign(group=0).to_csv(path, index=False)
+    (run,) = (run for run in read_runs(tmp_path).runs if run.name == "maml1")
+    assert covers([ours([run], "isic")]) == "draws of one seed alone where all images are one group"
 
 
 def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):
@@ -276,7 +307,7 @@ def test_a_cell_is_the_bootstrap_of_seeds_with_all_their_draws(runs):
     assert np.isnan(scores).sum() == 4
     mean, low, high = bootstrap_interval(scores, seeds=[0, 0, 1, 1])
     np.testing.assert_allclose(line.ours.dice, (mean, max(low, 0), min(high, 1)))
-    assert line.ours.by_seed == pytest.approx([np.nanmean(scores[:2]), np.nanmean(scores[2:])])
+    assert line.ours.by_seed == pytest.approx({0: np.nanmean(scores[:2]), 1: np.nanmean(scores[2:])})
 
 
 def test_scratch_scores_of_runs_replace_missing_scratch_runs(tmp_path):

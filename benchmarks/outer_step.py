@@ -15,7 +15,7 @@ from benchmarks.report import Report
 from benchmarks.setting import Problem, Setting, make_problem
 from benchmarks.timing import Timing, round_robin
 from benchmarks.worker import in_fresh_process
-from metaseg.memory import HOW
+from metaseg.memory import HOW, tidy
 from metaseg.training.process import prepare_process
 
 COLUMNS = (
@@ -52,6 +52,7 @@ def outer_step(
     floor()
     of_floor, timings = round_robin(runs, floor, rounds, setting.device)
     exact = judge(setting, methods, answers) if errors else {}
+    tidy(setting.device)  # fresh processes share the GPU
     peaks = measure_peaks(setting, [STEP, FLOOR, *(method for method in methods if method.name in runs)], memory)
 
     report = Report("outer_step", "Outer step", setting, COLUMNS)

@@ -166,7 +166,7 @@ def _parts(adapted: Adapted, images: Sequence[np.ndarray]) -> tuple[np.ndarray, 
     small = np.stack([shrunk(image, adapted.plan.shape) for image in images])
     found = [
         np.concatenate(
-            [one(image_tensor(small[first : first + 16]))[:, 0].numpy() for first in range(0, len(small), 16)]
+            [one(image_tensor(small[first : first + 16]))[:, 0].cpu().numpy() for first in range(0, len(small), 16)]
         )
         for one in (adapted.segmenter, *adapted.members)
     ]

@@ -13,6 +13,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 8.0
 """Seconds that a step may take after the first signal; schedulers wait 10 to 30 before they kill [D]."""
 
+LONG_PATIENCE = 25.0
+"""The same after SIGUSR1, which comes a minute before the end [D]."""
+
 _LIKE_CTRL_C = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """A request to end, a closed terminal, and Slurm's notice that the time is nearly up; Windows has the first alone."""
 
@@ -40,7 +43,7 @@ class Interruption:
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Note the first signal in ``requested``; the next one, or `PATIENCE` seconds, raise KeyboardInterrupt.
+        """Note the first signal in ``requested``; the next one, or the end of patience, raise KeyboardInterrupt.
 
         Lightning's Trainer turns a KeyboardInterrupt into a silent SystemExit with status 1, and SIGTERM into one with
         status 0, which are turned back here: the entry points say how to resume. No effect on signals outside the main
@@ -61,6 +64,14 @@ class Interruption:
                 raise KeyboardInterrupt from None
             raise
 
+    def note_sigterm(self) -> None:
+        """Note SIGTERM without Lightning's handler, which it sets when training begins.
+
+        That one waits for all ranks, wherever they are, and a rank that waits for them in an outer step hangs.
+        """
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
@@ -68,7 +79,8 @@ class Interruption:
         log.warning("Interrupted: finishing this step and saving it; interrupt again to end at once.")
         if _ALARM:
             self._waiting = True
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            early = number == getattr(signal, "SIGUSR1", None)
+            signal.setitimer(signal.ITIMER_REAL, LONG_PATIENCE if early else PATIENCE)
 
 
 def _at_once(number: int, frame: FrameType | None) -> None:

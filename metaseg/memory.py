@@ -32,6 +32,12 @@ def tidy(device: str) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def finish_on(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given, so that the clock counts it; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def of_call(run: Callable[[], object], device: str) -> tuple[float, str]:
     """Peak MiB of a call above the memory in use before it, and the method of measurement."""
     if device == "cuda":

@@ -36,16 +36,27 @@ def test_work_that_ends_by_itself_after_a_signal_is_interrupted_all_the_same():
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_patience_has_an_end(monkeypatch):
-    monkeypatch.setattr(interruption, "PATIENCE", 0.05)
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "PATIENCE"), (signal.SIGUSR1, "LONG_PATIENCE")])
+def test_patience_has_an_end(monkeypatch, number, name):
+    monkeypatch.setattr(interruption, name, 0.05)
     began, request, before = time.monotonic(), Interruption(), signal.getsignal(signal.SIGALRM)
     with request.heeded():
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
             time.sleep(20)
         request.requested = False
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 7
     assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_sigterm_is_noted_whatever_handler_another_library_sets():
+    request = Interruption()
+    with request.heeded():
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("another library's"))
+        request.note_sigterm()
+        signal.raise_signal(signal.SIGTERM)
+        assert request.requested
+        request.requested = False
 
 
 def lightning_interrupted():

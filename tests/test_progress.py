@@ -221,6 +221,8 @@ def test_a_test_says_which_target_it_is_at_and_counts_all_of_them(clock, pipe):
 class Adapting:
     """A learner of so many steps; it tells of each of them, or of none."""
 
+    device = torch.device("cpu")
+
     def __init__(self, steps, tells):
         self.adapt_loop, self.tells = SimpleNamespace(steps=steps, schedule="constant"), tells
 

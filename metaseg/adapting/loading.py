@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ from metaseg.learners.build import build_learner
 from metaseg.learners.checkpoints import read_checkpoint, restore
 from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.provenance import check_gpu
 from metaseg.runs.settings import upgraded
+
+log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -75,16 +79,25 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
 
 
 def chosen_device(device: str) -> str:
-    """ "cpu" or "cuda", for "auto" a GPU if there is one.
+    """ "cpu" or "cuda", for "auto" a GPU if there is one that this torch has kernels for.
 
     Raises:
-        MetasegError: if the device is unknown or missing.
+        MetasegError: if the device is unknown or missing, or this torch has no kernels for it.
     """
     if device not in DEVICES:
         raise MetasegError(f"device must be one of {', '.join(DEVICES)}, found {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise MetasegError("device=cuda needs a GPU that torch can use, found none; use device=cpu.")
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    try:
+        check_gpu()
+    except MetasegError as error:
+        if device == "cuda":
+            raise
+        log.warning("Using the CPU: %s", error)
+        return "cpu"
+    return "cuda"
 
 
 def learner_of(

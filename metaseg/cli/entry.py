@@ -3,6 +3,7 @@
 import argparse
 import errno
 import functools
+import importlib.util
 import inspect
 import logging
 import os
@@ -77,7 +78,8 @@ def entry(
         try:
             refuse_half_a_sweep()
             quieten()
-            main(config)
+            with _restartable(job.program):  # type: ignore[attr-defined]
+                main(config)
         except MetasegError as error:
             failed.append(str(error))
         except OmegaConfBaseException as error:
@@ -123,6 +125,22 @@ def entry(
         fail(interrupted, status=130)
     if failed:
         sys.exit(1)
+
+
+@contextmanager
+def _restartable(program: Sequence[str]) -> Iterator[None]:
+    """Let Lightning start further ranks by `program`: it looks at `__main__` and `sys.argv`, which Hydra has read."""
+    if program[0] != "-m":
+        yield
+        return
+    main, arguments = sys.modules["__main__"], sys.argv
+    spec = main.__spec__
+    main.__spec__ = importlib.util.find_spec(f"{program[1]}.__main__")
+    sys.argv = [arguments[0], *program[2:], *arguments[1:]]
+    try:
+        yield
+    finally:
+        main.__spec__, sys.argv = spec, arguments
 
 
 def _what(error: OSError) -> str:

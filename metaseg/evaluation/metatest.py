@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.data.episodes import Stream
@@ -16,6 +17,7 @@ from metaseg.evaluation.scores import dice, foreground, iou, pixel_counts
 from metaseg.evaluation.sharing import ALONE, Share, filled
 from metaseg.evaluation.trivial import trivial_scores
 from metaseg.evaluation.work import Work
+from metaseg.memory import finish_on
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.networks.segmenter import Ensemble, Followed, Segmenter
 from metaseg.runs import result
@@ -25,6 +27,10 @@ LEVEL = 0.95
 
 class Learner(Protocol):
     """Anything that adapts to a target from annotated images."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     @property
     def adapt_loop(self) -> InnerLoop:
@@ -190,6 +196,7 @@ def score_target(
         tick = partial(_tick, progress, draw, max(steps))
         began = time.perf_counter()
         for step, segmenter in learner.adaptation(support_set, steps, progress=tick):
+            finish_on(learner.device)
             if step <= end:
                 scores.seconds[draw, 0] += time.perf_counter() - began
             progress(draw, step, 0)

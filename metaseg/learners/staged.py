@@ -99,15 +99,18 @@ class EpisodeTask:
         return Held(parameters, found, (support, query))
 
     def _task(self, loss: Loss, episode: Episode, support: Any, query: Any, evaluation: InnerEvaluation) -> Task:
+        # The closures must not hold this object, which holds them: a cycle stays on the GPU until it is collected.
+        network, norms, running, first = self._network, self._norms, self._running, self._first
+
         def logits_of_support(parameters: Parameters) -> tuple[Tensor, Statistics]:
-            return forward(self._network, parameters, support, first=self._first)
+            return forward(network, parameters, support, first=first)
 
         def support_loss(logits: Tensor) -> Tensor:
             return loss(logits, episode.support_masks)
 
         def query_loss(parameters: Parameters, found: Statistics) -> tuple[Tensor, Tensor]:
-            given = self._norms.given(found, self._running)
-            logits, _ = forward(self._network, parameters, query, given, first=self._first)
+            given = norms.given(found, running)
+            logits, _ = forward(network, parameters, query, given, first=first)
             return loss(logits, episode.query_masks), logits.detach()
 
         def logit_curvature(logits: Tensor, vector: Tensor) -> Tensor:
@@ -119,8 +122,8 @@ class EpisodeTask:
             support_loss,
             query_loss,
             logit_curvature if loss.curvature is not None else None,
-            query_reads_support=self._norms.any("support"),
-            evaluate=evaluation.of(support, episode.support_masks, self._first),
+            query_reads_support=norms.any("support"),
+            evaluate=evaluation.of(support, episode.support_masks, first),
             support_inputs=self._inputs[0],
             query_inputs=self._inputs[1],
         )

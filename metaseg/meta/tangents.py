@@ -144,8 +144,9 @@ def _channelwise(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
 
 def _sums(of: Tensor, along: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Per channel: Σ of · (along - mean) · scale and Σ of, in one pass of the fused kernel; each (C,)."""
+    # The sums do not depend on γ, but CUDA's kernels need one to return them.
     _, product, total = aten.native_batch_norm_backward(
-        of, along, None, None, None, mean, scale, True, 0.0, [False, True, True]
+        of, along, torch.ones_like(mean), None, None, mean, scale, True, 0.0, [False, True, True]
     )
     return product, total
 

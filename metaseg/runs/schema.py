@@ -340,7 +340,7 @@ class Trainer(Stopping):
     devices: Count | Devices | Literal["auto"] = setting("number of devices, or their indices: [0, 1]; auto: all")
     strategy: Strategy = setting("auto: ddp with several devices; ddp: one process per device")
     tf32: bool = setting("allow TF32 in convolutions and matrix products on a GPU")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting("training precision, as in Lightning")
+    precision: Literal["32-true", "64-true"] = setting("training precision, as in Lightning")
     max_epochs: Count = setting("maximum number of epochs")
     max_passes: Positive | None = optional(
         "number of image passes to spend, which the learning-rate schedule follows; nothing stops early"
@@ -483,6 +483,9 @@ class OneDevice(Trainer):
     """A trainer on a single device, since pre-training has no tasks to divide."""
 
     devices: Literal[1] | Annotated[Devices, Field(max_length=1)] = setting("1, or the index of the device: [0]")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting(  # type: ignore[assignment]
+        "training precision, as in Lightning"
+    )
 
 
 class PretrainingProtocol(Stopping):

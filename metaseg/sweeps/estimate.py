@@ -19,6 +19,7 @@ from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.memory import of_call, tidy
+from metaseg.runs.provenance import check_gpu
 from metaseg.runs.schema import Run
 
 IMAGES = 2
@@ -77,6 +78,8 @@ def measure(settings: Run) -> StepCosts:
     """
     cuda = settings.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
+    if cuda:
+        check_gpu()
     adapt = settings.learner.adapt.model_copy(update={"folds": 0})
     alone = settings.learner.model_copy(update={"adapt": adapt})
     learner = build_learner(settings, alone, initial_weights=False).to(device)

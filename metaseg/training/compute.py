@@ -103,14 +103,14 @@ class Compute(Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Write outer steps, operations and image passes over all ranks, seconds, and unsolved inner problems."""
-        if not (trainer.is_global_zero and self._state["counted"]):
-            return
         if self._most is not None and self.spent < 1:
             raise MetasegError(
                 f"Training ended after {100 * self.spent:.0f} % of trainer.max_passes={self._most:g}, in epoch "
                 f"{trainer.current_epoch} of trainer.max_epochs={trainer.max_epochs}; raise that and go on with "
                 "ckpt_path=last, unless the loss is not finite."
             )
+        if not (trainer.is_global_zero and self._state["counted"]):
+            return
         operations = self._operations()
         self._directory.write_compute(
             Cost(

@@ -18,6 +18,7 @@ from metaseg.training.callbacks import callbacks
 from metaseg.training.compute import Compute
 from metaseg.training.followed_images import FollowedImages
 from metaseg.training.outer import MetaTraining
+from metaseg.training.process import local_rank, strategy_of
 from metaseg.training.skipping import Skipping
 
 
@@ -31,12 +32,12 @@ def fit(
 ) -> int:
     """Train, and load the weights with the best validation loss; returns this process's rank on its machine."""
     if not (settings.train and learner.trains):
-        return 0
+        return local_rank()
     chosen, shown = settings.trainer, settings.logger
     end = json.dumps([chosen.max_epochs, chosen.max_passes, chosen.patience, chosen.min_delta])
     if settings.ckpt_path == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
         load_weights(learner, directory.best)  # already stopped by the same rule, then killed while testing
-        return 0
+        return local_rank()
     compute, interruption = Compute(learner, settings.data.size, directory, chosen.max_passes), Interruption()
     called = [compute, *callbacks(chosen, directory, interruption)]
     if shown.overlay_every and tracking.draws(loggers):
@@ -44,7 +45,7 @@ def fit(
     trainer = L.Trainer(
         accelerator=chosen.accelerator,
         devices=chosen.devices,
-        strategy=chosen.strategy,
+        strategy=strategy_of(chosen),
         precision=chosen.precision,  # type: ignore[arg-type]
         max_epochs=chosen.max_epochs,
         logger=loggers,
@@ -60,9 +61,14 @@ def fit(
     with interruption.heeded():
         spent = None if chosen.max_passes is None else lambda: compute.spent
         module = MetaTraining(learner, settings.plain, spent, Skipping(chosen.max_skips, chosen.skip_norm))
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # of an interruption, which ended the other ranks
+            # Lightning's observer would take that for a failure and kill this one before it has said how to resume.
+            getattr(trainer.strategy.launcher, "procs", []).clear()
+            raise
     learner.network.float()  # trainer.precision=64-true is that of training
-    if directory.best.is_file():
+    if trainer.strategy.broadcast(directory.best.is_file()):  # which another machine may not see yet
         load_weights(learner, directory.best)
         if trainer.is_global_zero:
             with replacing(directory.trained) as path:

@@ -34,6 +34,10 @@ class LastCheckpoint(Callback):
         self.path, self.every, self.interruption = path, every, interruption
         self._ends = False
 
+    def on_train_start(self, *_: Any) -> None:
+        """Have SIGTERM noted like the other signals."""
+        self.interruption.note_sigterm()
+
     def on_train_batch_start(self, *_: Any) -> None:
         """End here, and not after the last step, whose metrics are logged only after its other callbacks."""
         if self._ends:

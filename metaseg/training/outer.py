@@ -130,6 +130,13 @@ class MetaTraining(NetworkModule):
         if torch.isfinite(largest):  # else the step will be skipped
             learner.inner_curvature = float(largest)
 
+    def on_train_start(self) -> None:
+        """Bring the optimiser's state of log λ back to the CPU; Lightning restores states to the network's device."""
+        if self.learner.strengths is not None:
+            logarithms = self.learner.strengths.logarithms
+            state = self.optimizers().optimizer.state[logarithms]  # type: ignore[union-attr]
+            state.update({name: value.to(logarithms.device) for name, value in state.items()})
+
     def on_train_end(self) -> None:
         """Warn once if inner problems were not solved or did not move φ."""
         if self.global_rank == 0:

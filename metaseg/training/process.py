@@ -1,16 +1,29 @@
 """Process-wide settings: memory allocation, TF32, devices."""
 
 import ctypes
+import os
+import signal
 import sys
 from contextlib import suppress
+from datetime import timedelta
+from typing import Any
 
+import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from metaseg.errors import MetasegError
 from metaseg.runs import schema
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt (malloc.h)."""
+
+_PARENT_DEATH_SIGNAL = 1
+"""An option of Linux' prctl (sys/prctl.h)."""
+
+_TURNS = timedelta(hours=6)
+"""How long a rank waits for the others: in the meta-test, one may adapt to a draw more than another."""
 
 
 def prepare_process(tf32: bool) -> None:
@@ -32,6 +45,9 @@ def prepare_process(tf32: bool) -> None:
             # 32 MiB is glibc's maximum; larger blocks are rare.
             for parameter, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**25), (_TOP_PAD, 2**26)):
                 library.mallopt(parameter, value)
+            if int(os.environ.get("LOCAL_RANK", 0)) and "TORCHELASTIC_RUN_ID" not in os.environ:
+                # Started by rank zero: end with it, however it ends, instead of waiting for it and holding a GPU.
+                library.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def require_devices(chosen: schema.Trainer) -> None:
@@ -51,6 +67,28 @@ def require_devices(chosen: schema.Trainer) -> None:
             f"trainer.accelerator={kind} with trainer.devices={wanted} needs {needed} GPUs that torch can use, found "
             f"{there}; set trainer=cpu, trainer=auto or other devices."
         )
+
+
+def strategy_of(chosen: schema.Trainer) -> Any:
+    """The strategy as Lightning takes it."""
+    return DDPStrategy(timeout=_TURNS) if chosen.strategy == "ddp" else chosen.strategy
+
+
+def connected(chosen: schema.Trainer) -> L.Fabric | None:
+    """The ranks of this run, connected, if torchrun, srun or the like launched them; None if only `fit` does."""
+    fabric = L.Fabric(accelerator=chosen.accelerator, devices=chosen.devices, strategy=chosen.strategy)
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    if environment is None or isinstance(environment, LightningEnvironment):
+        return None
+    fabric.launch()
+    return fabric
+
+
+def local_rank() -> int:
+    """This process's rank on its machine; 0 if it is alone."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
 
 
 def device_of_tests(chosen: schema.Trainer, rank: int = 0) -> str:

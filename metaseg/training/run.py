@@ -32,7 +32,7 @@ from metaseg.runs.settings import CHANGEABLE, changed
 from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
 from metaseg.training.last_checkpoint import latest
-from metaseg.training.process import device_of_tests, prepare_process, require_devices
+from metaseg.training.process import connected, device_of_tests, prepare_process, require_devices
 from metaseg.training.start import go_to, recorded, starting_point
 
 FROM_SCRATCH = " from scratch"
@@ -161,6 +161,13 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
         provenance.check_gpu()
     require_devices(settings.trainer)
     prepare_process(settings.trainer.tf32)
+    ranks = connected(settings.trainer)
+    named = any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra)
+    if ranks is not None and ranks.world_size > 1 and not named:
+        raise MetasegError(
+            f"{ranks.world_size} processes must share a folder, but the default holds the time, which differs between "
+            "them: set hydra.run.dir."
+        )
     checkpoint = find_checkpoint(settings.ckpt_path, directory)
     if checkpoint is not None and (isinstance(settings, schema.Pretraining) or settings.train):
         require_resumable(directory, checkpoint, settings)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import lightning as L
 from filelock import FileLock, Timeout
-from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from metaseg import tracking
@@ -30,6 +29,7 @@ from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
 from metaseg.runs.validation import checked
 from metaseg.training.fitting import fit
 from metaseg.training.last_checkpoint import latest
+from metaseg.training.process import connected
 
 _NO_PART = (
     *WITHOUT_EFFECT,
@@ -139,7 +139,7 @@ def _joint(settings: Run, images: Mapping[str, str]) -> Path:
     directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.path / ".start.lock")
     try:
-        trained = _is_trained(directory, lock, _connected(settings))
+        trained = _is_trained(directory, lock, connected(settings.trainer))
         _require_images(directory, images)
         if trained:
             log.info("All learners of this comparison start from %s, which exists already.", best)
@@ -179,17 +179,6 @@ def _require_images(directory: RunDirectory, images: Mapping[str, str]) -> None:
 
 def _is_first() -> bool:
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
-
-
-def _connected(settings: Run) -> L.Fabric | None:
-    """The ranks of this run, connected, if torchrun, srun or the like launched them; None if only `fit` does."""
-    chosen = settings.trainer
-    fabric = L.Fabric(accelerator=chosen.accelerator, devices=chosen.devices, strategy=chosen.strategy)
-    environment = getattr(fabric.strategy, "cluster_environment", None)
-    if environment is None or isinstance(environment, LightningEnvironment):
-        return None
-    fabric.launch()
-    return fabric
 
 
 def _is_trained(directory: RunDirectory, lock: FileLock, ranks: L.Fabric | None) -> bool:

@@ -170,6 +170,18 @@ def test_refuses_invalid_runs(trained, tmp_path):
             metaseg.load(trained, device="cuda")
 
 
+def test_a_gpu_that_torch_has_no_kernels_for_is_left_alone(trained, monkeypatch, caplog):
+    def refuse():
+        raise MetasegError("no kernels")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("metaseg.adapting.loading.check_gpu", refuse)
+    with pytest.raises(MetasegError, match="no kernels"):
+        metaseg.load(trained, device="cuda")
+    assert metaseg.load(trained).learner.device.type == "cpu"
+    assert "Using the CPU: no kernels" in caplog.text
+
+
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     class Harm:
         def __reduce__(self):

@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from lightning.fabric.strategies.launchers.subprocess_script import _hydra_subprocess_cmd
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -134,6 +135,14 @@ def test_folders_that_were_there_stay(metaseg, nowhere):
     assert (nowhere / "mine" / "run" / "metrics.csv").is_file()
     refused(metaseg, "seed=-1", "hydra.run.dir=mine/other")
     assert [path.name for path in (nowhere / "mine").iterdir()] == ["run"]
+
+
+def test_lightning_starts_further_ranks_with_the_same_command(metaseg, nowhere, monkeypatch):
+    commands = []
+    monkeypatch.setattr("metaseg.training.run.run", lambda _: commands.append(_hydra_subprocess_cmd(1)[0]))
+    assert metaseg("train", "shots=3")[0] == 0
+    assert commands[0][:5] == [sys.executable, "-m", "metaseg.__main__", "train", "shots=3"]
+    assert sys.argv == ["metaseg train", "shots=3"]
 
 
 @pytest.mark.parametrize("place", ["taken", "taken/below"])

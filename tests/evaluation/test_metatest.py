@@ -25,6 +25,8 @@ def saying(probability):
 class Adapting:
     """Nothing is foreground before adaptation, everything after the inner problem, and nothing at the end."""
 
+    device = torch.device("cpu")
+
     def __init__(self, inner):
         self.adapt_loop, self.inner, self.asked = SimpleNamespace(steps=2, schedule="constant"), inner, []
 

@@ -88,10 +88,12 @@ def test_a_hundred_tasks_leave_no_memory_behind(name):
 
 
 @DEVICES
-def test_a_run_resumes_on_either_device(device, train, tmp_path):
-    trainer = {"cpu": "cpu", "cuda": "gpu"}[device]
-    assert train("learner=imaml", f"trainer={trainer}").returncode == 0
-    resumed = train("learner=imaml", "trainer=cpu", "ckpt_path=last", "trainer.max_epochs=2")
-    assert resumed.returncode == 0, resumed.stderr
+@pytest.mark.parametrize("by", ["null", "layer"])
+def test_a_run_resumes_on_either_device(device, by, train, tmp_path):
+    trainer, learner = {"cpu": "cpu", "cuda": "gpu"}[device], ["learner=imaml", f"learner.strengths.by={by}"]
+    assert train(*learner, f"trainer={trainer}").returncode == 0
+    for place, epochs in (("cpu", 2), (trainer, 3)):
+        resumed = train(*learner, f"trainer={place}", "ckpt_path=last", f"trainer.max_epochs={epochs}")
+        assert resumed.returncode == 0, resumed.stderr
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert torch.isfinite(flatten(state.values())).all()

@@ -132,7 +132,7 @@ def test_a_wrong_value_is_refused_by_its_name(right, wrong):
     [
         ["trainer.devices=[0,1]", "trainer.accelerator=cuda", "trainer.strategy=ddp"],
         ["trainer.devices=auto", "trainer.accelerator=gpu", "trainer.strategy=ddp_find_unused_parameters_false"],
-        ["trainer.devices=[3]", "trainer.precision=16-mixed"],
+        ["trainer.devices=[3]", "trainer.precision=64-true"],
         ["trainer.accelerator=mps"],
         ["model.norm=batch"],
     ],

@@ -3,7 +3,7 @@
 # 256 px for tables 2 and 6. Repeating the command continues where it stopped. Run it in the repository's root with
 # METASEG_DATA set:
 #   bash experiments/gpu_campaign.sh MINUTES [FOLDER]
-# FOLDER (default: runs/gpu_campaign) then holds tests.log, benchmarks/, and the cells of each protocol.
+# FOLDER (default: runs/gpu_campaign) then holds tests.log (tests.part if a test fails), benchmarks/, and the cells of each protocol.
 set -uo pipefail
 if [[ ! "${1:-}" =~ ^[0-9]+$ ]] || [ "$1" -eq 0 ]; then
   echo "expected the minutes this may take, found '${1:-}': bash experiments/gpu_campaign.sh MINUTES [FOLDER]" >&2
@@ -17,17 +17,24 @@ end=$(($(date +%s) + 60 * $1))
 out=${2:-runs/gpu_campaign}
 mkdir -p "$out"
 
-within_limit() { # COMMAND...: ended by SIGTERM, which leaves a checkpoint, 30 s before the limit
-  local left=$((end - $(date +%s) - 30))
+failed=0
+
+finish() { # the report, of what there is, in the last half minute
+  [ ! -d "$out/tuned" ] || python -m metaseg report "$out/tuned" || failed=1
+  exit "$failed"
+}
+
+within_limit() { # COMMAND...: ended by SIGTERM, which leaves a checkpoint, a minute before the limit
+  local left=$((end - $(date +%s) - 60))
   if [ "$left" -le 0 ]; then
     echo "the time is up before: $*"
-    exit 0
+    finish
   fi
-  timeout --signal=TERM --kill-after=20 "$left" "$@"
+  timeout --signal=TERM --kill-after=30 "$left" "$@"
   local status=$?
   if [ "$status" -eq 124 ]; then
     echo "the time is up during: $*"
-    exit 0
+    finish
   fi
   return "$status"
 }
@@ -36,25 +43,22 @@ once() { # FILE COMMAND...: skipped once FILE exists
   [ -e "$1" ] || within_limit "${@:2}"
 }
 
-tests() {
+tests() { # tests.log is the record of a pass, tests.part that of a failure, which a repetition tries again
   [ -e "$out/tests.log" ] && return
   within_limit python -m pytest -m gpu -q >"$out/tests.part" 2>&1 # not in a pipe, where the end of the time ends the pipe alone
   local status=$?
   tail -n 20 "$out/tests.part"
-  mv "$out/tests.part" "$out/tests.log"
+  [ "$status" -ne 0 ] || mv "$out/tests.part" "$out/tests.log"
   return "$status"
 }
 
-cells() { # PROTOCOL TABLE: iMAML first
-  for learner in imaml maml joint scratch; do
-    for shots in 5 20; do
-      within_limit python train.py -m "experiment=table$2" "protocol=$1" "learner=$learner" "shots=$shots" seed=0 \
-        trainer=gpu logger=csv evaluation.compress=true "hydra.sweep.dir=$out/$1" || failed=1
-    done
+cells() { # PROTOCOL TABLE: iMAML first, then the others, each time as many cells at once as there are GPUs
+  for learners in imaml maml,joint,scratch; do
+    within_limit python train.py -m "experiment=table$2" "protocol=$1" "learner=$learners" shots=5,20 seed=0 \
+      trainer=gpu logger=csv evaluation.compress=true "hydra.sweep.dir=$out/$1" || failed=1
   done
 }
 
-failed=0
 tests || failed=1
 once "$out/benchmarks/outer_step_cuda.json" python -m benchmarks outer_step --device cuda --paper --out "$out/benchmarks" || failed=1
 for protocol in tuned paper; do
@@ -63,5 +67,4 @@ for protocol in tuned paper; do
   done
 done
 once "$out/benchmarks/variants_cuda.json" python -m benchmarks variants --device cuda --paper --out "$out/benchmarks" || failed=1
-python -m metaseg report "$out/tuned" || failed=1
-exit "$failed"
+finish

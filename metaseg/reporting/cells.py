@@ -73,7 +73,7 @@ class Line:
 
     `shots` has several values if there are neither runs nor published figures at any of them. `scratch` is the mean of
     training from scratch at the same shots, over the same seeds. `best` marks our highest mean at these shots among
-    systems not trained on the target, over the seeds that all of them have.
+    systems not trained on the target and with the most seeds.
     """
 
     row: Row
@@ -292,7 +292,7 @@ def _grouped(cells: Sequence[TableCell]) -> list[list[TableCell]]:
 
 
 def _with_best(lines: list[Line]) -> list[Line]:
-    """Mark the best line at each number of shots. Seeds differ, so only those that all competitors have count."""
+    """Mark the best line at each number of shots. Seeds differ, so lines with fewer of them do not compete."""
     found = list(lines)
     for shots in {line.shots[0] for line in lines}:
         # Systems trained on most of the target do not compete with those that saw a few of its images.
@@ -301,8 +301,10 @@ def _with_best(lines: list[Line]) -> list[Line]:
             for place, line in enumerate(lines)
             if line.shots[0] == shots and line.ours and "learner.train_on=target" not in line.row.overrides
         }
-        common = set.intersection(*map(set, competing.values())) if competing else set()
-        means = {place: np.mean([means[seed] for seed in common]) for place, means in competing.items() if common}
+        most = max((set(means) for means in competing.values()), key=len, default=set())
+        means = {
+            place: np.mean([means[seed] for seed in most]) for place, means in competing.items() if most <= set(means)
+        }
         for place, mean in means.items():
             found[place] = replace(lines[place], best=bool(mean == max(means.values())))
     return found

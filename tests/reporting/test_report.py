@@ -123,8 +123,8 @@ def test_the_report_of_some_cells(reported):
     empty = line_of(rows, "iMAML", 10)
     assert (empty["ours"], empty["mean_support_mask"], empty["centred_disc"]) == ("", "", "53.0")
     assert line_of(rows, "Feyjie et al.")["quoted"] == "True"
-    # The naive baseline saw most of the target and does not compete.
-    assert [row["system"] for row in rows if row["best"] == "True"] == ["Joint training + fine-tuning"]
+    # The naive baseline saw most of the target, and joint training has fewer seeds: they do not compete.
+    assert [row["system"] for row in rows if row["best"] == "True"] == ["iMAML"]
     for number in range(2, 8):
         assert (runs / "report" / f"table{number}.tex").read_text(encoding="utf-8").count("\\toprule") >= 1
         assert (runs / "report" / f"table{number}.md").is_file()

@@ -53,7 +53,7 @@ class ScoringSettings:
         shots: K.
         seed: the run's seed; fixes the support draws, the same for every learner.
         draws: number of support sets.
-        limit: maximum number of images to score per draw (a random subset, the same for every draw and learner); None:
+        limit: maximum number of images to score per draw, of a random subset that all draws and learners share; None:
             all.
         batch: images segmented at a time; affects predictions only under ``model.norm=batch``.
         curve: adaptation steps at which the curve is measured.

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.coverage import coverage
+from benchmarks.coverage import Case, coverage
 from metaseg.errors import MetasegError
 from metaseg.evaluation.intervals import bootstrap_interval, holm, p_value
 
@@ -42,11 +42,11 @@ def test_treating_cells_as_independent_would_cover_too_little():
 
 
 def test_coverage_where_seeds_differ_as_much_as_draws():
-    assert 0.88 <= coverage(3, 3, (0.05, 0.05, 0.05, 0.05), 200)[0] <= 0.99
+    assert 0.88 <= coverage(3, 3, Case(0.05, 0.05, 0.05, 0.05, 60), 200)[0] <= 0.99
 
 
 def test_taking_draws_of_a_seed_for_independent_would_cover_too_little():
-    assert coverage(3, 3, (0.1, 0.02, 0.02, 0.05), 200)[1] < 0.75
+    assert coverage(3, 3, Case(0.1, 0.02, 0.02, 0.05, 60), 200)[1] < 0.75
 
 
 @pytest.mark.parametrize("what", ["seeds", "groups"])

@@ -21,8 +21,8 @@ Two corrections for few units (our decision; three seeds are usual, and plain pe
 
 Coverage in % of 95 % intervals, simulated with normal effects (60 images in so many groups, 20 of them missing in each
 draw, 400 replications; `python -m benchmarks.coverage` prints the table). The first five rows are the standard
-deviations of seeds, draws, groups of images and residuals, and the number of groups (units). In brackets: coverage if draws
-are treated as independent units, ignoring their seed. Last: p values below 0.05, in %, where the mean is 0.
+deviations of seeds, draws, groups of images and residuals, and the number of groups (units). In brackets: coverage if
+draws are treated as independent units, ignoring their seed. Last: p values below 0.05, in %, where the mean is 0.
 
     seeds               0.00          0.00          0.05          0.05          0.05          0.05          0.10
     draws               0.03          0.10          0.05          0.05          0.05          0.05          0.02

@@ -38,8 +38,8 @@ BUILT_IN = ("learner=scratch", "learner.prior=true", "pair=none", "model=pretrai
 def load(path: str | Path | None = None, device: str = "auto", recipe: str | None = None) -> Model:
     """Load the built-in model or a run of train.py.
 
-    Nothing in the file is executed. The pre-trained weights the run started from are not needed. On a GPU, PyTorch's TF32
-    in convolutions is turned off for the whole process, as in training and in tests.
+    Nothing in the file is executed. The pre-trained weights the run started from are not needed. On a GPU, PyTorch's
+    TF32 in convolutions is turned off for the whole process, as in training and in tests.
 
     Args:
         path: a run directory, a checkpoint (best.ckpt, last.ckpt) anywhere, or a file of `metaseg models build`. None:

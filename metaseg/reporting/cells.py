@@ -73,7 +73,7 @@ class Line:
 
     `shots` has several values if there are neither runs nor published figures at any of them. `scratch` is the mean of
     training from scratch at the same shots, over the same seeds. `best` marks our highest mean at these shots among
-    systems not trained on the target and with the most seeds.
+    systems not trained on the target, over the most seeds that two of them have.
     """
 
     row: Row
@@ -292,7 +292,10 @@ def _grouped(cells: Sequence[TableCell]) -> list[list[TableCell]]:
 
 
 def _with_best(lines: list[Line]) -> list[Line]:
-    """Mark the best line at each number of shots. Seeds differ, so lines with fewer of them do not compete."""
+    """Mark the best line at each number of shots, over the most seeds that two lines have.
+
+    Seeds differ, so lines with fewer of them do not compete.
+    """
     found = list(lines)
     for shots in {line.shots[0] for line in lines}:
         # Systems trained on most of the target do not compete with those that saw a few of its images.
@@ -301,7 +304,7 @@ def _with_best(lines: list[Line]) -> list[Line]:
             for place, line in enumerate(lines)
             if line.shots[0] == shots and line.ours and "learner.train_on=target" not in line.row.overrides
         }
-        most = max((set(means) for means in competing.values()), key=len, default=set())
+        most = sorted(map(set, competing.values()), key=len, reverse=True)[:2][-1] if competing else set()
         means = {
             place: np.mean([means[seed] for seed in most]) for place, means in competing.items() if most <= set(means)
         }

@@ -65,7 +65,10 @@ def entry(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _arguments(sys.argv[1:], paths)
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(text(config_name, sys.argv[1:]))
+        try:
+            print(text(config_name, sys.argv[1:]))
+        except (HydraException, OmegaConfBaseException) as error:
+            fail(_sentence(error, config_name))
         return
     failed: list[str] = []
     begun = False

@@ -116,8 +116,13 @@ class Learner(nn.Module):
 
     @property
     def outer(self) -> schema.Optimizer:
-        """The outer Adam of a learner that trains."""
-        assert self._outer is not None
+        """The outer Adam of a learner that trains.
+
+        Raises:
+            MetasegError: its settings have none.
+        """
+        if self._outer is None:
+            raise MetasegError("This learner trains, so it needs learner.optimizer, found null: set it.")
         return self._outer
 
     @property

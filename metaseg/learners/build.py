@@ -42,6 +42,8 @@ def build_learner(
     shared: dict[str, Any] = {key: group for key, group in groups.items() if group is not None}
     shared["channels_last"] = learner.channels_last
     own = fitting(kind, learner.others, "learner")
+    if taken := sorted({"network", "loss", "norm", *shared} & own.keys()):
+        raise MetasegError(f"learner.{taken[0]} is set elsewhere, found {own[taken[0]]!r}: leave it out.")
     return kind(network=network, loss=LOSSES[settings.loss], norm=settings.model.norm.model_dump(), **shared, **own)
 
 

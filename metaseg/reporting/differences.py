@@ -81,7 +81,8 @@ def uneven(blocks: Sequence[Block]) -> list[str]:
             for name, value in values.items():
                 found.setdefault(path, {}).setdefault(value, []).append(name)
     for name, (row, run) in known.items():
-        used = {block.target for block in blocks} | set(() if row_is_free(row) else run.settings["pair"]["pools"])
+        pools = () if row_is_free(row) else run.settings["pair"].get("pools", ())
+        used = {block.target for block in blocks} | set(pools)
         for dataset in sorted(used & set(run.result.data)):
             key = run.result.data[dataset].key[:8]
             found.setdefault(f"images of {dataset}", {}).setdefault(key, []).append(name)

@@ -51,8 +51,8 @@ def over_shots(runs: Sequence[Run]) -> list[OverShots]:
     trained = [run for run in runs if _pair(run) != "none"]
     alone = [run for run in runs if _pair(run) == "none" and run.settings["learner"].get("train_on") != "target"]
     found = []
-    for pair, mixing in sorted({(_pair(run), run.settings["tasks"]["mixing"]) for run in trained}):
-        here = [run for run in trained if (_pair(run), run.settings["tasks"]["mixing"]) == (pair, mixing)]
+    for pair, mixing in sorted({(_pair(run), _mixing(run)) for run in trained}):
+        here = [run for run in trained if (_pair(run), _mixing(run)) == (pair, mixing)]
         for target in sorted({target for run in here for target in run.targets}):
             scored = [run for run in (*here, *alone) if target in run.targets]
             learners = sorted({run.learner for run in scored})
@@ -138,6 +138,10 @@ def _by_shots(runs: Sequence[Run]) -> dict[int, list[Run]]:
     for run in sorted(runs, key=lambda run: run.settings["shots"]):
         found.setdefault(run.settings["shots"], []).append(run)
     return found
+
+
+def _mixing(run: Run) -> str:
+    return str((run.settings.get("tasks") or {}).get("mixing"))
 
 
 def _pair(run: Run) -> str:

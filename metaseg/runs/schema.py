@@ -28,6 +28,7 @@ of the batch being predicted (transductive); or running averages from training."
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 WIDEST = 256
 """Largest width of a network's first level: eight times the paper's, some 500 million parameters."""
@@ -410,7 +411,7 @@ class Run(Group):
     shots: Count = setting("K: support images per pool, and per target")
     target: Names = setting("datasets to test on")
     loss: Loss = setting("segmentation loss")
-    seed: Natural = setting("seed of weights, episodes and draws")
+    seed: Seed = setting("seed of weights, episodes and draws")
     adapt: Recipe = setting("adaptation to a target")
     start: str = setting("where training starts: auto, model, joint, a run directory or a checkpoint")
     starts: Starts = setting("the shared start")
@@ -439,7 +440,7 @@ class Prepared(Open):
 class Trained(Open):
     """The settings of a run, possibly of another version, that adapting needs."""
 
-    seed: Natural = setting("seed of weights, episodes and draws")
+    seed: Seed = setting("seed of weights, episodes and draws")
     loss: Loss = setting("segmentation loss")
     learner: Learner = setting("the learner")
     model: Model = setting("the network")
@@ -501,7 +502,7 @@ class PretrainingProtocol(Stopping):
 class Pretraining(Group):
     """pretrain.py: pre-train a U-Net on brain MRI."""
 
-    seed: Natural = setting("seed of initial weights, split and batches")
+    seed: Seed = setting("seed of initial weights, split and batches")
     ckpt_path: Path | None = setting("last: resume the run")
     model: Width = setting("the U-Net")
     data: Slices = setting("brain-MRI slices")
@@ -535,7 +536,7 @@ class Adaptation(Group):
     )
     steps: Natural | None = setting("adaptation steps; null: as in the run's recipe")
     lr: Positive | None = setting("step size; null: as in the run's recipe")
-    seed: Natural = setting("seed of the random augmentation")
+    seed: Seed = setting("seed of the random augmentation")
     size: WorkingSize | None = setting("side in pixels of a square as large as the network's input; null: by the masks")
     crop: WorkingSize | None = setting("side in pixels of the pieces to adapt to; null: whole images, or by the budget")
     per_step: Count | None = setting(

@@ -120,6 +120,12 @@ def refused(metaseg, *arguments):
     return said.removeprefix("error: ")
 
 
+def test_help_for_a_choice_that_there_is_not_is_refused_in_a_sentence(metaseg):
+    status, _, said = metaseg("train", "--help", "learner=nope")
+    assert (status, said.count("\n")) == (1, 1)
+    assert "learner must be one of anil" in said
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("wrong", ["shots=1.5", "seed=-1", "seed=abc", "data.size=gross"])
 def test_what_is_refused_leaves_no_folder(metaseg, nowhere, wrong):

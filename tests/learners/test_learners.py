@@ -417,6 +417,11 @@ def test_every_network_has_one_bias_of_its_logits():
         assert part_of(network, output_bias(network)) == "head"
 
 
+def test_a_learner_that_trains_needs_an_optimizer():
+    with pytest.raises(MetasegError, match=r"needs learner\.optimizer, found null"):
+        MetaTraining(make("joint", optimizer=None)).configure_optimizers()
+
+
 def test_a_learner_that_cannot_be_loaded_is_refused_in_a_sentence():
     with pytest.raises(MetasegError, match=r"metaseg\.learners\.nowhere\.Mine cannot be loaded"):
         build_learner(settings_of("learner=fomaml", "learner._target_=metaseg.learners.nowhere.Mine"))

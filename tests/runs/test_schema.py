@@ -201,6 +201,7 @@ def test_a_setting_that_there_is_not_is_refused():
         ("+learner.cg.step=3", "did you mean learner.cg.steps?"),
         ("learner.strengths.by=pixel", "learner.strengths.by"),
         ("learner=pmg learner.network.features=many", "learner.network.features"),
+        ("+learner.norm=batch", "learner.norm is set elsewhere"),
     ],
 )
 def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
@@ -226,6 +227,7 @@ def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
         ("pretrain", [], "optimizer.lr=-1"),
         ("pretrain", [], "trainer.devices=2"),
         ("pretrain", [], "protocol.name=3"),
+        ("pretrain", [], "seed=4294967296"),
     ],
 )
 def test_the_other_commands_refuse_by_name_too(command, given, wrong):

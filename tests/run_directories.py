@@ -30,7 +30,7 @@ def settings_of(learner, shots, seed, pair, mixing, targets, **changes):
         },
         "pair": {"name": pair, "pools": POOLS[pair], "target": targets},
         "model": {"name": "attention_unet", "features": 8, "init": "random", "init_path": None, "norm": "support"},
-        "tasks": {"mixing": mixing, "count": 50},
+        "tasks": {"mixing": mixing, "count": 50, "resample": True},
         "data": {"source": "real", "root": "data", "size": 64},
         "evaluation": {"draws": 2, "limit": None},
         "shots": shots,

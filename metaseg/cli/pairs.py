@@ -69,4 +69,10 @@ def _values(text: str) -> str:
 
 
 def _pools(file: Path) -> list[str]:
-    return list(yaml.safe_load(file.read_text(encoding="utf-8"))["pools"])
+    """The pools that a file names; none if it is faulty, which is told if it is chosen."""
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    pools = found.get("pools") if isinstance(found, dict) else None
+    return pools if isinstance(pools, list) else []

@@ -127,7 +127,8 @@ def read_runs(folder: Path) -> Found:
             unreadable.append((name, str(error)))
         else:
             runs += [run] if run.targets else []  # without targets, it only made a model
-    unfinished = [path for path in _directories(folder, "config.yaml") if path not in finished]
+    begun = [path for path in _directories(folder, "config.yaml") if path not in finished]
+    unfinished = [path for path in begun if not RunDirectory(path).is_finished_start]
     return Found(runs, unreadable, [path.relative_to(folder).as_posix() for path in unfinished])
 
 

@@ -83,6 +83,11 @@ class RunDirectory:
         return self.path / "images.json"
 
     @property
+    def is_finished_start(self) -> bool:
+        """Whether this is a shared start that has been trained, which has no result."""
+        return self.images.is_file() and self.trained.is_file()
+
+    @property
     def compute(self) -> Path:
         """The cost of training, once it has ended."""
         return self.path / "compute.json"

@@ -20,7 +20,7 @@ WITHOUT_EFFECT = (
 
 CHANGEABLE = (
     *WITHOUT_EFFECT,
-    *("trainer.max_epochs", "trainer.max_passes", "trainer.patience", "trainer.min_delta"),
+    *("trainer.max_epochs", "trainer.max_passes", "trainer.stop_by", "trainer.patience", "trainer.min_delta"),
     *("trainer.max_skips", "trainer.skip_norm"),
     *("train", "ckpt_path", "target", "pair.target", "evaluation", "learner.adapt"),
     *("adapt", "protocol", "scale", "experiment", "starts", "model.recipe"),
@@ -47,13 +47,20 @@ def within(path: str, groups: Iterable[str]) -> bool:
 def changed(old: Mapping[str, Any], new: Mapping[str, Any], besides: Iterable[str]) -> tuple[str, ...]:
     """`key=new (was old)` for each setting outside the groups `besides` that has different values in two trees.
 
-    A setting that only one of them has was added or removed between versions, and is left out.
+    A setting that only one of them has was added or removed between versions, and is left out. One that is a group in
+    one and a value in the other has changed.
     """
     before, after = leaves(old), leaves(new)
+
+    def differs(key: str) -> bool:
+        if key in before and key in after:
+            return bool(before[key] != after[key])
+        return any(within(other, (key,)) for other in (after if key in before else before))
+
     return tuple(
-        f"{key}={after[key]} (was {before[key]})"
-        for key in before
-        if key in after and before[key] != after[key] and not within(key, besides)
+        f"{key}={after.get(key, 'a group')} (was {before.get(key, 'a group')})"
+        for key in (before | after)
+        if not within(key, besides) and differs(key)
     )
 
 

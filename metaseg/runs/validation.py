@@ -126,7 +126,9 @@ def in_words(annotation: Any, limits: tuple[Any, ...] = ()) -> str:
     if annotation is type(None):
         return "null"
     if origin is list:
-        return "a name or different names" if any(isinstance(one, BeforeValidator) for one in limits) else "a list"
+        if any(isinstance(one, BeforeValidator) for one in limits):
+            return "a name or different names"
+        return f"a list of {in_words(members[0]).removeprefix('one of ')}"
     if origin is dict:
         return "a group of settings"
     if members:

@@ -97,6 +97,8 @@ def _seen(name: str, directory: RunDirectory, waits_for: str) -> Seen:
         scores = [(target, one.dsc.mean) for target, one in result.targets.items() if one.dsc.mean is not None]
         said = ", ".join(f"{target} {100 * mean:.1f} %" for target, mean in scores)
         return Seen(name, Phase.FINISHED, said, result.wall_seconds or 0.0)
+    if directory.is_finished_start:
+        return Seen(name, Phase.FINISHED, "a start that learners share", 0.0)
     line = last_line(directory.path / LOG)
     holder, in_a_sweep = directory.holder(), claimed(directory.path)
     if in_a_sweep or (holder is not None and _lives(*holder, in_a_sweep)):

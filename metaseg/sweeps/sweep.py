@@ -157,7 +157,9 @@ def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console
         for target, scores in targets.items():
             low, mean, high = map(percent, (scores.dsc.low, scores.dsc.mean, scores.dsc.high))
             table.add_row(one.cell.name, target, mean, f"{low} – {high}")
-    console.print(table)
+    longest = max((len(one.cell.name) for one in plan), default=0)
+    # Wider than a narrow terminal, rather than without its last columns.
+    console.print(table, width=max(console.width, longest + 60), crop=False)
     other = [one for one in plan if one.status.state is State.OTHER]
     problems = []
     if failed:

@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import Logger
 
 from metaseg import tracking
 from metaseg.data.module import EpisodicData
+from metaseg.errors import MetasegError
 from metaseg.interruption import Interruption
 from metaseg.learners.base import Learner
 from metaseg.learners.checkpoints import load_weights
 from metaseg.runs import schema
 from metaseg.runs.directory import RunDirectory
 from metaseg.system import replacing
+from metaseg.training.best_checkpoint import BestCheckpoint
 from metaseg.training.callbacks import callbacks
 from metaseg.training.compute import Compute
 from metaseg.training.followed_images import FollowedImages
@@ -68,9 +71,14 @@ def fit(
             getattr(trainer.strategy.launcher, "procs", []).clear()
             raise
     learner.network.float()  # trainer.precision=64-true is that of training
-    if trainer.strategy.broadcast(directory.best.is_file()):  # which another machine may not see yet
-        load_weights(learner, directory.best)
-        if trainer.is_global_zero:
-            with replacing(directory.trained) as path:
-                path.write_text(end)
+    score = next(one.best_model_score for one in called if isinstance(one, BestCheckpoint))
+    if score is None or not torch.isfinite(score):  # the first is saved even so
+        raise MetasegError(
+            f"Training diverged: no epoch of {trainer.current_epoch} ended with a finite validation loss; lower "
+            "learner.optimizer.lr or learner.inner.lr."
+        )
+    load_weights(learner, directory.best)
+    if trainer.is_global_zero:
+        with replacing(directory.trained) as path:
+            path.write_text(end)
     return trainer.local_rank

@@ -65,7 +65,7 @@ class MetaTraining(NetworkModule):
         self.network = learner.network
         self.settings = settings
         self._learner = (learner,)  # in a tuple, as a submodule would duplicate the parameters in checkpoints
-        means: Any = nn.ModuleDict({name: MeanMetric() for name in VALIDATION})
+        means: Any = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in VALIDATION})
         self._validation: Mapping[str, MeanMetric] = means
         self.tally = Tally()
         self._spent = spent

@@ -13,8 +13,8 @@ def still(diagnostics: Mapping[str, float]) -> dict[str, float]:
     """ "still": 1 if the inner loop left φ at θ, else 0; empty for gradients without an inner loop."""
     if "moved" not in diagnostics:
         return {}
-    fall = 1 - diagnostics["support_loss_after"] / diagnostics["support_loss_before"]
-    return {"still": float(abs(fall) < STILL)}
+    before, after = diagnostics["support_loss_before"], diagnostics["support_loss_after"]
+    return {"still": float(abs(before - after) < STILL * abs(before))}
 
 
 class Tally:

@@ -111,3 +111,13 @@ def test_in_a_terminal_the_table_is_renewed_until_nothing_runs(tmp_path, monkeyp
     assert status.main([str(tmp_path), "--every", "0.01"]) == 0
     assert next(phases, None) is None
     assert "1 cells: 1 finished" in capsys.readouterr().out
+
+
+def test_a_shared_start_that_is_trained_is_finished(tmp_path, capsys):
+    start = RunDirectory(tmp_path / "starts" / "a").create()
+    start.write_config({"seed": 0})
+    start.images.write_text("{}")
+    assert not start.is_finished_start
+    start.trained.touch()
+    assert status.main([str(tmp_path)]) == 0
+    assert "a start that learners share" in capsys.readouterr().out

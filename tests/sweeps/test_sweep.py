@@ -170,6 +170,9 @@ def test_settings_that_change_nothing_do_not_count(tmp_path):
     new = {"data": {"root": "/b", "size": 64}, "logger": {"wandb": False}, "shots": 5, "added": 2}
     assert changed(old, new, WITHOUT_EFFECT) == ()
     assert changed(old, new | {"shots": 10}, WITHOUT_EFFECT) == ("shots=10 (was 5)",)
+    group = {"shots": {"support": 5}}
+    assert changed(old, new | group, WITHOUT_EFFECT) == ("shots=a group (was 5)",)
+    assert changed(old | group, new, WITHOUT_EFFECT) == ("shots=5 (was a group)",)
     assert status_of(RunDirectory(tmp_path), new).state is State.NEW
 
 

@@ -90,6 +90,21 @@ def test_a_skipped_step_costs_itself_alone_and_a_run_killed_after_it_goes_on_bit
     assert [(one.outer_steps, one.inner_problems) for one in costs] == [(total - 1, 2 * (total - 1))] * 2
 
 
+def test_one_task_of_validation_without_a_finite_loss_is_not_left_out(run, monkeypatch):
+    """Its mean would hold only the others."""
+    usual, lost = MetaTraining.validation_step, []
+
+    def step(module, episode, index):
+        if not lost:
+            lost.append(index)
+            episode.query_images[:] = math.nan
+        usual(module, episode, index)
+
+    monkeypatch.setattr(MetaTraining, "validation_step", step)
+    with pytest.raises(MetasegError, match="Training diverged: no epoch of 1 ended with a finite validation loss"):
+        run("diverged", "tasks.validation=2")
+
+
 def test_epochs_that_end_before_the_passes_are_an_error(run):
     with pytest.raises(
         MetasegError, match=r"after \d % of trainer.max_passes=1e\+06, in epoch 2 of trainer.max_epochs=2"

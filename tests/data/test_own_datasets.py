@@ -349,3 +349,11 @@ def test_lists_are_values_of_a_sweep_and_reach_cells_of_their_own_process(train,
     results = (tmp_path / "sweep").rglob("result.json")
     assert {json.loads(path.read_text())["settings"]["pair"]["name"] for path in results} == {"kvasir+cvc", "kvasir+"}
     assert "2 finished, 0 to continue, 0 to run" in train(*sweep).stdout
+
+
+@pytest.mark.parametrize("content", ["", "target: [isic]", "pools: 3", "pools: [", "- ph2"])
+def test_a_faulty_pair_does_not_get_into_the_way_of_others(tmp_path, monkeypatch, content):
+    (tmp_path / "faulty.yaml").write_text(content)
+    (tmp_path / "mine.yaml").write_text("pools: [ph2, kvasir]")
+    monkeypatch.setattr(pairs, "FOLDER", tmp_path)
+    assert pairs.chosen(["pair=[ph2,kvasir]"]) == ["pair=mine"]

@@ -201,10 +201,16 @@ def covers(results: Iterable[Ours | PairedTest]) -> str:
         (True, True, True): "seeds (or draws, if wider) and groups of images",
         (False, True, True): "draws and groups of images of one seed",
         (False, False, True): "groups of images of one draw",
-        (True, True, False): "seeds (or draws, if wider) alone where all images are one group",
-        (False, True, False): "draws of one seed alone where all images are one group",
     }
-    return ", or ".join(text for units, text in texts.items() if units in found)
+    of_one_group = {
+        (True, True, False): "seeds (or draws, if wider)",
+        (False, True, False): "draws of one seed",
+    }
+    text = ", or ".join(text for units, text in texts.items() if units in found)
+    if not text:
+        alone = ", or ".join(text for units, text in of_one_group.items() if units in found)
+        return alone and f"{alone} alone, as all images are one group"
+    return f"{text} (without images where all are one group)" if found & set(of_one_group) else text
 
 
 def known_mean(values: Iterable[float | None]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -104,7 +105,7 @@ def draw(compared: Sequence[Difference], path: Path, titles: Mapping[str, str]) 
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     for place, system in enumerate(systems):
         panels[0].errorbar([], [], xerr=[], label=system, linewidth=1.4, capsize=2, linestyle="none", **look_of(place))
-    over = f"95 % intervals over {covers(one.test for one in compared)}"
+    over = textwrap.fill(f"95 % intervals over {covers(one.test for one in compared)}", 110)
     figure.legend(
         loc="outside lower center", frameon=False, fontsize=8, title=over, title_fontsize=8, ncols=len(systems)
     )

@@ -262,7 +262,10 @@ def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
     path = tmp_path / "maml1" / "per_image.csv"
     pd.read_csv(path, dtype={"image": str}).assign(group=0).to_csv(path, index=False)
     (run,) = (run for run in read_runs(tmp_path).runs if run.name == "maml1")
-    assert covers([ours([run], "isic")]) == "draws of one seed alone where all images are one group"
+    assert covers([ours([run], "isic")]) == "draws of one seed alone, as all images are one group"
+    assert covers(ours([one], "isic") for one in read_runs(tmp_path).runs) == (
+        "draws and groups of images of one seed (without images where all are one group)"
+    )
 
 
 def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):

@@ -48,8 +48,8 @@ def test_a_table_gives_a_cell_for_each_row_shot_count_and_seed():
         "ph2_kvasir_mixed/imaml_5shot_seed1",
         "ph2_kvasir_mixed/imaml_10shot_seed0",
         "ph2_kvasir_mixed/imaml_10shot_seed1",
-        "alone/naive_5shot_resample=true_train_on=target_target=isic_seed0",
-        "alone/naive_5shot_resample=true_train_on=target_target=isic_seed1",
+        "alone/naive_5shot_train_on=target_target=isic_seed0",
+        "alone/naive_5shot_train_on=target_target=isic_seed1",
         "alone/scratch_5shot_seed0",
         "alone/scratch_5shot_seed1",
     ]
@@ -91,7 +91,7 @@ def test_what_changes_no_result_is_not_in_the_name():
 
 def test_a_choice_is_compared_as_a_value_and_not_as_text():
     names = [cell.name for cell in of_tables([TABLE], [Choice("target", ("isic",))], [0]) if "naive" in cell.name]
-    assert names == ["alone/naive_5shot_resample=true_train_on=target_target=isic_seed0"]
+    assert names == ["alone/naive_5shot_train_on=target_target=isic_seed0"]
 
 
 @pytest.mark.parametrize("key", ["learner.inner.lr", "learner.adapt.lr", "trainer.max_epochs", "model.encoder_weights"])

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
+
+from metaseg.memory import finish_on
 
 
 @dataclass
@@ -77,10 +78,10 @@ def round_robin(
 
 def timed(run: Callable[[], object], device: str) -> float:
     """Seconds of one call, including all its kernels."""
-    _synchronise(device)
+    finish_on(device)
     start = time.perf_counter()
     run()
-    _synchronise(device)
+    finish_on(device)
     return time.perf_counter() - start
 
 
@@ -92,8 +93,3 @@ def timed_without_garbage(run: Callable[[], object], device: str) -> float:
         return timed(run, device)
     finally:
         gc.enable()
-
-
-def _synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

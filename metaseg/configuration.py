@@ -15,6 +15,13 @@ FOLDER = next((place for place in (_PACKAGE / "conf", _PACKAGE.parent / "conf") 
 """The configuration folder; metaseg/conf if neither exists."""
 
 
+def names_its_folder() -> bool:
+    """Whether the running command was given hydra.run.dir, whose default holds the time."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra)
+
+
 def composed(name: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
     """A command's configuration; also within a command, where Hydra is already in use.
 

@@ -32,9 +32,9 @@ def tidy(device: str) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def finish_on(device: torch.device) -> None:
+def finish_on(device: str | torch.device) -> None:
     """Wait until a GPU has done what it was given, so that the clock counts it; nothing on a CPU."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 

@@ -219,7 +219,7 @@ def clear_away(hydra_config: HydraConf) -> None:
         for path in (*begun, *(ours - {own, *begun}), *logs):
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
         folder.rmdir()
-        named = any(one.startswith("hydra.run.dir=") for one in hydra_config.overrides.hydra)
+        named = configuration.names_its_folder()
         while hydra_config.mode == RunMode.RUN and not named and folder.parent != Path(hydra_config.runtime.cwd):
             folder = folder.parent
             folder.rmdir()

@@ -18,7 +18,7 @@ from metaseg.data.batches import Episode, SupportSet
 from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
-from metaseg.memory import of_call, tidy
+from metaseg.memory import finish_on, of_call, tidy
 from metaseg.runs.provenance import check_gpu
 from metaseg.runs.schema import Run
 
@@ -87,12 +87,12 @@ def measure(settings: Run) -> StepCosts:
     outer = validation = outer_mib = adaptation_mib = LinearCost()
     if learner.trains:
         theta = learner.theta()
-        outer = _outer(lambda episode: learner.meta_gradient(theta, episode), small[1], large[1], cuda)
+        outer = _outer(lambda episode: learner.meta_gradient(theta, episode), small[1], large[1], device)
         outer_mib = _peak(lambda drawn: learner.meta_gradient(theta, drawn[1]), small, large, device, of_each=2)
-        validation = _cost(lambda drawn: learner.trial(drawn[1]), small, large, cuda, of_each=2)
+        validation = _cost(lambda drawn: learner.trial(drawn[1]), small, large, device, of_each=2)
     _, segmenter = next(iter(learner.adaptation(small[0], [0])))
-    prediction = _cost(lambda drawn: segmenter(drawn[1].query_images), small, large, cuda)
-    adaptation = _line(*(_adaptation(learner, support, cuda) for support, _ in (small, large)))
+    prediction = _cost(lambda drawn: segmenter(drawn[1].query_images), small, large, device)
+    adaptation = _line(*(_adaptation(learner, support, device) for support, _ in (small, large)))
     if learner.adapt_loop.steps:
         adaptation_mib = _peak(lambda drawn: list(learner.adaptation(drawn[0], [1])), small, large, device)
     prediction_mib = _peak(lambda drawn: segmenter(drawn[1].query_images), small, large, device)
@@ -173,11 +173,11 @@ def _random(settings: Run, count: int, device: str) -> tuple[SupportSet, Episode
     return support, Episode(clean, labels, clean.flip(0), labels.flip(0), clean[:1])
 
 
-def _outer(call: Callable[[Episode], object], small: Episode, large: Episode, cuda: bool) -> LinearCost:
+def _outer(call: Callable[[Episode], object], small: Episode, large: Episode, device: str) -> LinearCost:
     """The cost of an outer step, in which support and query images differ in cost."""
     of_support = small._replace(support_images=large.support_images, support_masks=large.support_masks)
     of_query = small._replace(query_images=large.query_images, query_masks=large.query_masks)
-    base, more_support, more_query = (_seconds(partial(call, one), cuda) for one in (small, of_support, of_query))
+    base, more_support, more_query = (_seconds(partial(call, one), device) for one in (small, of_support, of_query))
     image, query = (min(max(0.0, more - base) / IMAGES, base / (2 * IMAGES)) for more in (more_support, more_query))
     return LinearCost(base - IMAGES * (image + query), image, query)
 
@@ -186,11 +186,11 @@ def _cost(
     call: Callable[[tuple[SupportSet, Episode]], object],
     small: tuple[SupportSet, Episode],
     large: tuple[SupportSet, Episode],
-    cuda: bool,
+    device: str,
     of_each: int = 1,
 ) -> LinearCost:
     """The cost of a step that uses `of_each` images per drawn image."""
-    return _line(*(_seconds(partial(call, one), cuda) for one in (small, large)), of_each=of_each)
+    return _line(*(_seconds(partial(call, one), device) for one in (small, large)), of_each=of_each)
 
 
 def _peak(
@@ -214,21 +214,19 @@ def _line(small: float, large: float, *, of_each: int = 1) -> LinearCost:
     return LinearCost(max(0.0, small - IMAGES * image), image / of_each)
 
 
-def _adaptation(learner: Learner, support: SupportSet, cuda: bool) -> float:
+def _adaptation(learner: Learner, support: SupportSet, device: str) -> float:
     """Seconds of one adaptation step, the mean of the second and third."""
     if not learner.adapt_loop.steps:
         return 0.0
-    seconds = [_seconds(lambda steps=steps: list(learner.adaptation(support, [steps])), cuda) for steps in (1, 3)]  # type: ignore[misc]
+    seconds = [_seconds(lambda steps=steps: list(learner.adaptation(support, [steps])), device) for steps in (1, 3)]  # type: ignore[misc]
     return max(0.0, (seconds[1] - seconds[0]) / 2)
 
 
-def _seconds(call: Callable[[], object], cuda: bool) -> float:
+def _seconds(call: Callable[[], object], device: str) -> float:
     """Seconds of the second of two calls."""
     for _ in range(2):
-        if cuda:
-            torch.cuda.synchronize()
+        finish_on(device)
         began = time.perf_counter()
         call()
-        if cuda:
-            torch.cuda.synchronize()
+        finish_on(device)
     return time.perf_counter() - began

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from metaseg import tracking
+from metaseg import configuration, tracking
 from metaseg.data.module import EpisodicData
 from metaseg.errors import MetasegError, expanded, listed
 from metaseg.evaluation import metatest
@@ -162,8 +162,7 @@ def prepare(settings: schema.Run | schema.Pretraining) -> tuple[RunDirectory, Pa
     require_devices(settings.trainer)
     prepare_process(settings.trainer.tf32)
     ranks = connected(settings.trainer)
-    named = any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra)
-    if ranks is not None and ranks.world_size > 1 and not named:
+    if ranks is not None and ranks.world_size > 1 and not configuration.names_its_folder():
         raise MetasegError(
             f"{ranks.world_size} processes must share a folder, but the default holds the time, which differs between "
             "them: set hydra.run.dir."

@@ -13,11 +13,17 @@ def test_the_printed_learner_is_one_file_and_one_yaml(train, tmp_path, monkeypat
     (settings,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     (tmp_path / "signed.py").write_text(code)
     (tmp_path / "conf" / "learner").mkdir(parents=True)
-    (tmp_path / "conf" / "learner" / "signed.yaml").write_text(settings.replace("metaseg.learners.signed", "signed"))
+    file = tmp_path / "conf" / "learner" / "signed.yaml"
+    file.write_text(settings.replace("metaseg.learners.signed", "signed"))
     monkeypatch.syspath_prepend(tmp_path)
-    done = train("learner=signed", f"hydra.searchpath=[file://{tmp_path / 'conf'}]")
+    arguments = ["learner=signed", f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
+    done = train(*arguments)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["settings"]["learner"]["name"] == "signed"
+    file.write_text(file.read_text().replace("name: signed", "name: fomaml"))  # would fill that learner's rows
+    refused = train(*arguments, directory=tmp_path / "second")
+    assert refused.returncode == 1
+    assert "learner.name must be signed, as its file in conf/learner, found fomaml" in refused.stderr
 
 
 def test_the_files_it_names_are_there():

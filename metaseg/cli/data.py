@@ -26,20 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 if any dataset is missing or faulty, or 130 if interrupted."""
     try:
         options = _options(arguments)
-        datasets = [catalogue.get(name, options.root) for name in options.datasets or catalogue.names(options.root)]
-        if options.command == "table":
-            print_table(datasets)
-        elif options.command == "show":
-            _show(options, datasets)
-        elif options.command == "paint":
-            _paint(options, datasets)
+        names = options.datasets or catalogue.names(options.root)
+        if options.command in _TOGETHER:
+            _TOGETHER[options.command](options, [catalogue.get(name, options.root) for name in names])
+            return 0
     except MetasegError as error:
         return _print_error(error)
-    if options.command in ("table", "show", "paint"):
-        return 0
     statuses = []
-    for dataset in datasets:
-        statuses.append(_one(options, dataset))
+    for name in names:
+        statuses.append(_one(options, name))
         if statuses[-1] == INTERRUPTED:
             break
     return max(statuses)
@@ -55,8 +50,9 @@ def _print_error(error: MetasegError) -> int:
     return 1
 
 
-def _one(options: argparse.Namespace, dataset: catalogue.Dataset) -> int:
+def _one(options: argparse.Namespace, name: str) -> int:
     try:
+        dataset = catalogue.get(name, options.root)
         if options.command == "check":
             report = check.check(dataset, options.root)
             wide_console().print(report.table(), "")
@@ -150,6 +146,14 @@ def _paint(options: argparse.Namespace, datasets: Sequence[catalogue.Dataset]) -
             f"cannot write to {options.out} ({error.strerror or error}); choose another folder with --out"
         ) from error
     print(f"{options.out}: {options.count} synthetic images and their masks, {options.size}×{options.size}")
+
+
+def _table(_: argparse.Namespace, datasets: Sequence[catalogue.Dataset]) -> None:
+    print_table(datasets)
+
+
+_TOGETHER = {"table": _table, "show": _show, "paint": _paint}
+"""Commands on all datasets together; the others go through them one by one, past those that fail."""
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

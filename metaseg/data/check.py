@@ -18,7 +18,7 @@ from PIL import Image
 
 from metaseg.data import duplicates
 from metaseg.data.catalogue import Dataset
-from metaseg.data.images import THRESHOLD, grey_mask, open_image
+from metaseg.data.images import LOSSY, THRESHOLD, grey_mask, open_image
 from metaseg.data.layouts import Listing, Pair, scan
 from metaseg.errors import MetasegError, plural
 from metaseg.system import cores
@@ -186,6 +186,13 @@ def inspect(pair: Pair) -> Inspected:
                 "error",
                 f"{100 * share:.1f} % of {pair.mask.name} is grey away from its edges: expected black and white; it "
                 f"may be an image, or a map of probabilities or labels",
+            )
+        elif not mask.any() and grey.max() > 0 and pair.mask.suffix.lower() not in LOSSY:
+            note(
+                "not binary",
+                "error",
+                f"{pair.mask.name} has no value above {THRESHOLD}, its largest is {grey.max()}: expected black and "
+                f"white; if its values are labels, set those of the foreground to 255, else all to 0",
             )
         elif not mask.any():
             note(

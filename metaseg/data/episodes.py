@@ -70,9 +70,10 @@ class EpisodePlan:
         short = [(name, len(indices)) for name, indices in self.pools if len(indices) < self.shots + self.query]
         if short:
             found = ", ".join(f"{name} has {size}" for name, size in short)
+            larger = ", or raise data.validation" if self.stream is Stream.VALIDATION else ""
             raise MetasegError(
                 f"An episode needs {self.shots} support + {self.query} query = {self.shots + self.query} images per "
-                f"pool for {self.stream.name.lower()}, but {found}; lower shots or tasks.query."
+                f"pool for {self.stream.name.lower()}, but {found}; lower shots or the query images{larger}."
             )
         if self.mixing == "exclusive" and self.count % len(self.pools):
             raise MetasegError(

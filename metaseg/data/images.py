@@ -16,6 +16,8 @@ from PIL import Image, ImageOps
 from metaseg.errors import MetasegError, reason
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+LOSSY = (".jpg", ".jpeg", ".webp", ".jp2")
+"""Formats whose compression may add faint noise to black areas."""
 THRESHOLD = 127  # Kvasir-SEG's masks are JPEG with grey edges; its authors use the same threshold
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 """Pillow's names of the formats read, whatever a file's suffix: some others start programs or read further files."""

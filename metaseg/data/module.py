@@ -198,6 +198,12 @@ class EpisodicData(L.LightningDataModule):
         self._loaded: dict[str, Pool] = {}
         self._is_set_up = False
 
+    def under(self, settings: Run) -> "EpisodicData":
+        """The same images under other settings of tasks, shots and learner, without opening them again."""
+        other = EpisodicData(settings)
+        other._loaded = self._load()
+        return other
+
     def prepare_data(self) -> None:
         """Decode the datasets into the cache unless they are there already.
 

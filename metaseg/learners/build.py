@@ -1,7 +1,7 @@
 """Build a learner and its network from settings."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, get_type_hints
 
 import torch
@@ -30,21 +30,23 @@ def build_learner(
         initial_weights: False skips loading pre-trained weights, if they will be replaced anyway.
 
     Raises:
-        MetasegError: on an unknown network, an argument the learner does not take, or an image size that the network
-            cannot halve as often as it must.
+        MetasegError: on an unknown network, a class that is no learner, an argument that it does not take or lacks, or
+            an image size that the network cannot halve as often as it must.
     """
     learner = settings.learner if learner is None else learner
     network = build_network(settings, learner, initial_weights)
     if (stride := getattr(network, "stride", None)) is not None:
         require_multiples(network.label, stride, settings.data.size, settings.data.size)  # type: ignore[arg-type]
-    kind = _class(learner.target_)
+    kind = _learner_class(learner.target_)
     groups = {"adapt": learner.adapt, "optimizer": learner.optimizer, "inner": learner.inner}
     shared: dict[str, Any] = {key: group for key, group in groups.items() if group is not None}
-    shared["channels_last"] = learner.channels_last
-    own = fitting(kind, learner.others, "learner")
-    if taken := sorted({"network", "loss", "norm", *shared} & own.keys()):
-        raise MetasegError(f"learner.{taken[0]} is set elsewhere, found {own[taken[0]]!r}: leave it out.")
-    return kind(network=network, loss=LOSSES[settings.loss], norm=settings.model.norm.model_dump(), **shared, **own)
+    shared |= {
+        "channels_last": learner.channels_last,
+        "network": network,
+        "loss": LOSSES[settings.loss],
+        "norm": settings.model.norm.model_dump(),
+    }
+    return kind(**shared, **fitting(kind, learner.others, "learner", shared.keys()))
 
 
 def build_network(settings: Run | Trained, learner: schema.Learner, initial_weights: bool = True) -> nn.Module:
@@ -71,6 +73,17 @@ def build_network(settings: Run | Trained, learner: schema.Learner, initial_weig
     return network
 
 
+def _learner_class(target: str) -> type[Learner]:
+    kind = _class(target)
+    if not issubclass(kind, Learner):
+        raise MetasegError(
+            f"Expected a learner as learner._target_, found {target}: derive it from metaseg.learners.base.Learner."
+        )
+    if kind.trains and kind.meta_gradient is Learner.meta_gradient:
+        raise MetasegError(f"{target} trains, but has no meta_gradient: define it, or set trains = False.")
+    return kind
+
+
 def _class(target: str) -> type:
     try:
         return get_class(target)
@@ -80,16 +93,17 @@ def _class(target: str) -> type:
         ) from error
 
 
-def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]:
+def fitting(kind: type, values: Mapping[str, Any], group: str, elsewhere: Collection[str] = ()) -> dict[str, Any]:
     """Constructor arguments, checked and converted by the types in its signature.
 
     Args:
         kind: a class; arguments of its base classes' constructors are accepted too.
         values: key → value.
         group: prefix of the keys in error messages.
+        elsewhere: arguments that are given besides.
 
     Raises:
-        MetasegError: on a key no constructor takes, or a value of the wrong type.
+        MetasegError: on a key no constructor takes, one of `elsewhere`, a value of the wrong type, or a missing one.
     """
     known: dict[str, Any] = {}
     for one in reversed(kind.__mro__):
@@ -103,4 +117,9 @@ def fitting(kind: type, values: Mapping[str, Any], group: str) -> dict[str, Any]
         raise MetasegError(
             f"{kind.__name__} has no setting {group}.{key}, found {values[key]!r}: {near or 'leave it out.'}"
         )
+    if taken := sorted(set(elsewhere) & values.keys()):
+        raise MetasegError(f"{group}.{taken[0]} is set elsewhere, found {values[taken[0]]!r}: leave it out.")
+    for name, needed in inspect.signature(kind).parameters.items():
+        if needed.kind in _BY_NAME and needed.default is needed.empty and name not in {*values, *elsewhere}:
+            raise MetasegError(f"{kind.__name__} needs {group}.{name}, found nothing: set it.")
     return {key: validation.fitted(known[key], f"{group}.{key}", value) for key, value in values.items()}

@@ -69,7 +69,9 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # the unpickler may raise anything on a foreign file
         # The first line alone, as torch's message goes on to suggest loading such files unsafely.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        if not reason or isinstance(error, LookupError):  # a lone number or name
+            reason = f"{type(error).__name__} {reason}".strip()
         raise MetasegError(
             f"Expected a metaseg checkpoint, but {path} is something else or damaged: {reason[:200]}; name a run "
             "directory of train.py, or its best.ckpt."

@@ -18,7 +18,9 @@ from rich.table import Column, Table
 from metaseg.errors import MetasegError
 from metaseg.runs import tables as definitions
 from metaseg.runs.directory import RunDirectory
+from metaseg.runs.schema import Run
 from metaseg.runs.summary import percent
+from metaseg.runs.validation import checked
 from metaseg.sweeps import overview
 from metaseg.sweeps.cells import Cell, Choice, of_multirun, of_tables
 from metaseg.sweeps.datasets import table_of_datasets
@@ -52,8 +54,8 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
         The returns of the jobs, as a single batch, as Hydra expects.
 
     Raises:
-        MetasegError: no cell matches; or, after all cells have run, one failed or has results with different settings;
-            for table 1, a dataset is missing or faulty.
+        MetasegError: no cell matches, or one has invalid settings; or, after all cells have run, one failed or has
+            results with different settings; for table 1, a dataset is missing or faulty.
     """
     assert sweeper.hydra_context is not None
     assert sweeper.config is not None
@@ -82,6 +84,8 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
         return []
     counts = {state: sum(one.status.state is state for one in plan) for state in State}
     missing = [one for one in plan if one.status.state in (State.NEW, State.BEGUN)]
+    for one in missing:  # now, and not when its turn comes after hours
+        _require_valid(one)
     console.print(
         f"{len(plan)} cells in {root}: {counts[State.FINISHED]} finished, {counts[State.BEGUN]} to continue, "
         f"{counts[State.NEW]} to run"
@@ -96,6 +100,13 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
     failed = [one for one, job in zip(missing, returns, strict=True) if job.status is not JobStatus.COMPLETED]
     _report(plan, failed, console)
     return [returns]
+
+
+def _require_valid(planned: Planned) -> None:
+    try:
+        checked(Run, planned.settings)
+    except MetasegError as error:
+        raise MetasegError(f"No cell was run, as {planned.cell.name} would be refused: {error}") from error
 
 
 def _set_aside(directory: RunDirectory) -> None:

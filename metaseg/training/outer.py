@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from metaseg.data.batches import Episode
+from metaseg.errors import MetasegError, listed
 from metaseg.evaluation.scores import dice
 from metaseg.learners.base import Learner, require_gradients
+from metaseg.meta.gradients import MetaGradient
 from metaseg.meta.vectors import Parameters, flatten, unflatten
 from metaseg.networks.functional import update_running
 from metaseg.training.network_module import NetworkModule
@@ -84,7 +86,7 @@ class MetaTraining(NetworkModule):
         total, norms = torch.zeros((), device=self.device), []
         self._measure_curvature(batch)
         for episode in batch:
-            result = learner.meta_gradient(theta, episode)
+            result = self._kept(learner.meta_gradient(theta, episode), theta)
             diagnostics = result.diagnostics | still(result.diagnostics)
             diagnostics["query_dice_after"] = _dice(result.query_after, episode.query_masks)
             found = {layer: torch.stack(pair) for layer, pair in result.found.items()}
@@ -117,6 +119,25 @@ class MetaTraining(NetworkModule):
             logged |= {f"lambda/{name}": value for name, value in learner.strengths.table().items()}
         self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
         self.log("loss", logged["query_loss_after"], prog_bar=True, logger=False, batch_size=1)
+
+    def _kept(self, result: MetaGradient, theta: Parameters) -> MetaGradient:
+        """A meta-gradient that keeps what a learner promises.
+
+        Raises:
+            MetasegError: it does not.
+        """
+        name, wanted = f"{type(self.learner).__name__}.meta_gradient", sum(value.numel() for value in theta.values())
+        if result.gradient.shape != (wanted,):
+            raise MetasegError(
+                f"{name} must return a vector of the network's {wanted} parameters, found the shape "
+                f"{tuple(result.gradient.shape)}: use metaseg.meta.vectors.flatten."
+            )
+        if "query_loss_after" not in result.diagnostics:
+            raise MetasegError(
+                f"{name} must report query_loss_after, found {listed([*result.diagnostics]) or 'nothing'}: add it to "
+                "the diagnostics."
+            )
+        return result
 
     def _measure_curvature(self, batch: list[Episode]) -> None:
         """Measure every ``bound_every`` steps the largest curvature of this step's inner problems at θ."""

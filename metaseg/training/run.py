@@ -33,7 +33,7 @@ from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
 from metaseg.training.last_checkpoint import latest
 from metaseg.training.process import connected, device_of_tests, prepare_process, require_devices
-from metaseg.training.start import go_to, recorded, starting_point
+from metaseg.training.start import data_of, go_to, recorded, starting_point
 
 FROM_SCRATCH = " from scratch"
 """Suffix of a target's name for the learner trained on the support set alone."""
@@ -50,6 +50,11 @@ def run(config: DictConfig) -> Result | None:
     """
     started = time.monotonic()
     settings = validation.read(schema.Run, config)
+    chosen = HydraConfig.get().runtime.choices.get("learner")
+    if settings.learner.name != chosen:  # a copied file, say, whose results would fill the rows of another learner
+        raise MetasegError(
+            f"learner.name must be {chosen}, as its file in conf/learner, found {settings.learner.name}."
+        )
     if settings.adapt.recipe == "quick" and settings.protocol.name == "paper":
         raise MetasegError(
             "adapt.recipe=quick chooses among the network's recipes, but protocol=paper has its own; set learner.adapt "
@@ -72,9 +77,10 @@ def run(config: DictConfig) -> Result | None:
         load_weights(learner, checkpoint)
     resumed = is_own(directory, checkpoint)
     start = starting_point(settings, learner, resumed) if checkpoint is None or resumed else str(checkpoint)
+    of_start = data_of(start, settings, data) if checkpoint is None else None
     # All checks have passed; nothing has been written yet, so a refused run leaves earlier results intact.
     with directory.held() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
-        return carry_out(settings, learner, data, directory, checkpoint, start, started)
+        return carry_out(settings, learner, data, directory, checkpoint, start, of_start, started)
 
 
 def carry_out(
@@ -84,6 +90,7 @@ def carry_out(
     directory: RunDirectory,
     checkpoint: Path | None,
     start: str,
+    of_start: EpisodicData | None,
     started: float,
 ) -> Result | None:
     """Train, test and write results, like `run` after setup.
@@ -95,6 +102,7 @@ def carry_out(
         directory: the run directory.
         checkpoint: to resume training from.
         start: where the weights come from: the result of `starting_point`, or the checkpoint of another run.
+        of_start: the result of `data_of`.
         started: time.monotonic() at the start.
     """
     resumed = settings.train and checkpoint is not None
@@ -112,7 +120,7 @@ def carry_out(
     )
     try:
         if checkpoint is None:
-            go_to(start, settings, learner, {pool.name: pool.key for pool in data.pools})
+            go_to(start, learner, of_start)
         device = device_of_tests(settings.trainer, fit(settings, learner, data, loggers, directory, checkpoint))
         parts = score(settings, learner, data, device, Share.here())
         if parts is None:

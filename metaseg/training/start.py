@@ -77,21 +77,41 @@ def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> st
     return str(path)
 
 
-def go_to(start: str, settings: Run, learner: Learner, images: Mapping[str, str]) -> None:
-    """Load the weights named by `starting_point` into a learner; runs joint training first if needed.
+def data_of(start: str, settings: Run, data: EpisodicData) -> EpisodicData | None:
+    """The data that a shared start is trained on; None: the run has none.
 
     Args:
         start: the result of `starting_point`.
         settings: the resolved configuration.
-        learner: the learner it describes.
-        images: dataset → key of its images, of the pair.
+        data: of the run itself, with the same images.
+
+    Raises:
+        MetasegError: if there are too few images for the start's shots and query images.
+    """
+    if start != "joint":
+        return None
+    shared = data.under(joint_settings(settings))
+    try:
+        shared.setup()
+    except MetasegError as error:
+        raise MetasegError(f"The shared start takes starts.shots and starts.query images: {error}") from error
+    return shared
+
+
+def go_to(start: str, learner: Learner, data: EpisodicData | None) -> None:
+    """Load the weights named by `starting_point` into a learner; runs joint training first if needed.
+
+    Args:
+        start: the result of `starting_point`.
+        learner: that starts.
+        data: the result of `data_of`.
 
     Raises:
         MetasegError: if the checkpoint belongs to another network, or the shared start was trained on other images.
     """
     if start == "model":
         return
-    load_weights(learner, _joint(settings, images) if start == "joint" else Path(start))
+    load_weights(learner, Path(start) if data is None else _joint(data))
 
 
 def recorded(start: str, settings: Run) -> str:
@@ -132,9 +152,10 @@ def _best(settings: Run) -> Path:
     return RunDirectory(directory_of(settings)).best
 
 
-def _joint(settings: Run, images: Mapping[str, str]) -> Path:
+def _joint(data: EpisodicData) -> Path:
     """The best checkpoint of the shared joint training, which is started or resumed if needed."""
-    settings = joint_settings(settings)
+    settings = data.settings
+    images = {pool.name: pool.key for pool in data.pools}
     directory, best = RunDirectory(directory_of(settings)), _best(settings)
     directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.path / ".start.lock")
@@ -149,11 +170,6 @@ def _joint(settings: Run, images: Mapping[str, str]) -> Path:
         if _is_first():
             directory.write_config(settings.plain)
             write_json(directory.images, images)
-        data = EpisodicData(settings)
-        try:
-            data.setup()
-        except MetasegError as error:
-            raise MetasegError(f"The shared start takes its shots and query images from starts: {error}") from error
         learner = build_learner(settings)
         loggers = tracking.build_loggers(settings.logger, directory, settings.plain, resume=resumed is not None)
         fit(settings, learner, data, loggers, directory, resumed)

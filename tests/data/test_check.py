@@ -51,15 +51,15 @@ def test_all_faults_are_reported_at_once(tmp_path):
             ("error", "size", ("small",)),
             ("error", "not binary", ("photo",)),
             ("warning", "empty mask", ("empty",)),
-            ("warning", "empty mask", ("label",)),
+            ("error", "not binary", ("label",)),
             ("warning", "count", ()),
         ]
     )
-    assert report.ids == ("empty", "good", "label")
+    assert report.ids == ("empty", "good")
     assert report.counts["unpaired"] == 2
     messages = {fault.images: fault.message for fault in report.faults}
     assert messages[("small",)].startswith("small.png has 95×72 pixels, its image 96×72")
-    assert "largest value 2" in messages[("label",)]
+    assert "its largest is 2: expected black and white; if its values are labels" in messages[("label",)]
     assert "7 pairs found, 4 published" in messages[()]
 
 

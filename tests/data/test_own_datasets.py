@@ -229,6 +229,11 @@ def test_the_verbs_know_it(tmp_path, capsys):
     assert "My moles: 6 images at 32×32, ready" in capsys.readouterr().out
     assert main(["check", "mien", *root]) == 1
     assert "unknown dataset 'mien'" in capsys.readouterr().err
+    (tmp_path / "yours.yaml").write_text("title: [")
+    assert main(["check", "yours", "mine", *root]) == 1
+    shown = capsys.readouterr()
+    assert "yours.yaml is not valid YAML" in shown.err
+    assert "My moles: 6 pairs" in shown.out  # all the same
 
 
 def test_blocks_of_one_video_are_left_together_when_scored(tmp_path):
@@ -276,6 +281,15 @@ def test_it_is_source_and_target(train, tmp_path, root):
     }
     assert len({one["key"] for one in result["data"].values()}) == 3
     assert np.isfinite(result["targets"]["yours"]["dsc"]["mean"])
+
+
+def test_a_shared_start_that_the_images_do_not_suffice_for_is_refused_before_anything_is_written(train, tmp_path, root):
+    starts = ["start=joint", f"starts.dir={tmp_path / 'starts'}", "starts.query=9"]
+    refused = train(*REAL, *starts, f"data.root={root}", "pair=[mine,kvasir]", "target=yours")
+    assert refused.returncode == 1
+    assert "starts.query images: An episode needs 10 support + 9 query" in refused.stderr
+    assert not (tmp_path / "starts").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Each learner on a small network: its gradient, its outer step, its adaptation."""
 
 import gc
+from dataclasses import replace
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import settings_of
+from conftest import TINY, settings_of
 
 from metaseg.data.batches import Episode, SupportSet, image_tensor
 from metaseg.errors import MetasegError
@@ -63,7 +64,7 @@ def make(name, norm="support", **changes) -> Learner:
 def typed(kind, settings) -> Learner:
     """A learner with settings that are typed and checked as those of a run."""
     given = {key: settings.pop(key) for key in ("network", "loss", "norm")}
-    return kind(**given, **fitting(kind, settings, "learner"))
+    return kind(**given, **fitting(kind, settings, "learner", given.keys()))
 
 
 def pictures(count, seed, side=32):
@@ -425,3 +426,42 @@ def test_a_learner_that_trains_needs_an_optimizer():
 def test_a_learner_that_cannot_be_loaded_is_refused_in_a_sentence():
     with pytest.raises(MetasegError, match=r"metaseg\.learners\.nowhere\.Mine cannot be loaded"):
         build_learner(settings_of("learner=fomaml", "learner._target_=metaseg.learners.nowhere.Mine"))
+
+
+class Silent(Learner):
+    """A learner that trains but has no meta_gradient."""
+
+
+class Choosy(FirstOrderMAML):
+    """A learner with an argument that has no default."""
+
+    def __init__(self, *, colour: str, **settings):
+        super().__init__(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("torch.nn.Identity", r"Expected a learner as learner\._target_, found torch\.nn\.Identity"),
+        (f"{__name__}.Silent", r"Silent trains, but has no meta_gradient"),
+        (f"{__name__}.Choosy", r"Choosy needs learner\.colour, found nothing"),
+    ],
+)
+def test_a_class_that_does_not_keep_a_learners_contract_is_refused(kind, said):
+    with pytest.raises(MetasegError, match=said):
+        build_learner(settings_of(*TINY, "learner=fomaml", f"learner._target_={kind}"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"gradient": torch.zeros(3)}, r"must return a vector of the network's \d+ parameters, found the shape \(3,\)"),
+        ({"diagnostics": {"query_loss": 1.0}}, "must report query_loss_after, found query_loss"),
+    ],
+)
+def test_a_meta_gradient_without_what_training_needs_is_refused(monkeypatch, broken, said):
+    learner, task = make("joint"), episode()
+    found = learner.meta_gradient(learner.theta(), task)
+    monkeypatch.setattr(learner, "meta_gradient", lambda *_: replace(found, **broken))
+    with pytest.raises(MetasegError, match=said):
+        MetaTraining(learner).training_step([task], 0)

@@ -52,6 +52,13 @@ def test_finished_cells_are_skipped_failed_ones_tried_again_and_other_settings_l
     assert path.read_bytes() == content
 
 
+def test_a_sweep_with_an_invalid_setting_runs_nothing(sweep, tmp_path):
+    refused = sweep("learner=scratch", "evaluation.draws=1,0")
+    assert refused.returncode == 1
+    assert "would be refused: evaluation.draws must be a whole number from 1 upwards, found 0" in refused.stderr
+    assert not list((tmp_path / "sweep").rglob("config.yaml"))
+
+
 def test_a_cell_with_a_damaged_result_runs_again(sweep, tmp_path):
     assert sweep("learner=scratch", "shots=3").returncode == 0
     (path,) = (tmp_path / "sweep").rglob("result.json")

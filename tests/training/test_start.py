@@ -12,6 +12,7 @@ from conftest import TINY, settings_of
 from filelock import FileLock
 
 from metaseg.data.batches import Episode
+from metaseg.data.module import EpisodicData
 from metaseg.errors import MetasegError
 from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
@@ -150,7 +151,7 @@ def follow(rank, folder, chosen):
     start.fit = lambda *_: note("trains")
     start.load_weights = lambda *_: note("loads")
     note("arrives")
-    start.go_to("joint", chosen, build_learner(chosen), {})
+    start.go_to("joint", build_learner(chosen), start.data_of("joint", chosen, EpisodicData(chosen)))
     # A run would go on. Gloo aborts a process that ends with its threads alive, or whose partner has gone before.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -11,17 +11,14 @@ import sys
 import time
 from html.parser import HTMLParser
 
-import numpy as np
-import pandas as pd
 import pytest
 from conftest import ROOT, blank, environment
 from run_directories import TRIVIAL, write_run
 
 from metaseg.cli.report import main
-from metaseg.evaluation.intervals import bootstrap_interval, holm
-from metaseg.reporting.cells import blocks, covers, ours
+from metaseg.reporting.cells import blocks
 from metaseg.reporting.differences import initial_weights, settings_of, uneven
-from metaseg.reporting.exports import caption, escaped, markdown, signed
+from metaseg.reporting.exports import escaped, markdown, signed
 from metaseg.reporting.page import size_of, strengths_of, weights_of
 from metaseg.reporting.runs import read_run, read_runs
 from metaseg.reporting.shots import over_shots
@@ -154,20 +151,6 @@ def test_the_page_holds_everything_itself(reported):
     assert "synthetic images" not in text
 
 
-def test_scratch_beside_a_system_is_of_the_same_seeds(tmp_path):
-    for seed, dice in ((0, 0.4), (1, 0.6)):
-        write_run(tmp_path / f"scratch{seed}", "scratch", seed=seed, dice=dice)
-        write_run(tmp_path / f"imaml{seed}", "imaml", seed=seed)
-    write_run(tmp_path / "maml", "maml")
-    assert main([str(tmp_path)]) == 0
-    rows = table_of(tmp_path, 2)
-    beside = {name: float(line_of(rows, name)["scratch"]) for name in ("iMAML", "MAML")}
-    assert beside == pytest.approx({"iMAML": 50, "MAML": 40}, abs=1)
-    write_run(tmp_path / "maml2", "maml", seed=2)  # without scratch
-    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
-    assert [line.scratch for line in block.lines if line.row.label == "MAML" and line.shots == (5,)] == [None]
-
-
 def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
     for seed, inner, passes in ((0, 0.7, 1000), (1, 0.8, 2000)):
         write_run(tmp_path / str(seed), "imaml", seed=seed)
@@ -187,60 +170,6 @@ def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
     assert (line[3:5], line[6:]) == (["75.0", "65.0"], ["10 %", "1,500", "1.5"])
 
 
-def test_runs_of_a_version_without_a_setting_stand_beside_those_that_do_the_same(tmp_path):
-    for seed, changes in enumerate(({}, {"learner__adapt__start_worth": 0, "model__recipe": {"adapt": 1}})):
-        write_run(tmp_path / str(seed), "scratch", seed=seed, **changes)
-    write_run(tmp_path / "another", "scratch", seed=2, learner__adapt__start_worth=2)
-    assert main([str(tmp_path)]) == 0
-    assert line_of(table_of(tmp_path, 2), "Training from scratch")["seeds"] == "2"
-
-
-def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):
-    for learner, dice in (("imaml", 0.8), ("maml", 0.75), ("joint", 0.79), ("scratch", 0.6)):
-        for seed in (0, 1):
-            write_run(tmp_path / f"{learner}{seed}", learner, seed=seed, dice=dice, images=12, draws=3)
-    (alone,) = blocks(load_table(2), read_runs(tmp_path).runs)
-    for path in tmp_path.glob("*/per_image.csv"):
-        table = pd.read_csv(path, dtype={"image": str})
-        # Images that are equally hard in one group: three alike are no more than one.
-        order = table.groupby("image")["dsc_after"].mean().rank(method="first").astype(int) - 1
-        table.assign(group=table["image"].map(order) // 3).to_csv(path, index=False)
-    (grouped,) = blocks(load_table(2), read_runs(tmp_path).runs)
-
-    def width(block):
-        (line,) = [line for line in block.lines if line.row.label == "iMAML" and line.ours]
-        return line.ours.dice.high - line.ours.dice.low
-
-    assert width(grouped) > width(alone)
-    tests = [one.test.p for one in alone.comparisons]
-    assert len(tests) == 3
-    assert [one.p for one in alone.comparisons] == holm(tests)
-    assert max(one.p for one in alone.comparisons) > min(tests)
-
-
-def test_systems_with_fewer_seeds_do_not_compete_for_the_best(tmp_path):
-    for learner, dices in (("imaml", (0.7, 0.7)), ("maml", (0.9,)), ("joint", (0.6, 0.6))):
-        for seed, dice in enumerate(dices):
-            write_run(tmp_path / f"{learner}{seed}", learner, seed=seed, dice=dice)
-    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
-    assert [line.row.label for line in block.lines if line.best] == ["iMAML"]
-    write_run(tmp_path / "imaml2", "imaml", seed=2, dice=0.1)  # which the others lack
-    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
-    assert [line.row.label for line in block.lines if line.best] == ["iMAML"]
-
-
-def test_draws_of_other_data_are_not_paired(tmp_path):
-    for learner in ("imaml", "maml"):
-        for seed in (0, 1):
-            path = write_run(tmp_path / f"{learner}{seed}", learner, seed=seed) / "result.json"
-            result = json.loads(path.read_text())
-            key = "other" if (learner, seed) == ("maml", 1) else "same"
-            result["data"] = {"isic": {"images": 12, "groups": 12, "key": key}}
-            path.write_text(json.dumps(result))
-    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
-    assert block.comparisons[0].test.seeds == 1
-
-
 def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
     for learner in ("imaml", "maml"):
         write_run(tmp_path / learner, learner)
@@ -252,20 +181,6 @@ def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
     assert page.count(of_one) == 2
     for suffix in ("md", "tex"):
         assert of_one in (tmp_path / "report" / f"table2.{suffix}").read_text(encoding="utf-8")
-    write_run(tmp_path / "maml1", "maml", seed=1)
-    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
-    assert caption([block]) == (
-        "Dice in %; the interval is over seeds (or draws, if wider) and groups of images, or draws and groups of "
-        "images of one seed."
-    )
-    assert block.comparisons[0].test.seeds == 1
-    path = tmp_path / "maml1" / "per_image.csv"
-    pd.read_csv(path, dtype={"image": str}).assign(group=0).to_csv(path, index=False)
-    (run,) = (run for run in read_runs(tmp_path).runs if run.name == "maml1")
-    assert covers([ours([run], "isic")]) == "draws of one seed alone, as all images are one group"
-    assert covers(ours([one], "isic") for one in read_runs(tmp_path).runs) == (
-        "draws and groups of images of one seed (without images where all are one group)"
-    )
 
 
 def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):
@@ -298,25 +213,6 @@ def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):
     assert main([str(tmp_path)]) == 0
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert all(f"<li>{line}</li>" in page for line in lines)
-
-
-def test_a_cell_is_the_bootstrap_of_seeds_with_all_their_draws(runs):
-    found = read_runs(runs)
-    (block,) = blocks(load_table(2), found.runs)
-    (line,) = [line for line in block.lines if line.row.label == "iMAML" and line.ours]
-    of = [run for run in found.runs if run.name.startswith("a/")]
-    scores = np.concatenate([run.matrix("isic").to_numpy() for run in of])
-    assert scores.shape == (4, 12)
-    assert np.isnan(scores).sum() == 4
-    mean, low, high = bootstrap_interval(scores, seeds=[0, 0, 1, 1])
-    np.testing.assert_allclose(line.ours.dice, (mean, max(low, 0), min(high, 1)))
-    assert line.ours.by_seed == pytest.approx({0: np.nanmean(scores[:2]), 1: np.nanmean(scores[2:])})
-
-
-def test_scratch_scores_of_runs_replace_missing_scratch_runs(tmp_path):
-    write_run(tmp_path / "a", "imaml", scratch=0.42)
-    (block,) = blocks(load_table(2), read_runs(tmp_path).runs)
-    assert {line.scratch for line in block.lines if line.shots == (5,)} == {0.42}
 
 
 def test_systems_that_were_not_run_share_a_line(tmp_path):
@@ -489,13 +385,6 @@ def test_a_curve_over_shots_is_of_one_trained_network_and_counts_a_seed_once(tmp
     assert main([str(tmp_path)]) == 0
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "trained for each number, but those of iMAML are the same at all numbers." in page
-
-
-def test_runs_of_one_seed_are_one_seed(tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_run(tmp_path / name, seed=seed)
-    found = ours(read_runs(tmp_path).runs, "isic")
-    assert (found.seeds, len(found.by_seed)) == (2, 2)
 
 
 @pytest.mark.long

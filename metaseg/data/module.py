@@ -1,5 +1,6 @@
 """The Lightning data module: training and validation episodes from pools, target sets for the meta-test."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -255,6 +256,22 @@ class EpisodicData(L.LightningDataModule):
             name: DatasetRecord(images=len(pool), groups=len(np.unique(pool.groups)), key=pool.key)
             for name, pool in pools.items()
         }
+
+    def state_dict(self) -> dict[str, str]:
+        """For a checkpoint: dataset → key of its images, of the pools."""
+        return {pool.name: pool.key for pool in self.pools}
+
+    def load_state_dict(self, state_dict: Mapping[str, str]) -> None:
+        """Refuse a checkpoint of training on other images.
+
+        Raises:
+            MetasegError: if it is one.
+        """
+        if changed := sorted(pool.name for pool in self.pools if state_dict.get(pool.name) != pool.key):
+            raise MetasegError(
+                f"Training began on other images of {', '.join(changed)} than those in data.root now; restore them to "
+                "resume it, or begin a new run in another hydra.run.dir."
+            )
 
     def require_training_data(self) -> None:
         """Refuse to train without source pools.

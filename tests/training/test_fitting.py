@@ -80,6 +80,11 @@ def test_a_skipped_step_costs_itself_alone_and_a_run_killed_after_it_goes_on_bit
     with pytest.raises(Killed):
         run("broken", killed=(1, 2))
     broken = RunDirectory(directory.path.with_name("broken"))
+    state = torch.load(broken.last, weights_only=True)
+    other = broken.last.with_name("other.ckpt")
+    torch.save(state | {"EpisodicData": state["EpisodicData"] | {"kvasir": "others"}}, other)
+    with pytest.raises(MetasegError, match="Training began on other images of kvasir than"):
+        run("broken", checkpoint=other)
     _, rest, _ = run("broken", checkpoint=broken.last)
     assert rest == seen[STEPS + 2 :]
     whole, gone_on = (torch.load(one.last, weights_only=True)["state_dict"] for one in (directory, broken))

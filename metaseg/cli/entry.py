@@ -280,6 +280,9 @@ def _sentence(error: Exception, config_name: str) -> str:
             return f"{unknown[1]} is not a setting of the {group} chosen: leave it out, or choose another {group}."
         near = nearest(unknown[1], known)
         return f"{unknown[1]} is not a setting: {near or f'`{called()} --help` lists them all.'}"
+    if (several := re.match(r"Ambiguous value for argument '([^']+)'", said)) is not None:
+        return f"{several[1]} names several values: add -m to run each of them."
+    said = re.sub(r"(.*?) full_key: (\S+).*", r"\2: \1", said)  # of OmegaConf's errors
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         said += f" ({' '.join(str(error.__cause__).split())})"
     return f"{said.rstrip('.')}; see conf/ or `{called()} --help` for the available settings."

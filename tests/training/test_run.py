@@ -319,6 +319,8 @@ def test_resuming_prints_changed_settings(tmp_path, capsys):
         (["trainer.devices=3", "trainer.strategy=ddp"], ["divide evenly"]),
         (["ckpt_path=last"], ["last.ckpt", "hydra.run.dir"]),
         (["protocol=paper", "adapt.recipe=quick"], ["adapt.recipe=quick", "protocol=tuned"]),
+        (["learner=maml,imaml"], ["learner=maml,imaml names several values: add -m"]),
+        (["data.size=${nowhere}"], ["data.size: Interpolation key 'nowhere' not found; see"]),
     ],
 )
 def test_wrong_settings_are_refused_in_one_sentence(train, overrides, words, tmp_path, monkeypatch):

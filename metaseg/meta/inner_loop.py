@@ -77,17 +77,16 @@ class InnerLoop:
         return self.lr * min(1.0, count / WARMUP) * 0.5 * (1 + math.cos(math.pi * (count - 1) / self.steps))
 
     @cached_property
-    def _changes(self) -> list[int]:
-        """Positions where the rate changes."""
+    def _runs(self) -> list[tuple[int, int, float]]:
         assert self.rates is not None
-        return (torch.nonzero(self.rates[1:] != self.rates[:-1]).flatten() + 1).tolist()
+        changes = (torch.nonzero(self.rates[1:] != self.rates[:-1]).flatten() + 1).tolist()
+        ends = [0, *changes, len(self.rates)]
+        return [(first, last, float(self.rates[first])) for first, last in pairwise(ends)]
 
     def runs(self, count: int) -> list[tuple[int, int, float]]:
         """(start, stop, rate) of each maximal run of equal rates in a vector of ``count`` parameters."""
-        if self.rates is None:
-            return [(0, count, 1.0)]
-        ends = [0, *self._changes, count]
-        return [(first, last, float(self.rates[first])) for first, last in pairwise(ends)]
+        # Read from the device once and not in each step, which would wait for a GPU.
+        return [(0, count, 1.0)] if self.rates is None else self._runs
 
 
 Moments = tuple[Tensor, ...]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
@@ -17,6 +18,8 @@ from metaseg.errors import MetasegError
 from metaseg.runs.result import Curve
 from metaseg.system import replacing
 
+Look = Mapping[str, Any]
+"""Matplotlib's settings of a line."""
 DOTS = 150
 """Dots per inch."""
 # Okabe and Ito's palette, distinct with every common colour blindness, without its yellow, too pale for lines on white.
@@ -43,6 +46,7 @@ _DICE = (
 _MARKERS = "osD^vPX<>*hp"
 _INSIDE = 6  # legend entries that fit next to a figure; a longer legend goes below it
 _BESIDE = 30  # characters of a label that fit next to a figure
+_FEW = 6
 _ADAPTATION_TICKS = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -105,7 +109,7 @@ def adaptation_curve(
     path: Path,
     baselines: Mapping[str, float | None] | None = None,
     title: str = "",
-    places: Mapping[str, int] | None = None,
+    looks: Mapping[str, Look] | None = None,
 ) -> Path:
     """Draw the mean Dice over adaptation steps with its interval as a band.
 
@@ -115,26 +119,27 @@ def adaptation_curve(
         path: output PNG.
         baselines: label → Dice in [0, 1], drawn as horizontal lines; None values are omitted.
         title: title of the figure.
-        places: label → index in a list shared by several figures, so that a system looks the same in all of them;
-            default: the order of `series`.
+        looks: label → its look, the same in several figures; default: by the order of `series`.
     """
     entries = len(series) + sum(value is not None for value in (baselines or {}).values())
     widest = max((len(label) for label in (*series, *(baselines or {}))), default=0)
     beside = entries <= _INSIDE and widest <= _BESIDE
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    last = 1.0
+    last, measured = 1.0, set[int]()
     for index, (label, curve) in enumerate(series.items()):
         steps, dsc = np.asarray(curve.steps, float), 100 * np.asarray(curve.dsc, float)
-        look = look_of(places[label] if places else index)
+        look = looks[label] if looks else look_of(index)
         if len(steps) == 1:
-            axes.axhline(float(dsc[0]), label=label, linestyle=(0, (6, 3)), linewidth=1.5, **look, markevery=(0, 1))
+            dashed = dict(look) | {"linestyle": (0, (6, 3)), "markevery": (0, 1)}
+            axes.axhline(float(dsc[0]), label=label, linewidth=1.5, **dashed)
             continue
         if curve.low and curve.high:
             low, high = (100 * np.asarray(bound, float) for bound in (curve.low, curve.high))
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
         axes.plot(steps, dsc, label=label, linewidth=1.6, clip_on=False, **look)
         last = max(last, float(steps.max()))
+        measured |= set(curve.steps)
     drawn = {label: value for label, value in (baselines or {}).items() if value is not None}
     for index, (label, value) in enumerate(drawn.items()):
         dashes = BASELINE_DASHES[index % len(BASELINE_DASHES)]
@@ -142,7 +147,8 @@ def adaptation_curve(
         axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=name)
     # log(1 + steps): the first steps matter most, and step 0, before adaptation, must be on the axis.
     axes.set_xscale("function", functions=(np.log1p, np.expm1))
-    ticks = [tick for tick in _ADAPTATION_TICKS if tick <= last]
+    # Where few steps were measured, nothing is known of others.
+    ticks = sorted(measured) if 0 < len(measured) <= _FEW else [tick for tick in _ADAPTATION_TICKS if tick <= last]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0, last * 1.04)
@@ -168,15 +174,22 @@ def _legend_below(figure: Figure, entries: int) -> None:
             legend.remove()
 
 
-def look_of(place: int) -> dict[str, Any]:
-    """Colour and marker of the system at a place in a table, distinct for 12 systems and more."""
+def look_of(place: int, variant: int = 0) -> Look:
+    """Colour, marker and line of a learner, by its place in a list that all figures share.
+
+    Distinct for 12 learners and more; variants of a learner have a paler or darker colour, another marker and dashes.
+    """
     colour = PALETTE[place % len(PALETTE)]
+    if variant:
+        red, green, blue = (0.5 * part + 0.5 * (variant % 2) for part in to_rgb(colour))
+        colour = to_hex((red, green, blue))
     hollow = place >= len(PALETTE)
     return {
         "color": colour,
-        "marker": _MARKERS[place % len(_MARKERS)],
+        "marker": _MARKERS[(place + variant) % len(_MARKERS)],
         "markersize": 4.5,
         "markerfacecolor": "white" if hollow else colour,
+        "linestyle": (0, (4, 1.5)) if variant else "-",
     }
 
 

@@ -22,6 +22,8 @@ TRIVIAL = {
 }
 """Trivial baselines in table order: key in result.json → heading."""
 
+NO_PAIR = "No pair"
+"""Label of fine-tuning on the K images alone, the learner scratch."""
 _OPPONENTS = ("maml", "joint", "scratch")
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from metaseg.plots.figures import look_of, plain_axes, save
+from metaseg.plots.figures import Look, plain_axes, save
 from metaseg.reporting.runs import Run
 from metaseg.runs.result import Curve
 
@@ -46,7 +46,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve | None:
 
 
 def epoch_curves(
-    groups: Sequence[tuple[str, int, Sequence[Run]]], path: Path, places: Mapping[str, int]
+    groups: Sequence[tuple[str, int, Sequence[Run]]], path: Path, looks: Mapping[str, Look]
 ) -> Path | None:
     """Draw training and validation loss and Dice after the inner loop over epochs, as the paper's figure 2.
 
@@ -54,7 +54,7 @@ def epoch_curves(
         groups: (learner's label, shots, runs); seeds are averaged per epoch. Colour shows the learner, line style the
             shots.
         path: where the PNG goes.
-        places: label → place among the looks of systems, for its colour.
+        looks: label → its look, whose colour is used.
 
     Returns:
         `path`, or None if nothing was logged.
@@ -72,7 +72,7 @@ def epoch_curves(
                 values.index + 1,
                 scale * values,
                 label=f"{label}, {shots} shots",
-                color=look_of(places[label])["color"],
+                color=looks[label]["color"],
                 linestyle=_DASHES[shot_counts.index(shots) % len(_DASHES)],
                 linewidth=1.6,
                 marker="o" if len(values) <= 15 else None,
@@ -98,21 +98,21 @@ def epoch_curves(
     return path
 
 
-def violins(series: Mapping[str, np.ndarray], path: Path, title: str, places: Mapping[str, int]) -> Path:
+def violins(series: Mapping[str, np.ndarray], path: Path, title: str, looks: Mapping[str, Look]) -> Path:
     """Draw the distribution of Dice over images: one violin per system, quartiles as a bar, median as a white dot.
 
     Args:
         series: label → Dice per image (mean over seeds and draws), fractions in [0, 1]; at least one value.
         path: where the PNG goes.
         title: of the figure.
-        places: label → place among the looks of systems, for its colour.
+        looks: label → its look, whose colour is used.
     """
     figure = Figure(figsize=(6.4, 1.0 + 0.36 * len(series)), layout="constrained")
     axes = figure.subplots()
     labels = list(series)[::-1]
     for height, label in enumerate(labels):
         percents = 100 * series[label]
-        colour = look_of(places[label])["color"]
+        colour = looks[label]["color"]
         if percents.min() < percents.max():  # matplotlib refuses a violin of equal values
             parts: Any = axes.violinplot([percents], [height], orientation="horizontal", widths=0.8, showextrema=False)
             (body,) = parts["bodies"]

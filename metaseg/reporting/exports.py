@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaseg.reporting.cells import TRIVIAL, Block, Line, covers
+from metaseg.reporting.cells import NO_PAIR, TRIVIAL, Block, Line, covers
 from metaseg.reporting.differences import uneven
 from metaseg.runs.directory import write_csv
 from metaseg.runs.summary import percent
@@ -19,7 +19,7 @@ UNEVEN = "Runs of this table differ in"
 """Before a line of `uneven`."""
 
 COUNTS = "Seeds, draws, images"
-HEADINGS = ("System", "Shots", "Paper", "Ours", "95 % interval", "Difference", "Steps", COUNTS, "Scratch")
+HEADINGS = ("System", "Shots", "Paper", "Ours", "95 % interval", "Difference", "Steps", COUNTS, NO_PAIR)
 CSV_COLUMNS = (
     *("table", "target", "system", "beyond_paper", "shots", "adaptation_steps"),
     *("paper", "quoted", "ours", "low", "high", "difference", "best"),
@@ -75,7 +75,7 @@ def paper(line: Line) -> str:
 def texts(line: Line) -> dict[str, str]:
     """A line of a table: heading → text, the same in every format."""
     shots = ", ".join(map(str, line.shots))
-    beside = {"Scratch": percent(line.scratch)} | {key: percent(line.trivial.get(key)) for key in TRIVIAL}
+    beside = {NO_PAIR: percent(line.scratch)} | {key: percent(line.trivial.get(key)) for key in TRIVIAL}
     if len(line.shots) > 1:
         beside = dict.fromkeys(beside, "")
     found = {"System": line.row.label, "Shots": shots, "Paper": paper(line)}

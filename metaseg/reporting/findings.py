@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +12,9 @@ from matplotlib.figure import Figure
 from metaseg.errors import listed, plural
 from metaseg.evaluation.paired import PairedTest
 from metaseg.plots.figures import look_of, plain_axes, save
-from metaseg.reporting.cells import Block, covers
+from metaseg.reporting.cells import Block
+from metaseg.reporting.differences import described
+from metaseg.reporting.exports import signed
 
 SIGNIFICANT = 0.05
 """Level of p values corrected for all comparisons of a table."""
@@ -69,8 +70,8 @@ def findings(blocks: Sequence[Block]) -> list[str]:
     compared = differences(blocks)
     compared = [one for one in compared if one.system == compared[0].system]
     sentences = [
-        _against([one for one in compared if one.from_scratch], "training from scratch"),
-        _against([one for one in compared if not one.from_scratch], "the learners it is compared with"),
+        _against([one for one in compared if one.from_scratch]),
+        _against([one for one in compared if not one.from_scratch]),
         _published(blocks),
     ]
     return [sentence for sentence in sentences if sentence]
@@ -95,65 +96,90 @@ def draw(compared: Sequence[Difference], path: Path, titles: Mapping[str, str]) 
             place = systems.index(one.system)
             height = rows.index((one.table, one.target, one.shots)) + _APART * (place - (len(systems) - 1) / 2)
             mean, low, high = (100 * value for value in one.test.difference)
-            look = look_of(place) | ({} if one.certain else {"markerfacecolor": "white"})
+            look = _point(place) | ({} if one.certain else {"markerfacecolor": "white"})
             reach = np.nan_to_num([[mean - low], [high - mean]])
-            axes.errorbar([mean], [height], xerr=reach, linewidth=1.4, capsize=2, linestyle="none", **look)
+            drawn = axes.errorbar([mean], [height], xerr=reach, linewidth=1.4, capsize=2, **look)
+            if one.test.seeds == 1:
+                drawn[2][0].set_linestyle((0, (1.5, 1)))
         plain_axes(axes, "points of Dice ahead", "")
-        acronym = opponent[1:2].isupper()
-        axes.set_title(f"against {opponent if acronym else opponent[0].lower() + opponent[1:]}", fontsize=9)
+        axes.set_title(f"against {in_a_sentence(opponent)}", fontsize=9)
     panels[0].set_yticks(range(len(rows)), [f"table {n}: {titles.get(to, to)}, {shots} shots" for n, to, shots in rows])
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     for place, system in enumerate(systems):
-        panels[0].errorbar([], [], xerr=[], label=system, linewidth=1.4, capsize=2, linestyle="none", **look_of(place))
-    over = textwrap.fill(f"95 % intervals over {covers(one.test for one in compared)}", 110)
+        look = _point(place) | {"markerfacecolor": "white"}
+        panels[0].errorbar([], [], xerr=[], label=system, linewidth=1.4, capsize=2, **look)
     figure.legend(
-        loc="outside lower center", frameon=False, fontsize=8, title=over, title_fontsize=8, ncols=len(systems)
+        loc="outside lower center",
+        frameon=False,
+        fontsize=8,
+        title="95 % intervals, dotted: of one seed. Filled: also p < 5 %, corrected for all comparisons of the table",
+        title_fontsize=8,
+        ncols=len(systems),
     )
     save(figure, path)
     return path
 
 
-def _against(compared: Sequence[Difference], opponent: str) -> str:
-    sentences = []
+def _point(place: int) -> dict[str, Any]:
+    """The look of one of iMAML's rows, without a line between points."""
+    return {**look_of(0, place), "linestyle": "none"}
+
+
+def _against(compared: Sequence[Difference]) -> str:
+    """By how much the system is ahead of its opponents at each number of shots, and how sure that is."""
+    if not compared:
+        return ""
+    parts = []
+    for shots in sorted({one.shots for one in compared}):
+        here = [one for one in compared if one.shots == shots]
+        means = sorted(one.test.difference.mean for one in here)
+        leads = " to ".join(dict.fromkeys(map(signed, (means[0], means[-1]))))
+        above, below = (sum(one.side == side for one in here) for side in (1, -1))
+        fewest, most = (pick(one.test.seeds for one in here) for pick in (min, max))
+        seeds = plural(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+        parts.append(
+            f"{leads} points with {plural(shots, 'image')} (the 95 % interval is "
+            f"above 0 in {above} of {len(here)}, below in {below}; {seeds})"
+        )
     tested = [one for one in compared if one.test.seeds > 1]
-    if tested:
-        ahead, behind = (sum(one.certain and one.side == side for one in tested) for side in (1, -1))
-        sentences.append(
-            f"{tested[0].system} is ahead of {opponent} in {ahead} of {plural(len(tested), 'comparison')} and behind "
-            f"in {behind}; in {len(tested) - ahead - behind} the difference could be chance."
-        )
-    alone = [one for one in compared if one.test.seeds == 1]
-    if alone:
-        above, below = (sum(one.side == side for one in alone) for side in (1, -1))
-        sentences.append(
-            f"Over {covers(one.test for one in alone)}, the 95 % interval of {alone[0].system}'s lead over {opponent} "
-            f"is above 0 in {above} of {plural(len(alone), 'comparison')} and below 0 in {below}. This says nothing "
-            "about other seeds."
-        )
-    return " ".join(sentences)
+    ahead, behind = (sum(one.certain and one.side == side for one in tested) for side in (1, -1))
+    opponents = " and ".join(in_a_sentence(name) for name in dict.fromkeys(one.opponent for one in compared))
+    sure = f"p corrected for all comparisons of a table is below 5 % in {ahead + behind} of {len(tested)}"
+    if ahead and behind:
+        sure += f", of which {compared[0].system} is behind in {behind}"
+    return f"{compared[0].system} is ahead of {opponents} by {', '.join(parts)}{f'; {sure}' if tested else ''}."
+
+
+def in_a_sentence(label: str) -> str:
+    """A system's label with a small first letter, unless it is an acronym."""
+    return label if label[1:2].isupper() else label[0].lower() + label[1:]
 
 
 def _published(blocks: Sequence[Block]) -> str:
-    to_the_paper = {
+    """Our means beside the paper's, except where the paper's is below that of marking every pixel."""
+    found = {
         (line.row.label, block.target, line.shots, line.paper): line
         for block in blocks
         for line in block.lines
         if line.difference is not None
     }
-    if not to_the_paper:
+    above, alone, below_trivial = 0, 0, 0
+    for line in found.values():
+        assert line.paper is not None
+        assert line.difference is not None
+        if line.paper <= line.trivial.get("all_foreground", 0.0):
+            below_trivial += 1
+            continue
+        above += line.difference > 0
+        alone += line.scratch is not None and line.scratch > line.paper
+    count = len(found) - below_trivial
+    if not count:
         return ""
-    lines = to_the_paper.values()
-    above = sum(line.difference is not None and line.difference > 0 for line in lines)
-    alone = sum(line.paper is not None and line.scratch is not None and line.scratch > line.paper for line in lines)
-    weights = {
-        f"{run.result.weights.name}, {run.result.weights.trained_on}"
-        for block in blocks
-        for cell in block.cells
-        for run in cell.runs
-        if run.outer_steps and run.result.weights is not None and run.settings["model"]["init"] != "brain_mri"
-    }
-    start = f", from other initial weights ({listed(sorted(weights))})" if weights else ""
+    runs = [run for block in blocks for cell in block.cells if not cell.row.further for run in cell.runs]
+    networks = sorted({f"{described(run.settings)} at {run.settings['data']['size']} pixels" for run in runs})
+    except_for = f", without {below_trivial} in which marking every pixel is," if below_trivial else ","
     return (
-        f"Our means are above the paper's in {above} of {plural(len(lines), 'cell')}{start}; training from scratch "
-        f"alone is above them in {alone}."
+        f"Our means are above the paper's in {above} of {plural(count, 'cell')}{except_for} and those of no pair in "
+        f"{alone}. Our network: {listed(networks, 3)}; the paper's: an attention U-Net with random or brain-MRI "
+        "weights at 256 pixels."
     )

@@ -6,13 +6,14 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metaseg.reporting import exports
 from metaseg.reporting.cells import TRIVIAL, Block, Comparison, Line, covers, known_mean
-from metaseg.reporting.differences import Initial, settings_of, uneven
+from metaseg.reporting.differences import Initial, described, settings_of, uneven
 from metaseg.reporting.findings import findings
 from metaseg.reporting.runs import Found, Run
 from metaseg.runs.result import Weights
@@ -90,17 +91,23 @@ def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
     trained = [run for run in runs if run.outer_steps]
     facts: list[tuple[str, Iterable[Any]]] = [
         ("image side, pixels", (_at(run, "data", "size") for run in runs)),
-        ("features of the first level", (_at(run, "model", "features") for run in runs)),
+        ("network", (described(run.settings) for run in runs)),
         ("epochs trained", (run.epochs for run in trained)),
         ("outer steps", (run.outer_steps for run in trained)),
         ("protocol", (_at(run, "protocol", "name") for run in runs)),
         ("initial weights", (_pretrained(run) for run in runs)),
-        ("start of meta-training", (run.result.start for run in trained)),
+        ("start of meta-training", (_start(run) for run in trained)),
         ("batch-norm statistics", (_norm(_at(run, "model", "norm")) for run in runs)),
         ("images scored at most", (_at(run, "evaluation", "limit") or "all" for run in runs)),
         ("seeds", (run.settings["seed"] for run in runs)),
     ]
     return [(name, _values(values)) for name, values in facts]
+
+
+def _start(run: Run) -> str | None:
+    """Where training started; of a checkpoint the folder of its run, as each pair and seed has one of its own."""
+    path = Path(run.result.start or "")
+    return f"checkpoints in {path.parents[2]}" if path.suffix == ".ckpt" and len(path.parents) > 3 else run.result.start
 
 
 def _pretrained(run: Run) -> str:
@@ -212,7 +219,7 @@ def _comparison(one: Comparison) -> dict[str, str]:
         "difference": exports.signed(mean),
         "interval": exports.signed_interval(low, high),
         "seeds": str(one.test.seeds),
-        "p": "needs two seeds" if math.isnan(one.p) else probability(one.p),
+        "p": "–" if math.isnan(one.p) else probability(one.p),
         "counts": f"{one.test.images} ({one.test.ahead} / {one.test.behind}), {one.test.draws}",
     }
 
@@ -224,12 +231,12 @@ def probability(p: float) -> str:
 
 def _initial(group: Initial, titles: Mapping[str, str]) -> dict[str, Any]:
     lines = []
-    for described, runs in sorted(group.variants.items()):
+    for start, runs in sorted(group.variants.items()):
         for target in runs[0].targets:
             scored = [run.result.targets[target] for run in runs if target in run.targets]
             lines.append(
                 {
-                    "start": described,
+                    "start": start,
                     "target": titles.get(target, target),
                     "before": percent(known_mean(scores.dsc_before.mean for scores in scored if scores.dsc_before)),
                     "after": percent(known_mean(scores.dsc.mean for scores in scored)),

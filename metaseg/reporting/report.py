@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from metaseg.data import catalogue
-from metaseg.errors import MetasegError
-from metaseg.plots.figures import adaptation_curve
+from metaseg.errors import MetasegError, plural
+from metaseg.plots.figures import Look, adaptation_curve, look_of
 from metaseg.reporting import comparisons
-from metaseg.reporting.cells import Block, blocks, covers, matrix, trivial
+from metaseg.reporting.cells import NO_PAIR, Block, blocks, covers, matrix, trivial
 from metaseg.reporting.datasets import export_datasets, read_datasets
 from metaseg.reporting.differences import Initial, initial_weights
 from metaseg.reporting.exports import export
@@ -24,8 +25,11 @@ from metaseg.runs.tables import NUMBERS, TableCell, load_table
 from metaseg.system import replacing
 
 CURVE_WIDTH, PHOTOGRAPH_WIDTH = 900, 620  # pixels in the page; the files in report/figures are larger
-FIRST_LOOKS = ("imaml", "maml", "joint", "fomaml", "anil", "reptile", "scratch")
-"""Learners with the most distinct colours, the same in every table; scratch is black."""
+_PLACES = (
+    *("imaml", "maml", "joint", "fomaml", "anil", "reptile", "scratch"),  # with colours of their own; scratch is black
+    *("prototypes", "linear", "pretrained", "pmg", "feyjie", "naive"),
+)
+"""Learners by their place among the looks of all figures."""
 
 
 def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, Found]:
@@ -80,10 +84,10 @@ def _differences(parts: Sequence[FilledTable], folder: Path, titles: dict[str, s
     if not compared:
         return []
     path = draw_differences(compared, folder / "differences.png", titles)
-    over = covers(one.test for one in compared)
     caption = (
-        f"Paired differences in Dice with 95 % intervals over {over}. Filled: the interval excludes 0, and p, which "
-        "needs two seeds and is corrected for all comparisons of the table, is below 5 %; hollow: the others."
+        "Paired differences in Dice with 95 % intervals: over seeds and groups of images or, dotted, over draws and "
+        "groups of images of a single seed. Filled: the interval excludes 0, and p, which needs two seeds and is "
+        "corrected for all comparisons of the table, is below 5 %; hollow: the others."
     )
     names = {run.name for part in parts for block in part.blocks for run in block.runs}
     return [TableFigure("differences", comparisons.embedded(path, CURVE_WIDTH), caption, tuple(sorted(names)))]
@@ -93,10 +97,9 @@ def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str], label
     """Dice over the number of annotated images, a figure for each pair and target."""
     found = []
     for one in over_shots(runs):
-        order = [*FIRST_LOOKS, *sorted(set(one.learners) - set(FIRST_LOOKS))]
         where = f"{titles.get(one.target, one.target)}, pair {one.pair}, {one.mixing} tasks"
         path = folder / f"shots_{one.pair}_{one.mixing}_{one.target}.png"
-        draw(one, path, where, {learner: place for place, learner in enumerate(order)}, labels)
+        draw(one, path, where, {learner: _look(learner) for learner in one.learners}, labels)
         over = covers(point for curve in one.learners.values() for point in curve.values())
         once = ", ".join(labels.get(learner, learner) for learner in one.once)
         caption = (
@@ -111,36 +114,47 @@ def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str], label
 def _pictures(filled: Sequence[Block], folder: Path, titles: dict[str, str]) -> list[TableFigure]:
     """A table's adaptation curves, distributions, learning curves and overlays."""
     table = filled[0].table
-    order = {learner: place for place, learner in enumerate(FIRST_LOOKS)}
-    ranked = sorted(table.rows, key=lambda row: order.get(row.learner, len(order)))
-    places = {row.label: place for place, row in enumerate(ranked)}
+    variants, looks = Counter[str](), dict[str, Look]()
+    for row in table.rows:
+        looks[row.label] = _look(row.learner, variants[row.learner])
+        variants[row.learner] += 1
     found = []
     for block in filled:
         for shots in sorted({cell.shots for cell in block.cells}):
             cells = [cell for cell in block.cells if cell.shots == shots and cell.runs]
             if not cells:
                 continue
-            where = f"{titles.get(block.target, block.target)}, {shots} shots"
+            where = f"table {table.number}: {titles.get(block.target, block.target)}, {shots} shots"
             stem = f"table{table.number}_{block.target}_{shots}shot"
-            found += _adaptation(cells, folder / f"{stem}_adaptation.png", where, places)
-            values = {cell.row.label: matrix(cell.runs, cell.target).mean().to_numpy(float) for cell in cells}
-            path = comparisons.violins(values, folder / f"{stem}_images.png", where, places)
+            found += _adaptation(cells, folder / f"{stem}_adaptation.png", where, looks)
+            values = {_of_seeds(cell): matrix(cell.runs, cell.target).mean().to_numpy(float) for cell in cells}
+            styles = {_of_seeds(cell): looks[cell.row.label] for cell in cells}
+            path = comparisons.violins(values, folder / f"{stem}_images.png", where, styles)
             caption = f"Dice of single images after adaptation, {where}: each is the mean over support draws and seeds."
             found.append(TableFigure("images", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells)))
-    found += _learning_curves(filled[0], folder, places)
+    found += _learning_curves(filled[0], folder, looks)
     for block in filled:
         found += _overlays(block, titles)
     return found
 
 
-def _adaptation(cells: Sequence[TableCell], path: Path, where: str, places: dict[str, int]) -> list[TableFigure]:
+def _look(learner: str, variant: int = 0) -> Look:
+    return look_of(_PLACES.index(learner) if learner in _PLACES else len(_PLACES), variant)
+
+
+def _of_seeds(cell: TableCell) -> str:
+    """A system with the number of its seeds, as they may differ between systems."""
+    return f"{cell.row.label} ({plural(len({run.settings['seed'] for run in cell.runs}), 'seed')})"
+
+
+def _adaptation(cells: Sequence[TableCell], path: Path, where: str, looks: Mapping[str, Look]) -> list[TableFigure]:
     target = cells[0].target
     curves = {
-        cell.row.label: comparisons.mean_curve([run.result.targets[target].curve for run in cell.runs])
+        _of_seeds(cell): comparisons.mean_curve([run.result.targets[target].curve for run in cell.runs])
         for cell in cells
     }
     known = {label: curve for label, curve in curves.items() if curve is not None}
-    places = dict(places)
+    styles = {_of_seeds(cell): looks[cell.row.label] for cell in cells}
     if not any(cell.row.learner == "scratch" for cell in cells):
         beside = {
             run.settings["seed"]: run.result.scratch[target].curve
@@ -150,8 +164,7 @@ def _adaptation(cells: Sequence[TableCell], path: Path, where: str, places: dict
         }
         curve = comparisons.mean_curve(list(beside.values()))
         if curve is not None:
-            known["Training from scratch"] = curve
-            places.setdefault("Training from scratch", len(places))
+            known[NO_PAIR], styles[NO_PAIR] = curve, _look("scratch")
     if not known:
         return []
     # With more than a few series, bands hide each other.
@@ -159,10 +172,12 @@ def _adaptation(cells: Sequence[TableCell], path: Path, where: str, places: dict
         known = {label: Curve(steps=curve.steps, dsc=curve.dsc) for label, curve in known.items()}
     floors = trivial([run for cell in cells if cell.row.learner != "naive" for run in cell.runs], target)
     names = {trivial_name(key): value for key, value in floors.items()}
-    adaptation_curve(known, path, names, where, places)
+    adaptation_curve(known, path, names, where, styles)
+    band = " Bands: 95 % intervals." if any(curve.low for curve in known.values()) else ""
     caption = (
-        f"Dice over adaptation steps, {where}. Coloured dashes: systems that do not adapt; grey lines: trivial "
-        "baselines. Mean over seeds, measured on a subset of the images (evaluation.curve_limit)."
+        f"Dice over adaptation steps, {where}, measured at the numbers below the axis on a subset of the images "
+        "(evaluation.curve_limit); mean over the seeds that each system has. Coloured dashes without a curve: systems "
+        f"that do not adapt; grey lines: trivial baselines.{band}"
     )
     return [TableFigure("adaptation", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
 
@@ -187,15 +202,15 @@ def _starts(group: Initial, folder: Path, titles: dict[str, str]) -> list[TableF
     return found
 
 
-def _learning_curves(block: Block, folder: Path, places: dict[str, int]) -> list[TableFigure]:
+def _learning_curves(block: Block, folder: Path, looks: Mapping[str, Look]) -> list[TableFigure]:
     cells = [cell for cell in block.cells if cell.runs and cell.row.learner in ("maml", "imaml")]
     groups = [(cell.row.label, cell.shots, cell.runs) for cell in cells]
     path = folder / f"table{block.table.number}_learning_curves.png"
-    if not groups or comparisons.epoch_curves(groups, path, places) is None:
+    if not groups or comparisons.epoch_curves(groups, path, looks) is None:
         return []
     caption = (
-        "Loss and Dice after the inner loop over epochs, as the paper's figure 2; validation is on held-out images of "
-        "the source pair, never on the target. Mean over seeds."
+        "Loss and Dice of MAML and iMAML after the inner loop over epochs, as the paper's figure 2; validation is on "
+        "held-out images of the source pair, never on the target. Mean over the seeds that each has."
     )
     return [TableFigure("epochs", comparisons.embedded(path, CURVE_WIDTH), caption, _names(cells))]
 

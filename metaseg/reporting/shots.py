@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from metaseg.plots.figures import BASELINE_DASHES, look_of, plain_axes, save
+from metaseg.plots.figures import BASELINE_DASHES, Look, plain_axes, save
 from metaseg.reporting.cells import Ours, ours, trivial
 from metaseg.reporting.runs import Run
 from metaseg.runs.summary import trivial_name
@@ -67,14 +67,14 @@ def over_shots(runs: Sequence[Run]) -> list[OverShots]:
     return found
 
 
-def draw(figure: OverShots, path: Path, title: str, places: Mapping[str, int], labels: Mapping[str, str]) -> Path:
+def draw(figure: OverShots, path: Path, title: str, looks: Mapping[str, Look], labels: Mapping[str, str]) -> Path:
     """Draw the curves with their intervals, side by side at each number; trivial baselines are grey.
 
     Args:
         figure: what to draw.
         path: where the PNG goes.
         title: stands above the figure.
-        places: learner → place among the looks of systems.
+        looks: learner → its look.
         labels: learner → its name for readers; without one the learner's own is shown.
     """
     canvas = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -86,8 +86,8 @@ def draw(figure: OverShots, path: Path, title: str, places: Mapping[str, int], l
         )
         reach = np.nan_to_num(np.stack([means - lows, highs - means]))
         beside = np.array(list(curve)) * (1 + APART * (number - (len(figure.learners) - 1) / 2))
-        look = look_of(places[learner])
-        axes.errorbar(beside, means, reach, label=labels.get(learner, learner), linewidth=1.6, capsize=2, **look)
+        label = labels.get(learner, learner)
+        axes.errorbar(beside, means, reach, label=label, linewidth=1.6, capsize=2, **looks[learner])
     for (name, floor), dashes in zip(figure.trivial.items(), itertools.cycle(BASELINE_DASHES)):
         percents = [100 * value for value in floor.values()]
         axes.plot(list(floor), percents, linestyle=dashes, color="0.6", linewidth=1.1, label=trivial_name(name))

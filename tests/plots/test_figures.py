@@ -84,7 +84,7 @@ def test_adaptation_curve_shows_steps_band_and_baselines(tmp_path, drawn):
     assert lines(axes)["trained"] == ([0, 5, 200], [25, 50, 75])
     assert lines(axes)["all foreground"][1] == [25, 25]
     assert "Otsu" not in lines(axes)
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "5", "10", "20", "50", "100", "200"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "5", "20", "200"]  # those measured
     (band,) = axes.collections
     corners = band.get_paths()[0].vertices
     assert {tuple(corner) for corner in corners} >= {(0, 12.5), (0, 37.5), (5, 37.5), (5, 62.5)}
@@ -105,12 +105,13 @@ def test_a_system_that_does_not_adapt_is_a_dashed_line_across(tmp_path, drawn):
 
 def test_many_systems_are_told_apart_and_look_the_same_in_every_figure(tmp_path, drawn):
     looks = [figures.look_of(place) for place in range(14)]
-    assert len({(look["color"], look["marker"], look["markerfacecolor"]) for look in looks}) == 14
+    variants = [figures.look_of(0, variant) for variant in (1, 2)]
+    assert len({(look["color"], look["marker"], look["markerfacecolor"]) for look in (*looks, *variants)}) == 16
     names = [f"system {place}" for place in range(14)]
     curve = Curve(steps=[0, 5], dsc=[0.25, 0.5])
-    places = {name: place for place, name in enumerate(names)}
-    figures.adaptation_curve(dict.fromkeys(names, curve), tmp_path / "a.png", places=places)
-    figures.adaptation_curve({names[9]: curve}, tmp_path / "b.png", places=places)
+    shared = dict(zip(names, looks, strict=True))
+    figures.adaptation_curve(dict.fromkeys(names, curve), tmp_path / "a.png", looks=shared)
+    figures.adaptation_curve({names[9]: curve}, tmp_path / "b.png", looks=shared)
     (first,), (second,) = (figure.axes for figure in drawn)
     one = next(line for line in first.get_lines() if line.get_label() == names[9])
     (other,) = second.get_lines()

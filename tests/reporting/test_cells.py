@@ -1,4 +1,4 @@
-"""The numbers of a table's cells: Dice with intervals, the best system, paired differences, training from scratch."""
+"""The numbers of a table's cells: Dice with intervals, the best system, paired differences, no pair."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_runs_of_a_version_without_a_setting_stand_beside_those_that_do_the_same
     for seed, changes in enumerate(({}, {"learner__adapt__start_worth": 0, "model__recipe": {"adapt": 1}})):
         write_run(tmp_path / str(seed), "scratch", seed=seed, **changes)
     write_run(tmp_path / "another", "scratch", seed=2, learner__adapt__start_worth=2)
-    assert line_of(block_of(tmp_path), "Training from scratch").ours.seeds == 2
+    assert line_of(block_of(tmp_path), "No pair").ours.seeds == 2
 
 
 def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from run_directories import write_run
 
+from metaseg.plots.figures import look_of
 from metaseg.reporting import comparisons
 from metaseg.reporting.runs import read_runs
 from metaseg.runs.result import Curve
@@ -40,8 +41,8 @@ def test_learning_curves_of_learners_and_shots_in_one_figure(tmp_path, drawn):
             write_run(tmp_path / f"{learner}{shots}", learner, shots, pictures=True)
     runs = read_runs(tmp_path / "").runs
     groups = [(run.learner, run.settings["shots"], [run]) for run in runs]
-    places = {"imaml": 0, "maml": 1}
-    assert comparisons.epoch_curves(groups, tmp_path / "a.png", places) is not None
+    looks = {"imaml": look_of(0), "maml": look_of(1)}
+    assert comparisons.epoch_curves(groups, tmp_path / "a.png", looks) is not None
     assert len(drawn[0].axes) == 4
     lines = {line.get_label(): line for line in drawn[0].axes[0].get_lines()}
     assert set(lines) == {"imaml, 5 shots", "imaml, 10 shots", "maml, 5 shots", "maml, 10 shots"}
@@ -55,13 +56,13 @@ def test_learning_curves_of_learners_and_shots_in_one_figure(tmp_path, drawn):
 def test_no_figure_without_logged_values(tmp_path):
     write_run(tmp_path / "a")
     runs = read_runs(tmp_path).runs
-    assert comparisons.epoch_curves([("iMAML", 5, runs)], tmp_path / "a.png", {"iMAML": 0}) is None
+    assert comparisons.epoch_curves([("iMAML", 5, runs)], tmp_path / "a.png", {"iMAML": look_of(0)}) is None
     assert not (tmp_path / "a.png").exists()
 
 
 def test_violins_show_median_and_quartiles_and_take_equal_values(tmp_path, drawn):
     series = {"spread": np.linspace(0, 1, 5), "equal": np.full(4, 0.5)}
-    comparisons.violins(series, tmp_path / "a.png", "", {"spread": 0, "equal": 1})
+    comparisons.violins(series, tmp_path / "a.png", "", {"spread": look_of(0), "equal": look_of(1)})
     (axes,) = drawn[0].axes
     lines = [(list(line.get_xdata()), line.get_ydata()[0]) for line in axes.get_lines()]
     assert ([25, 75], 1) in lines

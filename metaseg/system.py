@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,7 +41,8 @@ def replacing(path: Path) -> Iterator[Path]:
         MetasegError: the file cannot be written (full disk, no permission).
     """
     # Not tempfile, whose files only their owner can read; other members of a group should see results.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # Short, as the name of the file may be as long as the file system allows.
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     try:
         with os_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)

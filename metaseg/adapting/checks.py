@@ -1,11 +1,11 @@
-"""Plausibility checks of a support set: they return warnings and refuse nothing."""
+"""Plausibility checks of a support set: warnings, and the refusal of an image that is there twice."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from metaseg.adapting.arrays import shrunk
-from metaseg.errors import listed, plural
+from metaseg.errors import MetasegError, listed, plural
 
 SHARE_RATIO = 30
 """Warn if the largest foreground fraction exceeds the smallest by this factor [D]. Five random images do so in one of
@@ -16,7 +16,10 @@ UNLIKE = 3.0
 """An image is unlike the support if its distance exceeds this multiple of the distance between support images [D].
 With 5 random support images this flags about 1 % of the other images of the same dataset, but 76 to 97 % of skin images
 given endoscopy as support, and 10 to 48 % of endoscopy given skin."""
-_SIDE = 128  # pixels, so that images of any resolution compare
+ALIKE = 0.5
+"""Images whose values, from 0 to 255, differ by less than this on average are one image, saved again perhaps [D].
+Consecutive frames of CVC-ClinicDB's videos differ by 0.9 and more, other images of the datasets at hand by 5."""
+SIDE = 128  # pixels, so that images of any resolution compare
 _NEAR = 0.08  # in colours from 0 to 1: minimum distance assumed between images of one kind, however alike
 
 
@@ -46,9 +49,36 @@ def of_support(names: Sequence[str], sizes: Sequence[tuple[int, int]], masks: Se
         small, large = (int(index) for index in (pixels.argmin(), pixels.argmax()))
         said.append(
             f"The images differ in size, from {_size(sizes[small])} ({names[small]}) to {_size(sizes[large])} "
-            f"({names[large]}); all are resized to one square, so crop those that show a wider view."
+            f"({names[large]}); all are resized to one shape, so crop those that show a wider view."
         )
     return said
+
+
+def require_different(names: Sequence[str], images: np.ndarray) -> None:
+    """Refuse annotated images of which two are one: a network that has learnt from one knows the other.
+
+    Args:
+        names: of the K images.
+        images: uint8 (K, h, w, 3), at any common size.
+
+    Raises:
+        MetasegError: if two are alike.
+    """
+    levels = images.mean((1, 2, 3))
+    for place in range(1, len(images)):
+        near = np.flatnonzero(np.abs(levels[:place] - levels[place]) < ALIKE)  # others cannot be alike
+        if (first := place_of(images[place], images[near])) is not None:
+            raise MetasegError(
+                f"Expected different annotated images, found {names[near[first]]} and {names[place]} alike; remove "
+                "one: a network that learns from one knows the other, and the Dice to expect would be too high."
+            )
+
+
+def place_of(image: np.ndarray, images: np.ndarray) -> int | None:
+    """The position of an image, uint8 (h, w, 3), among others, uint8 (K, h, w, 3); None if it is not there."""
+    apart = [float(np.abs(image.astype(np.int16) - other).mean()) for other in images]
+    place = int(np.argmin(apart)) if apart else 0
+    return place if apart and apart[place] < ALIKE else None
 
 
 def of_new(support: np.ndarray, images: np.ndarray, names: Sequence[str]) -> list[str]:
@@ -80,12 +110,12 @@ def look(image: np.ndarray) -> np.ndarray:
     """How an image looks: mean and standard deviation of each colour, as fractions.
 
     Args:
-        image: uint8 (H, W, 3), shrunk to `_SIDE` first.
+        image: uint8 (H, W, 3), shrunk to `SIDE` first.
 
     Returns:
         float64 (6,).
     """
-    pixels = shrunk(image, (_SIDE, _SIDE)).reshape(-1, 3) / 255
+    pixels = shrunk(image, (SIDE, SIDE)).reshape(-1, 3) / 255
     return np.concatenate([pixels.mean(0), pixels.std(0)])
 
 

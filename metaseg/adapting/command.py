@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +15,14 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from metaseg.adapting import checks, model_file, output
-from metaseg.adapting.arrays import same_size
+from metaseg.adapting.arrays import same_size, shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
 from metaseg.adapting.learning_curve import learning_curve
 from metaseg.adapting.loading import load
 from metaseg.adapting.masks import Reading, decide, foregrounds, require_foreground, survey
 from metaseg.adapting.model import Adapted, Model, Predicted
+from metaseg.adapting.plan import FEWEST_STEPS
 from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
 from metaseg.adapting.saved import NAME, load_segmenter, savable, save
 from metaseg.adapting.working_size import KEPT
@@ -36,6 +37,8 @@ _INPUTS = ("support", "images", "truth")
 _HOW = ("steps", "lr", "size", "crop", "per_step", "folds")
 _SCORES = ["dsc", "iou"]
 Read = TypeVar("Read")
+_LATE = 1.5
+"""Times the budget that adapting may take without a warning: its steps are counted in advance [D]."""
 _LONGEST = 1024  # pixels of an overlay's longer side: enough to judge an outline
 
 
@@ -88,11 +91,14 @@ def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
     given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
     paths = {key: expanded(value) for key, value in given.items() if value is not None}
     paths["out"] /= below
-    read = [(key, paths[key]) for key in _INPUTS if key in paths]
-    output.check(
-        paths["out"], read + [(key, path / "masks") for key, path in read if key == "support"], settings.overwrite
-    )
+    output.check(paths["out"], _read(paths), settings.overwrite)
     return paths
+
+
+def _read(paths: Mapping[str, Path]) -> list[tuple[str, Path]]:
+    """The folders that are read, each with the setting that names it."""
+    read = [(key, paths[key]) for key in _INPUTS if key in paths]
+    return read + [(key, path / "masks") for key, path in read if key == "support"]
 
 
 def _kept(settings: schema.Adaptation) -> bool:
@@ -105,23 +111,25 @@ def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Pat
     annotated = annotated_in(paths["support"]) if "support" in paths else []
     sources = images_in(paths["images"]) if "images" in paths else []
     _warn(passed_over(paths["images"]) if "images" in paths else [])
-    pictures, masks = _support(annotated, label, some=not _kept(settings))
-    truth = _Truth.read(truth_in(paths["truth"], sources), label) if "truth" in paths else None
     source = _source(settings)
+    if label is None and isinstance(source, Adapted):
+        label = source.label
+    pictures, masks, reading = _support(annotated, label, some=not _kept(settings))
+    truth = _Truth.read(truth_in(paths["truth"], sources), label, reading) if "truth" in paths else None
     began = time.monotonic()
-    with output.replaced(paths["out"], settings.checkpoint) as out:
+    with output.replaced(paths["out"], _read(paths), settings.overwrite, settings.checkpoint) as out:
         if isinstance(source, Adapted) and not annotated:
             adapted = source
         else:
             with Progress("adapting", None, "steps") as progress:
-                adapted = _adapted(source, pictures, masks, settings, progress.update)
+                adapted = _adapted(source, pictures, masks, label, settings, progress.update)
+            _warn(_late(settings, time.monotonic() - began))
             if settings.save:
                 done = savable(adapted) and save(adapted, out / NAME)
                 print(f"segmenter   {paths['out'] / NAME if done else 'not saved: nothing was adapted'}")
         _say(adapted, settings)
         if settings.curve:
-            with Progress("adapting to fewer", None, "folds") as progress:
-                print(learning_curve(adapted, progress.update).sentence())
+            _say_curve(adapted)
         for path in export(adapted, out, settings.export):
             print(f"segmenter   {paths['out'] / path.name}")
         if not sources:
@@ -133,6 +141,16 @@ def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Pat
         raise MetasegError(
             f"{' and '.join(faults)} could not be used, see the messages above; all others are in {paths['out']}."
         )
+
+
+def _late(settings: schema.Adaptation, seconds: float) -> list[str]:
+    """A warning if adapting took much longer than it should."""
+    if settings.budget is None or settings.steps is not None or seconds <= _LATE * settings.budget:
+        return []
+    return [
+        f"Adapting took {seconds:.0f} s, budget={settings.budget:g}: too short for the {FEWEST_STEPS} steps that are "
+        "always taken, or the machine is busy."
+    ]
 
 
 def _source(settings: schema.Adaptation) -> Model | Adapted:
@@ -147,27 +165,35 @@ def _adapted(
     source: Model | Adapted,
     pictures: Sequence[np.ndarray],
     masks: Sequence[np.ndarray],
+    label: int | None,
     settings: schema.Adaptation,
     progress: Callable[[int, int], None],
 ) -> Adapted:
     how: dict[str, Any] = {name: getattr(settings, name) for name in ("seed", *_HOW)}
-    adapt = source.adapt if isinstance(source, Model) else source.with_more
-    return adapt(pictures, masks, **how, budget=settings.budget, progress=progress)
+    how |= {"budget": settings.budget, "progress": progress}
+    if isinstance(source, Model):
+        return replace(source.adapt(pictures, masks, **how), label=label)  # of which the masks are already
+    return source.with_more(pictures, masks, label, **how)
 
 
 def _support(
     annotated: Sequence[Annotated], label: int | None, some: bool
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+) -> tuple[list[np.ndarray], list[np.ndarray], Reading | None]:
+    """The annotated images, their masks, bool (H, W), and how these were read."""
     if not annotated:
-        return [], []
+        return [], [], None
     names = [one.image.name for one in annotated]
     pictures = [one.image.read() for one in annotated]
     masks, reading = foregrounds([one.mask.read_mask() for one in annotated], label, some)
     print(f"masks: {reading.sentence()}")
     for one, picture, mask in zip(annotated, pictures, masks, strict=True):
         same_size(picture, mask, str(one.mask.path))
+    side = (checks.SIDE, checks.SIDE)
+    checks.require_different(names, np.stack([shrunk(picture, side) for picture in pictures]))
     _warn(checks.of_support(names, [picture.shape[:2] for picture in pictures], masks))
-    return pictures, masks
+    if len(annotated) > 1 and len({one.image.path for one in annotated}) == 1:
+        _warn(["All annotated images are of one file; of other patients expect a lower Dice than the one below."])
+    return pictures, masks, reading
 
 
 @dataclass(frozen=True)
@@ -178,10 +204,11 @@ class _Truth:
     reading: Reading
 
     @classmethod
-    def read(cls, files: Mapping[str, Source], label: int | None) -> _Truth:
+    def read(cls, files: Mapping[str, Source], label: int | None, like: Reading | None) -> _Truth:
+        """Read the masks; `like`: how the annotated ones were read."""
         raws = (_tried(source.read_mask) for source in files.values())
         surveys = [survey(raw) for raw in raws if not isinstance(raw, str)]  # what is damaged costs its score alone
-        reading = decide(surveys, label if surveys else None)
+        reading = decide(surveys, label if surveys else None, like)
         if surveys:
             require_foreground(reading, [one.name for one in surveys])
         return cls(files, reading)
@@ -216,6 +243,16 @@ def _say(adapted: Adapted, settings: schema.Adaptation) -> None:
         print(f"Dice to expect: unknown, as budget={settings.budget:g} seconds allow no estimate; raise budget.")
 
 
+def _say_curve(adapted: Adapted) -> None:
+    try:
+        with Progress("adapting to fewer", None, "folds") as progress:
+            curve = learning_curve(adapted, progress.update)
+    except MetasegError as error:  # too few images: no reason not to segment the others
+        _warn([str(error)])
+    else:
+        print(curve.sentence())
+
+
 def _segment(
     adapted: Adapted,
     sources: Sequence[Source],
@@ -229,6 +266,7 @@ def _segment(
     Returns:
         The content of results.csv, and texts that count the unusable files.
     """
+    shape = adapted.plan.shape
     support = np.stack([checks.look(picture) for picture in adapted.support.images])
     rows: list[dict[str, Any]] = []
     looks: list[np.ndarray] = []
@@ -243,7 +281,11 @@ def _segment(
         unscored += [result for result in truths if isinstance(result, str)]
         known = [None if isinstance(result, str) else result for result in truths]
         looks += [checks.look(image) for _, image in read]
-        rows += [_row(source, predicted, true) for (source, _), predicted, true in zip(read, found, known, strict=True)]
+        seen = [checks.place_of(shrunk(image, shape), adapted.support.images) is not None for _, image in read]
+        rows += [
+            _row(source, predicted, true) | {"annotated": one}
+            for (source, _), predicted, true, one in zip(read, found, known, seen, strict=True)
+        ]
         if rows:
             # Before the pictures, so that it lists all of them whenever the program is stopped.
             table = _table(rows, scored=truth is not None)
@@ -319,10 +361,13 @@ def _warn(sentences: Sequence[str]) -> None:
 
 def _summary(table: pd.DataFrame, out: Path, seconds: float) -> None:
     print(f"{plural(len(table), 'image')} segmented in {seconds:.0f} s")
-    known = table.get("dsc", pd.Series(dtype=float)).dropna()
+    learnt = table["annotated"]
+    known = table.loc[~learnt].get("dsc", pd.Series(dtype=float)).dropna()
     if len(known):
+        without = f", without {learnt.sum()} that were learnt from" if learnt.any() else ""
         print(
-            f"Dice        {100 * known.mean():.1f} % (median {100 * known.median():.1f}; {plural(len(known), 'image')})"
+            f"Dice        {100 * known.mean():.1f} % (median {100 * known.median():.1f}; {plural(len(known), 'image')}"
+            f"{without})"
         )
     doubtful = table.sort_values("confidence")["image"].head(3)
     print(f"masks       {out / 'masks'}\nresults     {out / RESULTS}")

@@ -15,6 +15,7 @@ from metaseg.data.layouts import natural_key
 from metaseg.errors import MetasegError, listed, plural
 
 _NOTES = (".txt", ".md", ".csv", ".tsv", ".xlsx", ".json", ".xml", ".yaml", ".html", ".db", ".ini")
+_LONGEST = 255  # bytes of a file's name
 MASK_ENDINGS = ("_mask", "-mask", "_segmentation", "_seg", "_lesion", "_label")
 """Suffixes of a mask's stem if image and mask are in one folder."""
 
@@ -71,21 +72,41 @@ def images_in(folder: Path) -> list[Source]:
     masks = _masks_among(paths)
     paths = [path for path in paths if path not in masks]
     if not paths:
-        meant = f"; did you mean {folder / 'images'}?" if (folder / "images").is_dir() else "."
-        raise MetasegError(f"Expected images in {folder}, found none of {', '.join(READABLE)}{meant}")
+        raise MetasegError(f"Expected images in {folder}, found none of {', '.join(READABLE)}{_meant(folder)}")
     stems = Counter(stem(path).casefold() for path in paths)
     found: list[Source] = []
     for path in paths:
         # a.jpg and a.png, or A.png on a case-insensitive file system, must not overwrite each other's outputs.
         found += _of_file(path, stem(path) if stems[stem(path).casefold()] == 1 else path.name)
-    names = Counter(source.name.casefold() for source in found)
-    for source in found:
+    _require_names(found, folder)
+    return found
+
+
+def _meant(folder: Path) -> str:
+    """What else the folder holds, for the end of a sentence."""
+    if (folder / "images").is_dir():
+        return f"; did you mean {folder / 'images'}?"
+    bare = [path.name for path in folder.iterdir() if path.is_file() and not path.suffix and path.name[0] != "."]
+    if bare:
+        return f", but {plural(len(bare), 'file')} without a suffix ({listed(bare, 2)}); rename DICOM files to .dcm."
+    below = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    return f", but the folder {below[0]}; give the folder that holds the images." if below else "."
+
+
+def _require_names(sources: Sequence[Source], folder: Path) -> None:
+    """Refuse images whose results would have the same name, or one that is too long for a file."""
+    names = Counter(source.name.casefold() for source in sources)
+    for source in sources:
         if names[source.name.casefold()] > 1:
             raise MetasegError(
                 f"Expected images with distinct stems in {folder}, found two whose results would be {source.name}.png; "
                 f"rename {source.path.name}."
             )
-    return found
+        if len(f"{source.name}.png".encode()) > _LONGEST:
+            raise MetasegError(
+                f"Expected names of at most {_LONGEST - 4} bytes for the results, found {source.name}; rename "
+                f"{source.path.name}."
+            )
 
 
 def _of_file(path: Path, name: str) -> list[Source]:
@@ -143,6 +164,7 @@ def annotated_in(folder: Path) -> list[Annotated]:
                 f"as a.jpg and a_mask.png; found {plural(len(paths), 'file')} and no mask among them."
             )
     sources = [source for path in images for source in _of_file(path, stem(path))]
+    _require_names(sources, folder)
     found = masks_for(masks, sources)
     used = {mask.path for mask in found.values()}
     lonely = [f"{path.name} has no image" for path in masks if path not in used]
@@ -173,7 +195,7 @@ def masks_for(paths: Iterable[Path], images: Sequence[Source]) -> dict[str, Sour
     """Image name → its mask, for images that have one, by stem; a DICOM-SEG file names its images itself.
 
     Raises:
-        MetasegError: if a mask has another number of pages than its image.
+        MetasegError: if a mask has another number of pages than its image, or an image has two masks.
     """
     by_name = {image.name: [image] for image in images}
     by_stem: dict[str, list[Source]] = {}
@@ -188,19 +210,29 @@ def masks_for(paths: Iterable[Path], images: Sequence[Source]) -> dict[str, Sour
         if slices and (of is None or len(slices) > 1):
             by_instance = {instance(image.path): image for image in images} if by_instance is None else by_instance
             pairs = [(by_instance[place], page) for page, place in enumerate(slices) if place in by_instance]
-            found |= {image.name: Source(stem(path), path, page) for image, page in pairs}
+            new = {image.name: Source(stem(path), path, page) for image, page in pairs}
         elif of is not None:
             belonging, masks = known[of], _of_file(path, stem(path))
             if len(belonging) != len(masks):
                 raise MetasegError(
                     f"Expected a mask of as many slices as its image, {len(belonging)}, found {len(masks)} in {path}."
                 )
-            found |= {image.name: mask for image, mask in zip(belonging, masks, strict=True)}
+            new = {image.name: mask for image, mask in zip(belonging, masks, strict=True)}
+        else:
+            continue
+        if twice := sorted(found.keys() & new.keys()):
+            raise MetasegError(
+                f"Expected one mask for each image, found {found[twice[0]].path.name} and {path.name} for {twice[0]}; "
+                "move one away."
+            )
+        found |= new
     return dict(sorted(found.items(), key=lambda one: natural_key(one[0])))
 
 
 def partner(stem: str, images: Mapping[str, object]) -> str | None:
     """The image a mask belongs to, by its stem, e.g. a or a_mask; None if there is none."""
+    if stem in images:  # even where a part of it is another image's
+        return stem
     found = _without_ending(stem, images)
     return found if found in images else None
 

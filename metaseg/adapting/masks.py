@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from typing import Literal
 
 import numpy as np
@@ -287,7 +287,7 @@ class Reading:
                 yield "foreground = everything above the background; label=N chooses one"
 
 
-def decide(surveys: Sequence[Survey], label: int | None = None) -> Reading:
+def decide(surveys: Sequence[Survey], label: int | None = None, like: Reading | None = None) -> Reading:
     """The rule for a set of masks.
 
     - Values of a palette are its indices, unless index 0 is no background (not black, though black is used) or masks
@@ -299,6 +299,7 @@ def decide(surveys: Sequence[Survey], label: int | None = None) -> Reading:
     Args:
         surveys: of all masks.
         label: the label that is foreground; None: all but the background.
+        like: how an earlier set was read: its colours keep their labels, and some of its labels may be missing.
 
     Raises:
         MetasegError: if a mask is a photograph, or no mask has the label.
@@ -312,8 +313,9 @@ def decide(surveys: Sequence[Survey], label: int | None = None) -> Reading:
     for one in surveys:
         settled = one.renamed(*_settled(one.kind, one.values, one.palette, by_colour, in_colour))
         groups.setdefault(settled.kind, []).append(settled)
-    reading = Reading({kind: _rule(kind, members) for kind, members in groups.items()}, by_colour, label)
-    if label is not None:
+    known = {} if like is None or "colour" not in like.rules else like.rules["colour"].labels or {}
+    reading = Reading({kind: _rule(kind, members, known) for kind, members in groups.items()}, by_colour, label)
+    if label is not None and not (like is not None and set(reading.labels) <= set(like.labels)):
         reading.require(label)
     return reading
 
@@ -350,7 +352,8 @@ def require_foreground(reading: Reading, names: Sequence[str]) -> None:
         )
 
 
-def _rule(kind: Kind, members: Sequence[Survey]) -> Rule:
+def _rule(kind: Kind, members: Sequence[Survey], known: Mapping[int, int]) -> Rule:
+    """The rule for masks of one kind; `known`: colour → label, of an earlier set."""
     parts = [
         np.concatenate(parts) for parts in zip(*((one.pixels, one.flat, one.ramp) for one in members), strict=True)
     ]
@@ -362,8 +365,10 @@ def _rule(kind: Kind, members: Sequence[Survey]) -> Rule:
     if 0 not in whole.values and len(whole.values) > 1 and kind != "index":
         background = int(whole.values[np.argmax(whole.pixels) if kind == "colour" else 0])
     others = [value for value in whole.values.tolist() if value != background]
-    numbers = range(1, len(others) + 1) if kind == "colour" else others
-    return Rule({background: 0} | dict(zip(others, numbers, strict=True)))
+    if kind != "colour":
+        return Rule({background: 0} | {value: value for value in others})
+    free = count(max(known.values(), default=0) + 1)
+    return Rule({background: 0} | {value: known.get(value) or next(free) for value in others})
 
 
 def _misleading(surveys: Sequence[Survey]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from metaseg.adapting.arguments import at_least, several
 from metaseg.adapting.arrays import resized_mask, rgb, same_size, shrunk
+from metaseg.adapting.checks import place_of, require_different
 from metaseg.adapting.confidence import confidence
 from metaseg.adapting.decision import ONE_IMAGE, UNKNOWN, decides, deciding_at, threshold_for
 from metaseg.adapting.estimate import Estimate, estimated
@@ -17,7 +19,7 @@ from metaseg.adapting.masks import foregrounds, of_array
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
 from metaseg.adapting.working_size import enlarged
 from metaseg.data.batches import SupportSet, image_tensor
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, plural, quoted
 from metaseg.evaluation.scores import THRESHOLD
 from metaseg.learners.base import Learner
 from metaseg.learners.fine_tuning import held_out
@@ -29,7 +31,18 @@ BUDGET = 60.0
 """Seconds for adapting to a few images and segmenting 20 [D]."""
 
 
-@dataclass(frozen=True)
+def above_zero(**settings: float | None) -> None:
+    """Refuse numbers that are not above 0; None passes.
+
+    Raises:
+        MetasegError: if one is not.
+    """
+    for name, value in settings.items():
+        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise MetasegError(f"{name} must be a number above 0, found {quoted(value)}.")
+
+
+@dataclass(frozen=True, repr=False)
 class Model:
     """A trained learner with its settings. Immutable: several threads may adapt it at the same time.
 
@@ -50,6 +63,10 @@ class Model:
     origin: Literal["run", "file", "built-in"] = "run"
     recipe: str | None = None
     complete: bool = True
+
+    def __repr__(self) -> str:
+        """A line, and not the network."""
+        return f"Model({self.settings.learner.name}, {self.origin}, {self.size}×{self.size} pixels)"
 
     def adapt(
         self,
@@ -89,12 +106,13 @@ class Model:
             budget: seconds to adapt and to segment 20 images. None: any time.
 
         Raises:
-            MetasegError: on invalid images, masks or settings, if their numbers or sizes do not match, or all masks are
-                empty.
+            MetasegError: on invalid images, masks or settings, if their numbers or sizes do not match, all masks are
+                empty, or an image is there twice.
         """
         at_least(0, steps=steps, seed=seed, folds=folds)
         at_least(1, label=label, per_step=per_step)
         at_least(STRIDE, size=size, crop=crop)
+        above_zero(lr=lr, budget=budget)
         pictures, truths = checked(several(images, "images"), several(masks, "masks"), label)
         if any(map(scribbled, truths)) and not self.learner.learns_from_scribbles:
             raise MetasegError(
@@ -103,6 +121,7 @@ class Model:
             )
         plan = replace(self._plan(pictures, truths, size, crop, per_step, steps, folds, budget), lr=lr)
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
+        require_different([f"image {number}" for number in range(len(small))], small)
         small_masks = np.stack([resized_mask(truth, plan.shape) for truth in truths])
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
         segmenter = self.fine_tuned(support, plan, plan.folds, progress)
@@ -111,7 +130,7 @@ class Model:
             if self.origin == "built-in" and not support.scribbled:
                 # It starts at the share of foreground, so after a few steps it is cautious.
                 threshold = ONE_IMAGE if len(small) == 1 else UNKNOWN
-            return Adapted(deciding_at(segmenter, threshold), plan, self, support, threshold=threshold)
+            return Adapted(deciding_at(segmenter, threshold), plan, self, support, threshold=threshold, label=label)
         own_ensemble = bool(self.learner.folds)
         members = _members(segmenter) or self._without_each_fold(support, plan)
         if isinstance(segmenter, Ensemble) and not own_ensemble:
@@ -123,7 +142,8 @@ class Model:
             members = [(deciding_at(member, threshold), part) for member, part in members]
             segmenter = deciding_at(segmenter, threshold)
             estimate = self._estimated(members, support, plan, pictures, truths)
-        return Adapted(segmenter, plan, self, support, tuple(member for member, _ in members), estimate, threshold)
+        others = tuple(member for member, _ in members)
+        return Adapted(segmenter, plan, self, support, others, estimate, threshold, label)
 
     def _estimated(
         self,
@@ -240,6 +260,7 @@ def checked(
 
 def _foregrounds(masks: Sequence[np.ndarray], label: int | None, some: bool = True) -> list[np.ndarray]:
     """As `checked`; `some`: whether to refuse masks without any foreground, and scribbles without any background."""
+    masks = [mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask for mask in masks]
     unmarked = [np.issubdtype(mask.dtype, np.signedinteger) & (mask == -1) for mask in masks]
     raws = [
         of_array(np.where(left, 0, mask) if left.any() else mask, f"mask {number}")
@@ -250,7 +271,11 @@ def _foregrounds(masks: Sequence[np.ndarray], label: int | None, some: bool = Tr
         for mask, left in zip(foregrounds(raws, label, some)[0], unmarked, strict=True)
     ]
     if some and found and not any((mask == 0).any() for mask in found):
-        raise MetasegError("Expected scribbles inside and outside, found none outside; mark some background as well.")
+        if any(map(scribbled, found)):
+            found_none = "scribbles inside and outside, found none outside; mark some background as well"
+        else:
+            found_none = "foreground and background in the masks, found nothing but foreground; mark the objects alone"
+        raise MetasegError(f"Expected {found_none}.")
     return found
 
 
@@ -271,7 +296,7 @@ class Predicted(NamedTuple):
     confidence: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adapted:
     """A segmenter for one kind of image.
 
@@ -283,6 +308,7 @@ class Adapted:
         members: networks adapted to parts of the images, for the confidence.
         estimate: the Dice to expect on new images; None if no annotated images were held out.
         threshold: where the networks decided before their logits were moved so that they decide at one half.
+        label: the label of the masks that is foreground; None: all but the background.
     """
 
     segmenter: Segmenter
@@ -292,6 +318,12 @@ class Adapted:
     members: tuple[Segmenter, ...] = ()
     estimate: Estimate | None = None
     threshold: float = THRESHOLD
+    label: int | None = None
+
+    def __repr__(self) -> str:
+        """A line, and not the networks."""
+        expected = "" if self.estimate is None else f", {self.estimate.sentence()}"
+        return f"Adapted({plural(len(self.support.images), 'annotated image')}{expected})"
 
     def predict(self, images: Sequence[np.ndarray], batch: int = 16) -> list[Predicted]:
         """Segment images.
@@ -327,26 +359,40 @@ class Adapted:
     ) -> Adapted:
         """Adapt the model again, to the images it was adapted to and these.
 
-        Adaptation starts from the model rather than from this segmenter, which has seen every earlier image: the Dice
-        to expect would no longer be that of images which a network has not seen.
+        An image that is among the earlier ones replaces that one, with its mask. Adaptation starts from the model, and
+        not from this segmenter, which has seen every earlier image: the Dice to expect would no longer be that of
+        images which a network has not seen.
 
         Args:
             images: K ≥ 0 further images, as for `Model.adapt`.
             masks: their masks, as for `Model.adapt`.
-            label: as for `Model.adapt`.
+            label: as for `Model.adapt`; None: that of the earlier masks.
             how: further arguments of `Model.adapt`.
 
         Raises:
-            MetasegError: as for `Model.adapt`, or if the file of a segmenter does not hold the model.
+            MetasegError: as for `Model.adapt`, if the label is not that of the earlier masks, or if the file of a
+                segmenter does not hold the model.
         """
         if not self.model.complete:
             raise MetasegError(
                 "Expected the model that was adapted, but the file of a segmenter holds that of the built-in model "
                 "alone; adapt your run to all images instead."
             )
-        new = _foregrounds(several(masks, "masks"), label, some=False)
-        both = [np.where(mask == UNMARKED, -1, mask == 1) for mask in (*self.support.masks, *new)]
-        return self.model.adapt([*self.support.images, *images], both, **how)
+        if None not in (self.label, label) and label != self.label:
+            raise MetasegError(
+                f"Expected label={self.label}, of the masks that the segmenter has learnt from, found label={label}; "
+                "leave it out, or adapt the model anew."
+            )
+        images, masks = several(images, "images"), several(masks, "masks")
+        if not all(mask.dtype == bool for mask in masks):  # else it has been chosen already
+            label = self.label if label is None else label
+        new = _foregrounds(masks, label, some=False)
+        coloured = [rgb(image, f"image {number}") for number, image in enumerate(images)]
+        small = np.array([shrunk(image, self.plan.shape) for image in coloured])
+        kept = [number for number, image in enumerate(self.support.images) if place_of(image, small) is None]
+        both = [np.where(mask == UNMARKED, -1, mask == 1) for mask in (*self.support.masks[kept], *new)]
+        adapted = self.model.adapt([*self.support.images[kept], *coloured], both, **how)
+        return replace(adapted, label=self.label if label is None else label)
 
     def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
         """Foreground probabilities, float32 (H, W) in [0, 1], at each image's size. Arguments as for `predict`."""

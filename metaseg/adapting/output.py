@@ -7,13 +7,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from metaseg.adapting.results import RESULTS
 from metaseg.errors import MetasegError, expanded
 
 FOLDERS = ("masks", "overlays", "probabilities")
 """Folders of pictures, one picture per line of results.csv."""
 SEGMENTERS = ("segmenter.safetensors", "segmenter.onnx", "segmenter.pt2")
-_UNFINISHED = ".unfinished"
+_UNFINISHED, _LOCK = ".metaseg-unfinished", ".metaseg-lock"
 
 
 def check(out: Path, inputs: Sequence[tuple[str, Path]], overwrite: bool) -> None:
@@ -49,21 +51,53 @@ def check(out: Path, inputs: Sequence[tuple[str, Path]], overwrite: bool) -> Non
 
 
 @contextmanager
-def replaced(out: Path, kept: str | None = None) -> Iterator[Path]:
-    """Create the folder, and yield the folder to write results to.
+def replaced(
+    out: Path, inputs: Sequence[tuple[str, Path]] = (), overwrite: bool = False, kept: str | None = None
+) -> Iterator[Path]:
+    """Create the folder, and yield the folder to write results to, which no other call uses at the same time.
 
     Where an earlier call left results, that is one beside them, whose content takes their place once the block ends
     without an error. Earlier results are the files that results.csv names; no others are replaced or removed.
 
     Args:
         out: the folder.
+        inputs, overwrite: as for `check`, which is done again, as another call may have ended since.
         kept: path of an earlier segmenter that is in use, and so is replaced but not removed.
 
     Raises:
-        MetasegError: if the folder cannot be created, or files cannot be replaced.
+        MetasegError: as for `check`, if another call is writing to the folder, or if it cannot be created or files
+            cannot be replaced.
     """
     with _refusals_explained(out):
         out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        check(out, inputs, overwrite)
+        with _beside(out, kept) as folder:
+            yield folder
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    lock = FileLock(out / _LOCK)
+    with _refusals_explained(out):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise MetasegError(
+                f"Expected out={out} for this call alone, found another call that is writing to it; wait, or choose "
+                "another folder."
+            ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (out / _LOCK).unlink()
+        lock.release()
+
+
+@contextmanager
+def _beside(out: Path, kept: str | None) -> Iterator[Path]:
+    with _refusals_explained(out):
         earlier = _earlier(out)
         used = {path for path in earlier if kept is not None and (out / path).resolve() == expanded(kept).resolve()}
         beside = out / _UNFINISHED

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from safetensors.torch import save as serialized
 from torch import Tensor
 
 from metaseg import __version__
-from metaseg.adapting.estimate import Estimate
+from metaseg.adapting.estimate import TRIVIAL, Estimate
 from metaseg.adapting.loading import chosen_device, learner_of, load
 from metaseg.adapting.model import Adapted, Model
 from metaseg.adapting.plan import Plan
@@ -23,8 +23,10 @@ from metaseg.data.batches import SupportSet
 from metaseg.documents import json_of
 from metaseg.errors import MetasegError, expanded
 from metaseg.evaluation.scores import THRESHOLD
+from metaseg.meta.losses import UNMARKED
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
 from metaseg.networks.weight_files import halved
+from metaseg.runs import schema
 from metaseg.system import replacing
 
 NAME = "segmenter.safetensors"
@@ -67,6 +69,7 @@ def save(adapted: Adapted, path: str | Path) -> Path:
         "built_in": adapted.model.origin == "built-in",
         "estimate": None if adapted.estimate is None else adapted.estimate.plain(),
         "threshold": adapted.threshold,
+        "label": adapted.label,
     }
     path = expanded(path)
     with replacing(path) as temporary:
@@ -131,9 +134,34 @@ def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) 
     estimate = None if description["estimate"] is None else Estimate.of(description["estimate"])
     segmenter = Ensemble(tuple(own), bool(description["flips"]), own[0], Followed(1.0))
     threshold = float(description.get("threshold", THRESHOLD))  # older files have none
-    if not 0 < threshold < 1:
-        raise ValueError("a threshold outside of (0, 1)")
-    return Adapted(segmenter, plan, model, support, tuple(others), estimate, threshold)
+    label = description.get("label")  # likewise
+    _require_sound(support, estimate, plan, threshold, label)
+    return Adapted(segmenter, plan, model, support, tuple(others), estimate, threshold, label)
+
+
+def _require_sound(
+    support: SupportSet, estimate: Estimate | None, plan: Plan, threshold: float, label: int | None
+) -> None:
+    """Refuse content that no segmenter has, and that would fail only when it is used.
+
+    Raises:
+        ValueError: on such content.
+    """
+    count = len(support.images)
+    sound = [
+        support.images.dtype == support.masks.dtype == np.uint8,
+        bool(np.isin(support.masks, (0, 1, UNMARKED)).all()),
+        support.augmentation in get_args(schema.Augmentation),
+        0 <= plan.kept <= 1 and plan.steps >= 0 and plan.folds >= 0,
+        0 < threshold < 1,
+        label is None or (isinstance(label, int) and label > 0),
+    ]
+    if estimate is not None:
+        known = TRIVIAL.keys() >= estimate.trivial.keys() and bool(estimate.trivial or estimate.scribbled)
+        scores = (estimate.dsc, *estimate.trivial.values())
+        sound += [known, all(one.shape == (count,) and bool(((one >= 0) & (one <= 1)).all()) for one in scores)]
+    if not all(sound):
+        raise ValueError("values that no segmenter has")
 
 
 def _model(description: dict[str, Any], tensors: dict[str, Tensor], device: str) -> Model:

@@ -104,6 +104,19 @@ def test_one_annotated_image_works_without_an_estimate(adapt, folders):
     assert "Dice to expect: unknown" in done.stdout
 
 
+def test_what_was_learnt_from_does_not_count_and_a_curve_that_cannot_be_does_not_end_the_call(adapt, folders):
+    for place, name in (("images", "new"), ("masks", "truth")):
+        shutil.copy(folders / "support" / place / "case 0.png", folders / name / "again.png")
+    done = adapt("folds=0", "curve=true", images=folders / "new", truth=folders / "truth")
+    assert done.returncode == 0, done.stderr
+    assert "warning: Expected three folds or more" in done.stderr
+    table = pd.read_csv(folders / "out" / "results.csv").set_index("image")
+    assert table.index[table["annotated"]].tolist() == ["again"]
+    others = table.drop("again")["dsc"]
+    assert f"Dice        {100 * others.mean():.1f} %" in done.stdout
+    assert "2 images, without 1 that were learnt from)" in done.stdout
+
+
 def test_warns_about_inconsistent_support(adapt, folders):
     Image.new("L", (64, 48)).save(folders / "support" / "masks" / "case 0.png")
     Image.new("RGB", (64, 48), "green").save(folders / "new" / "green.png")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from metaseg.adapting.checks import distances, look, of_new, of_support
+from metaseg.adapting.checks import distances, look, of_new, of_support, place_of, require_different
+from metaseg.errors import MetasegError
 
 NAMES = ["a", "b", "c"]
 SIZES = [(30, 40)] * 3
@@ -63,3 +64,14 @@ def test_of_real_images_those_of_another_kind_stand_out():
     support, others = looks(skin[np.sort(order[:5])]), looks(skin[np.sort(order[5:])])
     assert (distances(support, others) > 3).mean() < 0.05
     assert (distances(support, looks(gut[:300])) > 3).mean() > 0.1
+
+
+def test_an_image_that_is_there_twice_is_refused_even_if_it_was_saved_again():
+    images = np.random.default_rng(0).integers(20, 230, (3, 16, 16, 3), dtype=np.uint8)
+    require_different(NAMES, images)
+    assert place_of(images[1], images) == 1
+    assert place_of(images[0], images[1:]) is None
+    again = images[1].copy()
+    again[::4] += 1  # a quarter of the values by one
+    with pytest.raises(MetasegError, match="found b and d alike"):
+        require_different([*NAMES, "d"], np.concatenate([images, again[None]]))

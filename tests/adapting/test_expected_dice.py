@@ -12,7 +12,8 @@ from metaseg.evaluation.scores import dice
 
 
 def of(dsc, trivial=0.1, folds=3):
-    return Estimate(np.array(dsc), {"mean mask": np.full(len(dsc), trivial), "Otsu": np.zeros(len(dsc))}, folds)
+    baselines = {"mean mask": np.full(len(dsc), trivial), "Otsu": np.zeros(len(dsc)), "nothing": np.zeros(len(dsc))}
+    return Estimate(np.array(dsc), baselines, folds)
 
 
 def test_each_image_is_scored_by_the_member_that_has_not_seen_it(lesions):
@@ -28,8 +29,9 @@ def test_each_image_is_scored_by_the_member_that_has_not_seen_it(lesions):
     # At the size of the images, as the networks' masks.
     enlarged = resized_mask(small[0, ..., 0] // 255, masks[0].shape)
     assert dice(enlarged[None], masks[0][None])[0] < 1
-    for values in found.trivial.values():
-        assert values.tolist() == [dice(enlarged[None], masks[0][None])[0]] * 5
+    for name in ("mean mask", "Otsu"):
+        assert found.trivial[name].tolist() == [dice(enlarged[None], masks[0][None])[0]] * 5
+    assert found.trivial["nothing"].tolist() == [0] * 5
     assert found.folds == 2
 
 
@@ -66,7 +68,23 @@ def test_one_image_cannot_be_held_out(trained, lesions):
     [(GOOD + 0.1, 0.1, "Use"), (GOOD - 0.1, 0.1, "Look"), (POOR - 0.2, 0.1, "Do not"), (0.9, 0.95, "Do not")],
 )
 def test_the_verdict_follows_the_estimate_and_the_baselines(dsc, trivial, verdict):
-    assert of([dsc] * 3, trivial).verdict().startswith(verdict)
+    assert of([dsc] * 5, trivial).verdict().startswith(verdict)
+
+
+def test_few_images_do_not_vouch_for_masks():
+    assert of([0.95] * 4).verdict().startswith("Look")
+    assert "76 %; such figures are unreliable with fewer than 5 images (4 annotated" in of([0.7] * 4).sentence()
+
+
+def test_images_without_foreground_do_not_hide_that_it_is_not_found():
+    empty = np.array([1.0] * 9 + [0.0])
+    blind = Estimate(empty, {"mean mask": np.zeros(10), "nothing": empty}, 3)  # it marks nothing anywhere
+    assert "from 0.0 to 100.0, 0.0 on the 1 with foreground; marking nothing: 90.0)" in blind.sentence()
+    assert blind.verdict().startswith("Do not")
+    seeing = replace(blind, dsc=np.ones(10))
+    assert seeing.verdict().startswith("Look")  # one image with foreground tells little
+    several = replace(seeing, trivial={"nothing": np.array([1.0] * 5 + [0.0] * 5)})
+    assert several.verdict().startswith("Use")
 
 
 def test_a_network_level_with_a_baseline_is_of_no_use():

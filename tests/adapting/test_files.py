@@ -189,6 +189,34 @@ def test_truth_is_found_by_stem(tmp_path):
         images_in(tmp_path)
 
 
+def test_a_mask_belongs_to_the_image_of_its_own_name_and_an_image_has_one_mask(tmp_path):
+    for name in ("case", "case_seg"):
+        save(tmp_path / "data" / "images" / f"{name}.png")
+        save(tmp_path / "data" / "masks" / f"{name}.png", MASK)
+    found = {one.image.name: one.mask.path.name for one in annotated_in(tmp_path / "data")}
+    assert found == {"case": "case.png", "case_seg": "case_seg.png"}
+    save(tmp_path / "new" / "a.jpg")
+    for name in ("a.png", "a_mask.png"):
+        save(tmp_path / "truth" / name, MASK)
+    with pytest.raises(MetasegError, match=r"one mask for each image, found a\.png and a_mask\.png for a;"):
+        truth_in(tmp_path / "truth", images_in(tmp_path / "new"))
+
+
+def test_what_a_folder_without_images_holds_is_said(tmp_path):
+    (tmp_path / "scans").mkdir()
+    with pytest.raises(MetasegError, match="but the folder scans; give the folder"):
+        images_in(tmp_path)
+    (tmp_path / "IM0001").touch()
+    with pytest.raises(MetasegError, match=r"1 file without a suffix \(IM0001\); rename DICOM files"):
+        images_in(tmp_path)
+
+
+def test_names_of_results_fit_into_a_file_system(tmp_path):
+    pytest.importorskip("tifffile").imwrite(tmp_path / f"{'x' * 249}.tif", np.zeros((2, 12, 20), np.uint8))
+    with pytest.raises(MetasegError, match="at most 251 bytes"):
+        images_in(tmp_path)
+
+
 def test_results_that_would_replace_one_another_are_refused(tmp_path):
     pytest.importorskip("tifffile").imwrite(tmp_path / "stack.tif", np.zeros((2, 12, 20), np.uint8))
     save(tmp_path / "stack_0001.png")

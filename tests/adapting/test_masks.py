@@ -183,6 +183,17 @@ def test_colours_are_labels(tmp_path, background):
     assert (blue == (LABELS == 3)).all()
 
 
+def test_colours_keep_their_labels_in_a_later_set(tmp_path):
+    _, reading = foregrounds(saved(tmp_path, in_colours([(0, 0, 0), (255, 0, 0), (0, 200, 0), (0, 0, 255)])), label=2)
+    assert (reading.label, reading.labels) == (2, [1, 2, 3])  # blue, green, red
+    fewer = saved(tmp_path, in_colours([(0, 0, 0), (255, 0, 0), (0, 0, 255), (0, 0, 255)]))
+    later = decide([survey(one) for one in fewer], 3, reading)
+    assert (later.foreground(fewer[0]) == (LABELS == 1)).all()
+    assert not decide([survey(one) for one in fewer], 2, reading).foreground(fewer[0]).any()  # green is not there
+    unknown = saved(tmp_path, in_colours([(0, 0, 0), (9, 9, 99), (0, 0, 255), (0, 0, 255)]))
+    assert decide([survey(one) for one in unknown], None, reading).labels == [1, 4]
+
+
 def test_one_colour_and_grey_as_colours(tmp_path):
     red, grey = (
         in_colours([(0, 0, 0), (128, 0, 0)], DISC.astype(int)),

@@ -334,3 +334,18 @@ def test_refuses_unknown_settings_in_a_run(run_of):
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(MetasegError, match=r"learner\.adapts"):
         metaseg.load(run)
+
+
+def test_a_model_and_a_segmenter_are_shown_in_a_line(trained, lesions):
+    model = metaseg.load(trained)
+    adapted = model.adapt(*lesions, steps=1)
+    assert repr(model) == "Model(fomaml, run, 32×32 pixels)"
+    assert repr(adapted).startswith("Adapted(5 annotated images, Dice to expect: ")
+    assert len(repr(adapted)) < 300
+
+
+@pytest.mark.parametrize("wrong", [{"budget": 0}, {"budget": "5"}, {"lr": float("nan")}])
+def test_times_and_step_sizes_are_above_0(trained, lesions, wrong):
+    (name,) = wrong
+    with pytest.raises(MetasegError, match=f"{name} must be a number above 0"):
+        metaseg.load(trained).adapt(*lesions, **wrong)

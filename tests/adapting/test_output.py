@@ -17,7 +17,7 @@ def write(folder, names, text):
 
 
 def stop_midway(out, names, error):
-    with output.replaced(out) as folder:
+    with output.replaced(out, overwrite=True) as folder:
         write(folder, names, "new")
         raise error
 
@@ -33,7 +33,7 @@ def earlier(tmp_path):
 
 
 def test_new_results_replace_all_earlier_ones_and_nothing_else(earlier):
-    with output.replaced(earlier) as folder:
+    with output.replaced(earlier, overwrite=True) as folder:
         write(folder, ["b", "c"], "new")
     found = {str(path.relative_to(earlier)): text for path, text in contents(earlier).items()}
     mine = {"notes.txt": b"mine", "masks/mine.png": b"mine"}
@@ -52,14 +52,14 @@ def test_earlier_results_stay_if_the_new_ones_are_not_whole(earlier, stopped):
 def test_a_segmenter_in_use_is_not_removed(earlier):
     for name in output.SEGMENTERS:
         (earlier / name).write_text("old")
-    with output.replaced(earlier, str(earlier / "masks" / ".." / output.SEGMENTERS[0])) as folder:
+    with output.replaced(earlier, overwrite=True, kept=str(earlier / "masks" / ".." / output.SEGMENTERS[0])) as folder:
         write(folder, ["b"], "new")
     assert [(earlier / name).exists() for name in output.SEGMENTERS] == [True, False, False]
 
 
 def test_nothing_written_replaces_nothing(earlier):
     before = contents(earlier)
-    with output.replaced(earlier):
+    with output.replaced(earlier, overwrite=True):
         pass
     assert contents(earlier) == before
 
@@ -68,7 +68,7 @@ def test_what_a_killed_call_left_is_removed(earlier):
     leftover = earlier / output._UNFINISHED / "masks" / "z.png"
     leftover.parent.mkdir(parents=True)
     leftover.write_text("half")
-    with output.replaced(earlier) as folder:
+    with output.replaced(earlier, overwrite=True) as folder:
         write(folder, ["c"], "new")
     assert not leftover.exists()
     assert not (earlier / "masks" / "z.png").exists()
@@ -84,3 +84,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MetasegError, match=r"file.out.*choose another"), output.replaced(tmp_path / "file" / "out"):
         pass
+
+
+def test_a_folder_serves_one_call_at_a_time(tmp_path):
+    out = tmp_path / "out"
+    with output.replaced(out) as folder:
+        write(folder, ["a"], "new")
+        with pytest.raises(MetasegError, match=r"out=.* for this call alone"), output.replaced(out, overwrite=True):
+            pass
+    # The second call had passed its check before the first one ended.
+    with pytest.raises(MetasegError, match="of an earlier call"), output.replaced(out):
+        pass
+    assert sorted(path.name for path in out.iterdir()) == ["masks", "overlays", RESULTS]

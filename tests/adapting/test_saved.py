@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import metaseg
+from metaseg.adapting.arrays import resized_mask
 from metaseg.errors import MetasegError
 
 
@@ -70,6 +71,34 @@ def test_more_images_mean_adapting_to_all_of_them(adapted, trained, lesions):
     assert np.array_equal(more.probabilities(images[:1])[0], again.probabilities(images[:1])[0])
 
 
+def test_an_image_that_was_learnt_from_is_replaced(trained, lesions):
+    images, masks = lesions
+    few = metaseg.load(trained).adapt(images[:2], masks[:2], steps=1, folds=0)
+    other = np.zeros_like(masks[0])
+    other[5:20, 5:20] = True
+    more = few.with_more([images[3], images[0]], [masks[3], other], steps=1, folds=0)
+    assert len(more.support.images) == 3
+    (place,) = [n for n, image in enumerate(more.support.images) if np.array_equal(image, few.support.images[0])]
+    assert np.array_equal(more.support.masks[place] > 0, resized_mask(other, few.plan.shape) > 0)
+
+
+def test_a_segmenter_keeps_its_label(trained, lesions, tmp_path):
+    images, masks = lesions
+    labels = [mask * np.uint8(2) for mask in masks]
+    for label in labels:
+        label[:4] = 1
+    model = metaseg.load(trained)
+    few = model.adapt(images[:1], labels[:1], label=2, steps=1, folds=0)
+    # That of a run's file cannot be extended.
+    assert metaseg.load_segmenter(metaseg.save(few, tmp_path / "few.safetensors")).label == 2
+    more = few.with_more(images[1:2], labels[1:2], steps=1, folds=0)
+    alike = model.adapt(images[1:2], labels[1:2], label=2, steps=1, folds=0)
+    assert np.array_equal(more.support.masks[-1], alike.support.masks[0])
+    assert more.label == 2
+    with pytest.raises(MetasegError, match="Expected label=2, of the masks"):
+        few.with_more(images[1:2], labels[1:2], label=1)
+
+
 def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
     with pytest.raises(MetasegError, match="adapt your run"):
         metaseg.load_segmenter(saved).with_more(*lesions)
@@ -85,6 +114,11 @@ def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
         {"networks": 0},
         {"threshold": 0},
         {"threshold": float("nan")},
+        {"label": "red"},
+        {"augmentation": "violent"},
+        {"estimate": {"dsc": [], "trivial": {"Otsu": []}, "folds": 3}},
+        {"estimate": {"dsc": [0.5] * 4, "trivial": {}, "folds": 3}},
+        {"estimate": {"dsc": [0.5, 0.5, 0.5, float("nan")], "trivial": {"Otsu": [0.1] * 4}, "folds": 3}},
     ],
 )
 def test_files_with_another_description_are_refused(saved, tmp_path, changes):

@@ -112,3 +112,18 @@ def test_learners_that_compare_images_refuse_scribbles(run_of):
     model = metaseg.load(run_of("learner=prototypes", "learner.adapt.steps=0"))
     with pytest.raises(MetasegError, match="whole masks"):
         model.adapt([image], [scribble(inside, centre)])
+
+
+def test_a_last_axis_of_one_is_none(trained):
+    image, inside, centre = disc(0)
+    strokes = scribble(inside, centre)
+    flat, deep = (
+        metaseg.load(trained).adapt([image], [one], steps=1, folds=0) for one in (strokes, strokes[..., None])
+    )
+    assert np.array_equal(flat.support.masks, deep.support.masks)
+
+
+def test_masks_that_are_all_foreground_are_no_scribbles(trained):
+    image, inside, _ = disc(0)
+    with pytest.raises(MetasegError, match="found nothing but foreground"):
+        metaseg.load(trained).adapt([image], [np.ones_like(inside)])

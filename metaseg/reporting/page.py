@@ -45,6 +45,7 @@ def render(
     found: Found,
     parts: Sequence[FilledTable],
     titles: Mapping[str, str],
+    said: Sequence[str],
     summary: Sequence[TableFigure],
     starts: Sequence[tuple[Initial, list[TableFigure]]],
     datasets: Sequence[Mapping[str, str]],
@@ -55,6 +56,7 @@ def render(
         found: the runs, and the directories that were unusable.
         parts: the tables.
         titles: display names of targets.
+        said: sentences on Dice over the number of annotated images.
         summary: figures below the findings: differences, and Dice over the number of annotated images.
         starts: groups of runs that differ only in their initial weights, with their figures.
         datasets: rows of table 1.
@@ -65,7 +67,7 @@ def render(
     environment.filters |= {"percent": percent, "signed": exports.signed}
     runs = found.runs
     return environment.get_template("report.html").render(
-        findings=findings([block for part in parts for block in part.blocks]),
+        findings=[*findings([block for part in parts for block in part.blocks]), *said],
         size=size_of(runs),
         synthetic=sorted(run.name for run in runs if (run.settings.get("data") or {}).get("source") == "synthetic"),
         parts=[_part(part, titles) for part in parts if any(block.begun for block in part.blocks)],

@@ -17,8 +17,8 @@ from metaseg.reporting.exports import export
 from metaseg.reporting.findings import differences
 from metaseg.reporting.findings import draw as draw_differences
 from metaseg.reporting.page import FilledTable, TableFigure, render
-from metaseg.reporting.runs import REPORT, Found, Run, read_runs
-from metaseg.reporting.shots import draw, over_shots
+from metaseg.reporting.runs import REPORT, Found, read_runs
+from metaseg.reporting.shots import OverShots, draw, over_shots
 from metaseg.runs.result import Curve
 from metaseg.runs.summary import trivial_name
 from metaseg.runs.tables import NUMBERS, TableCell, load_table
@@ -71,8 +71,10 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
     labels: dict[str, str] = {}
     for row in (row for part in parts for row in part.table.rows):
         labels.setdefault(row.learner, row.label)
-    summary = [*_differences(parts, figures, titles), *_over_shots(found.runs, figures, titles, labels)]
-    text = render(found, parts, titles, summary, starts, datasets)
+    curves = over_shots(found.runs)
+    summary = [*_differences(parts, figures, titles), *_over_shots(curves, figures, titles, labels)]
+    said = [one.sentence(titles.get(one.target, one.target)) for one in curves]
+    text = render(found, parts, titles, [sentence for sentence in said if sentence], summary, starts, datasets)
     with replacing(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return page, found
@@ -93,10 +95,12 @@ def _differences(parts: Sequence[FilledTable], folder: Path, titles: dict[str, s
     return [TableFigure("differences", comparisons.embedded(path, CURVE_WIDTH), caption, tuple(sorted(names)))]
 
 
-def _over_shots(runs: Sequence[Run], folder: Path, titles: dict[str, str], labels: dict[str, str]) -> list[TableFigure]:
+def _over_shots(
+    curves: Sequence[OverShots], folder: Path, titles: dict[str, str], labels: dict[str, str]
+) -> list[TableFigure]:
     """Dice over the number of annotated images, a figure for each pair and target."""
     found = []
-    for one in over_shots(runs):
+    for one in curves:
         where = f"{titles.get(one.target, one.target)}, pair {one.pair}, {one.mixing} tasks"
         path = folder / f"shots_{one.pair}_{one.mixing}_{one.target}.png"
         draw(one, path, where, {learner: _look(learner) for learner in one.learners}, labels)

@@ -11,8 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from metaseg.errors import plural
+from metaseg.evaluation.paired import PairedTest
 from metaseg.plots.figures import BASELINE_DASHES, Look, plain_axes, save
-from metaseg.reporting.cells import Ours, ours, trivial
+from metaseg.reporting.cells import Ours, compare, covers, ours, trivial
+from metaseg.reporting.exports import signed, signed_interval
 from metaseg.reporting.runs import Run
 from metaseg.runs.summary import trivial_name
 from metaseg.runs.tables import identity
@@ -29,6 +32,7 @@ class OverShots(NamedTuple):
     """One figure: learner → shots → result; and each trivial baseline's Dice by shots, a fraction in [0, 1].
 
     `once`: learners whose networks are the same at all numbers of shots; the others were trained for each number.
+    `leads`: shots → iMAML less no pair, paired.
     """
 
     pair: str
@@ -38,6 +42,18 @@ class OverShots(NamedTuple):
     trivial: dict[str, dict[int, float]]
     runs: tuple[str, ...]
     once: tuple[str, ...]
+    leads: dict[int, PairedTest]
+
+    def sentence(self, title: str) -> str:
+        """What the pair is worth at each number of images; "" without iMAML or no pair. `title`: of the target."""
+        if not self.leads:
+            return ""
+        parts = []
+        for shots, test in self.leads.items():
+            mean, low, high = test.difference
+            parts.append(f"{signed(mean)} points ({signed_interval(low, high)}) with {plural(shots, 'image')}")
+        over = covers(self.leads.values())
+        return f"On {title}, iMAML with the pair {self.pair} is ahead of no pair by {', '.join(parts)}, over {over}."
 
 
 def over_shots(runs: Sequence[Run]) -> list[OverShots]:
@@ -63,8 +79,15 @@ def over_shots(runs: Sequence[Run]) -> list[OverShots]:
             used = [run for some in chosen.values() for run in some]
             names = tuple(sorted(run.name for run in used))
             once = tuple(learner for learner, some in chosen.items() if _networks(some[0]))
-            found.append(OverShots(pair, mixing, target, curves, _trivial(used, target), names, once))
+            leads = _leads(chosen.get("imaml", ()), chosen.get("scratch", ()), target)
+            found.append(OverShots(pair, mixing, target, curves, _trivial(used, target), names, once, leads))
     return found
+
+
+def _leads(first: Sequence[Run], second: Sequence[Run], target: str) -> dict[int, PairedTest]:
+    one, other = _by_shots(first), _by_shots(second)
+    tests = {shots: compare(one[shots], other[shots], target) for shots in one if shots in other}
+    return {shots: test for shots, test in tests.items() if test is not None}
 
 
 def draw(figure: OverShots, path: Path, title: str, looks: Mapping[str, Look], labels: Mapping[str, str]) -> Path:

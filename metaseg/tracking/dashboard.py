@@ -18,6 +18,8 @@ TARGETS = ("isic", "kvasir", "kvasir_capsule")
 """The paper's targets."""
 POOLS = ("ph2", "kvasir", "cvc", "isic")
 """The paper's source datasets."""
+_SCORES = ("dsc", "dsc_low", "dsc_high", "dsc_before", "dsc_scratch", "dsc_trivial", "iou")
+_PRETRAINING = ("validation/dice", "validation/dice_unfiltered", "validation/dice_slices")
 _WIDTH = 24  # of a W&B report, in grid units
 _HEIGHT = {"lines": 8, "bars": 8, "pictures": 14, "table": 16}
 
@@ -29,7 +31,8 @@ class Panel:
     Attributes:
         kind: "lines", "bars", "pictures" or "table".
         title: shown above it.
-        keys: names of logged values; W&B leaves those that no run has empty.
+        keys: names of logged values; W&B leaves those that no run has empty. Of lines, a single one may be a regular
+            expression, which ends in ".*".
         x: axis of lines.
     """
 
@@ -71,12 +74,10 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
     return (
         Section(
             "Results",
-            "Dice on the targets, as fractions: after and before adaptation, training from scratch on the same support "
-            "images, and the best trivial baseline. Seeds of a cell are averaged.",
-            tuple(
-                Panel("bars", f"Dice on {name}", of_target(name, "dsc", "dsc_before", "dsc_scratch", "dsc_trivial"))
-                for name in targets
-            ),
+            "Scores on the targets, as fractions: Dice after adaptation with the ends of its 95 % interval, before "
+            "adaptation, of training from scratch on the same support images and of the best trivial baseline; IoU "
+            "after adaptation. Seeds of a cell are averaged, the ends of intervals too.",
+            tuple(Panel("bars", f"Scores on {name}", of_target(name, *_SCORES)) for name in targets),
             columns=len(targets),
         ),
         Section(
@@ -108,11 +109,15 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
                 lines("Stationarity of the inner loop", "train/stationarity"),
                 lines("Inner steps taken", "train/inner_steps"),
                 lines("Share of inner problems not solved, or not moved", "train/unsolved", "train/still"),
+                lines("Distance moved, relative to the norm of the parameters", "train/moved"),
                 lines("Norm of the meta-gradient", "train/gradient_norm"),
                 lines("Smallest curvature met", "train/smallest_curvature"),
                 lines("Curvature products per solve", "train/cg_iterations"),
                 lines("Share of solves ended by negative curvature", "train/cg_negative_curvature"),
                 lines("Support loss in the inner loop", "train/support_loss_before", "train/support_loss_after"),
+                lines("Learned strengths λ", "train/lambda/.*"),
+                lines("Outer steps skipped so far", "train/skipped"),
+                lines("Further losses: denoising, reversed roles", "train/surrogate_loss", "train/reversed_loss"),
             ),
         ),
         Section(
@@ -130,6 +135,18 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
                 Panel("table", "Scores by image", ("per_image",)),
             ),
             columns=1,
+            by_cell=False,
+        ),
+        Section(
+            "Pre-training",
+            "Runs of `metaseg pretrain`; Dice is of whole volumes, of their largest component or unfiltered, and of "
+            "slices.",
+            (
+                lines("Training loss of a batch", "train/loss"),
+                lines("Loss of validation patients", "validation/loss", x="epoch"),
+                lines("Dice of validation patients", *_PRETRAINING, x="epoch"),
+            ),
+            columns=3,
             by_cell=False,
         ),
     )
@@ -177,7 +194,9 @@ def _panel(panel: Panel, section: Section, place: int) -> WandbPanel:
     layout = wr.Layout(x=column * width, y=row * height, w=width, h=height)
     if panel.kind == "lines":
         together = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"} if section.by_cell else {}
-        return wr.LinePlot(title=panel.title, x=panel.x, y=list(panel.keys), layout=layout, **together)
+        several = panel.keys[0].endswith(".*")
+        shown = {"metric_regex": panel.keys[0]} if several else {"y": list(panel.keys)}
+        return wr.LinePlot(title=panel.title, x=panel.x, layout=layout, **shown, **together)
     if panel.kind == "bars":
         return wr.BarPlot(title=panel.title, metrics=list(panel.keys), range_x=(0, 1), layout=layout)
     if panel.kind == "pictures":

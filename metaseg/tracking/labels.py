@@ -17,16 +17,17 @@ class Labels:
     """A run's labels on the dashboard.
 
     Attributes:
+        name: learner, pair with mixing, shots, a key of all settings that can change a score, seed; also of its
+            checkpoint, since W&B keeps all versions of a name together.
         group: tables and pair; runs without a table: pair and mixing.
         cell: SCALE-PROTOCOL/…, equal for runs that differ only in their seed.
         tags: learner, pair, loss, protocol, scale, shots, each table, and the cell if its name is short enough.
-        model: name of its checkpoint: learner, pair with mixing, shots, seed.
     """
 
+    name: str
     group: str
     cell: str
     tags: tuple[str, ...]
-    model: str
 
 
 def labels_of(settings: Run) -> Labels:
@@ -43,14 +44,17 @@ def labels_of(settings: Run) -> Labels:
     tables = numbers_of(settings)
     listed = f"table{'s' if len(tables) > 1 else ''} {'+'.join(map(str, tables))}"
     # Hydra's overrides identify a cell; for a single run, use all settings that affect scores.
-    known = hashlib.sha256(repr(sorted(identity(settings.plain).items())).encode()).hexdigest()[:8]
-    own = settings.logger.cell or f"{pair}_{mixing}/{learner}_{shots}shot-{known}"
+    known = identity(settings.plain)
+    if settings.learner.train_on == "target" or settings.learner.unlabelled:
+        known["target"] = settings.target  # learnt from as well
+    key = hashlib.sha256(repr(sorted(known.items())).encode()).hexdigest()[:8]
+    own = settings.logger.cell or f"{pair}_{mixing}/{learner}_{shots}shot-{key}"
     scale, protocol = settings.scale.name, settings.protocol.name
     cell = f"{scale}-{protocol}/{own}"  # as in the folders of results; cell names of sweeps omit these two
     names = (learner, pair, settings.loss, protocol, scale, f"{shots} shots")
     return Labels(
+        name=f"{learner}-{pair}_{mixing}-{shots}shot-{key}-seed{settings.seed}",
         group=f"{listed} {pair}" if tables else f"{pair} {mixing}",
         cell=cell,
         tags=(*names, *(f"table {number}" for number in tables), *([cell] if len(cell) <= _LONGEST_TAG else [])),
-        model=f"{learner}-{pair}_{mixing}-{shots}shot-seed{settings.seed}",
     )

@@ -114,7 +114,7 @@ def carry_out(
         settings.plain | {"cell": labels.cell},
         group=labels.group,
         tags=labels.tags,
-        name=f"{settings.learner.name}-{settings.shots}shot-seed{settings.seed}",
+        name=labels.name,
         job_type=settings.learner.name,
         resume=resumed,
     )
@@ -144,7 +144,7 @@ def carry_out(
         tracking.log_rows(loggers, tracking.adaptation_points(result))
         if settings.logger.artifacts and settings.train and learner.trains:
             tracking.log_checkpoint(
-                loggers, labels.model, directory, tracking.about_model(settings, result, labels.cell)
+                loggers, labels.name, directory, tracking.about_model(settings, result, labels.cell)
             )
     except BaseException:
         tracking.finish(loggers, exit_code=1)

@@ -19,6 +19,7 @@ from metaseg.meta.vectors import flatten, unflatten
 from metaseg.networks.build import build
 from metaseg.networks.feyjie import FeyjieNetwork
 from metaseg.networks.pmg import PMGNetwork, prior_mask, unit
+from metaseg.tracking import dashboard
 from metaseg.training.outer import MetaTraining
 
 KINDS = {
@@ -105,6 +106,14 @@ def test_prototypes_of_inverted_masks_segment_the_inverse():
     shown, masks = pictures(4, 7)
     here, inverse = (segmented(learner, images, SupportSet(shown, one, "none", 0)) for one in (masks, 1 - masks))
     torch.testing.assert_close(here, 1 - inverse)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_dashboard_shows_its_losses(name):
+    learner = make(name)
+    logged = learner.meta_gradient(learner.theta(), episode()).diagnostics
+    panels = {key for section in dashboard.sections() for panel in section.panels for key in panel.keys}
+    assert {f"train/{key}" for key in logged} <= panels
 
 
 @pytest.mark.parametrize("filled", [0.0, 1.0])

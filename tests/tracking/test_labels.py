@@ -36,9 +36,28 @@ def test_runs_of_a_cell_differ_only_in_their_seed():
     one = labels_of(settings_of("seed=0"))
     other = labels_of(settings_of("seed=1", "data.root=/elsewhere", "logger.tags=[mine]"))
     assert one.cell == other.cell
-    assert one.model != other.model
-    for change in ("learner.inner.lr=0.5", "scale=small", "protocol=paper", "shots=10", "tasks.mixing=mixed"):
-        assert labels_of(settings_of(change)).cell != one.cell
+    assert one.name.removesuffix("-seed0") == other.name.removesuffix("-seed1")
+    for change in (
+        "loss=dice",
+        "learner.strengths.by=layer",
+        "scale=small",
+        "protocol=paper",
+        "shots=10",
+        "tasks.mixing=mixed",
+    ):
+        changed = labels_of(settings_of(change))
+        assert changed.cell != one.cell
+        assert changed.name != one.name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("learner", "apart"),
+    [(["learner=naive", "learner.train_on=target"], True), (["learner=feyjie"], True), (["learner=naive"], False)],
+)
+def test_targets_tell_runs_apart_that_learn_from_them(learner, apart):
+    one, other = (labels_of(settings_of(*learner, f"target=[{target}]")) for target in ("isic", "kvasir"))
+    assert (one.cell != other.cell) == (one.name != other.name) == apart
 
 
 def test_tags_are_as_short_as_wandb_wants_them():

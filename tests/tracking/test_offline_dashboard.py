@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from PIL import Image
 from metaseg.tracking import dashboard
 
 EPOCHS = 2
+AXES = {"epoch", "trainer/global_step", "adaptation/step"}
+OF_OTHERS = {"train/skipped", "train/surrogate_loss", "train/reversed_loss"}
+"""Logged by other learners, or where a step goes wrong."""
 
 
 pytestmark = pytest.mark.long
@@ -26,7 +30,7 @@ def process(tmp_path_factory):
     settings = [
         *("learner=imaml", "seed=1", f"trainer.max_epochs={EPOCHS}", "logger=both", "logger.overlay_images=3"),
         *("trainer.progress=true", "learner.inner.tolerance=0.01"),
-        *("evaluation.scratch.compare=true", "protocol.adapt.steps=2"),
+        *("evaluation.scratch.compare=true", "protocol.adapt.steps=2", "learner.strengths.by=part"),
     ]
     finished = Forked(directory.parent, "train.py", *TINY, *settings, f"hydra.run.dir={directory}").finished()
     assert finished.returncode == 0, finished.stderr
@@ -92,7 +96,8 @@ def test_imaml_logs_its_diagnostics_in_every_step(history):
 
 def test_the_checkpoint_is_an_artifact_with_its_settings(run, records):
     (artifact,) = [one for one in of_kind(records, "artifact") if one.type == "model"]
-    assert artifact.name == "imaml-ph2_kvasir_exclusive-3shot-seed1"
+    assert artifact.name == of_kind(records, "run")[0].display_name
+    assert re.fullmatch(r"imaml-ph2_kvasir_exclusive-3shot-[0-9a-f]{8}-seed1", artifact.name)
     assert set(artifact.aliases) == {"best", "latest"}
     contents = {entry.path: entry for entry in artifact.manifest.contents}
     assert set(contents) == {"best.ckpt", "config.yaml", "result.json"}
@@ -145,13 +150,18 @@ def test_final_numbers_are_those_of_the_result(run, records, history):
     assert [row["adaptation/isic/dsc"] for row in points] == target["curve"]["dsc"]
 
 
-def test_every_panel_shows_something_that_is_logged(records, history):
-    logged = {name.partition(".")[0] for row in history for name in row}
-    logged |= {name for record in of_kind(records, "summary") for name in as_dict(record.update)}
+def test_the_panels_show_all_that_is_logged_and_nothing_else(records, history):
+    rows = [*history, *(as_dict(record.update) for record in of_kind(records, "summary"))]
+    logged = {name.partition(".")[0] for row in rows for name in row}
+    unseen = {name for name in logged if not name.startswith("_")} - AXES
     for section in dashboard.sections(targets=["isic"], pools=["ph2", "kvasir"]):
         for panel in section.panels:
-            assert set(panel.keys) <= logged, panel.title
             assert not panel.x or panel.x in logged
+            for key in panel.keys:
+                shown = {name for name in logged if re.fullmatch(key, name)}
+                unseen -= shown
+                assert bool(shown) != (key in OF_OTHERS or section.title == "Pre-training"), key
+    assert not unseen
 
 
 def test_disabled_parts_are_not_logged(train, tmp_path):

@@ -24,6 +24,7 @@ from metaseg.runs.result import PretrainingResult, plain
 from metaseg.runs.result import checked as checked_result
 from metaseg.runs.schema import Slices
 from metaseg.runs.validation import checked
+from metaseg.tracking import dashboard
 from metaseg.training.pretraining import Pretraining, evaluate, largest_component, next_command, score_volume
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
@@ -68,6 +69,8 @@ def test_the_file_holds_the_best_epoch_and_train_starts_from_it(pretrain, train,
     assert (found["dice"], found["epoch"]) == (pytest.approx(max(dice), abs=1e-6), int(np.argmax(dice)))
     assert found["dice_slices"] == pytest.approx(metrics["validation/dice_slices"].dropna().iloc[found["epoch"]])
     assert len(found["patients"]) == 1
+    shown = {key for section in dashboard.sections() for panel in section.panels for key in panel.keys}
+    assert {name for name in metrics if "/" in name} <= shown
 
     # What was learned is in the file, with the running statistics that validation used.
     data = BrainMRI(checked(Slices, settings["data"]), settings["seed"])

@@ -52,7 +52,9 @@ class Group(NamedTuple):
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add settings.md."""
+    """Replace settings.md, which is for the repository's own view."""
+    if stub := files.get_file_from_path("settings.md"):
+        files.remove(stub)
     files.append(File.generated(config, "settings.md", content=page(read_settings())))
     return files
 

@@ -49,8 +49,8 @@ class Learner(nn.Module):
         norm: normalisation statistics used for predictions (``model.norm``, see ``Norms``).
         adapt: fine-tuning on a target's support set. ``lam`` = None: the learned strengths, or 0 if none are learned;
             ``folds``: folds of the support set for the ensemble and the interpolation between θ and φ, see
-            ``FineTuning``. ``by`` = "inner" ignores all of these and adapts by the inner problem of training, without
-            augmentation or ensemble.
+            ``FineTuning``. ``by`` = "inner" ignores all of these but ``flips`` and adapts by the inner problem of
+            training, without augmentation or ensemble.
         optimizer: the outer Adam; weight_decay · θ is added to the gradient. None: for learners that do not train.
         inner: the inner loop of training and validation episodes. ``bound`` limits the step size to ``share``/σ, with σ
             the largest curvature of the inner problem at θ, measured every ``every`` outer steps (0: never; adam is not

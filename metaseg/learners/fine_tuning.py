@@ -5,8 +5,8 @@ therefore segmented at θ + α (φ - θ) [Wortsman et al. 2022, there between a 
 The fewer images there are, the smaller is the best α (`FineTuning.share_of`). It also depends on the target: it is 1 if
 all images are alike, less if they vary. With folds it is therefore chosen by cross-validation on the support set: each
 fold is segmented after fine-tuning on the other folds, and the smallest α within one standard error of the best wins.
-The fold networks are kept: averaging the predictions of the full-support network and the fold networks is better than
-any one of them [Breiman 1996, bagging; its use here is our decision].
+The fold networks are kept: averaging the predictions of the full-support network and the fold networks is often
+better than any one of them [Breiman 1996, bagging; its use here is our decision].
 
 All networks are fine-tuned in parallel, on several threads if available; images are augmented once per step for all of
 them. Leading stages held at θ with frozen norm layers also run once per step for all.

@@ -1,6 +1,6 @@
 """Logistic regression of pixels on the features of a frozen encoder: what the features alone achieve.
 
-As in ilastik and Convpaint: no gradient descent through a network, and a fit takes a second. The features of every
+As in ilastik and Convpaint: no gradient descent through a network, and a fit takes seconds. The features of every
 level are upsampled to one resolution and combined linearly. As both operations are linear, prediction combines first,
 at each level's resolution, and upsamples a single channel.
 """

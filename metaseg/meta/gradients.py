@@ -5,7 +5,7 @@
     implicit     Λ (C + Λ)⁻¹ ∇L_query(φ), C the curvature of the support loss at φ, by conjugate gradient [iMAML eq. 6]
     unrolled     back-propagation through the inner steps                                                  [MAML]
     first_order  ∇L_query(φ), as if dφ/dθ were the identity                                                [MAML 5.2]
-    reptile      θ - φ, the displacement of the inner loop                                                  [Reptile]
+    reptile      (θ - φ) / (lr · K), the displacement of the K inner steps                                  [Reptile]
 
 The implicit gradient assumes that φ is the exact minimiser of L + ½ (φ - θ)ᵀ Λ (φ - θ), with Λ diagonal: λ I in the
 paper, or one strength per parameter. There ∇L(φ) + Λ(φ - θ) = 0; differentiating gives (C + Λ) dφ = Λ dθ - (φ - θ)∘dλ,
@@ -98,10 +98,11 @@ class MetaGradient:
         gradient: d L_query / dθ as a vector of shape (N,).
         adapted: φ, detached.
         diagnostics: name → number: support_loss_before, support_loss_after, query_loss_after, gradient_norm (of the
-            meta-gradient), stationarity (‖∇L + Λ(φ - θ)‖ at φ over the same at θ), inner_steps (taken), moved (‖φ - θ‖
-            / ‖θ‖ over the parameters that adapt). The implicit gradient adds unsolved (1 if the stationarity exceeds
-            the inner loop's tolerance; omitted where that is 0), cg_residual, cg_iterations, smallest_curvature (of I +
-            Λ^-½ C Λ^-½) and cg_negative_curvature (1 if negative curvature ended the solve).
+            meta-gradient), stationarity (‖∇L + Λ(φ - θ)‖ over the same at θ; at φ for the implicit gradient, else at
+            the last gradient, one step before), inner_steps (taken), moved (‖φ - θ‖ / ‖θ‖ over the parameters that
+            adapt). The implicit gradient adds unsolved (1 if the stationarity exceeds the inner loop's tolerance;
+            omitted where that is 0), cg_residual, cg_iterations, smallest_curvature (of I + Λ^-½ C Λ^-½) and
+            cg_negative_curvature (1 if negative curvature ended the solve).
         found: ``found`` of the support pass at φ.
         query_after: the other results of the query pass at φ.
         solution: the solve's full report (implicit only).

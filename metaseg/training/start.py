@@ -1,8 +1,9 @@
 """Starting points of learners: the model's initial weights, a checkpoint, or a shared training run.
 
 Comparing learners that start from different weights also compares the weights. ``start=joint`` therefore starts all of
-them from joint training on the pair: a separate run, made once per pair, model and seed by the first run that needs it.
-Each learner then trains with its own full schedule; the learner joint trains for just as long.
+them from joint training on the pair: a separate run, made once by the first of the runs that agree in all settings it
+depends on (all but `_NO_PART`), such as pair, model, tasks and seed. Each learner then trains with its own full
+schedule; the learner joint trains for just as long.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """Seeded augmentation of support images and training queries; images that are scored are never augmented."""
 
 import os
+import random
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -51,7 +52,9 @@ def augment(
 
     Args:
         name: "none"; "flips" (flips, and quarter turns of square images); "standard" (also affine by up to 30° and
-            25 %, and colour jitter of ± 30 %) [our decision: the paper names no augmentation].
+            25 %, and colour jitter of ± 30 %); "coupled" (these, but one random number for all of them: both flips,
+            affine and colour, or the last two, or none, so that nothing is ever mirrored; only for results that were
+            made so) [our decision: the paper names no augmentation].
         images: uint8 (B, H, W, 3).
         masks: uint8 (B, H, W); resampled by nearest neighbour, so that no value is new.
         seed: any tuple of non-negative integers; equal seeds give equal results.
@@ -63,7 +66,12 @@ def augment(
     out_images, out_masks = np.empty_like(images), np.empty_like(masks)
     places = range(len(images)) if positions is None else positions
     for index, (position, image, mask) in enumerate(zip(places, images, masks, strict=True)):
-        pipeline.set_random_seed(int(np.random.SeedSequence([*seed, int(position)]).generate_state(1)[0]))
+        sequence = np.random.SeedSequence([*seed, int(position)])
+        number = int(sequence.generate_state(1)[0])
+        if name == "coupled":
+            pipeline.set_random_seed(number)  # which gives each transform a generator of its own with the same seed
+        else:
+            pipeline.set_random_state(np.random.default_rng(sequence), random.Random(number))
         pair = pipeline(image=image, mask=mask)
         out_images[index], out_masks[index] = pair["image"], pair["mask"]
     return out_images, out_masks

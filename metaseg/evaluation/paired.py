@@ -64,12 +64,13 @@ def paired_test(
             f"{first.shape} and {second.shape}."
         )
     gaps = first - second
+    # Dice is a ratio of counts: a difference below rounding is a tie.
+    gaps[np.abs(gaps) < 1e-12] = 0.0
     there = ~np.isnan(gaps)
     if not there.any():
         raise MetasegError("A paired test needs an image scored by both in the same draw, but found none.")
     scored = there.any(0)
     means = np.nansum(gaps[:, scored], 0) / there[:, scored].sum(0)
-    # Dice is a ratio of counts: a difference below rounding is a tie.
     means[np.abs(means) < 1e-12] = 0.0
     common = 1 if seeds is None else len(np.unique(np.asarray(seeds)[there.any(1)]))
     return PairedTest(

@@ -171,6 +171,7 @@ class Learner(nn.Module):
             raise MetasegError(f"Cannot adapt with {changes}: {error}.") from error
         other = copy.deepcopy(self)
         other._adapt = loop
+        other._adapts_with_strengths &= "lam" not in changes
         other._ensemble |= ensemble
         return other
 

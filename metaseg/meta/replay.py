@@ -328,7 +328,7 @@ class Replay:
     def _hessian(self, vector: Tensor, forward: _Program, backward: _Program) -> dict[int, Tensor]:
         tangents = self._start(vector)
         forward.run(tangents)
-        along = tangents.pop(self._logits_number)
+        along = tangents[self._logits_number]
         (tangents[self._seed],) = torch.autograd.grad(self._slope, self._logits, along, retain_graph=True)
         backward.run(tangents)
         return tangents

@@ -19,7 +19,7 @@ Loss = Literal["bce_log_cosh_dice", "log_cosh_dice", "dice", "bce_dice", "lovasz
 Descent = Literal["sgd", "momentum", "adam"]
 Schedule = Literal["constant", "cosine"]
 Initial = Literal["random", "brain_mri"]
-Augmentation = Literal["none", "flips", "standard"]
+Augmentation = Literal["none", "flips", "standard", "coupled"]
 Curvature = Literal["hessian", "gauss_newton"]
 Statistics = Literal["frozen", "support", "batch", "running"]
 """Batch-norm statistics for prediction: those of the pre-trained weights, never updated (frozen); of the support set;

@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from metaseg.adapting.arrays import of_pillow
 from metaseg.errors import MetasegError
 
 
 def several(arrays: Any, what: str) -> list[np.ndarray]:
-    """Images or masks as a list of arrays; images of Pillow become arrays, those with a palette in RGB.
+    """Images or masks as a list of arrays; images of Pillow become arrays, in RGB unless they are grey or RGBA.
+
+    The indices of a palette stay as they are in masks, where they are labels.
 
     Args:
         arrays: a sequence of arrays or Pillow images, or one array of images (N, H, W, 3) or masks (N, H, W).
@@ -23,14 +26,19 @@ def several(arrays: Any, what: str) -> list[np.ndarray]:
     single = isinstance(arrays, Image.Image) or (isinstance(arrays, np.ndarray) and arrays.ndim < least)
     if single or isinstance(arrays, str | bytes | dict) or not isinstance(arrays, Sequence | np.ndarray):
         found = f"an array of shape {arrays.shape}" if isinstance(arrays, np.ndarray) else type(arrays).__name__
-        raise MetasegError(f"Expected a list of {what}, found {found}; put a single one into brackets: [image].")
+        raise MetasegError(f"Expected a list of {what}, found {found}; {_remedy(arrays, what)}.")
     return [_array(one, what) for one in arrays]
 
 
+def _remedy(arrays: Any, what: str) -> str:
+    if isinstance(arrays, np.ndarray) and arrays.ndim == 3 and arrays.shape[2] not in (1, 3, 4):
+        return "pass a stack of grey images as list(images)"
+    return f"put a single one into brackets: [{what[:-1]}]"
+
+
 def _array(one: Any, what: str) -> np.ndarray:
-    if isinstance(one, Image.Image) and one.mode == "P" and what == "images":
-        one = one.convert("RGB")
-    found = np.asarray(one)
+    labels = isinstance(one, Image.Image) and one.mode == "P" and what == "masks"
+    found = of_pillow(one) if isinstance(one, Image.Image) and not labels else np.asarray(one)
     if found.dtype == object or found.dtype.kind in "US":
         raise MetasegError(
             f"Expected {what} as arrays or Pillow images, found {type(one).__name__}; read the files first."

@@ -1,5 +1,7 @@
 """Users' images as arrays → network input. The only place that checks their shapes and types, and that windows them."""
 
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -8,6 +10,15 @@ from metaseg.meta.losses import UNMARKED
 
 _WITHIN = (0.5, 99.5)
 """Percentiles of an image that become black and white if it has more than 8 bits [D]."""
+_AS_THEY_ARE = ("1", "L", "I", "F", "RGB", "RGBA")
+"""Pillow's modes, besides those of 16 bits, whose arrays mean what they show."""
+
+
+def of_pillow(image: Image.Image) -> np.ndarray:
+    """An image of Pillow as an array that `rgb` takes: palettes, CMYK and others become RGB, or RGBA if clear."""
+    if image.mode not in _AS_THEY_ARE and not image.mode.startswith("I;16"):
+        image = image.convert("RGBA" if image.mode in ("LA", "PA", "La", "RGBa") else "RGB")
+    return np.asarray(image)
 
 
 def rgb(image: np.ndarray, name: str) -> np.ndarray:
@@ -15,7 +26,8 @@ def rgb(image: np.ndarray, name: str) -> np.ndarray:
 
     Args:
         image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, bool, floats in [0, 1], or other integers, such as
-            12 or 16 bits, which are windowed by their content; a fourth channel is opacity, composited over black.
+            12 or 16 bits, which are windowed by their content; a fourth channel is opacity, composited over black, and
+            has no part in the window.
         name: used in error messages.
 
     Raises:
@@ -39,7 +51,7 @@ def _eight_bits(pixels: np.ndarray, name: str) -> np.ndarray:
     if pixels.dtype == bool:
         return pixels * np.uint8(255)
     if np.issubdtype(pixels.dtype, np.integer):
-        return windowed(pixels)
+        return windowed_colours(pixels)
     if np.issubdtype(pixels.dtype, np.floating):
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
             raise MetasegError(f"{name} holds floats, which must be from 0 to 1, found others; rescale it.")
@@ -57,6 +69,19 @@ def windowed(values: np.ndarray, window: tuple[float, float] | None = None) -> n
     low, high = content_window(values) if window is None else window
     shares = (np.where(np.isfinite(values), values, low).astype(np.float32) - low) / ((high - low) or 1)
     return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+
+
+def windowed_colours(values: np.ndarray) -> np.ndarray:
+    """An image's values of any range, (H, W) or (H, W, C), in the window of their content: uint8.
+
+    A fourth channel is opacity: full opacity is 1, or the highest number of as many bits as the highest value has.
+    """
+    if values.shape[2:] != (4,):
+        return windowed(values)
+    alpha = values[..., 3]
+    highest = float(np.max(alpha, initial=0, where=np.isfinite(alpha)))
+    full = 1 if highest <= 1 else 2 ** math.ceil(math.log2(highest + 1)) - 1
+    return np.dstack([windowed(values[..., :3]), windowed(alpha, (0, full))])
 
 
 def content_window(values: np.ndarray) -> tuple[float, float]:

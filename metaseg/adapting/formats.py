@@ -1,12 +1,17 @@
-"""File formats: pictures by Pillow, DICOM and DICOM-SEG by pydicom, stacks by tifffile, NIfTI by nibabel."""
+"""File formats: pictures by Pillow, DICOM and DICOM-SEG by pydicom, NIfTI by nibabel.
+
+OpenCV reads colours of 16 bits, which Pillow reduces, and tifffile the TIFFs that Pillow does not know.
+"""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import math
+import unicodedata
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -15,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from metaseg.adapting.arrays import content_window, rgb, windowed
+from metaseg.adapting.arrays import content_window, of_pillow, rgb, windowed, windowed_colours
 from metaseg.adapting.masks import RawMask, coded, of_array
-from metaseg.data.images import SUFFIXES, opened, read_image, require_size
-from metaseg.errors import MetasegError, needs, reason
+from metaseg.data.images import DAMAGED, SUFFIXES, opened, require_size
+from metaseg.errors import MetasegError, needs, reason, shown
 
 DICOM = (".dcm", ".dicom", ".ima")
 TIFF = (".tif", ".tiff")
@@ -28,6 +33,8 @@ SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 """DICOM's class of segmentations; label maps have another."""
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 
+BITS, KIND, TURNED, PLANES = 258, 262, 274, 284
+"""Tags of a TIFF: bits per sample, photometric interpretation (0: 0 is white), orientation, planar configuration."""
 MOST_VOXELS = 2**28
 """Largest volume: 1024 slices of 512×512."""
 MOST_INFLATED = 2**28
@@ -40,8 +47,8 @@ def suffix(path: Path) -> str:
 
 
 def stem(path: Path) -> str:
-    """The file's name without its suffix."""
-    return path.name[: len(path.name) - len(suffix(path))]
+    """The file's name without its suffix, in Unicode's composed form: macOS and Linux write ä in different ways."""
+    return unicodedata.normalize("NFC", path.name[: len(path.name) - len(suffix(path))])
 
 
 def pages(path: Path) -> int:
@@ -53,9 +60,35 @@ def pages(path: Path) -> int:
         if kind in DICOM:
             return len(segmented(path)) or 1
         if kind in TIFF:
-            with opened(path) as image:
-                return getattr(image, "n_frames", 1)
+            return len(sizes(path)) or 1
     return 1
+
+
+def sizes(path: Path) -> list[tuple[int, int]]:
+    """(width, height) of a picture, or of each page of a TIFF, by its header.
+
+    Raises:
+        MetasegError: if the file is damaged, or not a picture.
+    """
+    try:
+        with opened(path) as image:
+            count = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            return [_size_at(image, page) for page in range(count)]
+    except MetasegError:
+        if suffix(path) not in TIFF:
+            raise
+    seen: dict[int, tuple[int, int]] = {}
+    with _tiff(path) as file:
+        for page in file.pages:
+            if page.offset in seen:
+                break  # damaged: it would go round and round
+            seen[page.offset] = (page.imagewidth, page.imagelength)
+    return list(seen.values())
+
+
+def _size_at(image: Image.Image, page: int) -> tuple[int, int]:
+    image.seek(page)
+    return image.size
 
 
 def read(path: Path, page: int | None = None) -> np.ndarray:
@@ -75,7 +108,7 @@ def read(path: Path, page: int | None = None) -> np.ndarray:
         return _dicom(path)
     if kind in NIFTI:
         return rgb(windowed(_volume(path)[page or 0], _window(path, path.stat().st_mtime_ns)), str(path))
-    return _shown(_page(path, page), path) if page is not None else _picture(path)
+    return _shown(_picture(path, page or 0), path)
 
 
 def read_mask(path: Path, page: int | None = None) -> RawMask:
@@ -90,28 +123,96 @@ def read_mask(path: Path, page: int | None = None) -> RawMask:
         with _damage_named(path):
             values = _pixels(read_dicom(path), path)
         return of_array(values, str(path))
-    return _picture_mask(path) if page is None else of_array(_page(path, page), str(path))
+    return _picture_mask(path, page or 0)
 
 
-def _picture(path: Path) -> np.ndarray:
-    with opened(path) as image:
-        several, deep = len(image.getbands()) > 1, image.mode.startswith(("I", "F"))
-        if not deep and not (several and ";16" in str(getattr(image, "tile", ""))):
-            return read_image(path)
-        if deep:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _shown(np.asarray(image), path)
-    import cv2  # as Pillow reduces colours to 8 bits
+def forget_volumes() -> None:
+    """Free the volumes that are kept to read their slices one by one."""
+    for kept in (_slices, _segments, _window):
+        kept.cache_clear()
 
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
+
+@contextmanager
+def _turned_to(path: Path, page: int) -> Iterator[Any]:
+    """A picture of Pillow at a page, not decoded; None for a TIFF of a kind that Pillow does not know."""
+    with ExitStack() as stack:
+        try:
+            image: Any = stack.enter_context(opened(path))
+            image.seek(page)
+            image.filename = ""  # else Pillow 12 maps uncompressed pages to memory as if they were stored upright
+            if _planes_of_words(image):
+                image = None
+        except (MetasegError, *DAMAGED):
+            if suffix(path) not in TIFF:
+                raise
+            image = None
+        if image is not None:
+            require_size(path, *image.size)
+            _require_parts(path, image)
+        yield image
+
+
+def _planes_of_words(image: Any) -> bool:
+    """Whether these are colours of 16 bits plane by plane, which Pillow 12 takes for 8 bits, and OpenCV for pixels."""
+    if image.format != "TIFF":
+        return False
+    return image.tag_v2.get(PLANES) == 2 and max(image.tag_v2.get(BITS, (1,))) > 8
+
+
+def _require_parts(path: Path, image: Any) -> None:
+    """Refuse an uncompressed TIFF that lacks parts, which Pillow leaves black; if compressed, decoding them fails."""
+    if image.format != "TIFF" or any(part[0] == "libtiff" for part in image.tile):
+        return
+    planes = len(image.getbands()) if image.tag_v2.get(PLANES) == 2 else 1
+    area = sum((right - left) * (lower - upper) for _, (left, upper, right, lower), *_ in image.tile)
+    if area < math.prod(image.size) * planes:
+        raise MetasegError(f"cannot read {path}: parts are missing; replace it with a fresh copy, or remove it")
+
+
+def _picture(path: Path, page: int) -> np.ndarray:
+    """A picture's values, upright: (H, W), or (H, W, C) of colours."""
+    with _turned_to(path, page) as image:
+        if image is None:
+            return _by_tifffile(path, page)
+        if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(image, "tile", "")):
+            return _deep_colours(path, page, image)
+        # Pillow inverts these if they have 8 bits.
+        inverted = image.format == "TIFF" and image.mode.startswith(("I", "F")) and image.tag_v2.get(KIND) == 0
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        values = of_pillow(image)
+        return values.max() - values if inverted else values
+
+
+def _deep_colours(path: Path, page: int, image: Any) -> np.ndarray:
+    """Colours of 16 bits, uint16 (H, W, 3 or 4); `image` is the same, not decoded."""
+    import cv2
+
+    with _damage_named(path):
+        if image.format == "TIFF":  # OpenCV turns these upright, but with imread fails at those that lie on their side
+            found = cv2.imreadmulti(str(path), page, 1, flags=cv2.IMREAD_UNCHANGED)[1]
+            pixels, turned = found[0] if found else None, 1
+        else:
+            pixels, turned = cv2.imread(str(path), cv2.IMREAD_UNCHANGED), image.getexif().get(TURNED, 1)
+    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16:
         raise MetasegError(f"cannot read {path}; replace it with a fresh copy, or save it as 8-bit PNG")
-    return _shown(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB), path)
+    opaque = pixels[..., 2::-1]  # the fourth channel, if it is no opacity or has been applied to the colours
+    clear = "A" in image.getbands() and "RGBa" not in str(image.tile)
+    return _upright(np.dstack([opaque, pixels[..., 3:]]) if clear else opaque, turned)
 
 
-def _picture_mask(path: Path) -> RawMask:
-    with opened(path) as image:
+def _upright(pixels: np.ndarray, turned: int) -> np.ndarray:
+    """An image, (H, W, …), turned and mirrored as the EXIF entry of its orientation says."""
+    if turned in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = (-1 if turned in which else 1 for which in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return pixels[::rows, ::columns]
+
+
+def _picture_mask(path: Path, page: int) -> RawMask:
+    with _turned_to(path, page) as image:
+        if image is None:
+            return of_array(_by_tifffile(path, page), str(path))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.format in ("JPEG", "MPO"):
@@ -140,24 +241,50 @@ def _palette(image: Image.Image) -> np.ndarray:
     return np.where(opacity < 128, 0, np.maximum(codes, 1))
 
 
-def _page(path: Path, page: int) -> np.ndarray:
+@contextmanager
+def _tiff(path: Path) -> Iterator[Any]:
+    """An open TIFF of tifffile, whose log says no more than the error."""
     tifffile = _library("tifffile", path)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     with _damage_named(path), tifffile.TiffFile(path) as file:
+        yield file
+
+
+def _by_tifffile(path: Path, page: int) -> np.ndarray:
+    """A page's values, upright: (H, W), or (H, W, C) of colours."""
+    with _tiff(path) as file:
         found = file.pages[page]
         require_size(path, *found.shape)
+        if found.photometric not in (0, 1, 2):  # white is 0, black is 0, RGB
+            kind = shown(getattr(found.photometric, "name", found.photometric))
+            raise MetasegError(f"Expected grey values or RGB in {path}, found {kind}; save it as PNG.")
         ends = [start + length for start, length in zip(found.dataoffsets, found.databytecounts, strict=True)]
         # tifffile reads parts that are missing as black.
         if len(ends) < math.prod(found.chunked) or max(ends) > file.filehandle.size:
             raise MetasegError(f"cannot read page {page} of {path}: parts are missing; replace it with a fresh copy")
-        return np.asarray(found.asarray())
+        try:
+            values = np.asarray(found.asarray())
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            kind = shown(getattr(found.compression, "name", found.compression))
+            raise MetasegError(
+                f"Expected another compression of such pixels in {path}, found {kind}; save it uncompressed, or as PNG."
+            ) from error
+        turned = found.tags.get(TURNED)
+        values = np.moveaxis(values, 0, -1) if found.axes == "SYX" else values
+        values = values.max() - values if found.photometric == 0 else values
+        return _upright(values, 1 if turned is None else turned.value)
 
 
 def _shown(values: np.ndarray, path: Path) -> np.ndarray:
-    if values.ndim == 3 and values.shape[2] not in (1, 3, 4):
-        raise MetasegError(f"Expected an image with 1, 3 or 4 channels in {path}, found {values.shape[2]}.")
+    if values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise MetasegError(
+            f"Expected an image with 1, 3 or 4 channels in {path}, found {values.shape[-1]}; save it as RGB or grey."
+        )
     eight_bits = values.dtype in (np.uint8, bool)
     shares = np.issubdtype(values.dtype, np.floating) and bool(((values >= 0) & (values <= 1)).all())
-    return rgb(values if eight_bits or shares else windowed(values), str(path))
+    return rgb(values if eight_bits or shares else windowed_colours(values), str(path))
 
 
 def _volume(path: Path) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from metaseg.adapting.arrays import same_size
 from metaseg.adapting.files import Source, partner
-from metaseg.adapting.formats import stem
+from metaseg.adapting.formats import forget_volumes, stem
 from metaseg.adapting.masks import Reading, Survey, decide, survey
 from metaseg.app import texts
 from metaseg.app.picture import INSIDE, OUTSIDE, Picture
@@ -117,7 +118,19 @@ class Collection:
                     said.append(take(path))
             except MetasegError as error:
                 said.append(str(error))
+            except Exception as error:  # of this file alone, e.g. a full disk: the others go on
+                said.append(self._unexpected(path, error))
         return [sentence for sentence in said if sentence]
+
+    def _unexpected(self, path: Path, error: Exception) -> str:
+        """What to say of a file that no check has refused; the rest is for the terminal."""
+        if self.closed:
+            return f"{path.name} was not added, as this session has ended; reload the page."
+        traceback.print_exception(error)
+        if isinstance(error, OSError):
+            why = error.strerror or type(error).__name__
+            return f"{path.name} was not added ({why}): make room on the disk if it is full, and upload it again."
+        return f"{path.name} was not added ({type(error).__name__}): save it as PNG, and upload that."
 
     def _add_image(self, path: Path) -> None:
         if len(self.pictures) >= self.limits.max_images:
@@ -142,11 +155,13 @@ class Collection:
                 raise MetasegError(
                     f"{path.name} has {len(found)} pages, which exceeds the limit of {self.limits.max_images} images."
                 )
+            added = {}
             for number, (source, pixels) in enumerate(found):
                 own = folder / f"{number:04d}"
                 own.mkdir()
-                self.pictures[source.name] = Picture.of(source, pixels, own)
-        except MetasegError:
+                added[source.name] = Picture.of(source, pixels, own)
+            self.pictures |= added
+        except Exception:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
@@ -216,17 +231,21 @@ class Collection:
         Raises:
             MetasegError: if there is no such image.
         """
-        self.picture(name).forget_mask()
+        with self.changing:
+            self.picture(name).forget_mask()
 
     def remove(self, name: str) -> None:
-        """Remove an image.
+        """Remove an image, and the uploaded file with the last of its images.
 
         Raises:
             MetasegError: if there is no such image.
         """
         with self.changing:
-            shutil.rmtree(self.picture(name).folder, ignore_errors=True)
+            removed = self.picture(name)
             del self.pictures[name]
+            upload = removed.folder.parent  # with the file, of which the other pages are images as well
+            last = all(picture.folder.parent != upload for picture in self.pictures.values())
+            shutil.rmtree(upload if last else removed.folder, ignore_errors=True)
             self.chosen = None if self.chosen == name else self.chosen
 
     def picture(self, name: str | None) -> Picture:
@@ -266,6 +285,7 @@ class Collection:
         """Remove everything."""
         self.closed = True
         shutil.rmtree(self.folder, ignore_errors=True)
+        forget_volumes()
 
     def require_open(self) -> None:
         """Refuse to go on after `close`.

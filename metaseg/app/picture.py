@@ -100,15 +100,19 @@ class Picture:
         return self.folder / "next.png"
 
     @property
+    def _next_mask_file(self) -> Path:
+        return self.folder / "next-mask.png"
+
+    @property
     def prediction_file(self) -> Path:
         """The network's mask."""
         return self.folder / "prediction.png"
 
     @property
     def drawn_size(self) -> tuple[int, int]:
-        """(H, W) of the image in the frame."""
+        """(H, W) of the image in the frame, at least 1 each."""
         scale = min(FRAME[0] / self.size[0], FRAME[1] / self.size[1])
-        return round(self.size[0] * scale), round(self.size[1] * scale)
+        return max(1, round(self.size[0] * scale)), max(1, round(self.size[1] * scale))
 
     @property
     def within(self) -> tuple[slice, slice]:
@@ -167,7 +171,8 @@ class Picture:
     def _annotate(self, grey: np.ndarray, scribbled: bool) -> None:
         if self.annotated and self.scribbled == scribbled and np.array_equal(_read(self.mask_file), grey):
             return
-        Image.fromarray(grey).save(self.mask_file)
+        Image.fromarray(grey).save(self._next_mask_file)
+        self._next_mask_file.replace(self.mask_file)  # a full disk leaves the earlier one
         self.annotated, self.scribbled = True, scribbled
         self.changes += 1
         self._tile = None

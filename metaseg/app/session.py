@@ -100,9 +100,9 @@ class Session(Collection):
             Stopped: if `stopping` is set; what was there before stays.
         """
         self.require_open()
-        state = self._state()
-        support = self._support()
-        images, masks = zip(*(picture.reduced(_LEARNT) for picture in support), strict=True)
+        with self.changing:  # none is removed meanwhile
+            state, support = self._state(), self._support()
+            images, masks = zip(*(picture.reduced(_LEARNT) for picture in support), strict=True)
         if not any((mask == 1).any() for mask in masks):
             raise MetasegError(f"No mask shows a {self.word}: mark the {self.word} in at least one image.")
         on_progress(0, "learning")
@@ -118,7 +118,8 @@ class Session(Collection):
             adapted = self.network.model.adapt(images, masks, **how)
         self._segment(adapted, self._share_of(on_progress, "segmenting", 0.8, 1.0))
         self._seen = state
-        self.notes = self._warnings(support)
+        with self.changing:
+            self.notes = self._warnings(support)
         return self.notes
 
     def segment(self, on_progress: OnProgress = SILENT) -> None:
@@ -179,8 +180,8 @@ class Session(Collection):
         return support
 
     def _warnings(self, support: Sequence[Picture]) -> list[str]:
-        """What is remarkable about the annotated images, and about the others beside them."""
-        whole = [picture for picture in support if picture.masked]
+        """What is remarkable about the annotated images that are still there, and about the others beside them."""
+        whole = [picture for picture in support if picture.masked and self._has(picture)]
         said = []
         if whole:
             said += checks.of_support(
@@ -195,18 +196,22 @@ class Session(Collection):
         return said
 
     def _segment(self, adapted: Adapted, progress: Callable[[int, int], None]) -> None:
-        """Segment all images; earlier predictions stay until all are done."""
+        """Segment all images that are still there; earlier predictions stay until all are done."""
         pictures = list(self.pictures.values())
-        lines = []
+        lines: list[tuple[Picture, dict[str, Any]]] = []
         for number, picture in enumerate(pictures):
-            ((probabilities, confidence),) = adapted.predict([picture.source.read()])
-            lines.append(row(picture.name, picture.source.path.name, picture.source.page, probabilities, confidence))
             with self.changing:
-                if self._has(picture):
-                    picture.foresee(probabilities > THRESHOLD)
+                pixels = picture.source.read() if self._has(picture) else None
+            if pixels is not None:
+                ((probabilities, confidence),) = adapted.predict([pixels])
+                source = picture.source
+                lines.append((picture, row(picture.name, source.path.name, source.page, probabilities, confidence)))
+                with self.changing:
+                    if self._has(picture):
+                        picture.foresee(probabilities > THRESHOLD)
             progress(number + 1, len(pictures))
         with self.changing:
-            for picture, line in zip(pictures, lines, strict=True):
+            for picture, line in lines:
                 if self._has(picture):
                     picture.predicted(line)
             self.adapted = adapted

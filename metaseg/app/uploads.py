@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from metaseg.adapting.files import Source, images_in, masks_for
-from metaseg.adapting.formats import DICOM, NIFTI, READABLE, read_dicom, suffix
-from metaseg.data.images import FORMATS
+from metaseg.adapting.formats import DICOM, NIFTI, READABLE, read_dicom, sizes, suffix
 from metaseg.errors import MetasegError, needs
 
 SHORTEST, LONGEST_TO_SHORTEST = 16, 10
@@ -82,7 +80,7 @@ def masks_of(path: Path, limits: Limits, images: Sequence[Source]) -> dict[str, 
 
 
 def judge(path: Path, limits: Limits) -> None:
-    """Refuse a file by its size, name or header, without decoding it.
+    """Refuse a file by its size, name or the header of each page, without decoding it.
 
     Raises:
         MetasegError: with a message that names the file.
@@ -95,9 +93,14 @@ def judge(path: Path, limits: Limits) -> None:
     if suffix(path) not in READABLE or path.name.startswith("."):
         raise MetasegError(f"{path.name} is not in a supported format; save it as PNG, JPEG, TIFF, DICOM or NIfTI.")
     if suffix(path) in NIFTI:
-        width, height = _nifti_size(path, limits)
+        found = [_nifti_size(path, limits)]
     else:
-        width, height = _dicom_size(path) if suffix(path) in DICOM else _size(path)
+        found = [_dicom_size(path)] if suffix(path) in DICOM else sizes(path)
+    for width, height in dict.fromkeys(found):
+        _judge_size(path, width, height, limits)
+
+
+def _judge_size(path: Path, width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_megapixels * 1e6:
         raise MetasegError(
             f"{path.name} has {width}×{height} pixels; the limit is {limits.max_megapixels:g} million, so shrink it."
@@ -107,21 +110,6 @@ def judge(path: Path, limits: Limits) -> None:
             f"{path.name} has {width}×{height} pixels; expected at least {SHORTEST} along the shorter side, and at "
             f"most {LONGEST_TO_SHORTEST} times as many along the longer."
         )
-
-
-def _size(path: Path) -> tuple[int, int]:
-    # Pillow warns about large images, and refuses very large ones on opening.
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            pages = [image.size]
-            for page in range(1, getattr(image, "n_frames", 1) if image.format == "TIFF" else 1):
-                image.seek(page)
-                pages.append(image.size)
-            return max(pages, key=lambda size: size[0] * size[1])
-    except Image.DecompressionBombError as error:
-        raise MetasegError(f"{path.name} has too many pixels; shrink it.") from error
-    except Exception as error:
-        raise MetasegError(f"{path.name} cannot be read as an image; replace it with a fresh copy.") from error
 
 
 def _dicom_size(path: Path) -> tuple[int, int]:

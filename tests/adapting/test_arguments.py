@@ -6,6 +6,7 @@ from PIL import Image
 
 import metaseg
 from metaseg.adapting.arguments import at_least, several
+from metaseg.adapting.arrays import rgb
 from metaseg.errors import MetasegError
 
 
@@ -22,6 +23,23 @@ def test_a_palette_is_colours_in_an_image_and_labels_in_a_mask():
     painted.putpalette([0, 0, 0, 200, 10, 10])
     assert several([painted], "images")[0].tolist() == [[[0, 0, 0], [200, 10, 10]]]
     assert several([painted], "masks")[0].tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LA", "PA", "RGBA", "HSV", "LAB"])
+def test_pillow_images_of_any_mode_become_colours(mode):
+    colour = (180, 180, 180) if mode in ("LA", "PA") else (200, 120, 40)
+    picture = Image.new("RGB", (6, 4), colour).convert("L" if mode in ("LA", "PA") else "RGB").convert(mode)
+    (found,) = several([picture], "images")
+    assert np.abs(rgb(found, "a").astype(int) - colour).max() <= 3
+
+
+def test_a_stack_of_grey_images_is_refused_with_what_works():
+    stack = np.zeros((5, 4, 6))
+    with pytest.raises(MetasegError, match=r"list\(images\)"):
+        several(stack, "images")
+    assert len(several(list(stack), "images")) == 5
+    with pytest.raises(MetasegError, match=r"\[mask\]"):
+        several(stack[0], "masks")
 
 
 @pytest.mark.parametrize("given", [np.zeros((4, 6, 3)), np.zeros((4, 6)), Image.new("L", (4, 6)), "a.png", None, 3])

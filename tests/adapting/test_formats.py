@@ -1,6 +1,7 @@
 """Volumes, DICOM-SEG and deep images: files as other programs write them."""
 
 import gzip
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from test_files import PIXELS, dicom, save
 
 from metaseg.adapting import formats
+from metaseg.adapting.arrays import rgb
 from metaseg.adapting.files import annotated_in, images_in, truth_in
 from metaseg.adapting.masks import foregrounds
 from metaseg.errors import MetasegError
@@ -179,6 +181,140 @@ def test_deep_pictures_of_every_kind_are_windowed(tmp_path):
     for one in images_in(tmp_path):
         wanted = PIXELS if one.name.startswith("rgb") else PIXELS[..., :1]
         assert np.abs(one.read().astype(int) - wanted).max() <= 8, one.path
+
+
+PICTURE = np.asarray(Image.fromarray(PIXELS).resize((80, 48)))
+DEEP = PICTURE.astype(np.uint16) * 257
+
+
+def paged(folder, pages, **options):
+    """The first of Pillow's images as a TIFF of its own, and as the second page of another."""
+    single, several = folder / "single.tif", folder / "several.tif"
+    pages[0].save(single, **options)
+    pages[1].save(several, save_all=True, append_images=pages[:1], **options)
+    return single, several
+
+
+def paged_by_tifffile(folder, values, photometric="rgb", turned=1, **options):
+    tifffile = pytest.importorskip("tifffile")
+    options |= {"photometric": photometric, "extratags": [(274, "H", 1, turned, True)]}
+    single, several = folder / "single.tif", folder / "several.tif"
+    tifffile.imwrite(single, values, **options)
+    with tifffile.TiffWriter(several) as file:
+        file.write(values // 2, **options)
+        file.write(values, **options)
+    return single, several
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "P", "L", "1", "LA", "RGBA", "LAB", "I", "F"])
+def test_a_page_is_read_like_a_picture_whatever_its_colours(tmp_path, mode):
+    image, other = (Image.fromarray(one).convert(mode) for one in (PICTURE, 255 - PICTURE))
+    single, several = paged(tmp_path, [image, other])
+    assert formats.pages(several) == 2
+    assert np.array_equal(formats.read(several, 1), formats.read(single))
+    assert np.array_equal(formats.read_mask(several, 1).values, formats.read_mask(single).values)
+    if mode in ("RGB", "CMYK", "RGBA", "LAB"):
+        assert np.abs(formats.read(several, 1).astype(int) - PICTURE).mean() < 2
+
+
+@pytest.mark.parametrize(("mode", "compression"), [("RGB", "tiff_lzw"), ("RGB", "jpeg"), ("1", "group4")])
+def test_compressed_pages_are_read(tmp_path, mode, compression):
+    image = Image.fromarray(PICTURE).convert(mode)
+    _, several = paged(tmp_path, [image, image.transpose(Image.Transpose.ROTATE_180)], compression=compression)
+    assert np.abs(formats.read(several, 1) - np.asarray(image.convert("RGB")).astype(float)).mean() < 4
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+@pytest.mark.parametrize("kind", ["grey", "colours", "deep grey", "deep colours", "deep planes", "doubles"])
+def test_pages_and_pictures_are_turned_upright_like_their_masks(tmp_path, kind, turned):
+    pixels = DEEP if kind.startswith("deep") else PICTURE
+    grey = kind.endswith("grey") or kind == "doubles"
+    stored = pixels[..., 0] if grey else pixels.transpose(2, 0, 1) if kind == "deep planes" else pixels
+    stored = stored.astype(float) if kind == "doubles" else stored
+    planes = {"planarconfig": "separate"} if kind == "deep planes" else {}
+    found = paged_by_tifffile(tmp_path, stored, "minisblack" if grey else "rgb", turned, **planes)
+    upright = PICTURE.swapaxes(0, 1) if turned > 4 else PICTURE
+    upright = upright[:: -1 if turned in (3, 4, 7, 8) else 1, :: -1 if turned in (2, 3, 6, 7) else 1]
+    wanted = upright[..., :1] if grey else upright
+    for path, page in zip(found, (None, 1), strict=True):
+        assert np.abs(formats.read(path, page).astype(int) - wanted).max() <= 8
+        if kind != "deep planes":  # whose colours are no mask
+            assert formats.read_mask(path, page).values.shape == upright.shape[:2]
+
+
+@pytest.mark.parametrize("turned", [1, 6, 8])
+def test_a_deep_png_is_turned_upright(tmp_path, turned):
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), DEEP[..., ::-1])
+    exif = Image.Exif()
+    exif[274] = turned
+    content, said = path.read_bytes(), exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = b"eXIf" + said
+    chunk = len(said).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    path.write_bytes(content[:33] + chunk + content[33:])  # behind the header
+    found, upright = formats.read(path), np.rot90(PICTURE, {1: 0, 6: -1, 8: 1}[turned])
+    assert formats.read_mask(path).values.shape == found.shape[:2]
+    assert np.abs(found.astype(int) - upright).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_pages_where_0_is_white_are_not_inverted(tmp_path, kind):
+    values = (PICTURE if kind == "uint8" else DEEP)[..., 0]
+    for path, page in zip(paged_by_tifffile(tmp_path, values, "miniswhite"), (None, 1), strict=True):
+        assert np.abs(formats.read(path, page).astype(int) - (255 - PICTURE[..., :1])).max() <= 8
+
+
+@pytest.mark.parametrize("extra", ["unspecified", "unassalpha", "assocalpha"])
+def test_the_opacity_of_deep_colours_has_no_part_in_their_window(tmp_path, extra):
+    dark = np.dstack([DEEP // 16, np.full(DEEP.shape[:2], 0 if extra == "unspecified" else 65535, np.uint16)])
+    for path, page in zip(paged_by_tifffile(tmp_path, dark, extrasamples=[extra]), (None, 1), strict=True):
+        assert np.abs(formats.read(path, page).astype(int) - PICTURE).max() <= 8
+    half = np.dstack([DEEP // 16, np.full(DEEP.shape[:2], 32768, np.uint16)])
+    half[0, 0, 3] = 65535
+    assert np.abs(rgb(half, "a").astype(int) - PICTURE // 2)[1:].max() <= 8
+
+
+def test_what_neither_library_reads_is_refused_with_the_remedy(tmp_path):
+    samples = np.dstack([DEEP, DEEP[..., :2]])
+    _, several = paged_by_tifffile(tmp_path, samples, extrasamples=["unspecified"] * 2)
+    with pytest.raises(MetasegError, match=r"channels in .*several\.tif, found 5"):
+        formats.read(several, 1)
+    content = several.read_bytes()
+    entry = bytes.fromhex("0301030001000000")  # Compression
+    several.write_bytes(content.replace(entry + b"\1\0", entry + b"\5\0"))
+    with pytest.raises(MetasegError, match=r"several\.tif.*LZW.*uncompressed"):
+        formats.read(several, 1)
+
+
+def test_an_uncompressed_page_without_some_parts_is_refused(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.ones((2, 64, 64), np.uint8), photometric="minisblack", rowsperstrip=16)
+    content = path.read_bytes()
+    entry = bytes.fromhex("1101030004000000")  # StripOffsets, four of them
+    other = entry if entry in content else bytes.fromhex("1101040004000000")
+    assert content.count(other) == 2
+    path.write_bytes(content.replace(other, other[:4] + (2).to_bytes(4, "little")))
+    refused(path, page=1)
+
+
+def test_pages_that_go_round_and_round_are_counted_once(tmp_path):
+    _, several = paged_by_tifffile(tmp_path, PICTURE[..., 0].astype(float), "minisblack")
+    content = several.read_bytes()
+    tags = int.from_bytes(content[8:10], "little")
+    second = content[10 + 12 * tags : 14 + 12 * tags]
+    tags = int.from_bytes(content[int.from_bytes(second, "little") :][:2], "little")
+    end = int.from_bytes(second, "little") + 2 + 12 * tags
+    several.write_bytes(content[:end] + (8).to_bytes(4, "little") + content[end + 4 :])
+    assert formats.pages(several) == 2
+
+
+def test_stems_are_the_same_however_a_system_writes_letters(tmp_path):
+    save(tmp_path / "images" / "a\u0308.png")
+    save(tmp_path / "masks" / "\u00e4_mask.png", PIXELS[..., 0] // 128 * 255)
+    (one,) = annotated_in(tmp_path)
+    assert one.image.name == "\u00e4"
 
 
 def test_the_window_of_a_dicom_file_and_not_its_content_sets_the_contrast(tmp_path):

@@ -60,6 +60,25 @@ def test_stopping_leaves_the_earlier_result(session, upload, activity):
     assert session.adapted is not adapted
 
 
+@pytest.mark.parametrize("activity", ["learning", "segmenting"])
+@pytest.mark.parametrize("removed", [("case0",), ("case0", "case1", "case2")])
+def test_images_may_be_removed_while_it_learns(session, upload, activity, removed):
+    session.add_images(upload("image", 0, 1, 2))
+    session.add_masks(upload("mask", 0, 1))
+
+    def remove(done, what):
+        if what == activity and done > 0:
+            for name in set(removed) & set(session.pictures):
+                session.remove(name)
+
+    session.adapt(remove)
+    assert session.adapted is not None
+    assert session.keep().is_file()
+    assert session.stale
+    assert all(picture.line for picture in session.pictures.values())
+    assert sorted(session.pictures) == sorted({"case0", "case1", "case2"} - set(removed))
+
+
 def test_scribbles_are_learnt_from_and_are_no_mask(session, upload, painted):
     session.add_images(upload("image", 0, 1, 2))
     session.paint("case0", strokes(painted[1][0]))

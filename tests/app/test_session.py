@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from tiny_run import limits_fixture, network_fixture, painted_fixture, run_fixture, session_fixture, upload_fixture  # noqa: F401
 
+from metaseg.adapting import formats
+from metaseg.adapting.files import Source
 from metaseg.app import texts
-from metaseg.app.picture import FRAME
+from metaseg.app.picture import FRAME, Picture
 from metaseg.app.session import Network, Session
 from metaseg.app.sessions import FORGOTTEN, LOST, Sessions, temporary_folder
 from metaseg.app.uploads import Limits
@@ -216,7 +218,7 @@ def test_refuses_invalid_images(session, tmp_path):
         refused(session, path, name)
     path = tmp_path / "script.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n")
-    refused(session, path, "script.png cannot be read")
+    refused(session, path, "cannot read script.png")
     path = tmp_path / "cut.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:2000])
@@ -242,6 +244,70 @@ def test_refuses_large_files_by_their_header(session, tmp_path):
     pages = tmp_path / "pages.tif"
     Image.new("L", (20, 20)).save(pages, save_all=True, append_images=[Image.new("1", (2000, 1000))])
     refused(session, pages, "1 million")
+
+
+def test_every_page_of_a_file_is_judged(session, tmp_path):
+    pages = tmp_path / "pages.tif"
+    Image.new("L", (100, 100)).save(pages, save_all=True, append_images=[Image.new("L", (2000, 1))])
+    refused(session, pages, "2000×1")
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (1, 2000)])
+def test_a_thin_image_can_be_drawn(tmp_path, size):
+    source = Source("a", tmp_path / "a.png")
+    picture = Picture.of(source, np.zeros((*size, 3), np.uint8), tmp_path)
+    assert min(picture.drawn_size) == 1
+    assert picture.tile().is_file()
+
+
+def test_a_failure_at_one_file_loses_no_other(session, upload, monkeypatch):
+    paths = upload("image", 0, 1, 2)
+    store = Picture.of
+
+    def full(source, pixels, folder):
+        if source.name == "case1":
+            (folder / "shown.png").write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(folder))
+        return store(source, pixels, folder)
+
+    monkeypatch.setattr(Picture, "of", full)
+    (said,) = session.add_images(paths)
+    assert said.startswith("case1.png was not added (No space left on device)")
+    assert str(session.folder) not in said
+    assert list(session.pictures) == ["case0", "case2"]
+    assert not any(session.folder.glob("*/file/case1.png"))
+    monkeypatch.setattr(Picture, "annotate", lambda picture, mask: 1 / (picture.name != "case0"))
+    (said,) = session.add_masks(upload("mask", 0, 2))
+    assert said.startswith("case0_mask.png was not added")
+
+
+def test_a_page_that_fails_leaves_no_other_page_of_its_file(session, tmp_path, monkeypatch):
+    store = Picture.of
+    monkeypatch.setattr(Picture, "of", lambda source, *rest: store(source, *rest) if source.page == 0 else 1 / 0)
+    pages = tmp_path / "pages.tif"
+    Image.new("L", (20, 20)).save(pages, save_all=True, append_images=[Image.new("L", (20, 20))])
+    refused(session, pages, "pages.tif")
+    assert not any(session.folder.iterdir())
+
+
+def test_an_uploaded_file_is_removed_with_its_last_image(session, upload, tmp_path):
+    pages = tmp_path / "pages.tif"
+    Image.new("L", (20, 20)).save(pages, save_all=True, append_images=[Image.new("L", (20, 20))])
+    session.add_images([pages, *upload("image", 0)])
+    session.remove("pages_0000")
+    assert session.picture("pages_0001").source.read().shape == (20, 20, 3)
+    session.remove("pages_0001")
+    assert [path.name for path in session.folder.rglob("*") if path.is_file()] == ["case0.png", "shown.png"]
+
+
+def test_no_volume_stays_in_memory_when_a_session_ends(session, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    values = np.random.default_rng(0).integers(0, 900, (40, 32, 3)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii.gz")
+    session.add_images([tmp_path / "scan.nii.gz"])
+    assert formats._slices.cache_info().currsize
+    session.close()
+    assert not formats._slices.cache_info().currsize
 
 
 @pytest.mark.long

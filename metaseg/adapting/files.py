@@ -139,7 +139,7 @@ def passed_over(folder: Path) -> list[str]:
 def _masks_among(paths: Sequence[Path]) -> dict[Path, None]:
     """The masks beside their images."""
     stems = {stem(path): path for path in paths}
-    return {path: None for path in paths if _without_ending(stem(path), stems) != stem(path)}
+    return {path: None for path in paths if image_of_mask(stem(path), stems) is not None}
 
 
 def annotated_in(folder: Path) -> list[Annotated]:
@@ -229,12 +229,16 @@ def masks_for(paths: Iterable[Path], images: Sequence[Source]) -> dict[str, Sour
     return dict(sorted(found.items(), key=lambda one: natural_key(one[0])))
 
 
+def image_of_mask(stem: str, images: Mapping[str, object]) -> str | None:
+    """The image whose mask a stem names by an ending, such as a of a_mask; None if there is none."""
+    bases = (stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending))
+    return next((base for base in bases if base in images), None)
+
+
 def partner(stem: str, images: Mapping[str, object]) -> str | None:
     """The image a mask belongs to, by its stem, e.g. a or a_mask; None if there is none."""
-    if stem in images:  # even where a part of it is another image's
-        return stem
-    found = _without_ending(stem, images)
-    return found if found in images else None
+    # Its own name comes first, even where a part of it is another image's.
+    return stem if stem in images else image_of_mask(stem, images)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -253,12 +257,3 @@ def _unique(paths: Sequence[Path]) -> Iterator[Path]:
                 f"Expected one file per stem, found {other.name} and {path.name} in {path.parent}; move one away."
             )
         yield path
-
-
-def _without_ending(stem: str, images: Mapping[str, object]) -> str:
-    if stem in images and not any(stem.endswith(ending) and stem[: -len(ending)] in images for ending in MASK_ENDINGS):
-        return stem
-    for ending in MASK_ENDINGS:
-        if stem.endswith(ending) and stem[: -len(ending)] in images:
-            return stem[: -len(ending)]
-    return stem

@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 import numpy as np
 
 from metaseg.adapting.arrays import same_size
-from metaseg.adapting.files import Source, partner
+from metaseg.adapting.files import Source, image_of_mask
 from metaseg.adapting.formats import forget_volumes, stem
 from metaseg.adapting.masks import Reading, Survey, decide, survey
 from metaseg.app import texts
@@ -64,7 +64,7 @@ class Collection:
         stems = dict.fromkeys([*map(stem, paths), *(picture.source.stem for picture in self.pictures.values())])
 
         def add(path: Path) -> None:
-            if (image := partner(stem(path), stems)) not in (None, stem(path)):
+            if (image := image_of_mask(stem(path), stems)) is not None:
                 raise MetasegError(f"{path.name} seems to be the mask of {image}: add it as a mask, or rename it.")
             self._add_image(path)
 

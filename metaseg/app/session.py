@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from metaseg.adapting import checks
+from metaseg.adapting.arrays import shrunk
 from metaseg.adapting.model import BUDGET, Adapted, Model
 from metaseg.adapting.model_file import SUFFIX
 from metaseg.adapting.results import row
@@ -54,7 +55,7 @@ class Session(Collection):
         adapted: the segmenter of the predictions; None before the first.
         loaded: a segmenter from before; None without one.
         go_on: whether `adapt` learns from the images of `loaded` as well.
-        stopping: set by the user to stop a computation.
+        stopping: set to stop a computation, by the user or when the page loses its connection.
         seen: what the canvas showed of the selected image's marks at `look`, of the shape of FRAME; None: no image.
     """
 
@@ -96,7 +97,7 @@ class Session(Collection):
             warnings, also in `notes`.
 
         Raises:
-            MetasegError: if nothing is annotated, or no mask has foreground.
+            MetasegError: if nothing is annotated, no mask has foreground, or an image is there twice.
             Stopped: if `stopping` is set; what was there before stays.
         """
         self.require_open()
@@ -105,6 +106,8 @@ class Session(Collection):
             images, masks = zip(*(picture.reduced(_LEARNT) for picture in support), strict=True)
         if not any((mask == 1).any() for mask in masks):
             raise MetasegError(f"No mask shows a {self.word}: mark the {self.word} in at least one image.")
+        small = np.stack([shrunk(image, (checks.SIDE, checks.SIDE)) for image in images])
+        checks.require_different([picture.name for picture in support], small)
         on_progress(0, "learning")
         how: dict[str, Any] = {
             "steps": self.network.steps,
@@ -223,7 +226,7 @@ class Session(Collection):
         def progress(done: int, of: int) -> None:
             self.require_open()  # stops the computation of a closed page
             if self.stopping.is_set():
-                raise Stopped("Stopped as you asked; the earlier result stays.")
+                raise Stopped("Stopped, as you asked or as the page was gone; the earlier result stays.")
             on_progress(low + (high - low) * done / max(1, of), what)
 
         return progress

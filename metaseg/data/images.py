@@ -38,6 +38,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             require_size(path, *image.size)
+            image.filename = ""  # else Pillow 12 maps uncompressed pages to memory as if they were stored upright
             yield image
     except DAMAGED as error:
         raise MetasegError(

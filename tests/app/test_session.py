@@ -1,6 +1,7 @@
 """What a user does, without the page: uploading, marking, adapting, correcting, downloading, wrong input."""
 
 import io
+import shutil
 import threading
 import time
 import zipfile
@@ -179,6 +180,17 @@ def test_reports_steps_in_the_wrong_order(session, upload):
         session.picture(None)
     session.add_images(upload("image", 0, 1))
     with pytest.raises(MetasegError, match="No image has a mask yet"):
+        session.adapt()
+
+
+def test_an_image_that_is_marked_twice_is_named(session, upload, tmp_path):
+    for what in ("image", "mask"):
+        (path,) = upload(what, 0)
+        again = tmp_path / what / "again.png"
+        again.parent.mkdir()
+        shutil.copy(path, again)
+        assert (session.add_images if what == "image" else session.add_masks)([str(path), str(again)]) == []
+    with pytest.raises(MetasegError, match="found case0 and again alike"):
         session.adapt()
 
 

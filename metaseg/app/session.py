@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,9 @@ class Session(Collection):
             "budget": budget,
         }
         if self.loaded is not None and self.go_on:
-            adapted = self.loaded.with_more(images, masks, **how)
+            # Its label has been chosen in these masks, which are of background and foreground.
+            adapted = replace(self.loaded, label=None).with_more(images, masks, **how)
+            adapted = replace(adapted, label=self.loaded.label)
         else:
             adapted = self.network.model.adapt(images, masks, **how)
         self._segment(adapted, self._share_of(on_progress, "segmenting", 0.8, 1.0))

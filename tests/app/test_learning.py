@@ -1,5 +1,7 @@
 """What a user does besides the first learning: stopping, scribbles, keeping what was learnt and going on from it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -152,9 +154,10 @@ def test_learning_goes_on_from_a_loaded_segmenter_unless_told_otherwise(session,
     images, masks = painted
     session.add_images(upload("image", 2, 3))
     session.add_masks(upload("mask", 2))
-    session.loaded = network.model.adapt(images[:2], masks[:2], steps=1, folds=0)
+    session.loaded = replace(network.model.adapt(images[:2], masks[:2], steps=1, folds=0), label=2)
     session.adapt()
     assert len(session.adapted.support.images) == 3
+    assert session.adapted.label == 2
     session.adapt()
     assert len(session.adapted.support.images) == 3
     session.go_on = False

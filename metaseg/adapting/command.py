@@ -231,8 +231,10 @@ def _say(adapted: Adapted, settings: schema.Adaptation) -> None:
     """What was adapted, and how good it is."""
     plan = adapted.plan
     print(f"worked at   {plan.shape[1]}×{plan.shape[0]} pixels, where a Dice of {100 * plan.kept:.0f} % is possible")
-    recipe = "" if settings.recipe is None else f"recipe={settings.recipe} "
-    print(f"repeat with {recipe}{plan.settings()}")
+    if settings.support is not None:
+        given = {"recipe": settings.recipe, "label": adapted.label}
+        chosen = [f"{name}={value}" for name, value in given.items() if value is not None]
+        print("repeat with", *chosen, plan.settings(), f"seed={settings.seed}")
     if plan.kept < KEPT:
         _warn(["The annotated objects are too small for the working size; crop the images to the part that matters."])
     if adapted.estimate is not None:
@@ -360,7 +362,7 @@ def _warn(sentences: Sequence[str]) -> None:
 
 
 def _summary(table: pd.DataFrame, out: Path, seconds: float) -> None:
-    print(f"{plural(len(table), 'image')} segmented in {seconds:.0f} s")
+    print(f"{plural(len(table), 'image')} segmented, {seconds:.0f} s in all")
     learnt = table["annotated"]
     known = table.loc[~learnt].get("dsc", pd.Series(dtype=float)).dropna()
     if len(known):

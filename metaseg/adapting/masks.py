@@ -315,7 +315,7 @@ def decide(surveys: Sequence[Survey], label: int | None = None, like: Reading | 
         groups.setdefault(settled.kind, []).append(settled)
     known = {} if like is None or "colour" not in like.rules else like.rules["colour"].labels or {}
     reading = Reading({kind: _rule(kind, members, known) for kind, members in groups.items()}, by_colour, label)
-    if label is not None and not (like is not None and set(reading.labels) <= set(like.labels)):
+    if label is not None and not (like is not None and {label, *reading.labels} <= set(like.labels)):
         reading.require(label)
     return reading
 

@@ -53,6 +53,8 @@ class Collection:
         self.closed = False
         self.changing = threading.RLock()
         self._arrivals = 0
+        self._masks: Reading | None = None
+        """How uploaded masks with the most labels were read: colours keep their numbers in later ones."""
 
     def add_images(self, files: Iterable[str | Path], on_progress: OnProgress = SILENT) -> list[str]:
         """Add uploaded images; moves or removes the files.
@@ -98,7 +100,9 @@ class Collection:
 
         try:
             said = self._each(paths, look, on_progress)
-            reading = decide([one for found in seen.values() for *_, one in found], label)
+            reading = decide([one for found in seen.values() for *_, one in found], label, self._masks)
+            if self._masks is None or len(reading.labels) >= len(self._masks.labels):
+                self._masks = reading
             if len(reading.labels) > 1:
                 said.append(f"The masks have {reading.sentence()}.")
             return said + self._each(list(seen), lambda path: self._add_mask(path, seen[path], reading), on_progress)

@@ -94,6 +94,8 @@ def build(arguments: Sequence[str]) -> int:
                 f"Expected the name of a {model_file.SUFFIX} file first, as in `metaseg models build "
                 f"my-model{model_file.SUFFIX} data.root=DIR`, found {file or 'nothing'}."
             )
+        if path.exists() and not model_file.is_one(path):
+            raise MetasegError(f"Expected a new file or a model of metaseg, found another file, {path}; name another.")
         directory = RunDirectory(path.with_suffix(".run"))
         if not directory.result.is_file():
             _train(directory.path, settings)

@@ -92,6 +92,11 @@ def test_build_trains_on_the_published_datasets_and_writes_the_file(trained, tmp
 
     monkeypatch.setattr(models, "train", instead)
     path = tmp_path / "mine.safetensors"
+    path.write_text("mine")
+    with pytest.raises(SystemExit):
+        models.main(["build", str(path)])
+    assert "found another file" in capsys.readouterr().err
+    path.unlink()
     assert models.main(["build", str(path), "shots=7", "learner=maml"]) == 0
     assert models.main(["build", str(path)]) == 0  # the run is there
     with pytest.raises(SystemExit):

@@ -392,6 +392,18 @@ def test_uploaded_masks_are_read_together(session, upload, painted, tmp_path):
     assert not any(path.exists() for path in paths)
 
 
+def test_colours_keep_their_labels_in_later_uploads(session, upload, tmp_path):
+    session.add_images(upload("image", 0, 1))
+    red, green, blue = (255, 0, 0), (0, 200, 0), (0, 0, 255)
+    for number, colours in ((0, (red, green, blue)), (1, (red, blue, blue))):
+        pixels = np.zeros((64, 96, 3), np.uint8)
+        for place, colour in enumerate(colours):
+            pixels[10:30, 10 + 20 * place : 25 + 20 * place] = colour
+        Image.fromarray(pixels).save(tmp_path / f"case{number}.png")
+        session.add_masks([tmp_path / f"case{number}.png"], label=3)  # by colour: blue, green, red
+        assert np.array_equal(session.picture(f"case{number}").mask(), (pixels == red).all(-1))
+
+
 def test_a_photograph_is_no_mask(session, upload, tmp_path):
     session.add_images(upload("image", 0, 1))
     (photograph,) = upload("image", 0)

@@ -147,7 +147,7 @@ def _against(compared: Sequence[Difference]) -> str:
     sure = f"p corrected for all comparisons of a table is below 5 % in {ahead + behind} of {len(tested)}"
     if ahead and behind:
         sure += f", of which {compared[0].system} is behind in {behind}"
-    return f"{compared[0].system} is ahead of {opponents} by {', '.join(parts)}{f'; {sure}' if tested else ''}."
+    return f"{compared[0].system} differs from {opponents} by {', '.join(parts)}{f'; {sure}' if tested else ''}."
 
 
 def in_a_sentence(label: str) -> str:

@@ -53,7 +53,7 @@ class OverShots(NamedTuple):
             mean, low, high = test.difference
             parts.append(f"{signed(mean)} points ({signed_interval(low, high)}) with {plural(shots, 'image')}")
         over = covers(self.leads.values())
-        return f"On {title}, iMAML with the pair {self.pair} is ahead of no pair by {', '.join(parts)}, over {over}."
+        return f"On {title}, iMAML with the pair {self.pair} differs from no pair by {', '.join(parts)}, over {over}."
 
 
 def over_shots(runs: Sequence[Run]) -> list[OverShots]:

@@ -113,24 +113,27 @@ class Record(TorchDispatchMode):
         rule = RULES.get(func, _NO_RULE)
         if (kwargs and func is not _CLONE) or _OVERWRITTEN in _each(inputs):
             rule = _NO_RULE
-        if func._schema.is_mutable:
+        in_place = func._schema.is_mutable
+        if in_place:
             # Other views of this memory have changed in a way no rule describes.
             for view in self._views.pop(args[0].untyped_storage().data_ptr(), ()):
                 self._numbers[view] = _OVERWRITTEN
-        arguments = self._kept(args, rule.arguments, inputs)
+        arguments = self._kept(args, rule.arguments, inputs, in_place)
         outputs = [self.track(result) for result in results]
         if self.dropped and not self.dropped.isdisjoint(_each(inputs)):
             self.dropped.update(outputs)
             self.dropped.discard(_CONSTANT)
         operation = _Operation(
-            func, rule, arguments, inputs, self._kept(results, rule.results, outputs), outputs, single
+            func, rule, arguments, inputs, self._kept(results, rule.results, outputs, in_place), outputs, single
         )
         self.operations.append(operation)
         if rule.again is not None:
             self._again[outputs[0]] = operation
         return out
 
-    def _kept(self, values: Sequence[Any], positions: tuple[int, ...], numbers: Sequence[Any]) -> list[Any]:
+    def _kept(
+        self, values: Sequence[Any], positions: tuple[int, ...], numbers: Sequence[Any], in_place: bool
+    ) -> list[Any]:
         """The values at these positions, detached; the shape in place of every other tensor."""
         kept = []
         for position, value in enumerate(values):
@@ -140,9 +143,10 @@ class Record(TorchDispatchMode):
                     if again is not None:
                         kept.append(_Again(again))
                         continue
+                    # A detached copy has no part in the version; the operation at hand will count as one if in place.
+                    self.versions.append((value, value._version + in_place))
                     # The record must not keep autograd's saved memory alive.
                     value = value.detach()
-                    self.versions.append((value, value._version))
                 else:
                     value = value.shape
             elif isinstance(value, (list, tuple)):

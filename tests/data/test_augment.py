@@ -70,3 +70,11 @@ def test_pieces_are_of_both_alike_and_depend_on_the_position_alone():
     assert not np.array_equal(elsewhere, again)
     whole, _ = cropped(images[:, :30], masks[:, :30], 30, (1, 2), range(400))
     assert np.array_equal(whole, images[:, :30])
+
+
+def test_pieces_reach_every_edge():
+    images = np.zeros((400, 9, 9, 3), np.uint8)
+    images[:, 0, 0], images[:, 8, 8] = 1, 2
+    pieces, _ = cropped(images, images[..., 0] * 0, 8, (1, 2), range(400))
+    for corner in (1, 2):
+        assert 0.18 < (pieces == corner).any((1, 2, 3)).mean() < 0.32

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from metaseg.data import module
 from metaseg.data.augment import one_thread, recolour
-from metaseg.data.batches import Episode, EpisodeDataset, RawEpisode, image_tensor, mask_tensor
+from metaseg.data.batches import Episode, EpisodeDataset, RawEpisode, SupportSet, image_tensor, mask_tensor
 from metaseg.data.episodes import EpisodePlan
 from metaseg.data.pools import prepare_arrays
 
@@ -207,3 +207,35 @@ def test_a_share_of_the_tasks_is_recoloured():
     assert any(changed)
     assert not all(changed)
     assert all(torch.equal(plain[0, index].support_masks, coloured[0, index].support_masks) for index in range(4))
+
+
+def of_one_image(augmentation, **settings):
+    """Episodes of a pool whose images are all the same one."""
+    image = pool(count=1).images
+    alike = prepare_arrays("a", image.repeat(8, 0), np.zeros((8, 32, 32), np.uint8))
+    plan = EpisodePlan((("a", np.arange(8)),), 2, 2, "mixed", "interleaved", 4, resample=False, seed=0)
+    return torch.tensor(image), EpisodeDataset([alike], plan, augmentation, **settings)
+
+
+def test_support_and_query_share_colours_that_are_new_in_each_epoch():
+    image, data = of_one_image("none", recolour=1.0)
+    first, second = data[0, 1], data[1, 1]
+    assert torch.equal(first.support_images, first.query_images)
+    assert not torch.equal(first.support_images[:1], image)
+    assert not torch.equal(first.support_images, second.support_images)
+
+
+def test_support_and_query_are_augmented_apart_and_anew_in_each_epoch():
+    _, data = of_one_image("standard")
+    first, second = data[0, 1], data[1, 1]
+    assert not torch.equal(first.support_images, first.query_images)
+    assert not torch.equal(first.support_images, second.support_images)
+
+
+def test_a_support_set_is_augmented_anew_in_each_step():
+    images = pool()
+    support, other = (SupportSet(images.images, images.masks, "standard", seed) for seed in (0, 1))
+    first, second = support.augmented(0)[0], support.augmented(1)[0]
+    assert not torch.equal(first, second)
+    assert torch.equal(support.augmented(1, np.array([4, 9]))[0], second[[4, 9]])
+    assert not torch.equal(other.augmented(0)[0], first)

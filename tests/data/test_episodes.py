@@ -74,6 +74,11 @@ def test_impossible_plans_are_refused_with_the_numbers(changes, words):
         plan(**changes)
 
 
+def test_a_pool_of_just_enough_images_will_do():
+    (part,) = plan(pools=(("a", np.arange(12)),)).episode(0, 0)
+    assert sorted([*part.support, *part.query]) == list(range(12))
+
+
 def test_an_index_out_of_range_is_an_error():
     with pytest.raises(IndexError):
         plan().episode(0, 10)
@@ -85,6 +90,10 @@ def test_target_support_depends_on_seed_and_draw_alone():
     assert len(set(first)) == 20
     assert not np.array_equal(first, target_support(50, 20, 0, 2))
     assert not np.array_equal(first, target_support(50, 20, 1, 1))
+
+
+def test_published_support_sets_stay_what_they_are():
+    assert target_support(50, 5, 0, 1).tolist() == [15, 24, 32, 40, 44]
 
 
 def test_every_image_of_a_pool_is_drawn_sooner_or_later():

@@ -1,5 +1,7 @@
 """The data module: which images are trained on, given away without masks, and scored."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import settings_of
@@ -70,6 +72,17 @@ def test_an_episode_carries_one_of_them_and_the_same_one_again():
         assert np.array_equal(image, episodes[0, index].unlabelled)
         assert episodes[0, index].normalised().unlabelled.shape == (1, 3, 16, 16)
     assert data().unlabelled == []
+
+
+def test_validation_sees_images_as_they_are():
+    found = module.EpisodicData(settings_of(*SETTINGS, "data.augment=standard", "tasks.recolour=1"))
+    found.setup()
+    found.trainer = SimpleNamespace(global_rank=0, world_size=1)
+    for index, raw in enumerate(found.val_dataloader()):
+        parts = found.validation_plan.episode(0, index)
+        for images, which in ((raw.support_images, "support"), (raw.query_images, "query")):
+            expected = [found.pools[part.pool].images[getattr(part, which)] for part in parts]
+            assert np.array_equal(images, np.concatenate(expected))
 
 
 @pytest.mark.long

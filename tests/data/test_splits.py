@@ -71,6 +71,8 @@ def test_the_capsule_video_is_split_44_to_11_in_one_stretch():
 def test_large_groups_and_impossible_splits():
     train, held_out = pools.split_by_group(grouped([0, 0, 0, 1, 1]), 0.1, seed=0)
     assert (train.tolist(), held_out.tolist()) == ([0, 1, 2], [3, 4])
+    train, held_out = pools.split_by_group(grouped(range(4)), 0.9, seed=0)
+    assert (len(train), len(held_out)) == (1, 3)
     with pytest.raises(MetasegError, match="its 3 images form a single group"):
         pools.split_by_group(grouped([7, 7, 7]), 0.5, seed=0)
     for fraction in (0, 1, -0.1, 20):

@@ -10,7 +10,19 @@ import torch
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
 from metaseg.evaluation.intervals import bootstrap_interval
-from metaseg.evaluation.metatest import Scores, ScoringSettings, drawn, from_scratch, of_curve, score_target, summarise
+from metaseg.evaluation.metatest import (
+    Scores,
+    ScoringSettings,
+    drawn,
+    from_scratch,
+    groups_of,
+    limited,
+    of_curve,
+    score_target,
+    stops,
+    summarise,
+    trivial_baselines,
+)
 from metaseg.evaluation.sharing import Share
 from metaseg.networks.segmenter import Ensemble, Followed
 from metaseg.runs.result import plain
@@ -57,6 +69,12 @@ def test_the_inner_problem_is_scored_on_the_same_images(target):
     assert summarise(scores, target, 0, {}).dsc_inner.mean == pytest.approx(float(np.nanmean(scores.inner)))
 
 
+def test_each_draw_is_augmented_by_a_seed_of_its_own(target):
+    learner = Adapting(inner=True)
+    score_target(learner, target, replace(HOW, seed=5))
+    assert [support.seed for support in learner.asked] == [5, 6]
+
+
 def test_the_curve_has_images_even_if_its_subset_holds_none_that_are_scored(target):
     for seed in range(20):
         settings = replace(HOW, seed=seed, limit=2, curve_limit=1)
@@ -68,12 +86,59 @@ def test_the_curve_has_images_even_if_its_subset_holds_none_that_are_scored(targ
 def test_intervals_are_over_groups_of_images(target):
     target = replace(target, pool=replace(target.pool, groups=np.arange(len(target.pool)) // 3))
     scores = Scores.empty(2, len(target.pool))
-    scores.after[:] = scores.before[:] = scores.curve[0] = np.random.default_rng(1).random(scores.after.shape)
+    matrices = np.random.default_rng(1).random((3, *scores.after.shape))
+    scores.after, scores.before, scores.curve[0] = matrices
     found = summarise(scores, target, 0, {})
-    _, low, high = np.clip(bootstrap_interval(scores.after, groups=target.pool.groups), 0, 1)
-    for part in (found.dsc, found.dsc_before, from_scratch(scores, target, 0)):
-        assert (part.low, part.high) == (low, high)
-    assert (found.curve.low, found.curve.high) == ([low], [high])
+    after, before, curve = (np.clip(bootstrap_interval(one, groups=target.pool.groups), 0, 1) for one in matrices)
+    for part, expected in ((found.dsc, after), (found.dsc_before, before), (from_scratch(scores, target, 0), after)):
+        assert (part.mean, part.low, part.high) == tuple(expected)
+    assert ([found.curve.dsc, found.curve.low, found.curve.high] == curve[:, None]).all()
+
+
+def test_the_entries_of_a_target_by_hand(target):
+    scores = Scores.empty(2, len(target.pool))
+    scores.before[:, :2], scores.after[:, :2] = [[0.1, 0.3], [0.2, 0.4]], [[0.5, 0.7], [0.6, 0.8]]
+    scores.iou_before[:, :2], scores.iou_after[:, :2] = [[0.0, 0.2], [0.1, 0.3]], [[0.4, 0.6], [0.5, 0.7]]
+    scores.overlap[:, :2], scores.total[:, :2] = [[3, 1], [2, 0]], [[10, 4], [5, 1]]
+    found = summarise(scores, target, 0, {})
+    assert (found.dsc_before.mean, found.dsc.mean) == pytest.approx((0.25, 0.65))
+    assert (found.iou_before, found.iou) == pytest.approx((0.15, 0.55))
+    assert found.pooled_dsc == pytest.approx(2 * 6 / 20)
+    assert (found.images, found.draws) == (2, 2)
+
+
+def test_intersection_over_union_and_pixel_counts_are_those_of_the_end(target):
+    learner = Adapting(inner=False)
+    learner.adaptation = lambda *_, **__: iter([(0, saying(0.0)), (2, saying(1.0))])
+    scores = score_target(learner, target, HOW)
+    known = ~np.isnan(scores.after)
+    assert (scores.before[known] == 0).all()
+    assert (scores.after[known] > 0.3).all()
+    np.testing.assert_allclose(scores.iou_after, scores.after / (2 - scores.after))
+    np.testing.assert_allclose(2 * scores.overlap / scores.total, scores.after)
+
+
+def test_trivial_baselines_are_scored_on_the_images_that_learners_are(target):
+    share = target.pool.masks.mean((1, 2))
+    expected = [(2 * share / (1 + share))[drawn(target, HOW, draw)[1]].mean() for draw in range(HOW.draws)]
+    assert trivial_baselines(target, HOW)["all_foreground"] == pytest.approx(np.mean(expected))
+
+
+def test_every_draw_scores_as_many_images_as_the_limit_allows(target):
+    assert {len(drawn(target, HOW, draw)[1]) for draw in range(20)} == {HOW.limit}
+    assert not np.array_equal(limited(target, 5, 0), limited(target, 5, 1))
+
+
+def test_blocks_of_one_video_are_one_group(target):
+    pool = replace(target.pool, groups=np.arange(12) // 3)
+    groups = [groups_of(replace(target, pool=replace(pool, blocks=blocks))) for blocks in (False, True)]
+    assert [len(np.unique(of_images)) for of_images in groups] == [4, 1]
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("constant", [0, 4, 0, 2, 8]), ("cosine", [0, 4, 0, 2])])
+def test_a_schedule_that_decays_has_no_further_steps(schedule, steps):
+    learner = SimpleNamespace(adapt_loop=SimpleNamespace(steps=4, schedule=schedule))
+    assert stops(learner, replace(HOW, curve=(0, 2, 8))) == (4, steps)
 
 
 def test_learners_without_an_inner_problem_have_no_score_of_it(target):

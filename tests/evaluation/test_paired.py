@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from metaseg.errors import MetasegError
+from metaseg.evaluation.intervals import bootstrap_interval, p_value
 from metaseg.evaluation.paired import paired_test
 
 NAN = np.nan
@@ -42,6 +43,21 @@ def test_p_is_over_the_seeds_that_both_have():
     assert (result.seeds, result.p) == (2, 0)
 
 
+def test_seeds_and_groups_are_the_units_of_interval_and_p():
+    gaps = np.array([[0.0], [0.1], [0.2]]).repeat(2, 0) + np.array([0.0, -0.1, 0.0, 0.1]).repeat(3)
+    gaps += np.random.default_rng(0).normal(0, 0.02, gaps.shape)
+    gaps[:, :3] = NAN  # nothing of one group
+    labels = {"seeds": [0, 0, 1, 1, 2, 2], "groups": np.arange(12) // 3}
+    found = paired_test(0.5 + gaps, np.full(gaps.shape, 0.5), 0.8, 3, **labels)
+    assert found.groups == 3
+    assert found.difference == pytest.approx(bootstrap_interval(gaps, 0.8, seed=3, **labels))
+    assert found.p == pytest.approx(p_value(gaps, **labels))
+    for left_out in labels:
+        others = {key: value for key, value in labels.items() if key != left_out}
+        assert found.difference.low < bootstrap_interval(gaps, 0.8, seed=3, **others).low
+        assert found.p > p_value(gaps, **others) + 1e-3
+
+
 def test_only_cells_that_both_scored_count():
     # Both scored: draw 0 of image 0 (+0.2), draw 1 of image 1 (+0.1). Image 2 and draw 2 have no common cell.
     first = np.array([[0.7, 0.9, NAN], [NAN, 0.6, 0.1], [0.1, NAN, NAN]])
@@ -69,8 +85,8 @@ def test_equal_scores_are_no_difference():
 
 def test_rounding_is_no_difference():
     # 0.1 + 0.2 is not 0.3 in floating point.
-    result = paired_test(np.array([[0.1 + 0.2, 0.9]]), np.array([[0.3, 0.5]]))
-    assert (result.ahead, result.behind) == (1, 0)
+    result = paired_test(np.full((2, 3), 0.1 + 0.2), np.full((2, 3), 0.3), seeds=[0, 1])
+    assert (result.p, result.ahead, result.behind) == (1, 0, 0)
 
 
 def test_refuses_scores_without_common_cells():

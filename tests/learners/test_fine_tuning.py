@@ -10,7 +10,7 @@ from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.evaluation.scores import dice
 from metaseg.learners.fine_tuning import SHARES, FineTuning, chosen_share, held_out, turns
 from metaseg.meta.inner_loop import InnerLoop
-from metaseg.meta.losses import LOSSES
+from metaseg.meta.losses import LOSSES, UNMARKED
 from metaseg.meta.vectors import flatten
 from metaseg.networks.build import build
 from metaseg.networks.functional import forward
@@ -115,13 +115,25 @@ def test_the_share_is_chosen_by_dice_of_held_out_images():
     torch.testing.assert_close(found[10].alone.parameters, whole[10].parameters)
 
 
+def test_held_out_images_are_scored_where_they_are_marked():
+    of, support = replace(tuning(), loop=InnerLoop("sgd", 1e-12, 1)), discs(4, 3)
+    support.masks[:, :16] = UNMARKED
+    ((_, found),) = of.run(theta(of), support, [1])
+    values = []
+    for rest, part in divided(support, 2):
+        statistics = forward(of.network, theta(of), rest.clean()[0])[1]
+        logits = forward(of.network, theta(of), part.clean()[0], statistics)[0][:, 0, 16:]
+        values += dice(logits > 0, part.masks[:, 16:]).tolist()
+    assert found.followed.held_out == pytest.approx(dict.fromkeys(SHARES, np.mean(values)), abs=1e-6)
+
+
 def test_smallest_share_within_one_standard_error_is_chosen():
     best = np.array([0.5, 0.6, 0.7, 0.8, 0.9])
     assert chosen_share(np.stack([best - 0.1, best - 0.05, best])) == SHARES[2]
     assert chosen_share(np.stack([best - 0.1, best, best])) == SHARES[1]
-    # 0.02 behind in the mean with a standard error of 0.03: one image decides.
-    within = best - np.array([0.14, -0.01, -0.01, -0.01, -0.01])
-    assert chosen_share(np.stack([best - 0.1, within, best])) == SHARES[1]
+    spread = 0.03 * np.array([4, -1, -1, -1, -1])  # a standard error of 0.03
+    for behind, expected in ((0.029, SHARES[1]), (0.031, SHARES[2])):
+        assert chosen_share(np.stack([best - 1, best - behind - spread, best])) == expected
 
 
 @pytest.mark.long
@@ -172,11 +184,24 @@ def test_yielding_steps_does_not_change_the_descent():
     assert all(torch.equal(among[0].parameters[name], value) for name, value in theta(of).items())
 
 
+def test_a_schedule_does_not_depend_on_where_one_looks():
+    of, support = replace(tuning(folds=0), loop=InnerLoop("sgd", 0.1, 20, schedule="cosine")), discs(4, 3)
+    alone, among = (dict(of.run(theta(of), support, at))[2] for at in ([2], [2, 20]))
+    assert all(torch.equal(value, among.parameters[name]) for name, value in alone.parameters.items())
+
+
 @pytest.mark.parametrize("norm", ["support", "batch", "running"])
 def test_every_kind_of_statistics_can_be_weighed(norm):
     of = tuning(norm=norm, steps=3)
     ((_, found),) = of.run(theta(of), discs(5, 3), [3])
     assert torch.isfinite(found(image_tensor(discs(2, 9).images))).all()
+
+
+def test_running_statistics_follow_a_tenth_of_the_way():
+    of, support = tuning(folds=0, norm="running", steps=1), discs(4, 3)
+    ((_, found),) = of.run(theta(of), support, [1])
+    for name, (mean, variance) in forward(of.network, theta(of), support.clean()[0])[1].items():
+        torch.testing.assert_close(found.statistics[name], (0.1 * mean, 0.9 + 0.1 * variance))
 
 
 @pytest.mark.parametrize(("images", "folds", "expected"), [(1, 2, 1 / 3), (2, 0, 1 / 2), (5, 0, 5 / 7)])

@@ -1,5 +1,7 @@
 """The inner problem of iMAML: learned strengths, step sizes, when it is solved, and what a target is adapted to by."""
 
+import math
+
 import pytest
 import torch
 from test_learners import ADAPT, EPISODIC, INNER, OPTIMIZER, episode, in_double, make, outer_steps, support_set, typed
@@ -18,9 +20,10 @@ from metaseg.networks.normalisation import replace_batch_norm
 from metaseg.networks.rates import Rates
 from metaseg.networks.stages import StagedNetwork
 from metaseg.training.outer import MetaTraining
-from metaseg.training.tally import Tally
+from metaseg.training.tally import Tally, still
 
 PROXIMAL = EPISODIC["imaml"][1]["inner"]
+BOUND = {"bound": {"every": 1, "share": 0.5}}
 BY_LAYER = {"by": "layer", "lr": 0.1}
 HELD = {"rates": {"encoder": 0, "head": 0.5}}
 
@@ -218,26 +221,47 @@ def test_checkpoints_hold_lambda_and_start_learners_with_and_without_it(tmp_path
 
 @pytest.mark.long
 def test_the_step_size_follows_the_curvature_where_that_is_large():
-    bound = {"bound": {"every": 2, "share": 0.5}}
-    learner = make("imaml", inner=PROXIMAL | bound | {"lr": 10.0, "tolerance": 0.5, "steps": 40})
-    rates = []
+    learner = make("imaml", inner=PROXIMAL | {"bound": {"every": 2, "share": 0.5}, "lr": 10.0})
+    measured, taken = iter([100.0, 50.0]), []
+    learner.curvature_of = lambda _: next(measured)
     original = learner._inner_loop
 
     def looked_at(theta):
         loop = original(theta)
-        rates.append((learner.outer_step, loop.lr, learner.inner_curvature))
+        taken.append(loop.lr)
         return loop
 
     learner._inner_loop = looked_at
     trained(learner, 4)
-    known = [row for row in rates if row[2] > 0]
-    assert all(lr == pytest.approx(0.5 / curvature) for _, lr, curvature in known)
-    by_step = {step: curvature for step, _, curvature in known}
-    assert by_step[0] == by_step[1] != by_step[2] == by_step[3]
-    # A step size that is small enough stays.
-    small = make("imaml", inner=PROXIMAL | bound | {"lr": 1e-4})
-    trained(small, 1)
+    assert taken == [0.005, 0.005, 0.01, 0.01]
+    small = make("imaml", inner=PROXIMAL | BOUND | {"lr": 1e-4})
+    small.inner_curvature = 100.0
     assert small._inner_loop(small.theta()).lr == 1e-4
+
+
+@pytest.mark.parametrize(("measured", "expected"), [([2.0, 5.0], 5.0), ([7.0, math.nan], 3.0)])
+def test_the_curvature_of_a_step_is_the_largest_of_its_tasks(measured, expected):
+    learner = make("imaml", inner=PROXIMAL | BOUND)
+    learner.inner_curvature, values = 3.0, iter(measured)
+    learner.curvature_of = lambda _: next(values)
+    MetaTraining(learner)._measure_curvature([episode(), episode(1)])
+    assert learner.inner_curvature == expected
+
+
+def test_the_curvature_includes_the_learned_strengths():
+    learner = make("imaml", inner=PROXIMAL | BOUND, strengths=BY_LAYER)
+    learner.strengths.logarithms.data.fill_(math.log(1e4))
+    assert learner.curvature_of(episode()) == pytest.approx(1e4, rel=0.1)
+
+
+def test_adams_step_size_is_not_bounded():
+    assert make("imaml", inner=PROXIMAL | BOUND).bound_every == 1
+    assert make("imaml", inner=PROXIMAL | BOUND | {"optimizer": "adam"}).bound_every == 0
+
+
+def test_without_a_proximal_term_the_inner_loop_has_none():
+    assert make("imaml", inner=INNER).inner.lam == 0
+    assert make("imaml", inner=PROXIMAL).inner.lam == 2
 
 
 def test_training_ends_with_a_warning_where_inner_problems_were_not_solved(caplog):
@@ -279,44 +303,65 @@ def test_maml_solves_no_inner_problem_to_count():
     assert not list(tally.warnings(InnerLoop(tolerance=0.1)))
 
 
-def images_of_the_trial(learner, support):
-    """What the inner loop of training makes of this support set, with the same images as its query."""
+def test_still_is_relative_to_the_loss():
+    for before, after, expected in ((0.05, 0.045, 0.0), (5.0, 4.96, 1.0)):
+        assert still({"moved": 1.0, "support_loss_before": before, "support_loss_after": after}) == {"still": expected}
+
+
+def of_itself(support):
+    """A task whose support and query are these images."""
     images, masks = support.clean()
-    return learner.trial(Episode(images, masks, images, masks))
+    return Episode(images, masks, images, masks)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("by", ["inner", "recipe"])
 @pytest.mark.parametrize("rates", [{}, {"encoder": 0}])
-def test_a_target_is_adapted_to_by_the_inner_problem_of_training(rates):
-    inner = PROXIMAL | {"rates": rates, "tolerance": 0.3, "steps": 10, "bound": {"every": 1, "share": 1.0}}
-    adapt = ADAPT | {"by": "inner", "folds": 3}
-    learner = make("imaml", inner=inner, adapt=adapt, strengths=BY_LAYER)
+def test_a_target_is_adapted_to_by_the_inner_problem_of_training(rates, by):
+    inner = PROXIMAL | {"rates": rates, "tolerance": 0.3, "steps": 10}
+    learner = make("imaml", inner=inner, adapt=ADAPT | {"by": by, "folds": 3}, strengths=BY_LAYER)
     trained(learner, 1)
     support = support_set("flips")
-    images, _ = support.clean()
-    # The step size is the target's own where its curvature is the larger one.
-    expected = learner.adapt(support)
-    again = learner.after_inner(support)
-    torch.testing.assert_close(again(images), expected(images))
-    learner.inner_curvature = 1e3
-    (_, _), (_, logits) = images_of_the_trial(learner, support)
-    torch.testing.assert_close(learner.adapt(support)(images), logits.sigmoid(), rtol=1e-4, atol=1e-5)
-    assert learner.adapt_loop.steps == 10
-    assert set(dict(learner.adaptation(support, [0, 2, 10]))) == {0, 2, 10}
+    (_, at_start), (_, logits) = learner.trial(of_itself(support))
+    assert not torch.allclose(at_start, logits, atol=0.1)
+    adapted = learner.adapt(support) if by == "inner" else learner.after_inner(support)
+    torch.testing.assert_close(adapted(support.clean()[0]), logits.sigmoid(), rtol=1e-4, atol=1e-5)
+    if by == "inner":
+        assert learner.adapt_loop.steps == 10
+        assert set(dict(learner.adaptation(support, [0, 2, 10]))) == {0, 2, 10}
+
+
+def test_a_target_of_larger_curvature_has_a_smaller_step_size():
+    learner, support = make("imaml", inner=PROXIMAL | BOUND | {"lr": 10.0}), support_set()
+    own = learner.curvature_of(of_itself(support))
+    for known, expected in ((own / 2, own), (2 * own, 2 * own)):
+        learner.inner_curvature = known
+        tuning, _ = learner._inner_tuning(learner.inner, support)
+        assert tuning.loop.lr == pytest.approx(0.5 / expected)
+
+
+def test_the_inner_problem_of_a_target_is_whole_and_followed_to_its_end():
+    learner = make("imaml", inner=PROXIMAL, adapt=ADAPT | {"batch": 2, "share": 0.5, "folds": 2})
+    tuning, support = learner._inner_tuning(learner.inner, support_set("flips"))
+    assert (tuning.batch, tuning.share, tuning.folds, support.augmentation) == (None, 1, 0, "none")
 
 
 @pytest.mark.long
 def test_learned_strengths_hold_the_recipe_too_where_it_names_no_lambda():
-    def way(adapt, strengths):
-        learner = make("imaml", adapt=adapt, strengths=strengths, lam=300.0)
+    def recipe(lam, strengths=BY_LAYER):
+        adapt = {"optimizer": "sgd", "lr": 1e-4, "steps": 20, "lam": lam}
+        return make("imaml", adapt=adapt, strengths=strengths, lam=1000.0)
+
+    def way(learner):
         theta = flatten(learner.theta().values())
         return (flatten(learner.adapt(support_set()).parameters.values()) - theta).norm().item()
 
-    adapt = {"optimizer": "sgd", "lr": 1e-3, "steps": 20, "lam": None}
-    free = way(adapt | {"lam": 0.0}, BY_LAYER)
-    assert way(adapt, {"by": "none", "lr": 0.1}) == pytest.approx(free)
-    assert way(adapt, BY_LAYER) < 0.5 * free
-    assert way(adapt, BY_LAYER) == pytest.approx(way(adapt | {"lam": 300.0}, BY_LAYER), rel=1e-4)
+    free, learned = way(recipe(0.0)), recipe(None)
+    assert way(recipe(None, {"by": "none", "lr": 0.1})) == pytest.approx(free)
+    assert way(learned) < 0.5 * free
+    assert way(learned) == pytest.approx(way(recipe(1000.0)), rel=1e-4)
+    assert way(learned.with_adaptation(lam=0.0)) == pytest.approx(free)
+    assert way(learned.with_adaptation(lam=5000.0)) < 0.5 * way(learned)
 
 
 def test_learners_without_an_inner_loop_have_no_inner_adaptation():

@@ -11,17 +11,20 @@ from conftest import TINY, settings_of
 
 from metaseg.data.batches import Episode, SupportSet, image_tensor
 from metaseg.errors import MetasegError
+from metaseg.evaluation.scores import dice
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner, fitting
 from metaseg.learners.fomaml import FirstOrderMAML
 from metaseg.learners.imaml import ImplicitMAML
+from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.joint import Joint
 from metaseg.learners.maml import MAML
 from metaseg.learners.reptile import Reptile
 from metaseg.learners.scratch import Scratch
 from metaseg.meta.losses import LOSSES, UNMARKED
-from metaseg.meta.vectors import flatten, unflatten
+from metaseg.meta.vectors import detach, flatten, unflatten
 from metaseg.networks.build import build
+from metaseg.networks.functional import forward
 from metaseg.networks.rates import Rates
 from metaseg.networks.stages import PARTS, output_bias, part_of
 from metaseg.training.outer import MetaTraining
@@ -133,13 +136,6 @@ def test_the_outer_steps_lower_the_query_loss(name, norm):
     assert all(np.isfinite(list(row.values())).all() for row in seen)
 
 
-def test_the_inner_loop_of_training_adapts():
-    for name in ("imaml", "maml", "fomaml"):
-        learner = make(name)
-        diagnostics = learner.meta_gradient(learner.theta(), episode()).diagnostics
-        assert diagnostics["support_loss_after"] < diagnostics["support_loss_before"]
-
-
 @pytest.mark.long
 def test_the_gradient_of_maml_through_support_statistics_equals_a_directional_difference():
     learner = make("maml").double()
@@ -170,6 +166,32 @@ def test_the_implicit_gradient_of_the_network_equals_the_unrolled_one_at_converg
     distance = (ours.gradient - exact.gradient).norm()
     assert distance < 1e-7 * exact.gradient.norm()
     assert distance < 1e-4 * (first.gradient - exact.gradient).norm()
+
+
+def test_the_solver_is_that_of_the_settings():
+    few = make("imaml", cg={"steps": 2, "tolerance": 0.0})
+    assert few.meta_gradient(few.theta(), episode()).diagnostics["cg_iterations"] == 2
+    loose = make("imaml", cg={"steps": 30, "tolerance": 0.3})
+    found = loose.meta_gradient(loose.theta(), episode()).diagnostics
+    assert found["cg_residual"] <= 0.3
+    assert found["cg_iterations"] < 30
+
+
+def test_joint_training_learns_from_all_images_as_one_batch():
+    learner, task = make("joint").double(), in_double(episode())
+    found = learner.meta_gradient(learner.theta(), task)
+    leaves = detach(learner.theta(), requires_grad=True)
+    logits, _ = forward(learner.network, leaves, torch.cat([task.support_images, task.query_images]))
+    loss = learner.loss(logits, torch.cat([task.support_masks, task.query_masks]))
+    torch.testing.assert_close(found.gradient, flatten(torch.autograd.grad(loss, list(leaves.values()))))
+    torch.testing.assert_close(found.query_after, logits[3:].detach())
+
+
+def test_reptile_learns_from_support_and_query_alike():
+    learner, task = make("reptile").double(), in_double(episode())
+    swapped = Episode(task.query_images, task.query_masks, task.support_images, task.support_masks)
+    one, other = (learner.meta_gradient(learner.theta(), some).gradient for some in (task, swapped))
+    torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.long
@@ -256,6 +278,16 @@ def test_inner_steps_in_lower_precision_lead_to_a_gradient_of_like_direction(nam
     assert torch.cosine_similarity(one.double(), other.double(), dim=0) >= alike
     torch.testing.assert_close(other.norm(), one.norm(), rtol=1 - alike, atol=0)
     assert precision == "tf32" or name == "maml" or not torch.equal(one, other)
+
+
+def test_half_precision_leaves_the_scale_of_the_gradient():
+    learner, task = make("fomaml"), episode()
+    phi = detach(learner.theta(), requires_grad=True)
+    half, exact = (
+        InnerEvaluation(learner.network, learner.loss, precision).of(task.support_images, task.support_masks)
+        for precision in ("float16", "tf32")
+    )
+    torch.testing.assert_close(half(phi).gradient.norm(), exact(phi).gradient.norm(), rtol=0.2, atol=0)
 
 
 @pytest.mark.long
@@ -367,6 +399,12 @@ def test_held_stages_leave_other_meta_gradients_as_they_are(name, norm, monkeypa
     torch.testing.assert_close(fast.gradient, gradient().gradient, rtol=1e-8, atol=1e-11)
 
 
+def test_the_norm_of_a_gradient_counts_held_stages():
+    learner = make("fomaml", inner=INNER | STAGED)
+    found = learner.meta_gradient(learner.theta(), episode())
+    assert found.diagnostics["gradient_norm"] == pytest.approx(found.gradient.norm().item())
+
+
 def test_outer_step_respects_rates_and_freezing():
     rates = {"encoder": 0, "decoder": 0.5}
     learner = make("imaml", optimizer={**OPTIMIZER, "rates": rates}, inner=EPISODIC["imaml"][1]["inner"] | STAGED)
@@ -380,6 +418,56 @@ def test_outer_step_respects_rates_and_freezing():
     assert longest["encoder"] == 0
     assert longest["decoder"] == pytest.approx(0.5 * OPTIMIZER["lr"], rel=1e-3)
     assert longest["head"] == pytest.approx(OPTIMIZER["lr"], rel=1e-3)
+
+
+def test_an_outer_step_is_the_mean_over_its_tasks():
+    learner, taken, logged = make("fomaml", "running"), [], {}
+    training = MetaTraining(learner)
+    training._step = lambda gradient, _: taken.append(gradient)
+    training.log_dict = lambda values, **_: logged.update(values)
+    training.log = lambda *_, **__: None
+    tasks = [episode(0), episode(1)]
+    one, other = (learner.meta_gradient(learner.theta(), task) for task in tasks)
+    training.training_step(tasks, 0)
+    torch.testing.assert_close(taken, [(one.gradient + other.gradient) / 2])
+    for name in ("query_loss_after", "moved"):
+        assert logged[f"train/{name}"] == pytest.approx((one.diagnostics[name] + other.diagnostics[name]) / 2)
+    layer = "encoder1.enc1norm1"
+    mean = (one.found[layer][0] + other.found[layer][0]) / 2
+    torch.testing.assert_close(learner.network.get_submodule(layer).running_mean, 0.1 * mean)
+    assert training.tally.tasks == 2
+
+
+@pytest.mark.parametrize("share", [0.1, 10.0])
+def test_the_gradient_is_clipped_and_decays_the_weights_and_no_strength(share):
+    """Adam's first moments after a step are a tenth of the gradient that it was given."""
+    strengths = {"by": "part", "lr": 0.2}
+    plain = make("imaml", strengths=strengths)
+    found = plain.meta_gradient(plain.theta(), episode())
+    clipped = OPTIMIZER | {"clip_norm": share * found.gradient.norm().item(), "weight_decay": 0.5}
+    learner = make("imaml", strengths=strengths, optimizer=clipped)
+    training = MetaTraining(learner)
+    outer_steps(training, 1)
+    state = training.trainer.optimizers[0].state
+    by_theta = 10 * flatten(state[one]["exp_avg"] for one in learner.network.parameters())
+    expected = min(share, 1.0) * found.gradient + 0.5 * flatten(plain.theta().values())
+    torch.testing.assert_close(by_theta, expected, rtol=1e-4, atol=1e-6)
+    by_strengths = 10 * state[learner.strengths.logarithms]["exp_avg"]
+    torch.testing.assert_close(by_strengths, found.by_strengths, rtol=1e-4, atol=1e-7)
+
+
+def test_validation_scores_the_query_before_and_after_the_inner_loop():
+    learner, task = make("fomaml", inner=INNER | {"steps": 20}), episode()
+    training = MetaTraining(learner)
+    training.validation_step(task, 0)
+    found = {name: mean.compute().item() for name, mean in training._validation.items()}
+    theta = learner.theta()
+    for when, parameters in (("before", theta), ("after", learner.meta_gradient(theta, task).adapted)):
+        _, statistics = forward(learner.network, parameters, task.support_images)
+        logits, _ = forward(learner.network, parameters, task.query_images, statistics)
+        assert found[f"query_loss_{when}"] == pytest.approx(learner.loss(logits, task.query_masks).item(), rel=1e-4)
+        assert found[f"dice_{when}"] == pytest.approx(dice(logits > 0, task.query_masks).mean(), abs=1e-3)
+    assert abs(found["dice_after"] - found["dice_before"]) > 0.01
 
 
 @pytest.mark.parametrize(

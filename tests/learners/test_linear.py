@@ -45,8 +45,8 @@ def test_the_fit_is_the_minimum_of_the_penalised_loss():
 
 
 def test_it_segments_new_images_of_the_kind():
-    segmenter = make().adapt(bright_discs(4, 0))
-    new = bright_discs(6, 1)
+    segmenter = make().adapt(bright_discs(6, 0))
+    new = bright_discs(20, 1)
     assert dice(foreground(segmenter(image_tensor(new.images))), new.masks).mean() > 0.8
 
 

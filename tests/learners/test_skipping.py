@@ -65,3 +65,14 @@ def test_a_task_that_is_not_finite_gives_a_gradient_that_is_not(name):
     learner = make(name)
     learner.inner_curvature = 2.0
     assert not torch.isfinite(learner.meta_gradient(learner.theta(), task).gradient).all()
+
+
+def test_a_gradient_by_lambda_that_is_not_finite_skips_the_step():
+    learner = make("imaml", strengths={"by": "part", "lr": 0.2})
+    usual = learner.meta_gradient
+    learner.meta_gradient = lambda *given: replace(usual(*given), by_strengths=torch.full((3,), NAN))
+    training = MetaTraining(learner)
+    training.log = lambda *_, **__: None
+    training._step = lambda *_: pytest.fail("the step is to be skipped")
+    training.training_step([episode()], 0)
+    assert training.skipping.total == 1

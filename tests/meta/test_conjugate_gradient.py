@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import pytest
 import torch
 
@@ -44,15 +42,25 @@ def test_stops_at_the_tolerance():
     assert solution.residual <= 0.02
 
 
-def test_never_returns_a_worse_candidate_than_b_itself():
-    # On an ill-conditioned operator the residual of CG grows at first.
-    matrix, b = spectrum([1.0, 1.0, 1.0, 1e4, 1e-4])
-    reached = [
-        conjugate_gradient(lambda v: matrix @ v, b, steps=steps, tolerance=0.0).residual for steps in range(1, 6)
-    ]
-    of_b = ((b - matrix @ b).norm() / b.norm()).item()
-    assert all(residual <= of_b + 1e-9 for residual in reached)
-    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(reached))
+def test_an_exact_solution_ends_the_solve_without_a_tolerance():
+    solution = conjugate_gradient(lambda v: v, torch.ones(3), steps=5, tolerance=0.0)
+    assert (solution.outcome, solution.iterations, solution.residual) == (Outcome.CONVERGED, 1, 0)
+
+
+def test_an_iterate_whose_residual_grew_is_not_returned():
+    diagonal, b = torch.tensor([[1.0, 2.0, 100.0], [1.0, 1.0, 0.001]], dtype=torch.float64)
+    one, two = (conjugate_gradient(lambda v: diagonal * v, b, steps=steps, tolerance=0.0) for steps in (1, 2))
+    assert two.iterations == 2  # whose own residual is 1.41
+    assert two.residual == one.residual == pytest.approx(0.33654, rel=1e-4)
+    assert torch.equal(two.value, one.value)
+
+
+def test_the_smallest_curvature_is_that_of_all_directions():
+    diagonal, b = torch.tensor([[1.0, 10.0], [1.0, 0.1]], dtype=torch.float64)
+    solution = conjugate_gradient(lambda v: diagonal * v, b, steps=2, tolerance=0.0)
+    assert solution.iterations == 2
+    # That of the first, b: (1 + 10 · 0.01) / (1 + 0.01); that of the second is near 10.
+    assert solution.smallest_curvature == pytest.approx(1.1 / 1.01)
 
 
 def test_negative_curvature_in_the_first_direction_returns_b_with_its_true_residual():
@@ -73,6 +81,14 @@ def test_negative_curvature_met_later_keeps_the_iterate_before_it():
     assert torch.isfinite(solution.value).all()
     true = ((b - matrix @ solution.value).norm() / b.norm()).item()
     assert solution.residual == pytest.approx(true)
+
+
+def test_a_direction_without_curvature_ends_the_solve_before_it():
+    b = torch.tensor([1.0, 0.0])
+    solution = conjugate_gradient(lambda v: v * torch.tensor([0.0, 1.0]), b, steps=3, tolerance=0.0)
+    assert solution.outcome is Outcome.NEGATIVE_CURVATURE
+    assert (solution.residual, solution.smallest_curvature, solution.iterations) == (1, 0, 1)
+    assert torch.equal(solution.value, b)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

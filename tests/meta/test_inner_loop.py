@@ -1,4 +1,6 @@
-"""The inner loop's step in pieces is the step."""
+"""The step of the inner loop: PyTorch's, and in pieces the same."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -36,12 +38,31 @@ def test_update_in_place_is_update(
     assert torch.equal(phi[:frozen], theta[:frozen])
 
 
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("sgd", torch.optim.SGD),
+        ("momentum", partial(torch.optim.SGD, momentum=0.9)),
+        ("adam", torch.optim.Adam),
+    ],
+)
+def test_a_step_is_that_of_pytorchs_optimiser(name, reference):
+    start, *gradients = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theirs, loop = start.clone().requires_grad_(), InnerLoop(name, lr=0.1)
+    optimizer, phi, moments = reference([theirs], 0.1), start, initial_moments(loop, start)
+    for count, theirs.grad in enumerate(gradients, 1):
+        phi, moments = update(loop, count, start, phi, theirs.grad, moments)
+        optimizer.step()
+        torch.testing.assert_close(phi, theirs.detach())
+
+
 def test_cosine_schedule_warms_up_and_decays_to_zero():
     loop = InnerLoop("sgd", lr=2.0, steps=100, schedule="cosine")
     rates = [loop.lr_at(count) for count in range(1, 101)]
     assert rates[0] == pytest.approx(0.2)
     assert max(rates) == pytest.approx(2.0, rel=0.03)
     assert rates.index(max(rates)) == 9
+    assert rates[50] == pytest.approx(1.0)
     assert rates[-1] < 1e-3
 
 

@@ -77,6 +77,7 @@ CASES = [
     (aten.cat.default, [[image(), image(1, (3, 2, 6, 6))], 1], [0]),
     (aten.relu.default, [image()], [0]),
     (aten.relu_.default, [image()], [0]),
+    (aten.hardtanh.default, [image()], [0]),
     (aten.hardtanh.default, [image(), 0.0, 1.0], [0]),
     (aten.hardtanh_.default, [image(), 0.0, 1.0], [0]),
     (aten.sigmoid.default, [image()], [0]),

@@ -4,12 +4,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaseg.errors import MetasegError
-from metaseg.networks.normalisation import EpisodicBatchNorm2d, normalising, replace_batch_norm
+from metaseg.networks.normalisation import EpisodicBatchNorm2d, normalising, plain_batch_norm, replace_batch_norm
 
 
-def layer_and_images(batch=3, channels=2, height=3, width=2):
+def layer_and_images(batch=3, channels=2, height=3, width=2, eps=1e-5):
     generator = torch.Generator().manual_seed(0)
-    layer = EpisodicBatchNorm2d(channels).double()
+    layer = EpisodicBatchNorm2d(channels, eps).double()
     with torch.no_grad():
         layer.weight.copy_(torch.rand(channels, generator=generator, dtype=torch.double) + 0.5)
         layer.bias.copy_(torch.randn(channels, generator=generator, dtype=torch.double))
@@ -40,15 +40,24 @@ def test_own_batch_equals_torch_in_training_mode_whatever_the_mode(training):
     torch.testing.assert_close(normalised, reference(images))
 
 
-def test_given_statistics_equal_torch_in_evaluation_mode():
-    layer, images = layer_and_images()
-    layer.running_mean += torch.tensor([0.3, -2.0])
-    layer.running_var *= torch.tensor([0.5, 7.0])
-    reference = nn.BatchNorm2d(2).double().eval()
-    reference.load_state_dict(layer.state_dict())
-    with normalising({layer: "norm"}, {"norm": (layer.running_mean, layer.running_var)}):
-        normalised = layer(images)
-    torch.testing.assert_close(normalised, reference(images))
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_given_statistics_equal_those_of_a_plain_batch_norm(affine, frozen):
+    layer, images = layer_and_images(eps=0.5)
+    mean, variance = torch.tensor([[0.3, -2.0], [0.5, 7.0]], dtype=torch.double)
+    given = {"0": (mean, variance)}
+    if not affine:
+        layer.weight = layer.bias = None
+    if frozen:
+        layer.frozen, given = True, {}
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+    expected = F.batch_norm(images, mean, variance, layer.weight, layer.bias, eps=0.5)
+    with normalising({layer: "0"}, given):
+        torch.testing.assert_close(layer(images), expected)
+    plain = plain_batch_norm(nn.Sequential(layer), given).double()
+    assert type(plain[0]) is nn.BatchNorm2d
+    torch.testing.assert_close(plain(images), expected)
 
 
 def test_buffers_are_never_written():
@@ -105,6 +114,16 @@ def test_recorded_statistics_equal_var_mean_to_the_third_derivative():
     torch.testing.assert_close(ours, reference)
 
 
+def test_each_layers_variance_is_recorded_without_its_own_epsilon():
+    one, images = layer_and_images(eps=0.5)
+    other, _ = layer_and_images(eps=0.01)
+    with normalising({one: "one", other: "other"}) as found:
+        one(images)
+        other(images.square())
+    torch.testing.assert_close(found["one"][1], images.var((0, 2, 3), correction=0))
+    torch.testing.assert_close(found["other"][1], images.square().var((0, 2, 3), correction=0))
+
+
 def test_vmap_gives_what_a_loop_gives():
     layer, images = layer_and_images(batch=8)
     groups = images.reshape(2, 4, 2, 3, 2)
@@ -115,11 +134,11 @@ def test_vmap_gives_what_a_loop_gives():
 
 
 def test_constant_channel_has_variance_zero_and_stays_finite():
-    layer = EpisodicBatchNorm2d(2)
+    layer = EpisodicBatchNorm2d(2, eps=3e-4)  # which in float32 is more than the square of its root
     images = torch.full((4, 2, 5, 5), 1234.5).requires_grad_()
     normalised, mean, variance = recorded(layer, images)
     (gradient,) = torch.autograd.grad(normalised.sum() + variance.sum(), images)
-    assert ((variance >= 0) & (variance < 1e-9)).all()
+    assert variance.tolist() == [0, 0]
     assert mean.tolist() == [1234.5, 1234.5]
     assert torch.isfinite(gradient).all()
 

@@ -112,6 +112,6 @@ def test_one_task_of_validation_without_a_finite_loss_is_not_left_out(run, monke
 
 def test_epochs_that_end_before_the_passes_are_an_error(run):
     with pytest.raises(
-        MetasegError, match=r"after \d % of trainer.max_passes=1e\+06, in epoch 2 of trainer.max_epochs=2"
-    ):  # early stopping would end it after the first
-        run("short", "trainer.max_epochs=2", "trainer.max_passes=1e6", "trainer.patience=1", "trainer.min_delta=100")
+        MetasegError, match=r"after \d % of trainer.max_passes=1e\+06, in epoch 3 of trainer.max_epochs=3"
+    ):  # early stopping would end it after the second
+        run("short", "trainer.max_epochs=3", "trainer.max_passes=1e6", "trainer.patience=1", "trainer.min_delta=100")

@@ -15,7 +15,7 @@ from metaseg.runs.result import Interval, Result, TargetScores
 
 TRIVIAL_NAMES = {
     "all_foreground": "all foreground",
-    "centred_disc": "centred disc",
+    "centred_disc": "best centred disc",
     "mean_support_mask": "mean support mask",
     "otsu": "Otsu's threshold",
 }

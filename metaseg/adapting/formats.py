@@ -139,7 +139,6 @@ def _turned_to(path: Path, page: int) -> Iterator[Any]:
         try:
             image: Any = stack.enter_context(opened(path))
             image.seek(page)
-            image.filename = ""  # else Pillow 12 maps uncompressed pages to memory as if they were stored upright
             if _planes_of_words(image):
                 image = None
         except (MetasegError, *DAMAGED):

@@ -3,6 +3,7 @@
 # repository's root with METASEG_DATA set; it continues where it stopped, and `metaseg status` shows how far it is.
 # `python -m metaseg report experiments/results/small-tuned` makes the tables.
 set -euo pipefail
+python train.py -m experiment=table1 scale=small # the datasets
 for seed in 0 1 2; do
   for shots in 5 20; do
     for table in 2 6 4 3 5; do

@@ -24,7 +24,7 @@ TRIVIAL = {
 
 NO_PAIR = "No pair"
 """Label of fine-tuning on the K images alone, the learner scratch."""
-_OPPONENTS = ("maml", "joint", "scratch")
+_OPPONENTS = ("maml", "fomaml", "joint", "scratch")
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,8 @@ def _against(compared: Sequence[Difference]) -> str:
         )
     tested = [one for one in compared if one.test.seeds > 1]
     ahead, behind = (sum(one.certain and one.side == side for one in tested) for side in (1, -1))
-    opponents = " and ".join(in_a_sentence(name) for name in dict.fromkeys(one.opponent for one in compared))
+    names = [in_a_sentence(name) for name in dict.fromkeys(one.opponent for one in compared)]
+    opponents = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
     sure = f"p corrected for all comparisons of a table is below 5 % in {ahead + behind} of {len(tested)}"
     if ahead and behind:
         sure += f", of which {compared[0].system} is behind in {behind}"

@@ -73,7 +73,7 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
         labels.setdefault(row.learner, row.label)
     curves = over_shots(found.runs)
     summary = [*_differences(parts, figures, titles), *_over_shots(curves, figures, titles, labels)]
-    said = [one.sentence(titles.get(one.target, one.target)) for one in curves]
+    said = [one.sentence(titles) for one in curves]
     text = render(found, parts, titles, [sentence for sentence in said if sentence], summary, starts, datasets)
     with replacing(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -101,7 +101,7 @@ def _over_shots(
     """Dice over the number of annotated images, a figure for each pair and target."""
     found = []
     for one in curves:
-        where = f"{titles.get(one.target, one.target)}, pair {one.pair}, {one.mixing} tasks"
+        where = f"{titles.get(one.target, one.target)}, trained on {one.trained_on(titles)}, {one.mixing} tasks"
         path = folder / f"shots_{one.pair}_{one.mixing}_{one.target}.png"
         draw(one, path, where, {learner: _look(learner) for learner in one.learners}, labels)
         over = covers(point for curve in one.learners.values() for point in curve.values())

@@ -31,11 +31,13 @@ _BESIDE = ("pair", "tasks", "target", "shots", "evaluation")
 class OverShots(NamedTuple):
     """One figure: learner → shots → result; and each trivial baseline's Dice by shots, a fraction in [0, 1].
 
-    `once`: learners whose networks are the same at all numbers of shots; the others were trained for each number.
+    `pools`: the pair's datasets. `once`: learners whose networks are the same at all numbers of shots; the others were
+    trained for each number.
     `leads`: shots → iMAML less no pair, paired.
     """
 
     pair: str
+    pools: tuple[str, ...]
     mixing: str
     target: str
     learners: dict[str, dict[int, Ours]]
@@ -44,16 +46,24 @@ class OverShots(NamedTuple):
     once: tuple[str, ...]
     leads: dict[int, PairedTest]
 
-    def sentence(self, title: str) -> str:
-        """What the pair is worth at each number of images; "" without iMAML or no pair. `title`: of the target."""
+    def trained_on(self, titles: Mapping[str, str]) -> str:
+        """The pair in display names."""
+        return " and ".join(titles.get(pool, pool) for pool in self.pools)
+
+    def sentence(self, titles: Mapping[str, str]) -> str:
+        """What the pair is worth at each number of images; "" without iMAML or no pair.
+
+        titles: display names of datasets.
+        """
         if not self.leads:
             return ""
         parts = []
         for shots, test in self.leads.items():
             mean, low, high = test.difference
             parts.append(f"{signed(mean)} points ({signed_interval(low, high)}) with {plural(shots, 'image')}")
+        title, pair = titles.get(self.target, self.target), self.trained_on(titles)
         over = covers(self.leads.values())
-        return f"On {title}, iMAML with the pair {self.pair} differs from no pair by {', '.join(parts)}, over {over}."
+        return f"On {title}, iMAML trained on {pair} differs from no pair by {', '.join(parts)}, over {over}."
 
 
 def over_shots(runs: Sequence[Run]) -> list[OverShots]:
@@ -80,7 +90,8 @@ def over_shots(runs: Sequence[Run]) -> list[OverShots]:
             names = tuple(sorted(run.name for run in used))
             once = tuple(learner for learner, some in chosen.items() if _networks(some[0]))
             leads = _leads(chosen.get("imaml", ()), chosen.get("scratch", ()), target)
-            found.append(OverShots(pair, mixing, target, curves, _trivial(used, target), names, once, leads))
+            pools = tuple(here[0].settings["pair"]["pools"])
+            found.append(OverShots(pair, pools, mixing, target, curves, _trivial(used, target), names, once, leads))
     return found
 
 

@@ -353,7 +353,9 @@ def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
     page = (tmp_path / "report" / "index.html").read_text()
     order = ("What was found", "Paired differences in Dice", "Dice over the number of annotated images", 'id="read"')
     assert sorted(order, key=page.index) == list(order)
-    assert re.search(r"On ISIC-2018, iMAML with the pair ph2_kvasir differs from no pair by \+\d+\.\d points \(", page)
+    assert re.search(
+        r"On ISIC-2018, iMAML trained on PH² and Kvasir-SEG differs from no pair by \+\d+\.\d points \(", page
+    )
     assert [found.leads[shots].difference.mean for shots in (1, 5, 50)] == pytest.approx([0.1] * 3, abs=0.03)
 
 

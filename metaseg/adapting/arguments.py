@@ -1,5 +1,6 @@
 """Checks of what a Python user passes besides the pixels."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from metaseg.adapting.arrays import of_pillow
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, quoted
 
 
 def several(arrays: Any, what: str) -> list[np.ndarray]:
@@ -44,6 +45,17 @@ def _array(one: Any, what: str) -> np.ndarray:
             f"Expected {what} as arrays or Pillow images, found {type(one).__name__}; read the files first."
         )
     return found
+
+
+def above_zero(**settings: float | None) -> None:
+    """Refuse numbers that are not above 0; None passes.
+
+    Raises:
+        MetasegError: if one is not.
+    """
+    for name, value in settings.items():
+        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise MetasegError(f"{name} must be a number above 0, found {quoted(value)}.")
 
 
 def at_least(least: int, **values: Any) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from metaseg.adapting.arguments import at_least, several
+from metaseg.adapting.arguments import above_zero, at_least, several
 from metaseg.adapting.arrays import resized_mask, rgb, same_size, shrunk
 from metaseg.adapting.checks import place_of, require_different
 from metaseg.adapting.confidence import confidence
@@ -19,7 +18,7 @@ from metaseg.adapting.masks import foregrounds, of_array
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
 from metaseg.adapting.working_size import enlarged
 from metaseg.data.batches import SupportSet, image_tensor
-from metaseg.errors import MetasegError, plural, quoted
+from metaseg.errors import MetasegError, plural
 from metaseg.evaluation.scores import THRESHOLD
 from metaseg.learners.base import Learner
 from metaseg.learners.fine_tuning import held_out
@@ -29,17 +28,6 @@ from metaseg.runs import schema
 
 BUDGET = 60.0
 """Seconds for adapting to a few images and segmenting 20 [D]."""
-
-
-def above_zero(**settings: float | None) -> None:
-    """Refuse numbers that are not above 0; None passes.
-
-    Raises:
-        MetasegError: if one is not.
-    """
-    for name, value in settings.items():
-        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise MetasegError(f"{name} must be a number above 0, found {quoted(value)}.")
 
 
 @dataclass(frozen=True, repr=False)

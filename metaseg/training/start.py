@@ -156,7 +156,7 @@ def _best(settings: Run) -> Path:
 def _joint(data: EpisodicData) -> Path:
     """The best checkpoint of the shared joint training, which is started or resumed if needed."""
     settings = data.settings
-    images = {pool.name: pool.key for pool in data.pools}
+    images = data.state_dict()
     directory, best = RunDirectory(directory_of(settings)), _best(settings)
     directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.path / ".start.lock")

@@ -139,10 +139,14 @@ def _p_value(scores: np.ndarray, there: np.ndarray) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p values corrected by Holm's step-down method (1979), in the given order; NaN stays NaN."""
+    """Return p values corrected by Holm's step-down method (1979), in the given order.
+
+    NaN, a planned test without a result yet, stays NaN and counts as if its p were 1: a result that comes later never
+    makes another p larger.
+    """
     found = np.array(values, np.float64)
     order = np.argsort(found)[: np.count_nonzero(~np.isnan(found))]
-    factors = np.arange(len(order), 0, -1)
+    factors = len(found) - np.arange(len(order))
     found[order] = np.minimum(np.maximum.accumulate(found[order] * factors), 1.0)
     return found.tolist()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
@@ -95,17 +96,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired test at a number of shots; None if the two share no image scored in a common draw of the same data.
+    """A planned paired test at a number of shots.
 
-    `p` is corrected for all comparisons of the table by Holm's method. `opponent` is the second's learner.
+    `test` is None unless the two share an image scored in a common draw of the same data; `ran` tells whether both have
+    runs at all. `p` is corrected by Holm's method for the table's comparisons of the `family` at these shots on all
+    targets, with runs or without [D]. `opponent` is the second's learner.
     """
 
     first: str
     second: str
     shots: int
     test: PairedTest | None
-    p: float = float("nan")
+    p: float = math.nan
     opponent: str = ""
+    family: str = ""
+    ran: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,17 @@ def blocks(table: Table, runs: Sequence[Run]) -> list[Block]:
     """The table filled with runs, target by target."""
     cells = fill(table, runs)
     found = [_block(table, target, [cell for cell in cells if cell.target == target]) for target in table.columns]
-    tests = [one.test.p if one.test else float("nan") for block in found for one in block.comparisons]
-    corrected = iter(holm(tests))
+    families: dict[tuple[str, int], list[Comparison]] = {}
+    for one in (one for block in found for one in block.comparisons):
+        families.setdefault((one.family, one.shots), []).append(one)
+    corrected = {
+        id(one): p
+        for family in families.values()
+        for one, p in zip(family, holm([one.test.p if one.test else math.nan for one in family]), strict=True)
+    }
     return [
-        replace(block, comparisons=[replace(one, p=next(corrected)) for one in block.comparisons]) for block in found
+        replace(block, comparisons=[replace(one, p=corrected[id(one)]) for one in block.comparisons if one.ran])
+        for block in found
     ]
 
 
@@ -323,9 +335,10 @@ def _with_best(lines: list[Line]) -> list[Line]:
 
 def _comparisons(cells: Sequence[TableCell]) -> list[Comparison]:
     """iMAML against the others, and its further rows against its first; if all rows have the same learner, each
-    against the first."""
+    against the first. A family for each of iMAML's rows, or one for all."""
     rows = list({id(cell.row): cell.row for cell in cells}.values())
-    if len({row.learner for row in rows}) == 1:
+    alike = len({row.learner for row in rows}) == 1
+    if alike:
         pairs = [(row, rows[0]) for row in rows[1:]]
     else:
         by_learner = {row.learner: row for row in rows}
@@ -333,15 +346,20 @@ def _comparisons(cells: Sequence[TableCell]) -> list[Comparison]:
         pairs = [(one, by_learner[name]) for one in ours for name in _OPPONENTS if name in by_learner]
         pairs += [(one, ours[0]) for one in ours[1:]]
     where = {(id(cell.row), cell.shots): cell for cell in cells if cell.runs}
-    return [
-        Comparison(
-            one.label,
-            other.label,
-            shots,
-            compare(where[id(one), shots].runs, where[id(other), shots].runs, where[id(one), shots].target),
-            opponent=other.learner or "",
-        )
-        for one, other in pairs
-        for shots in one.shots
-        if (id(one), shots) in where and (id(other), shots) in where
-    ]
+    found = []
+    for one, other in pairs:
+        for shots in sorted({*one.shots} & {*other.shots}):
+            mine, theirs = where.get((id(one), shots)), where.get((id(other), shots))
+            test = compare(mine.runs, theirs.runs, mine.target) if mine and theirs else None
+            found.append(
+                Comparison(
+                    first=one.label,
+                    second=other.label,
+                    shots=shots,
+                    test=test,
+                    opponent=other.learner or "",
+                    family="" if alike else one.label,
+                    ran=mine is not None and theirs is not None,
+                )
+            )
+    return found

@@ -17,13 +17,13 @@ from metaseg.reporting.differences import described
 from metaseg.reporting.exports import signed
 
 SIGNIFICANT = 0.05
-"""Level of p values corrected for all comparisons of a table."""
+"""Level of corrected p values."""
 _ROW, _MARGINS = 0.3, 1.3  # inches of the figure
 _APART = 0.25  # of a row, between systems
 
 
 class Difference(NamedTuple):
-    """A system's paired difference to another learner; `p` is corrected for all comparisons of its table."""
+    """A system's paired difference to another learner; `p` is corrected, see `Comparison`."""
 
     table: int
     target: str
@@ -112,7 +112,7 @@ def draw(compared: Sequence[Difference], path: Path, titles: Mapping[str, str]) 
         loc="outside lower center",
         frameon=False,
         fontsize=8,
-        title="95 % intervals, dotted: of one seed. Filled: also p < 5 %, corrected for all comparisons of the table",
+        title="95 % intervals, dotted: of one seed. Filled: also corrected p < 5 %",
         title_fontsize=8,
         ncols=len(systems),
     )
@@ -145,7 +145,7 @@ def _against(compared: Sequence[Difference]) -> str:
     ahead, behind = (sum(one.certain and one.side == side for one in tested) for side in (1, -1))
     names = [in_a_sentence(name) for name in dict.fromkeys(one.opponent for one in compared)]
     opponents = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-    sure = f"p corrected for all comparisons of a table is below 5 % in {ahead + behind} of {len(tested)}"
+    sure = f"p corrected for all that a table compares at these shots is below 5 % in {ahead + behind} of {len(tested)}"
     if ahead and behind:
         sure += f", of which {compared[0].system} is behind in {behind}"
     return f"{compared[0].system} differs from {opponents} by {', '.join(parts)}{f'; {sure}' if tested else ''}."

@@ -151,17 +151,16 @@ def strengths_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _part(part: FilledTable, titles: Mapping[str, str]) -> dict[str, Any]:
-    tests = sum(not math.isnan(one.p) for block in part.blocks for one in block.comparisons)
     return {
         "table": part.table,
-        "blocks": [_block(block, titles, tests) for block in part.blocks],
+        "blocks": [_block(block, titles) for block in part.blocks],
         "pictures": part.pictures,
         "uneven": uneven(part.blocks),
         "left_out": sorted({reason for block in part.blocks for cell in block.cells for reason in cell.left_out}),
     }
 
 
-def _block(block: Block, titles: Mapping[str, str], tests: int) -> dict[str, Any]:
+def _block(block: Block, titles: Mapping[str, str]) -> dict[str, Any]:
     spans = Counter(id(line.row) for line in block.lines)
     lines = []
     previous = None
@@ -183,7 +182,6 @@ def _block(block: Block, titles: Mapping[str, str], tests: int) -> dict[str, Any
         ],
         "stages": [_stages(line) for line in block.lines if line.stages is not None],
         "comparisons": [_comparison(one) for one in block.comparisons],
-        "tests": tests,
         "compared_over": covers(one.test for one in block.comparisons if one.test is not None),
     }
 
@@ -213,6 +211,7 @@ def _comparison(one: Comparison) -> dict[str, str]:
             "interval": "no common images and draws of the same data",
             "seeds": "",
             "p": "",
+            "corrected": "",
             "counts": "",
         }
     mean, low, high = one.test.difference
@@ -221,7 +220,8 @@ def _comparison(one: Comparison) -> dict[str, str]:
         "difference": exports.signed(mean),
         "interval": exports.signed_interval(low, high),
         "seeds": str(one.test.seeds),
-        "p": "–" if math.isnan(one.p) else probability(one.p),
+        "p": "–" if math.isnan(one.test.p) else probability(one.test.p),
+        "corrected": "–" if math.isnan(one.p) else probability(one.p),
         "counts": f"{one.test.images} ({one.test.ahead} / {one.test.behind}), {one.test.draws}",
     }
 

@@ -89,7 +89,7 @@ def _differences(parts: Sequence[FilledTable], folder: Path, titles: dict[str, s
     caption = (
         "Paired differences in Dice with 95 % intervals: over seeds and groups of images or, dotted, over draws and "
         "groups of images of a single seed. Filled: the interval excludes 0, and p, which needs two seeds and is "
-        "corrected for all comparisons of the table, is below 5 %; hollow: the others."
+        "corrected for what the table compares at these shots, is below 5 %; hollow: the others."
     )
     names = {run.name for part in parts for block in part.blocks for run in block.runs}
     return [TableFigure("differences", comparisons.embedded(path, CURVE_WIDTH), caption, tuple(sorted(names)))]

@@ -110,8 +110,9 @@ def test_p_over_draws_and_images_has_satterthwaites_degrees_of_freedom():
 
 
 def test_holm_by_hand():
-    # Sorted 0.01, 0.02, 0.04: times 3, 2, 1 are 0.03, 0.04, 0.04; NaN is no test.
-    np.testing.assert_allclose(holm([0.04, np.nan, 0.01, 0.02]), [0.04, np.nan, 0.03, 0.04])
+    # Sorted 0.01, 0.02, 0.04: times 4, 3, 2, as the missing test counts, too.
+    np.testing.assert_allclose(holm([0.04, np.nan, 0.01, 0.02]), [0.08, np.nan, 0.04, 0.06])
+    np.testing.assert_allclose(holm([0.03, 0.01, 0.02]), [0.04, 0.03, 0.04])  # never below that of a smaller p
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
 

@@ -30,8 +30,8 @@ def test_how_far_ahead_and_how_sure_is_said_for_each_number_of_images():
     assert sentence == (
         "iMAML differs from no pair by −4.0 to +4.0 points with 5 images (the 95 % interval is above 0 in 2 of 4, "
         "below in 1; 2 to 3 seeds), +1.0 to +5.0 points with 20 images (the 95 % interval is above 0 in 1 of 2, below "
-        "in 0; 1 seed); p corrected for all comparisons of a table is below 5 % in 2 of 4, of which iMAML is behind in "
-        "1."
+        "in 0; 1 seed); p corrected for all that a table compares at these shots is below 5 % in 2 of 4, of which "
+        "iMAML is behind in 1."
     )
     (of_one,) = findings([block(alone)])
     assert of_one.endswith("below in 0; 1 seed).")

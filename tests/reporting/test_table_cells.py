@@ -1,6 +1,7 @@
 """The numbers of a table's cells: Dice with intervals, the best system, paired differences, no pair."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,7 @@ def test_runs_of_a_version_without_a_setting_stand_beside_those_that_do_the_same
     assert line_of(block_of(tmp_path), "No pair").ours.seeds == 2
 
 
-def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_of_a_table(tmp_path):
+def test_images_of_one_group_count_once_and_p_is_corrected_for_all_planned_comparisons(tmp_path):
     for learner, dice in (("imaml", 0.8), ("maml", 0.75), ("joint", 0.79), ("scratch", 0.6)):
         for seed in (0, 1):
             write_run(tmp_path / f"{learner}{seed}", learner, seed=seed, dice=dice, images=12, draws=3)
@@ -63,8 +64,8 @@ def test_images_of_one_group_count_once_and_p_is_corrected_for_all_comparisons_o
     assert width(grouped) > width(alone)
     tests = [one.test.p for one in alone.comparisons]
     assert len(tests) == 3
-    assert [one.p for one in alone.comparisons] == holm(tests)
-    assert max(one.p for one in alone.comparisons) > min(tests)
+    without_runs = math.nan  # first-order MAML; iMAML with learned strengths and other shots are families of their own
+    assert [one.p for one in alone.comparisons] == holm([*tests, without_runs])[:3]
 
 
 def test_systems_with_fewer_seeds_do_not_compete_for_the_best(tmp_path):

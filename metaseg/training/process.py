@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies import DDPStrategy as FabricDDP
 from lightning.pytorch.strategies import DDPStrategy
 
 from metaseg.errors import MetasegError
@@ -56,9 +57,7 @@ def require_devices(chosen: schema.Trainer) -> None:
     Raises:
         MetasegError: with the number of available GPUs.
     """
-    kind, wanted = chosen.accelerator, chosen.devices
-    nvidia, apple = torch.cuda.device_count(), int(torch.backends.mps.is_available())
-    there = {"cpu": 0, "cuda": nvidia, "mps": apple}.get(kind, nvidia or apple)
+    kind, wanted, there = chosen.accelerator, chosen.devices, _gpus(chosen.accelerator)
     named = isinstance(wanted, list)
     needed = max(wanted) + 1 if isinstance(wanted, list) else 1 if wanted == "auto" else wanted
     # Without GPUs, auto means the CPU, with one process per device.
@@ -69,14 +68,26 @@ def require_devices(chosen: schema.Trainer) -> None:
         )
 
 
-def strategy_of(chosen: schema.Trainer) -> Any:
-    """The strategy as Lightning takes it."""
-    return DDPStrategy(timeout=_TURNS) if chosen.strategy == "ddp" else chosen.strategy
+def _gpus(kind: str) -> int:
+    """How many GPUs an accelerator can use."""
+    nvidia, apple = torch.cuda.device_count(), int(torch.backends.mps.is_available())
+    return {"cpu": 0, "cuda": nvidia, "mps": apple}.get(kind, nvidia or apple)
+
+
+def strategy_of(chosen: schema.Trainer, ddp: type[DDPStrategy] | type[FabricDDP] = DDPStrategy) -> Any:
+    """The strategy for Lightning's Trainer, or for its Fabric, whose class is another.
+
+    Lightning's own choice for several devices is ddp as well, but its ranks wait for half an hour only.
+    """
+    wanted = chosen.devices
+    count = len(wanted) if isinstance(wanted, list) else _gpus(chosen.accelerator) if wanted == "auto" else wanted
+    return ddp(timeout=_TURNS) if chosen.strategy == "ddp" or count > 1 else chosen.strategy
 
 
 def connected(chosen: schema.Trainer) -> L.Fabric | None:
     """The ranks of this run, connected, if torchrun, srun or the like launched them; None if only `fit` does."""
-    fabric = L.Fabric(accelerator=chosen.accelerator, devices=chosen.devices, strategy=chosen.strategy)
+    strategy = strategy_of(chosen, FabricDDP)
+    fabric = L.Fabric(accelerator=chosen.accelerator, devices=chosen.devices, strategy=strategy)
     environment = getattr(fabric.strategy, "cluster_environment", None)
     if environment is None or isinstance(environment, LightningEnvironment):
         return None

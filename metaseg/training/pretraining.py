@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
 from omegaconf import DictConfig
 from scipy import ndimage
 from torch import Tensor
@@ -36,9 +35,7 @@ from metaseg.progress import Progress
 from metaseg.runs import provenance, schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import PretrainingResult, SliceScores, VolumeScores
-from metaseg.training.best_checkpoint import BestCheckpoint
-from metaseg.training.callbacks import TrainingProgress
-from metaseg.training.last_checkpoint import LastCheckpoint
+from metaseg.training.callbacks import callbacks
 from metaseg.training.network_module import NetworkModule
 from metaseg.training.run import begin, prepare
 
@@ -240,21 +237,14 @@ def fit(
         KeyboardInterrupt: if the user interrupts; no weights should be written then.
     """
     chosen = settings.trainer
-    best = BestCheckpoint(directory.checkpoints, MONITOR, "max")
-    callbacks: list[Callback] = [best]
-    if chosen.patience is not None:
-        callbacks.append(EarlyStopping(MONITOR, chosen.min_delta, chosen.patience, mode="max"))
-    # After the callbacks whose state it saves.
     interruption = Interruption()
-    callbacks.append(LastCheckpoint(directory.last, chosen.save_every, interruption))
-    callbacks.append(TrainingProgress(chosen.progress))
     trainer = L.Trainer(
         accelerator=chosen.accelerator,
         devices=chosen.devices,
         precision=chosen.precision,  # type: ignore[arg-type]
         max_epochs=chosen.max_epochs,
         logger=loggers,
-        callbacks=callbacks,
+        callbacks=callbacks(chosen, directory, interruption, MONITOR, "max"),
         enable_progress_bar=False,  # a callback shows it
         enable_model_summary=False,
         log_every_n_steps=1,

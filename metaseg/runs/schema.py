@@ -238,15 +238,20 @@ class ModelRecipe(Choices):
     adapt: FineTunings = setting("fine-tuning recipes")
 
 
-class Stopping(Group):
+class Patience(Group):
     """When training ends early."""
+
+    patience: Count | None = setting("epochs within which the monitored score must move by min_delta; null: never")
+    min_delta: NotNegative = setting("smallest change of that score that counts")
+
+
+class Stopping(Patience):
+    """When training ends early, and by which score."""
 
     stop_by: Literal["validation", "training"] = optional(
         "stop when the validation loss no longer improves, or when the training loss no longer changes",
         "validation",
     )
-    patience: Count | None = setting("epochs within which that loss must move by min_delta; null: no early stopping")
-    min_delta: NotNegative = setting("smallest change of the loss that counts")
 
 
 class Protocol(Choices, Stopping):
@@ -332,8 +337,8 @@ class Data(Group):
     workers: Natural | Literal["auto"] = setting("worker processes that prefetch episodes")
 
 
-class Trainer(Stopping):
-    """Devices and early stopping."""
+class AnyTrainer(Patience):
+    """Devices and early stopping, of training and pre-training."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = setting(
         "auto: a GPU if available; gpu: cuda (Nvidia) or mps (Apple); tests run on cuda or the CPU"
@@ -341,17 +346,23 @@ class Trainer(Stopping):
     devices: Count | Devices | Literal["auto"] = setting("number of devices, or their indices: [0, 1]; auto: all")
     strategy: Strategy = setting("auto: ddp with several devices; ddp: one process per device")
     tf32: bool = setting("allow TF32 in convolutions and matrix products on a GPU")
-    precision: Literal["32-true", "64-true"] = setting("training precision, as in Lightning")
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = setting("training precision, as in Lightning")
     max_epochs: Count = setting("maximum number of epochs")
+    save_every: Count = setting("outer steps between writes of last.ckpt")
+    progress: bool = setting("show progress")
+
+
+class Trainer(AnyTrainer, Stopping):
+    """Devices and early stopping."""
+
+    precision: Literal["32-true", "64-true"] = setting("training precision, as in Lightning")
     max_passes: Positive | None = optional(
         "number of image passes to spend, which the learning-rate schedule follows; nothing stops early"
     )
-    save_every: Count = setting("outer steps between writes of last.ckpt")
     skip_norm: Positive | None = optional(
         "norm of the outer gradient above which a step is skipped; null: only if it is not finite"
     )
     max_skips: Count = optional("outer steps skipped in a row that end the run", 10)
-    progress: bool = setting("show progress")
 
 
 class Logger(Group):
@@ -480,16 +491,14 @@ class Adam(Group):
     lr: Positive = setting("learning rate")
 
 
-class OneDevice(Trainer):
+class OneDevice(AnyTrainer):
     """A trainer on a single device, since pre-training has no tasks to divide."""
 
     devices: Literal[1] | Annotated[Devices, Field(max_length=1)] = setting("1, or the index of the device: [0]")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting(  # type: ignore[assignment]
-        "training precision, as in Lightning"
-    )
+    strategy: Literal["auto"] = setting("auto, as there is one device")
 
 
-class PretrainingProtocol(Stopping):
+class PretrainingProtocol(Patience):
     """Values that the groups data and trainer refer to."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)

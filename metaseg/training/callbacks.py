@@ -19,7 +19,7 @@ MONITOR = "validation/query_loss_after"
 
 
 def callbacks(
-    trainer: schema.Trainer,
+    trainer: schema.AnyTrainer,
     directory: RunDirectory,
     interruption: Interruption,
     monitor: str = MONITOR,
@@ -35,12 +35,12 @@ def callbacks(
         mode: "min" or "max": which is best.
     """
     best = BestCheckpoint(directory.checkpoints, monitor, mode)
-    patience = trainer.patience or sys.maxsize
-    if trainer.max_passes is not None:  # a budget is spent whole
-        patience = sys.maxsize
+    own = trainer if isinstance(trainer, schema.Trainer) else None
+    budget = own is not None and own.max_passes is not None  # which is spent whole
+    patience = sys.maxsize if budget or trainer.patience is None else trainer.patience
     stop: Callback = (
         Unchanging(trainer.min_delta, patience)
-        if trainer.stop_by == "training"
+        if own is not None and own.stop_by == "training"
         # At the end of validation, as at that of the epoch Lightning would call it after the last checkpoint.
         else Patient(monitor, trainer.min_delta, patience, mode=mode, check_on_train_epoch_end=False)
     )

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
@@ -21,7 +20,7 @@ from metaseg.training.callbacks import callbacks
 from metaseg.training.compute import Compute
 from metaseg.training.followed_images import FollowedImages
 from metaseg.training.outer import MetaTraining
-from metaseg.training.process import local_rank, strategy_of
+from metaseg.training.process import local_rank, trainer_of
 from metaseg.training.skipping import Skipping
 
 
@@ -45,21 +44,7 @@ def fit(
     called = [compute, *callbacks(chosen, directory, interruption)]
     if shown.overlay_every and tracking.draws(loggers):
         called.append(FollowedImages(data, loggers, shown.overlay_every, shown.overlay_images))
-    trainer = L.Trainer(
-        accelerator=chosen.accelerator,
-        devices=chosen.devices,
-        strategy=strategy_of(chosen),
-        precision=chosen.precision,  # type: ignore[arg-type]
-        max_epochs=chosen.max_epochs,
-        logger=loggers,
-        callbacks=called,
-        enable_progress_bar=False,  # a callback shows it
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        inference_mode=False,
-    )
+    trainer = trainer_of(chosen, loggers, called)
     data.require_even_shares(trainer.world_size)
     with interruption.heeded():
         spent = None if chosen.max_passes is None else lambda: compute.spent

@@ -1,4 +1,4 @@
-"""Process-wide settings: memory allocation, TF32, devices."""
+"""Process-wide settings: memory allocation, TF32, devices, Lightning's trainer."""
 
 import ctypes
 import os
@@ -12,6 +12,8 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy as FabricDDP
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from metaseg.errors import MetasegError
@@ -51,7 +53,7 @@ def prepare_process(tf32: bool) -> None:
                 library.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
-def require_devices(chosen: schema.Trainer) -> None:
+def require_devices(chosen: schema.AnyTrainer) -> None:
     """Refuse GPUs that do not exist.
 
     Raises:
@@ -74,7 +76,7 @@ def _gpus(kind: str) -> int:
     return {"cpu": 0, "cuda": nvidia, "mps": apple}.get(kind, nvidia or apple)
 
 
-def strategy_of(chosen: schema.Trainer, ddp: type[DDPStrategy] | type[FabricDDP] = DDPStrategy) -> Any:
+def strategy_of(chosen: schema.AnyTrainer, ddp: type[DDPStrategy] | type[FabricDDP] = DDPStrategy) -> Any:
     """The strategy for Lightning's Trainer, or for its Fabric, whose class is another.
 
     Lightning's own choice for several devices is ddp as well, but its ranks wait for half an hour only.
@@ -84,7 +86,26 @@ def strategy_of(chosen: schema.Trainer, ddp: type[DDPStrategy] | type[FabricDDP]
     return ddp(timeout=_TURNS) if chosen.strategy == "ddp" or count > 1 else chosen.strategy
 
 
-def connected(chosen: schema.Trainer) -> L.Fabric | None:
+def trainer_of(chosen: schema.AnyTrainer, loggers: list[Logger], called: list[Callback]) -> L.Trainer:
+    """Lightning's trainer with the settings of the group ``trainer``, these loggers and callbacks."""
+    return L.Trainer(
+        accelerator=chosen.accelerator,
+        devices=chosen.devices,
+        strategy=strategy_of(chosen),
+        precision=chosen.precision,
+        max_epochs=chosen.max_epochs,
+        logger=loggers,
+        callbacks=called,
+        enable_progress_bar=False,  # a callback shows it
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        inference_mode=False,  # validation has an inner loop
+    )
+
+
+def connected(chosen: schema.AnyTrainer) -> L.Fabric | None:
     """The ranks of this run, connected, if torchrun, srun or the like launched them; None if only `fit` does."""
     strategy = strategy_of(chosen, FabricDDP)
     fabric = L.Fabric(accelerator=chosen.accelerator, devices=chosen.devices, strategy=strategy)
@@ -102,7 +123,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
 
 
-def device_of_tests(chosen: schema.Trainer, rank: int = 0) -> str:
+def device_of_tests(chosen: schema.AnyTrainer, rank: int = 0) -> str:
     """The device of the meta-test: this process's GPU of training, or the CPU.
 
     Args:

@@ -226,6 +226,7 @@ def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
         ("pretrain", [], "data.augment.flip=2"),
         ("pretrain", [], "optimizer.lr=-1"),
         ("pretrain", [], "trainer.devices=2"),
+        ("pretrain", [], "trainer.strategy=ddp"),
         ("pretrain", [], "protocol.name=3"),
         ("pretrain", [], "seed=4294967296"),
     ],

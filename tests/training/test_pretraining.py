@@ -164,6 +164,7 @@ def test_a_resumed_run_has_the_patience_that_it_is_given(pretrain, tmp_path):
         (["data.augment.shear=3"], ["shear"]),
         (["optimizer.lr=0"], ["optimizer.lr"]),
         (["trainer.devices=2"], ["trainer.devices"]),
+        (["trainer.stop_by=training"], ["trainer.stop_by"]),
         (["ckpt_path=last"], ["last.ckpt", "hydra.run.dir"]),
     ],
 )

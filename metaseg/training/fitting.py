@@ -36,10 +36,12 @@ def fit(
     if not (settings.train and learner.trains):
         return local_rank()
     chosen, shown = settings.trainer, settings.logger
-    end = json.dumps([chosen.max_epochs, chosen.max_passes, chosen.patience, chosen.min_delta])
-    if settings.ckpt_path == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
-        load_weights(learner, directory.best)  # already stopped by the same rule, then killed while testing
-        return local_rank()
+    end = [chosen.max_epochs, chosen.max_passes, chosen.patience, chosen.min_delta, chosen.stop_by]
+    if settings.ckpt_path == "last" and directory.trained.is_file():
+        known = json.loads(directory.trained.read_text())  # without stop_by in earlier versions
+        if known == end[: len(known)]:
+            load_weights(learner, directory.best)  # already stopped by the same rule, then killed while testing
+            return local_rank()
     compute, interruption = Compute(learner, settings.data.size, directory, chosen.max_passes), Interruption()
     called = [compute, *callbacks(chosen, directory, interruption)]
     if shown.overlay_every and tracking.draws(loggers):
@@ -65,5 +67,5 @@ def fit(
     load_weights(learner, directory.best)
     if trainer.is_global_zero:
         with replacing(directory.trained) as path:
-            path.write_text(end)
+            path.write_text(json.dumps(end))
     return trainer.local_rank

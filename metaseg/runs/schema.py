@@ -51,7 +51,6 @@ def _distinct(value: list[Any]) -> list[Any]:
 
 
 Names = Annotated[list[str], BeforeValidator(_listed), AfterValidator(_distinct)]
-Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"]
 Label = Annotated[int, Field(ge=1)]
 Labels = Annotated[list[Label], Field(min_length=1), AfterValidator(_distinct)]
 Devices = Annotated[list[Natural], Field(min_length=1), AfterValidator(_distinct)]
@@ -344,7 +343,7 @@ class AnyTrainer(Patience):
         "auto: a GPU if available; gpu: cuda (Nvidia) or mps (Apple); tests run on cuda or the CPU"
     )
     devices: Count | Devices | Literal["auto"] = setting("number of devices, or their indices: [0, 1]; auto: all")
-    strategy: Strategy = setting("auto: ddp with several devices; ddp: one process per device")
+    strategy: Literal["auto", "ddp"] = setting("auto: ddp with several devices; ddp: one process per device")
     tf32: bool = setting("allow TF32 in convolutions and matrix products on a GPU")
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = setting("training precision, as in Lightning")
     max_epochs: Count = setting("maximum number of epochs")
@@ -525,7 +524,8 @@ class Adaptation(Group):
     """adapt.py: segment new images from a few annotated ones."""
 
     checkpoint: Path | None = setting(
-        "a run directory of train.py, its best.ckpt, or a saved segmenter (.safetensors); null: the built-in model"
+        "a run directory of train.py, its best.ckpt, a file of metaseg models build, or a saved segmenter (both "
+        ".safetensors); null: the built-in model"
     )
     support: Path | None = setting(
         "annotated images: DIR/images and DIR/masks with equal stems, or DIR/a.jpg with DIR/a_mask.png; added to those "
@@ -567,7 +567,9 @@ class Adaptation(Group):
 class Page(Group):
     """app.py: the web app."""
 
-    checkpoint: Path | None = setting("a run directory of train.py, or its best.ckpt; null: the built-in model")
+    checkpoint: Path | None = setting(
+        "a run directory of train.py, its best.ckpt, or a file of metaseg models build; null: the built-in model"
+    )
     port: Annotated[int, Field(ge=0, le=65535)] = setting("port on http://127.0.0.1; 0: any free port")
     browser: bool = setting("open the page in a browser")
     max_images: Annotated[int, Field(ge=1, le=10_000)] = setting("maximum number of images per user")

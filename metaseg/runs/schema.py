@@ -284,10 +284,6 @@ class Scale(Open):
     )
 
 
-class Experiment(Group):
-    """The paper's tables; settings of the sweeper, not of a run."""
-
-
 class Model(Group):
     """The network; arguments of `metaseg.networks.build.build`, not all of which apply to each kind of network."""
 
@@ -429,7 +425,6 @@ class Run(Group):
     ckpt_path: Path | None = setting("last: resume the run; with train=false, the checkpoint to test")
     protocol: Protocol = setting("values that the other groups refer to")
     scale: Scale = setting("size of the experiment")
-    experiment: Experiment | None = optional("the paper's tables")
     learner: Learner = setting("the learner")
     pair: Pair = setting("source datasets")
     model: Model = setting("the network")

@@ -35,7 +35,7 @@ from metaseg.training.process import connected
 _NO_PART = (
     *WITHOUT_EFFECT,
     *("target", "pair.name", "pair.target", "evaluation", "adapt", "learner.adapt", "model.recipe", "protocol"),
-    *("scale", "starts", "experiment", "table"),
+    *("scale", "starts"),
 )
 """Settings a shared start does not depend on."""
 

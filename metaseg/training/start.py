@@ -42,7 +42,7 @@ _NO_PART = (
 log = logging.getLogger(__name__)
 
 
-def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> str:
+def starting_point(settings: Run, learner: Learner | type[Learner], resumed: bool = False) -> str:
     """Resolve ``start`` for a learner: "model", "joint", or a checkpoint's path.
 
     ``start=auto`` follows the protocol for learners that train the model's network on the pair. Learners that train on
@@ -50,7 +50,7 @@ def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> st
 
     Args:
         settings: the resolved configuration.
-        learner: the learner it describes.
+        learner: the learner it describes, or its class.
         resumed: whether the run goes on from a checkpoint of its own, so that the one it started from may be gone.
 
     Raises:

@@ -36,7 +36,6 @@ _LOSS = (
     ("validation/query_loss_after", "validation, after inner loop", _VALIDATION, "-"),
 )
 _DICE = (
-    ("train/dice", "training", _TRAINING, "-"),
     ("train/query_dice_after", "training, after inner loop", _TRAINING, "-"),
     ("validation/dice", "validation", _VALIDATION, "-"),
     ("validation/dice_before", "validation, before inner loop", _VALIDATION, "--"),

@@ -24,8 +24,10 @@ CAPSULE = "kvasir_capsule"
 
 
 class TableFigure(NamedTuple):
-    """A figure of a table: kind (adaptation, images, epochs, overlays; reference and missing are text only), data URI,
-    caption, and the runs it shows."""
+    """A figure of a table: kind, data URI, caption, and the runs it shows.
+
+    Kinds: adaptation, differences, epochs, images, initial, overlays, shots; reference and missing are text only.
+    """
 
     kind: str
     uri: str

@@ -14,7 +14,7 @@ import pandas as pd
 
 from metaseg.documents import text_of
 from metaseg.errors import MetasegError, shown
-from metaseg.runs.directory import RunDirectory
+from metaseg.runs.directory import RunDirectory, holding
 from metaseg.runs.result import Result
 
 REPORT = "report"
@@ -157,14 +157,7 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def _directories(folder: Path, file: str) -> list[Path]:
-    found = sorted(path.parent for path in folder.rglob(file))
-    # Hydra keeps its own config.yaml in .hydra.
-    return [
-        path
-        for path in found
-        if path.relative_to(folder).parts[:1] != (REPORT,)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    return [path for path in holding(folder, file) if path.relative_to(folder).parts[:1] != (REPORT,)]
 
 
 def _read_scores(directory: RunDirectory) -> pd.DataFrame:

@@ -216,6 +216,12 @@ class RunDirectory:
         earlier.unlink(missing_ok=True)  # of an earlier test of this run
 
 
+def holding(folder: Path, file: str) -> list[Path]:
+    """The directories in a folder that hold a file of this name, sorted; none of Hydra or W&B inside a run."""
+    found = (path.parent.relative_to(folder).parts for path in folder.rglob(file))
+    return [folder.joinpath(*parts) for parts in sorted(found) if not any(p == "wandb" or p[0] == "." for p in parts)]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as JSON; keys keep their order, NaN and infinities become null.
 

@@ -51,7 +51,6 @@ def _distinct(value: list[Any]) -> list[Any]:
 
 
 Names = Annotated[list[str], BeforeValidator(_listed), AfterValidator(_distinct)]
-Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"]
 Label = Annotated[int, Field(ge=1)]
 Labels = Annotated[list[Label], Field(min_length=1), AfterValidator(_distinct)]
 Devices = Annotated[list[Natural], Field(min_length=1), AfterValidator(_distinct)]
@@ -238,15 +237,20 @@ class ModelRecipe(Choices):
     adapt: FineTunings = setting("fine-tuning recipes")
 
 
-class Stopping(Group):
+class Patience(Group):
     """When training ends early."""
+
+    patience: Count | None = setting("epochs within which the monitored score must move by min_delta; null: never")
+    min_delta: NotNegative = setting("smallest change of that score that counts")
+
+
+class Stopping(Patience):
+    """When training ends early, and by which score."""
 
     stop_by: Literal["validation", "training"] = optional(
         "stop when the validation loss no longer improves, or when the training loss no longer changes",
         "validation",
     )
-    patience: Count | None = setting("epochs within which that loss must move by min_delta; null: no early stopping")
-    min_delta: NotNegative = setting("smallest change of the loss that counts")
 
 
 class Protocol(Choices, Stopping):
@@ -278,10 +282,6 @@ class Scale(Open):
     encoder_weights: Path | None = setting(
         "encoder weights of learner=pretrained: a file, or imagenet (downloaded); null: random"
     )
-
-
-class Experiment(Group):
-    """The paper's tables; settings of the sweeper, not of a run."""
 
 
 class Model(Group):
@@ -332,26 +332,32 @@ class Data(Group):
     workers: Natural | Literal["auto"] = setting("worker processes that prefetch episodes")
 
 
-class Trainer(Stopping):
-    """Devices and early stopping."""
+class AnyTrainer(Patience):
+    """Devices and early stopping, of training and pre-training."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = setting(
         "auto: a GPU if available; gpu: cuda (Nvidia) or mps (Apple); tests run on cuda or the CPU"
     )
     devices: Count | Devices | Literal["auto"] = setting("number of devices, or their indices: [0, 1]; auto: all")
-    strategy: Strategy = setting("auto: ddp with several devices; ddp: one process per device")
+    strategy: Literal["auto", "ddp"] = setting("auto: ddp with several devices; ddp: one process per device")
     tf32: bool = setting("allow TF32 in convolutions and matrix products on a GPU")
-    precision: Literal["32-true", "64-true"] = setting("training precision, as in Lightning")
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = setting("training precision, as in Lightning")
     max_epochs: Count = setting("maximum number of epochs")
+    save_every: Count = setting("outer steps between writes of last.ckpt")
+    progress: bool = setting("show progress")
+
+
+class Trainer(AnyTrainer, Stopping):
+    """Devices and early stopping."""
+
+    precision: Literal["32-true", "64-true"] = setting("training precision, as in Lightning")
     max_passes: Positive | None = optional(
         "number of image passes to spend, which the learning-rate schedule follows; nothing stops early"
     )
-    save_every: Count = setting("outer steps between writes of last.ckpt")
     skip_norm: Positive | None = optional(
         "norm of the outer gradient above which a step is skipped; null: only if it is not finite"
     )
     max_skips: Count = optional("outer steps skipped in a row that end the run", 10)
-    progress: bool = setting("show progress")
 
 
 class Logger(Group):
@@ -419,7 +425,6 @@ class Run(Group):
     ckpt_path: Path | None = setting("last: resume the run; with train=false, the checkpoint to test")
     protocol: Protocol = setting("values that the other groups refer to")
     scale: Scale = setting("size of the experiment")
-    experiment: Experiment | None = optional("the paper's tables")
     learner: Learner = setting("the learner")
     pair: Pair = setting("source datasets")
     model: Model = setting("the network")
@@ -480,16 +485,14 @@ class Adam(Group):
     lr: Positive = setting("learning rate")
 
 
-class OneDevice(Trainer):
+class OneDevice(AnyTrainer):
     """A trainer on a single device, since pre-training has no tasks to divide."""
 
     devices: Literal[1] | Annotated[Devices, Field(max_length=1)] = setting("1, or the index of the device: [0]")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = setting(  # type: ignore[assignment]
-        "training precision, as in Lightning"
-    )
+    strategy: Literal["auto"] = setting("auto, as there is one device")
 
 
-class PretrainingProtocol(Stopping):
+class PretrainingProtocol(Patience):
     """Values that the groups data and trainer refer to."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
@@ -516,7 +519,8 @@ class Adaptation(Group):
     """adapt.py: segment new images from a few annotated ones."""
 
     checkpoint: Path | None = setting(
-        "a run directory of train.py, its best.ckpt, or a saved segmenter (.safetensors); null: the built-in model"
+        "a run directory of train.py, its best.ckpt, a file of metaseg models build, or a saved segmenter (both "
+        ".safetensors); null: the built-in model"
     )
     support: Path | None = setting(
         "annotated images: DIR/images and DIR/masks with equal stems, or DIR/a.jpg with DIR/a_mask.png; added to those "
@@ -558,7 +562,9 @@ class Adaptation(Group):
 class Page(Group):
     """app.py: the web app."""
 
-    checkpoint: Path | None = setting("a run directory of train.py, or its best.ckpt; null: the built-in model")
+    checkpoint: Path | None = setting(
+        "a run directory of train.py, its best.ckpt, or a file of metaseg models build; null: the built-in model"
+    )
     port: Annotated[int, Field(ge=0, le=65535)] = setting("port on http://127.0.0.1; 0: any free port")
     browser: bool = setting("open the page in a browser")
     max_images: Annotated[int, Field(ge=1, le=10_000)] = setting("maximum number of images per user")

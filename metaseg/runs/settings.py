@@ -23,7 +23,7 @@ CHANGEABLE = (
     *("trainer.max_epochs", "trainer.max_passes", "trainer.stop_by", "trainer.patience", "trainer.min_delta"),
     *("trainer.max_skips", "trainer.skip_norm"),
     *("train", "ckpt_path", "target", "pair.target", "evaluation", "learner.adapt"),
-    *("adapt", "protocol", "scale", "experiment", "starts", "model.recipe"),
+    *("adapt", "protocol", "scale", "starts", "model.recipe"),
 )
 """Settings and groups that may change when a run goes on: of its end and test, and those that only feed into others."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -39,21 +38,18 @@ def print_summary(result: Result, run: RunDirectory, console: Console | None = N
         console.print(_table(target, scores, result.scratch.get(target)))
     if result.strengths is not None:
         console.print(_strengths(result.strongest))
-    paths = [("checkpoint", checkpoint_of(run)), ("scores", run.per_image), ("result", run.result)]
+    paths = [
+        ("checkpoint", run.best if run.best.is_file() else run.last),
+        ("scores", run.per_image),
+        ("result", run.result),
+    ]
     paths += [("overlays", run.overlays(target)) for target in result.targets]
     paths += [("curves", run.learning_curves)]
     paths += [("curves", run.adaptation_curve(target)) for target in result.targets]
     for label, path in paths:
-        if path is not None and path.exists():
+        if path.exists():
             # Wrapped paths are hard to copy, and [brackets] in them are not markup.
             console.print(f"{label:<12}{path}", soft_wrap=True, markup=False, highlight=False)
-
-
-def checkpoint_of(run: RunDirectory) -> Path | None:
-    """The checkpoint to use: the newest other than those to continue from, else the last of these, else None."""
-    found = sorted(run.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    best = [path for path in found if not path.stem.startswith(("last", "previous"))]
-    return (best or found)[-1] if found else None
 
 
 def _strengths(learned: Iterable[tuple[str, float]]) -> Table:

@@ -7,9 +7,10 @@ libraries, comes on top.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
 from metaseg.memory import finish_on, of_call, tidy
+from metaseg.networks.comparing import ComparingNetwork
+from metaseg.networks.segmenter import VIEWS
 from metaseg.runs.provenance import check_gpu
-from metaseg.runs.schema import Run
+from metaseg.runs.schema import Adapt, Run
 
 IMAGES = 2
 """Images in the smaller of two measured steps; the larger has twice as many."""
@@ -41,7 +44,10 @@ class LinearCost:
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds and peak MiB of a step of each kind; `outer_mib` counts support and query images alike."""
+    """Seconds and peak MiB of a step of each kind; `outer_mib` counts support and query images alike.
+
+    `passing`: seconds of passing the images of a task once, the unit of ``trainer.max_passes``; zero without that.
+    """
 
     outer: LinearCost
     validation: LinearCost
@@ -50,20 +56,13 @@ class StepCosts:
     outer_mib: LinearCost
     adaptation_mib: LinearCost
     prediction_mib: LinearCost
-
-
-@dataclass(frozen=True)
-class CellCost:
-    """Seconds and MiB of one cell."""
-
-    seconds: float
-    mib: float
+    passing: LinearCost = LinearCost()
 
 
 def kind(settings: Run) -> str:
     """The settings that determine the cost of a step, as JSON; equal for cells whose steps cost the same per image."""
     return settings.model_dump_json(
-        include={"learner": True, "model": True, "loss": True, "data": {"size", "augment"}},
+        include={"learner": True, "model": True, "loss": True, "data": {"size", "augment"}, "trainer": {"max_passes"}},
         exclude={"learner": {"name", "train_on", "unlabelled"}},
     )
 
@@ -76,92 +75,94 @@ def measure(settings: Run) -> StepCosts:
     Raises:
         MetasegError: settings that a run would refuse.
     """
-    cuda = settings.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = "cuda" if cuda else "cpu"
-    if cuda:
+    device = "cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    if device == "cuda":
         check_gpu()
     adapt = settings.learner.adapt.model_copy(update={"folds": 0})
     alone = settings.learner.model_copy(update={"adapt": adapt})
     learner = build_learner(settings, alone, initial_weights=False).to(device)
-    small, large = (_random(settings, count, device) for count in (IMAGES, 2 * IMAGES))
-    outer = validation = outer_mib = adaptation_mib = LinearCost()
+    drawn = [_random(settings, count, device) for count in (IMAGES, 2 * IMAGES)]
+    cost, peak = (partial(_cost, drawn=drawn, device=device, measured=one) for one in (_seconds, _mib))
+    outer = validation = passing = outer_mib = adaptation_mib = LinearCost()
     if learner.trains:
         theta = learner.theta()
-        outer = _outer(lambda episode: learner.meta_gradient(theta, episode), small[1], large[1], device)
-        outer_mib = _peak(lambda drawn: learner.meta_gradient(theta, drawn[1]), small, large, device, of_each=2)
-        validation = _cost(lambda drawn: learner.trial(drawn[1]), small, large, device, of_each=2)
-    _, segmenter = next(iter(learner.adaptation(small[0], [0])))
-    prediction = _cost(lambda drawn: segmenter(drawn[1].query_images), small, large, device)
-    adaptation = _line(*(_adaptation(learner, support, device) for support, _ in (small, large)))
+        outer = _outer(lambda episode: learner.meta_gradient(theta, episode), drawn[0][1], drawn[1][1], device)
+        outer_mib = peak(lambda one: learner.meta_gradient(theta, one[1]), of_each=2)
+        validation = cost(lambda one: learner.trial(one[1]), of_each=2)
+        if settings.trainer.max_passes is not None and not isinstance(learner.network, ComparingNetwork):
+            passing = cost(lambda one: learner.plain_gradient(theta, one[1]), of_each=2)
+    _, segmenter = next(iter(learner.adaptation(drawn[0][0], [0])))
+    prediction = cost(lambda one: segmenter(one[1].query_images))
+    adaptation = _line(*(_adaptation(learner, support, device) for support, _ in drawn))
     if learner.adapt_loop.steps:
-        adaptation_mib = _peak(lambda drawn: list(learner.adaptation(drawn[0], [1])), small, large, device)
-    prediction_mib = _peak(lambda drawn: segmenter(drawn[1].query_images), small, large, device)
-    return StepCosts(outer, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib)
+        adaptation_mib = peak(lambda one: list(learner.adaptation(one[0], [1])))
+    prediction_mib = peak(lambda one: segmenter(one[1].query_images))
+    return StepCosts(outer, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib, passing)
 
 
-def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> CellCost:
-    """The estimate of one cell.
+def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> tuple[float, float]:
+    """Seconds and MiB of one cell, or of the training of a shared start.
 
     Args:
         settings: its resolved settings.
         step: the result of `measure` for its kind.
         steps_done: outer steps already taken.
     """
-    tasks, evaluation, epochs = settings.tasks, settings.evaluation, settings.trainer.max_epochs
+    tasks, epochs, budget = settings.tasks, settings.trainer.max_epochs, settings.trainer.max_passes
     pools = 1 if settings.learner.train_on == "target" else max(1, len(settings.pair.pools))
     mixed = tasks.mixing == "mixed"
     shots, query = (number * (pools if mixed else 1) for number in (settings.shots, tasks.query))
+    images = shots + query
     per_step = tasks.per_step * (1 if mixed else pools)
-    trains = step.outer != LinearCost()
-    steps = epochs * tasks.in_epoch(pools) // per_step if trains else 0
-    left = max(0.0, 1 - steps_done / steps) if steps else 0.0
-    of_task = step.outer.of(shots, query)
-    tests_of_epoch = tasks.validation * (1 if mixed else pools) * step.validation.of(shots + query)
-    training = left * (steps * per_step * of_task + (epochs * tests_of_epoch if steps else 0.0))
-    last = settings.learner.adapt.steps
-    longest = max([last, *evaluation.curve]) if last else 0
-    testing = _testing(settings, step, last, longest)
-    if evaluation.scratch.compare and trains:
-        steps = settings.protocol.adapt.steps
-        testing += _testing(settings, step, steps, steps)
-    folds = _folds(settings)
+    learns = step.outer != LinearCost()
+    training = 0.0
+    if settings.train and learns:
+        steps = max(1, epochs * tasks.in_epoch(pools) // per_step)
+        seconds = steps * per_step * step.outer.of(shots, query)
+        tests = epochs * tasks.validation * (1 if mixed else pools) * step.validation.of(images)
+        share = 1.0 if budget is None else min(1.0, budget * step.passing.of(images) / images / seconds)
+        training = max(0.0, share - steps_done / steps) * (seconds + tests)
+    adapt, inner = settings.learner.adapt, settings.learner.inner
+    testing = _testing(settings, step, adapt, inner.steps if inner else 0)
+    if settings.evaluation.scratch.compare and learns:
+        testing += _testing(settings, step, settings.protocol.adapt)
     mib = max(
-        step.outer_mib.of(shots + query),
+        step.outer_mib.of(images),
         # Members of an ensemble take turns: all parameters and moments are in memory, but images of only one member.
-        (1 + folds) * step.adaptation_mib.fixed + settings.shots * step.adaptation_mib.image,
-        step.prediction_mib.of(evaluation.batch),
+        (1 + _folds(settings.shots, adapt)) * step.adaptation_mib.fixed + settings.shots * step.adaptation_mib.image,
+        step.prediction_mib.of(settings.evaluation.batch),
     )
-    return CellCost(training + testing, mib)
+    return training + testing, mib
 
 
-def _folds(settings: Run) -> int:
+def _folds(shots: int, adapt: Adapt) -> int:
     """Number of folds of a target's support set."""
-    shots = settings.shots
-    return min(settings.learner.adapt.folds, shots) if shots > 1 else 0
+    return min(adapt.folds, shots) if shots > 1 and adapt.by == "recipe" else 0
 
 
-def _testing(settings: Run, step: StepCosts, last: int, longest: int) -> float:
-    """Seconds of all draws on all targets: adaptation, the whole target before and after it, and the curve's images.
+def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> float:
+    """Seconds of `metaseg.evaluation.metatest.score_target` on all targets; `inner`: most steps of the inner problem.
 
-    Each member of an ensemble costs as much as a single network.
+    Each member of an ensemble, and each mirror image, costs as much as a single network.
     """
-    evaluation = settings.evaluation
-    points = len(set(evaluation.curve) - {0, last}) if last else 0
-    shots = settings.shots
-    folds = _folds(settings)
-    # One descent on all images, and one without each fold.
+    evaluation, shots, folds = settings.evaluation, settings.shots, _folds(settings.shots, adapt)
+    last, constant = (adapt.steps, adapt.schedule == "constant") if adapt.by == "recipe" else (inner, True)
+    curve = {point for point in evaluation.curve if last and (constant or point <= last)} - {0, last}
+    # One descent on all images, one without each fold, and that of the inner problem alone.
     of_step = step.adaptation.of(shots) + (folds * step.adaptation.of(shots - shots / folds) if folds else 0.0)
-    seconds = 0.0
+    descents = max([last, *curve]) * of_step + (inner * step.adaptation.of(shots) if last else 0.0)
+    ensemble = (1 + folds) * (len(VIEWS) if adapt.flips else 1)
+    # Of all images: at the start, after the inner problem, by the ensemble, and by its first network alone.
+    passes = 1 + (bool(inner) + ensemble + (ensemble > 1) if last else 0)
+    seconds = len(settings.target) * evaluation.draws * descents
     for target in settings.target:
         whole = image_count(target, settings.data.source, settings.data.root)
         if settings.learner.train_on == "target":
             whole = round(TARGET_TEST_SHARE * whole)
         whole = min(whole, evaluation.limit or whole)
-        adapted = [whole] * (1 if last else 0) + [min(whole, evaluation.curve_limit)] * points
-        sizes = [whole, *adapted * (1 + folds)]
-        batches = sum(math.ceil(size / evaluation.batch) for size in sizes)
-        predicting = batches * step.prediction.fixed + sum(sizes) * step.prediction.image
-        seconds += evaluation.draws * (longest * of_step + predicting)
+        for size, times in ((whole, passes), (min(whole, evaluation.curve_limit), len(curve) * ensemble)):
+            predicting = math.ceil(size / evaluation.batch) * step.prediction.fixed + size * step.prediction.image
+            seconds += evaluation.draws * times * predicting
     return seconds
 
 
@@ -183,29 +184,20 @@ def _outer(call: Callable[[Episode], object], small: Episode, large: Episode, de
 
 
 def _cost(
-    call: Callable[[tuple[SupportSet, Episode]], object],
-    small: tuple[SupportSet, Episode],
-    large: tuple[SupportSet, Episode],
+    call: Callable[[Any], object],
+    drawn: Sequence[Any],
     device: str,
+    measured: Callable[[Callable[[], object], str], float],
     of_each: int = 1,
 ) -> LinearCost:
-    """The cost of a step that uses `of_each` images per drawn image."""
-    return _line(*(_seconds(partial(call, one), device) for one in (small, large)), of_each=of_each)
+    """Seconds or peak MiB, as `measured`, of a step on `IMAGES` and twice as many that uses `of_each` per image."""
+    return _line(*(measured(partial(call, one), device) for one in drawn), of_each=of_each)
 
 
-def _peak(
-    call: Callable[[tuple[SupportSet, Episode]], object],
-    small: tuple[SupportSet, Episode],
-    large: tuple[SupportSet, Episode],
-    device: str,
-    of_each: int = 1,
-) -> LinearCost:
-    """Peak MiB of a step that uses `of_each` images per drawn image."""
-    peaks = []
-    for one in (small, large):
-        tidy(device)  # freed memory that is cached for reuse would hide the needs of the call
-        peaks.append(of_call(partial(call, one), device)[0])
-    return _line(*peaks, of_each=of_each)
+def _mib(call: Callable[[], object], device: str) -> float:
+    """Peak MiB of a call."""
+    tidy(device)  # freed memory that is cached for reuse would hide the needs of the call
+    return of_call(call, device)[0]
 
 
 def _line(small: float, large: float, *, of_each: int = 1) -> LinearCost:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_class
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from metaseg.errors import MetasegError
 from metaseg.progress import Progress
+from metaseg.runs.directory import RunDirectory
 from metaseg.runs.schema import Run
 from metaseg.runs.validation import checked
 from metaseg.sweeps.estimate import StepCosts, kind, measure, of_cell
-from metaseg.sweeps.status import State
+from metaseg.sweeps.status import State, status_of
+from metaseg.training.start import directory_of, joint_settings, starting_point
 
 if TYPE_CHECKING:
     from metaseg.sweeps.sweep import Planned
@@ -22,50 +27,53 @@ _SAYS = {State.FINISHED: "finished", State.NEW: "to run", State.OTHER: "differen
 
 
 def print_plan(plan: Sequence[Planned], console: Console) -> None:
-    """Print one line per cell and the totals; a cell with invalid settings shows the reason."""
-    missing = [one for one in plan if one.status.state in (State.NEW, State.BEGUN)]
-    typed = {one.cell.name: _typed(one.settings) for one in missing}
-    kinds = {kind(settings): settings for settings in typed.values() if not isinstance(settings, str)}
+    """Print a line per cell and per shared start to be trained, and the totals; invalid settings show the reason."""
+    rows: list[tuple[str, str, Run | str | None, int]] = []
+    for one in plan:
+        state, steps = one.status.state, one.status.steps
+        said = f"to continue from outer step {steps}" if state is State.BEGUN else _SAYS[state]
+        typed = _or_reason(partial(checked, Run), one.settings) if state in (State.NEW, State.BEGUN) else None
+        rows.append((one.cell.name, said, typed, steps))
+    missing = sum(settings is not None for _, _, settings, _ in rows)
+    starts = {directory_of(start): start for _, _, settings, _ in rows if (start := _start(settings))}
+    for path, start in starts.items():
+        rows.append((str(path), "shared start", start, status_of(RunDirectory(path), start.plain).steps))
+    kinds = {kind(settings): settings for _, _, settings, _ in rows if isinstance(settings, Run)}
     measured: dict[str, StepCosts | str] = {}
     with Progress("measuring one step of each kind", len(kinds), "kinds", shown=bool(kinds), brief=True) as progress:
         for done, (name, example) in enumerate(kinds.items(), start=1):
-            measured[name] = _measured(example)
+            measured[name] = _or_reason(measure, example)
             progress.update(done)
-    table = Table("cell", "state", "minutes", "GiB", box=None, pad_edge=False)
-    table.columns[0].min_width = max((len(one.cell.name) for one in plan), default=0)  # unwrapped, to be copied
-    for column in table.columns[2:]:
-        column.justify = "right"
-    seconds, mib = 0.0, 0.0
-    for one in plan:
-        begun = one.status.state is State.BEGUN
-        said = f"to continue from outer step {one.status.steps}" if begun else _SAYS[one.status.state]
-        if one not in missing:
-            table.add_row(one.cell.name, said, "", "")
-            continue
-        settings = typed[one.cell.name]
-        step = settings if isinstance(settings, str) else measured[kind(settings)]
-        if isinstance(step, str) or isinstance(settings, str):
-            table.add_row(one.cell.name, f"{said}, would be refused: {step}", "", "")
-            continue
-        estimate = of_cell(settings, step, one.status.steps)
-        seconds, mib = seconds + estimate.seconds, max(mib, estimate.mib)
-        table.add_row(one.cell.name, said, f"{estimate.seconds / 60:.1f}", f"{estimate.mib / 1024:.2f}")
+    cell = Column("cell", min_width=max((len(name) for name, *_ in rows), default=0))  # unwrapped, to be copied
+    minutes, gib = (Column(name, justify="right") for name in ("minutes", "GiB"))
+    table = Table(cell, "state", minutes, gib, box=None, pad_edge=False)
+    total, most = 0.0, 0.0
+    for name, said, settings, steps in rows:
+        step = measured[kind(settings)] if isinstance(settings, Run) else settings
+        if isinstance(settings, Run) and isinstance(step, StepCosts):
+            seconds, mib = of_cell(settings, step, steps)
+            total, most = total + seconds, max(most, mib)
+            table.add_row(name, said, f"{seconds / 60:.1f}", f"{mib / 1024:.2f}")
+        else:
+            table.add_row(name, f"{said}, would be refused: {step}" if step else said, "", "")
     console.print(table)
     console.print(
-        f"{len(missing)} of {len(plan)} cells to run: about {seconds / 3600:.1f} hours in sequence, at most "
-        f"{mib / 1024:.2f} GiB in addition to the libraries; estimated from one step on this machine. None was run."
+        f"{missing} of {len(plan)} cells to run: about {total / 3600:.1f} hours in sequence, at most "
+        f"{most / 1024:.2f} GiB in addition to the libraries; estimated from one step on this machine. None was run."
     )
 
 
-def _typed(settings: Mapping[str, Any]) -> Run | str:
-    try:
-        return checked(Run, settings)
-    except MetasegError as error:
-        return str(error)
+def _start(settings: Run | str | None) -> Run | None:
+    """The training of the shared start that a cell needs; None: it needs none, or it is there."""
+    with suppress(MetasegError):  # another start than the shared one, which a run will refuse
+        if isinstance(settings, Run) and starting_point(settings, get_class(settings.learner.target_)) == "joint":
+            start = joint_settings(settings)
+            return None if RunDirectory(directory_of(start)).trained.is_file() else start
+    return None
 
 
-def _measured(settings: Run) -> StepCosts | str:
+def _or_reason(call: Callable[[Any], Any], settings: Any) -> Any:
     try:
-        return measure(settings)
+        return call(settings)
     except MetasegError as error:
         return str(error)

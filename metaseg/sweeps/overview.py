@@ -15,7 +15,7 @@ from pathlib import Path
 
 from metaseg.documents import read_json
 from metaseg.errors import MetasegError
-from metaseg.runs.directory import RunDirectory
+from metaseg.runs.directory import RunDirectory, holding
 from metaseg.sweeps.jobs import LOG, claimed, last_line
 from metaseg.sweeps.slurm import FOLDER as SLURM
 from metaseg.system import replacing
@@ -71,8 +71,7 @@ def look(root: Path) -> list[Seen]:
     """
     if not root.is_dir():
         raise MetasegError(f"Expected the folder of a sweep, found none at {root}.")
-    configs = sorted(root.rglob("config.yaml")) + sorted(root.rglob(LOG))
-    found = [path.parent.relative_to(root).as_posix() for path in configs if ".hydra" not in path.parts]
+    found = [path.relative_to(root).as_posix() for path in holding(root, "config.yaml") + holding(root, LOG)]
     names = list(dict.fromkeys([*_remembered(root), *found]))
     if not names:
         raise MetasegError(f"Expected the folder of a sweep, found no runs in {root}.")

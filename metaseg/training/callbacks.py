@@ -1,4 +1,4 @@
-"""Training callbacks: best and last checkpoints, the paper's stopping rule, progress."""
+"""Training callbacks: their list, the stopping rules, progress."""
 
 import math
 import sys
@@ -18,22 +18,31 @@ from metaseg.training.last_checkpoint import LastCheckpoint
 MONITOR = "validation/query_loss_after"
 
 
-def callbacks(trainer: schema.Trainer, directory: RunDirectory, interruption: Interruption) -> list[Callback]:
+def callbacks(
+    trainer: schema.AnyTrainer,
+    directory: RunDirectory,
+    interruption: Interruption,
+    monitor: str = MONITOR,
+    mode: str = "min",
+) -> list[Callback]:
     """The callbacks of a run.
 
     Args:
         trainer: the group ``trainer`` of the configuration.
         directory: where checkpoints go.
         interruption: a request to end.
+        monitor: the logged metric that chooses the best epoch.
+        mode: "min" or "max": which is best.
     """
-    best = BestCheckpoint(directory.checkpoints, MONITOR)
-    patience = sys.maxsize
-    if trainer.patience is not None and trainer.max_passes is None:  # a budget is spent whole
-        patience = trainer.patience
+    best = BestCheckpoint(directory.checkpoints, monitor, mode)
+    own = trainer if isinstance(trainer, schema.Trainer) else None
+    budget = own is not None and own.max_passes is not None  # which is spent whole
+    patience = sys.maxsize if budget or trainer.patience is None else trainer.patience
     stop: Callback = (
         Unchanging(trainer.min_delta, patience)
-        if trainer.stop_by == "training"
-        else Patient(MONITOR, min_delta=trainer.min_delta, patience=patience, check_finite=True)
+        if own is not None and own.stop_by == "training"
+        # At the end of validation, as at that of the epoch Lightning would call it after the last checkpoint.
+        else Patient(monitor, trainer.min_delta, patience, mode=mode, check_on_train_epoch_end=False)
     )
     last = LastCheckpoint(directory.last, trainer.save_every, interruption)
     return [best, stop, last, TrainingProgress(trainer.progress)]

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
@@ -21,7 +20,7 @@ from metaseg.training.callbacks import callbacks
 from metaseg.training.compute import Compute
 from metaseg.training.followed_images import FollowedImages
 from metaseg.training.outer import MetaTraining
-from metaseg.training.process import local_rank, strategy_of
+from metaseg.training.process import local_rank, trainer_of
 from metaseg.training.skipping import Skipping
 
 
@@ -37,29 +36,17 @@ def fit(
     if not (settings.train and learner.trains):
         return local_rank()
     chosen, shown = settings.trainer, settings.logger
-    end = json.dumps([chosen.max_epochs, chosen.max_passes, chosen.patience, chosen.min_delta])
-    if settings.ckpt_path == "last" and directory.trained.is_file() and directory.trained.read_text() == end:
-        load_weights(learner, directory.best)  # already stopped by the same rule, then killed while testing
-        return local_rank()
+    end = [chosen.max_epochs, chosen.max_passes, chosen.patience, chosen.min_delta, chosen.stop_by]
+    if settings.ckpt_path == "last" and directory.trained.is_file():
+        known = json.loads(directory.trained.read_text())  # without stop_by in earlier versions
+        if known == end[: len(known)]:
+            load_weights(learner, directory.best)  # already stopped by the same rule, then killed while testing
+            return local_rank()
     compute, interruption = Compute(learner, settings.data.size, directory, chosen.max_passes), Interruption()
     called = [compute, *callbacks(chosen, directory, interruption)]
     if shown.overlay_every and tracking.draws(loggers):
         called.append(FollowedImages(data, loggers, shown.overlay_every, shown.overlay_images))
-    trainer = L.Trainer(
-        accelerator=chosen.accelerator,
-        devices=chosen.devices,
-        strategy=strategy_of(chosen),
-        precision=chosen.precision,  # type: ignore[arg-type]
-        max_epochs=chosen.max_epochs,
-        logger=loggers,
-        callbacks=called,
-        enable_progress_bar=False,  # a callback shows it
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        inference_mode=False,
-    )
+    trainer = trainer_of(chosen, loggers, called)
     data.require_even_shares(trainer.world_size)
     with interruption.heeded():
         spent = None if chosen.max_passes is None else lambda: compute.spent
@@ -80,5 +67,5 @@ def fit(
     load_weights(learner, directory.best)
     if trainer.is_global_zero:
         with replacing(directory.trained) as path:
-            path.write_text(end)
+            path.write_text(json.dumps(end))
     return trainer.local_rank

@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
+import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
 from omegaconf import DictConfig
 from scipy import ndimage
 from torch import Tensor
@@ -36,10 +35,9 @@ from metaseg.progress import Progress
 from metaseg.runs import provenance, schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import PretrainingResult, SliceScores, VolumeScores
-from metaseg.training.best_checkpoint import BestCheckpoint
-from metaseg.training.callbacks import TrainingProgress
-from metaseg.training.last_checkpoint import LastCheckpoint
+from metaseg.training.callbacks import callbacks
 from metaseg.training.network_module import NetworkModule
+from metaseg.training.process import trainer_of
 from metaseg.training.run import begin, prepare
 
 MONITOR = "validation/dice"
@@ -153,7 +151,7 @@ class Pretraining(NetworkModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over the validation patients."""
-        mean = mean_scores(self._scores)
+        mean = pd.DataFrame(self._scores).mean()
         self._scores.clear()
         self.log_dict({f"validation/{name}": value for name, value in mean.items()})
         self.log("dice", mean["dice"], prog_bar=True, logger=False)
@@ -198,15 +196,6 @@ def largest_component(voxels: np.ndarray) -> np.ndarray:
     return labels == 1 + np.bincount(labels.ravel())[1:].argmax()
 
 
-def mean_scores(of_volumes: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each score over volumes, ignoring NaN."""
-    columns = {name: np.array([one[name] for one in of_volumes]) for name in of_volumes[0]}
-    return {
-        name: float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
-        for name, values in columns.items()
-    }
-
-
 def evaluate(module: Pretraining, volumes: list[Volume], shown: bool = False) -> dict[str, Any]:
     """Scores of the current network: means over the volumes, and Dice per patient.
 
@@ -223,7 +212,7 @@ def evaluate(module: Pretraining, volumes: list[Volume], shown: bool = False) ->
             found.append(score_volume((module.segment(images.to(module.device)) > 0).cpu().numpy(), masks.numpy() > 0))
             progress.update(len(found))
     by_patient = {volume.patient: one["dice"] for volume, one in zip(volumes, found, strict=True)}
-    return mean_scores(found) | {"patients": by_patient}
+    return pd.DataFrame(found).mean().to_dict() | {"patients": by_patient}
 
 
 def fit(
@@ -240,27 +229,8 @@ def fit(
         KeyboardInterrupt: if the user interrupts; no weights should be written then.
     """
     chosen = settings.trainer
-    best = BestCheckpoint(directory.checkpoints, MONITOR, "max")
-    callbacks: list[Callback] = [best]
-    if chosen.patience is not None:
-        callbacks.append(EarlyStopping(MONITOR, chosen.min_delta, chosen.patience, mode="max"))
-    # After the callbacks whose state it saves.
     interruption = Interruption()
-    callbacks.append(LastCheckpoint(directory.last, chosen.save_every, interruption))
-    callbacks.append(TrainingProgress(chosen.progress))
-    trainer = L.Trainer(
-        accelerator=chosen.accelerator,
-        devices=chosen.devices,
-        precision=chosen.precision,  # type: ignore[arg-type]
-        max_epochs=chosen.max_epochs,
-        logger=loggers,
-        callbacks=callbacks,
-        enable_progress_bar=False,  # a callback shows it
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    trainer = trainer_of(chosen, loggers, callbacks(chosen, directory, interruption, MONITOR, "max"))
     with interruption.heeded():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     path = directory.best

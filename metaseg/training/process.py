@@ -1,4 +1,4 @@
-"""Process-wide settings: memory allocation, TF32, devices."""
+"""Process-wide settings: memory allocation, TF32, devices, Lightning's trainer."""
 
 import ctypes
 import os
@@ -11,6 +11,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies import DDPStrategy as FabricDDP
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from metaseg.errors import MetasegError
@@ -50,15 +53,13 @@ def prepare_process(tf32: bool) -> None:
                 library.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
-def require_devices(chosen: schema.Trainer) -> None:
+def require_devices(chosen: schema.AnyTrainer) -> None:
     """Refuse GPUs that do not exist.
 
     Raises:
         MetasegError: with the number of available GPUs.
     """
-    kind, wanted = chosen.accelerator, chosen.devices
-    nvidia, apple = torch.cuda.device_count(), int(torch.backends.mps.is_available())
-    there = {"cpu": 0, "cuda": nvidia, "mps": apple}.get(kind, nvidia or apple)
+    kind, wanted, there = chosen.accelerator, chosen.devices, _gpus(chosen.accelerator)
     named = isinstance(wanted, list)
     needed = max(wanted) + 1 if isinstance(wanted, list) else 1 if wanted == "auto" else wanted
     # Without GPUs, auto means the CPU, with one process per device.
@@ -69,14 +70,45 @@ def require_devices(chosen: schema.Trainer) -> None:
         )
 
 
-def strategy_of(chosen: schema.Trainer) -> Any:
-    """The strategy as Lightning takes it."""
-    return DDPStrategy(timeout=_TURNS) if chosen.strategy == "ddp" else chosen.strategy
+def _gpus(kind: str) -> int:
+    """How many GPUs an accelerator can use."""
+    nvidia, apple = torch.cuda.device_count(), int(torch.backends.mps.is_available())
+    return {"cpu": 0, "cuda": nvidia, "mps": apple}.get(kind, nvidia or apple)
 
 
-def connected(chosen: schema.Trainer) -> L.Fabric | None:
+def strategy_of(chosen: schema.AnyTrainer, ddp: type[DDPStrategy] | type[FabricDDP] = DDPStrategy) -> Any:
+    """The strategy for Lightning's Trainer, or for its Fabric, whose class is another.
+
+    Lightning's own choice for several devices is ddp as well, but its ranks wait for half an hour only.
+    """
+    wanted = chosen.devices
+    count = len(wanted) if isinstance(wanted, list) else _gpus(chosen.accelerator) if wanted == "auto" else wanted
+    return ddp(timeout=_TURNS) if chosen.strategy == "ddp" or count > 1 else chosen.strategy
+
+
+def trainer_of(chosen: schema.AnyTrainer, loggers: list[Logger], called: list[Callback]) -> L.Trainer:
+    """Lightning's trainer with the settings of the group ``trainer``, these loggers and callbacks."""
+    return L.Trainer(
+        accelerator=chosen.accelerator,
+        devices=chosen.devices,
+        strategy=strategy_of(chosen),
+        precision=chosen.precision,
+        max_epochs=chosen.max_epochs,
+        logger=loggers,
+        callbacks=called,
+        enable_progress_bar=False,  # a callback shows it
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        inference_mode=False,  # validation has an inner loop
+    )
+
+
+def connected(chosen: schema.AnyTrainer) -> L.Fabric | None:
     """The ranks of this run, connected, if torchrun, srun or the like launched them; None if only `fit` does."""
-    fabric = L.Fabric(accelerator=chosen.accelerator, devices=chosen.devices, strategy=chosen.strategy)
+    strategy = strategy_of(chosen, FabricDDP)
+    fabric = L.Fabric(accelerator=chosen.accelerator, devices=chosen.devices, strategy=strategy)
     environment = getattr(fabric.strategy, "cluster_environment", None)
     if environment is None or isinstance(environment, LightningEnvironment):
         return None
@@ -91,7 +123,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
 
 
-def device_of_tests(chosen: schema.Trainer, rank: int = 0) -> str:
+def device_of_tests(chosen: schema.AnyTrainer, rank: int = 0) -> str:
     """The device of the meta-test: this process's GPU of training, or the CPU.
 
     Args:

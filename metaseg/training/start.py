@@ -35,14 +35,14 @@ from metaseg.training.process import connected
 _NO_PART = (
     *WITHOUT_EFFECT,
     *("target", "pair.name", "pair.target", "evaluation", "adapt", "learner.adapt", "model.recipe", "protocol"),
-    *("scale", "starts", "experiment", "table"),
+    *("scale", "starts"),
 )
 """Settings a shared start does not depend on."""
 
 log = logging.getLogger(__name__)
 
 
-def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> str:
+def starting_point(settings: Run, learner: Learner | type[Learner], resumed: bool = False) -> str:
     """Resolve ``start`` for a learner: "model", "joint", or a checkpoint's path.
 
     ``start=auto`` follows the protocol for learners that train the model's network on the pair. Learners that train on
@@ -50,7 +50,7 @@ def starting_point(settings: Run, learner: Learner, resumed: bool = False) -> st
 
     Args:
         settings: the resolved configuration.
-        learner: the learner it describes.
+        learner: the learner it describes, or its class.
         resumed: whether the run goes on from a checkpoint of its own, so that the one it started from may be gone.
 
     Raises:

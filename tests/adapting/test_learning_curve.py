@@ -13,7 +13,7 @@ from metaseg.learners.fine_tuning import held_out
 
 
 @pytest.mark.parametrize(("measured", "believed"), [(0.5, 0.5), (-0.2, 0.0), (2.0, STEEPEST)])
-def test_the_exponent_is_halfway_between_the_measured_and_the_typical(measured, believed):
+def test_the_exponent_lies_between_the_measured_and_the_typical(measured, believed):
     curve = LearningCurve(6, few=(2, 1 - 0.4), most=(4, 1 - 0.4 * 2**-measured), expected=0.7)
     assert curve.exponent == pytest.approx(BELIEVED * believed + (1 - BELIEVED) * TYPICAL)
     assert curve.at(6) == pytest.approx(0.7)

@@ -251,10 +251,13 @@ def test_broken_and_unfinished_directories_are_named_and_the_rest_is_reported(tm
         fault(write_run(tmp_path / name))
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.yaml").write_text("seed: 0\n")
+    of_wandb = tmp_path / "good" / "wandb" / "run-1" / "files"
+    of_wandb.mkdir(parents=True)
+    (of_wandb / "config.yaml").write_text("seed: 0\n")
     assert main([str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "1 run\n" in out
-    assert "unfinished, skipped: begun" in out
+    assert "unfinished, skipped: begun\n" in out
     named = re.findall(r"error: (\w+) is unreadable", err)
     assert sorted(named) == sorted(set(os.listdir(tmp_path)) - {"good", "begun", "report"})  # noqa: PTH208
     text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")

@@ -131,7 +131,7 @@ def test_a_wrong_value_is_refused_by_its_name(right, wrong):
     "given",
     [
         ["trainer.devices=[0,1]", "trainer.accelerator=cuda", "trainer.strategy=ddp"],
-        ["trainer.devices=auto", "trainer.accelerator=gpu", "trainer.strategy=ddp_find_unused_parameters_false"],
+        ["trainer.devices=auto", "trainer.accelerator=gpu", "trainer.strategy=auto"],
         ["trainer.devices=[3]", "trainer.precision=64-true"],
         ["trainer.accelerator=mps"],
         ["model.norm=batch"],
@@ -226,6 +226,7 @@ def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
         ("pretrain", [], "data.augment.flip=2"),
         ("pretrain", [], "optimizer.lr=-1"),
         ("pretrain", [], "trainer.devices=2"),
+        ("pretrain", [], "trainer.strategy=ddp"),
         ("pretrain", [], "protocol.name=3"),
         ("pretrain", [], "seed=4294967296"),
     ],

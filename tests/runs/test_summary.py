@@ -1,12 +1,11 @@
 import io
-import os
 
 import pytest
 from rich.console import Console
 
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import Result
-from metaseg.runs.summary import checkpoint_of, print_summary
+from metaseg.runs.summary import print_summary
 
 RESULT = {
     "version": 1,
@@ -69,24 +68,13 @@ def test_learned_strengths_and_the_inner_problem_have_their_place(run):
     assert places == sorted(places)
 
 
-def test_paths_are_whole_and_only_those_that_exist(run):
+@pytest.mark.parametrize("named", ["last.ckpt", "best.ckpt"])
+def test_paths_are_whole_and_only_those_that_exist(run, named):
+    (run.checkpoints / named).touch()
     out = io.StringIO()
     print_summary(Result.model_validate(RESULT), run, Console(file=out, width=80, highlight=False))
     lines = out.getvalue().splitlines()
-    assert f"checkpoint  {run.checkpoints / 'last.ckpt'}" in lines
+    assert f"checkpoint  {run.checkpoints / named}" in lines
     assert f"scores      {run.per_image}" in lines
     assert f"overlays    {run.overlays('isic')}" in lines
     assert not any("kvasir_capsule.png" in line for line in lines)
-
-
-def test_newest_best_checkpoint_is_named_before_last(tmp_path):
-    run = RunDirectory(tmp_path)
-    assert checkpoint_of(run) is None
-    run.create()
-    for age, name in enumerate(["last.ckpt", "best.ckpt", "best-v1.ckpt"]):
-        (run.checkpoints / name).write_text("")
-        os.utime(run.checkpoints / name, (1000 - age, 1000 - age))
-    assert checkpoint_of(run).name == "best.ckpt"
-    for name in ("best.ckpt", "best-v1.ckpt"):
-        (run.checkpoints / name).unlink()
-    assert checkpoint_of(run).name == "last.ckpt"

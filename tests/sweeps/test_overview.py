@@ -27,6 +27,9 @@ def test_every_state_is_seen(trained, tmp_path, capsys):
     remember(tmp_path, ["done", "runs"])
     assert json.loads((tmp_path / CELLS).read_text()) == ["waits", "done", "runs"]
     shutil.copytree(trained, tmp_path / "done")
+    for other in (".hydra", "wandb/run-1/files"):  # which have a config.yaml too
+        (tmp_path / "done" / other).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "done" / other / "config.yaml").write_text("a: 1")
     begun(tmp_path / "runs", f"{socket.gethostname()} {os.getpid()}", "training 3/9\n\n")
     begun(tmp_path / "killed", f"{socket.gethostname()} {2**22 + 1}", "training 4/9\n")
     begun(tmp_path / "elsewhere", "another-host 1", "training 5/9\n")

@@ -84,7 +84,8 @@ def test_every_system_of_a_table_can_be_estimated(program, tmp_path):
     listed = program("train.py", *settings, "--dry-run", "-m", directory=tmp_path / "run")
     assert listed.returncode == 0, listed.stderr
     assert "14 of 14 cells to run" in listed.stdout
-    assert "alone/naive_5shot_train_on=target_target=isic_seed0" in listed.stdout  # whole, however narrow the terminal
+    # Whole, however narrow the terminal.
+    assert "alone/naive_5shot_resample=true_train_on=target_target=isic_seed0" in listed.stdout
     assert "would be refused" not in listed.stdout
     assert "measuring one step of each kind" in listed.stderr  # progress, in a pipe too
 

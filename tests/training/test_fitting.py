@@ -1,5 +1,6 @@
 """Training with outer steps that are skipped, a run that goes on after one, and a budget of passes."""
 
+import json
 import math
 
 import pandas as pd
@@ -115,3 +116,18 @@ def test_epochs_that_end_before_the_passes_are_an_error(run):
         MetasegError, match=r"after \d % of trainer.max_passes=1e\+06, in epoch 3 of trainer.max_epochs=3"
     ):  # early stopping would end it after the second
         run("short", "trainer.max_epochs=3", "trainer.max_passes=1e6", "trainer.patience=1", "trainer.min_delta=100")
+
+
+def test_a_run_that_has_stopped_trains_on_only_by_another_rule(run):
+    rule = ["trainer.patience=1", "trainer.min_delta=100"]  # ends it after the second epoch
+    directory, seen, _ = run("stopped", *rule)
+    assert len(seen) == 2 * STEPS
+
+    def again(*overrides):
+        return len(run("stopped", *rule, "ckpt_path=last", *overrides, checkpoint=directory.last)[1])
+
+    assert again() == 0
+    directory.trained.write_text(json.dumps(json.loads(directory.trained.read_text())[:4]))  # an earlier version's
+    assert again() == 0
+    directory, _, _ = run("rule", *rule)
+    assert len(run("rule", *rule, "ckpt_path=last", "trainer.stop_by=training", checkpoint=directory.last)[1]) == STEPS

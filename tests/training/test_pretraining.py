@@ -146,6 +146,15 @@ def test_training_stops_when_validation_no_longer_improves(pretrain, tmp_path):
     assert pd.read_csv(tmp_path / "pretrained" / "metrics.csv")["validation/dice"].notna().sum() == 2
 
 
+def test_a_resumed_run_has_the_patience_that_it_is_given(pretrain, tmp_path):
+    settings = ["trainer.min_delta=1", "trainer.max_epochs=9", "data.steps=1"]
+    assert pretrain("trainer.patience=1", *settings).returncode == 0
+    (tmp_path / "pretrained" / "result.json").unlink()
+    resumed = pretrain("trainer.patience=3", *settings, "ckpt_path=last")
+    assert "resuming with trainer.patience=3 (was 1)" in resumed.stdout
+    assert pd.read_csv(tmp_path / "pretrained" / "metrics.csv")["validation/dice"].notna().sum() == 4
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -155,6 +164,7 @@ def test_training_stops_when_validation_no_longer_improves(pretrain, tmp_path):
         (["data.augment.shear=3"], ["shear"]),
         (["optimizer.lr=0"], ["optimizer.lr"]),
         (["trainer.devices=2"], ["trainer.devices"]),
+        (["trainer.stop_by=training"], ["trainer.stop_by"]),
         (["ckpt_path=last"], ["last.ckpt", "hydra.run.dir"]),
     ],
 )

@@ -1,10 +1,12 @@
 from contextlib import nullcontext
+from datetime import timedelta
 
+import lightning as L
 import pytest
 from conftest import TINY, settings_of
 
 from metaseg.errors import MetasegError
-from metaseg.training.process import device_of_tests, require_devices
+from metaseg.training.process import FabricDDP, connected, device_of_tests, require_devices, strategy_of
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,38 @@ def test_further_processes_test_on_their_own_gpu(monkeypatch, devices, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     chosen = settings_of(*TINY).trainer.model_copy(update={"accelerator": "gpu", "devices": devices})
     assert device_of_tests(chosen, rank=1) == device
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "there", "waits"),
+    [
+        ("auto", 1, 4, False),
+        ("auto", 2, 0, True),
+        ("auto", [0], 4, False),
+        ("auto", [0, 1], 4, True),
+        ("auto", "auto", 0, False),
+        ("auto", "auto", 1, False),
+        ("auto", "auto", 4, True),
+        ("ddp", 1, 0, True),
+    ],
+)
+def test_ranks_wait_for_hours_wherever_there_are_several(monkeypatch, strategy, devices, there, waits):
+    """Lightning's default is half an hour."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    chosen = settings_of(*TINY).trainer.model_copy(
+        update={"accelerator": "auto", "devices": devices, "strategy": strategy}
+    )
+    for found in (strategy_of(chosen), strategy_of(chosen, FabricDDP)):
+        assert getattr(found, "_timeout", None) == (timedelta(hours=6) if waits else None)
+
+
+def test_ranks_that_torchrun_launched_wait_as_long(monkeypatch):
+    launched = []
+    monkeypatch.setattr(L.Fabric, "launch", lambda fabric: launched.append(fabric))
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    fabric = connected(settings_of(*TINY, "trainer.devices=2").trainer)
+    assert launched == [fabric]
+    assert fabric.strategy._timeout == timedelta(hours=6)

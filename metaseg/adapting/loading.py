@@ -23,7 +23,6 @@ from metaseg.learners.checkpoints import read_checkpoint, restore
 from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.provenance import check_gpu
-from metaseg.runs.settings import upgraded
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def learner_of(
             weights.
     """
     _own_classes(settings)
-    known = _with_recipe(validation.checked(schema.Trained, upgraded(settings)), recipe)
+    known = _with_recipe(validation.checked(schema.Trained, settings), recipe)
     if weights is None:
         return known, build_learner(known)
     with _Bounded(_SPARE + 2 * sum(value.numel() for value in weights.values())):

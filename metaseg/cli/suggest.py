@@ -7,24 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaseg.cli.arguments import Parser
-from metaseg.cli.entry import fail
 from metaseg.errors import MetasegError
 from metaseg.progress import Progress
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the names of images to annotate, the most useful first; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the names of images to annotate, the most useful first."""
     parser = Parser(prog="metaseg suggest", description=__doc__)
     parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("--count", type=int, default=5, help="how many to name; default: 5")
     parser.add_argument("--annotated", type=Path, help="folder of images that are annotated already")
-    try:
-        options = parser.parse_args(arguments)
-        for path in suggested(options.images, options.count, options.annotated):
-            print(path)
-    except MetasegError as error:
-        fail(str(error))
-    return 0
+    options = parser.parse_args(arguments)
+    for path in suggested(options.images, options.count, options.annotated):
+        print(path)
 
 
 def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[str]:

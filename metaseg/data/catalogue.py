@@ -20,7 +20,7 @@ consist of lower-case letters, digits and _. Only `title` is required:
     foreground       mean share of foreground pixels, 0 to 1
     url, licence, citation, how
                      address, terms, what to cite, and how to get it (a phrase for error messages)
-    sources          archives that `python -m metaseg.data fetch` downloads and unpacks into the first folder: url, and
+    sources          archives that `metaseg data fetch` downloads and unpacks into the first folder: url, and
                      optionally file (its name on disk), sha256 and bytes
 A split never separates images of one group, sequence or block.
 """

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metaseg.data import cache, catalogue, check, duplicates
+from metaseg.data import cache, check, duplicates
 from metaseg.data.catalogue import Dataset
 from metaseg.data.layouts import Listing, Pair, complete
 from metaseg.errors import MetasegError, expanded, plural
@@ -79,7 +79,7 @@ def _unpickle(
 
 
 def prepare(
-    dataset: Dataset | str,
+    dataset: Dataset,
     root: str | Path,
     size: int,
     cache_dir: str | Path | None = None,
@@ -95,8 +95,6 @@ def prepare(
     Raises MetasegError: dataset missing or unpaired; files damaged, masks of a different size or not binary (counted,
     the first one named); disk full, or no writable folder.
     """
-    if isinstance(dataset, str):
-        dataset = catalogue.get(dataset, root)
     if not SMALLEST <= size <= LARGEST:
         raise MetasegError(f"data.size should be {SMALLEST} to {LARGEST} pixels, not {size}: change it")
     if threads is not None and threads < 1:

@@ -1,9 +1,11 @@
 import pytest
 import yaml
+from conftest import command
 
-from metaseg.cli.data import main
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError
+
+main = command("data")
 
 NEW = {
     "name": "moles",

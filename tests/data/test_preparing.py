@@ -14,10 +14,11 @@ import pytest
 from disk_datasets import KVASIR, folders, forbid_decoding
 from filelock import FileLock
 
-from metaseg.cli.data import main
 from metaseg.data import cache, check, pools
 from metaseg.data.layouts import Pair
 from metaseg.errors import MetasegError
+
+main = command("data")
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -39,8 +40,8 @@ def start(code, *arguments):
 
 PREPARE = """
 import sys
-from metaseg.data import pools
-pool = pools.prepare("kvasir", sys.argv[1], 16, sys.argv[2])
+from metaseg.data import catalogue, pools
+pool = pools.prepare(catalogue.get("kvasir"), sys.argv[1], 16, sys.argv[2])
 print(len(pool), int(pool.images.astype(int).sum()))
 """
 
@@ -64,7 +65,7 @@ def test_two_processes_at_once_prepare_once(tmp_path, kvasir_root):
 
 KILLED = """
 import sys, time
-from metaseg.data import check, pools
+from metaseg.data import catalogue, check, pools
 whole = check.for_each
 
 def slow(*arguments):
@@ -75,7 +76,7 @@ def slow(*arguments):
         yield found
 
 check.for_each = slow
-pools.prepare("kvasir", sys.argv[1], 16, sys.argv[2])
+pools.prepare(catalogue.get("kvasir"), sys.argv[1], 16, sys.argv[2])
 """
 
 

@@ -12,10 +12,9 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from conftest import ROOT, blank, environment
+from conftest import ROOT, blank, command, environment
 from run_directories import TRIVIAL, write_run
 
-from metaseg.cli.report import main
 from metaseg.reporting.cells import blocks
 from metaseg.reporting.differences import initial_weights, settings_of, uneven
 from metaseg.reporting.exports import escaped, markdown, signed
@@ -23,6 +22,8 @@ from metaseg.reporting.page import size_of, strengths_of, weights_of
 from metaseg.reporting.runs import read_run, read_runs
 from metaseg.reporting.shots import over_shots
 from metaseg.runs.tables import load_table
+
+main = command("report")
 
 TITLES = {"isic": "ISIC-2018"}
 
@@ -485,7 +486,7 @@ def test_every_setting_stands_once(runs):
 
 @pytest.mark.long
 def test_help_is_quick_and_complete(tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "metaseg.reporting", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "metaseg", "report", "--help"]
     started = time.monotonic()
     finished = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT, check=False)
     assert finished.returncode == 0

@@ -1,4 +1,4 @@
-"""`python -m metaseg.data fetch`: download, verify and unpack the archives of a dataset.
+"""`metaseg data fetch`: download, verify and unpack the archives of a dataset.
 
 Archives stay in ROOT/downloads until they are unpacked; one placed there by hand is used as is. ROOT/fetched.json
 records every download: later downloads from the same URL must be the same file. A SHA-256 in the catalogue is verified;

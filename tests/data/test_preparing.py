@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import command
 from disk_datasets import KVASIR, folders, forbid_decoding
 from filelock import FileLock
 

@@ -228,7 +228,7 @@ def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
     if not path.is_file():
         raise MetasegError(f"Expected a run directory or a checkpoint, found nothing at {path}.")
     if _is_model_file(path):
-        return model_file.described(path)["settings"], path
+        return model_file.header(path)["settings"], path
     settings = read_checkpoint(path, mmap=True).get("settings")
     if isinstance(settings, dict):
         return settings, path

@@ -36,7 +36,7 @@ def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[s
     from metaseg.adapting.arrays import shrunk
     from metaseg.adapting.files import images_in
     from metaseg.adapting.loading import load
-    from metaseg.adapting.suggest import described, farthest
+    from metaseg.adapting.suggest import farthest, image_features
 
     new, known = images_in(folder), [] if annotated is None else images_in(annotated)
     model = load()
@@ -53,5 +53,5 @@ def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[s
     if not 1 <= count <= len(names) - start:
         raise MetasegError(f"Expected --count from 1 to the {len(names) - start} images in {folder}, found {count}.")
     with Progress("comparing", len(pictures), "images") as progress:
-        points = described(model, pictures, progress.update)
+        points = image_features(model, pictures, progress.update)
     return [names[index] for index in farthest(points, count, range(start))]

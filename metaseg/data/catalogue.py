@@ -157,9 +157,8 @@ def _own(root: str | Path | None) -> dict[str, Path]:
     return found
 
 
-def table(datasets: Iterable[Dataset] | None = None) -> list[dict[str, str]]:
+def table(datasets: Iterable[Dataset]) -> list[dict[str, str]]:
     """Table 1 of the paper as rows of text, with how to obtain and cite each dataset."""
-    chosen = map(get, published()) if datasets is None else datasets
     return [
         {
             "name": d.name,
@@ -173,7 +172,7 @@ def table(datasets: Iterable[Dataset] | None = None) -> list[dict[str, str]]:
             "url": d.url,
             "citation": d.citation,
         }
-        for d in chosen
+        for d in datasets
     ]
 
 

@@ -138,17 +138,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    width, channels = found[_FIRST_WEIGHT].shape[:2]
-    own_width, own_channels = expected[_FIRST_WEIGHT].shape[:2]
+    width, own_width = found[_FIRST_WEIGHT].shape[0], expected[_FIRST_WEIGHT].shape[0]
     if width != own_width:
         raise MetasegError(
             f"Expected initial weights for model.features={own_width}, found weights of {width} features in {path}: "
             f"set model.features={width}, or pre-train a U-Net with `python pretrain.py model.features={own_width}`."
-        )
-    if channels != own_channels:
-        raise MetasegError(
-            f"Expected initial weights for {own_channels} input channels, found {channels} in {path}: use a file for "
-            f"{own_channels} channels."
         )
     for name in expected:
         if name in found and expected[name].shape != found[name].shape:

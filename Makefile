@@ -55,7 +55,7 @@ slurm: $(STAMP) ## the tests on a Slurm cluster that is started on this machine 
 tables-smoke: $(STAMP) ## all tables of the paper end to end on synthetic twins at toy size, and their report
 	$(BIN)/python train.py -m experiment=table1 scale=toy hydra.sweep.dir=runs/tables-smoke
 	$(BIN)/python train.py -m experiment=tables scale=toy shots=5 seed=0 tasks.count=4 hydra.sweep.dir=runs/tables-smoke
-	$(BIN)/python -m metaseg.reporting runs/tables-smoke
+	$(BIN)/metaseg report runs/tables-smoke
 
 bench: $(STAMP) ## outer steps beside those of other libraries (installs these), some ten minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/benchmarks.txt

@@ -19,7 +19,7 @@ from benchmarks.setting import Setting
 from benchmarks.tasks import tasks
 from benchmarks.variants import variants
 from benchmarks.worker import quieten
-from metaseg.cli.entry import fail
+from metaseg.cli.arguments import fail
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError
 from metaseg.runs.provenance import check_gpu

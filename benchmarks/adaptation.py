@@ -15,7 +15,7 @@ from benchmarks.report import Report
 from benchmarks.setting import Setting
 from benchmarks.timing import round_robin
 from metaseg import configuration
-from metaseg.data import pools
+from metaseg.data import catalogue, pools
 from metaseg.data.batches import SupportSet
 from metaseg.data.module import Target
 from metaseg.data.synthetic.twins import TWIN_SEED, twin
@@ -83,7 +83,7 @@ def adaptation(setting: Setting, dataset: str, root: Path | None, images: int, r
         pictures, masks, ids, groups = twin(dataset, TWINS, setting.size, TWIN_SEED)
         pool = pools.prepare_arrays(dataset, pictures, masks, ids, groups)
     else:
-        pool = pools.prepare(dataset, root, setting.size)
+        pool = pools.prepare(catalogue.get(dataset, root), root, setting.size)
     target = Target.of(pool, 0, setting.seed)
     chosen, scored = target.draw(setting.shots, setting.seed, 0)
     support = target.support_set(chosen, "standard", setting.seed)

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         root = arguments.root or twins(Path(folder), max(60, 2 * arguments.shots), arguments.size)
         # Keep twins out of the user's cache, but leave real data prepared for training.
         place = None if arguments.root else Path(folder) / "cache"
-        loaded = [pools.prepare(name, root, arguments.size, place) for name in NAMES]
+        loaded = [pools.prepare(catalogue.get(name), root, arguments.size, place) for name in NAMES]
         result: dict[str, Any] = {
             "data": "real" if arguments.root else "synthetic twins",
             "size": arguments.size,

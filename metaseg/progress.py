@@ -115,6 +115,11 @@ class Progress:
                 self._remember(self._clock())
         self._refresh()
 
+    def advance(self) -> None:
+        """Report that one more unit is done."""
+        with self._lock:
+            self.update(self.done + 1)
+
     def note(self, text: str) -> None:
         """Set the text that describes the current activity; "" clears it."""
         if self.shown:

@@ -38,7 +38,7 @@ ROOMS = {
 def room_of(module: str) -> str:
     """The room of a dotted module name: the deepest folder that is a room."""
     parts = module.split(".")[1:]
-    # Entry points such as `python -m metaseg.data` belong to cli, whatever their folder.
+    # The entry point `python -m metaseg` belongs to cli.
     if parts and parts[-1] == "__main__":
         return "cli"
     for length in (2, 1):

@@ -211,6 +211,23 @@ def run_here(script, *arguments, draws=False):
     return 0
 
 
+def command(name):
+    """`metaseg NAME` in this process: a function from its arguments to its exit status."""
+
+    from metaseg.cli.program import main
+
+    def call(arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["metaseg", name, *arguments])
+            try:
+                main()
+            except SystemExit as end:
+                return end.code or 0
+        return 0
+
+    return call
+
+
 @pytest.fixture
 def program(tmp_path, capfd, monkeypatch):
     """Run an entry point with overrides in this process, as its command line would."""

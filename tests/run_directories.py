@@ -79,7 +79,7 @@ def write_run(
     path.mkdir(parents=True)
     settings = settings_of(learner, shots, seed, pair, mixing, list(targets), **changes)
     adapts = settings["learner"]["adapt"]["steps"] > 0
-    result = {"targets": {}, "scratch": {}}
+    result = {"version": 1, "targets": {}, "scratch": {}}
     tables = []
     for target in targets:
         hardness = np.random.default_rng(sum(map(ord, target))).uniform(-0.15, 0.15, images)

@@ -11,12 +11,10 @@ import subprocess
 
 import pytest
 from conftest import ROOT, TINY, TINY_PRETRAINING
+from conftest import command as command_named
 
 from benchmarks.__main__ import _options
 from metaseg.cli import data as data_room
-from metaseg.cli import suggest
-from metaseg.cli.report import main as report
-from metaseg.cli.status import main as cells
 from metaseg.training import run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -139,14 +137,14 @@ def test_the_command_does_what_it_says(command, place, program, trained, untrain
         assert (status, errors) == (0, [])
         return
     if words[1] == "suggest":
-        assert suggest.main(["data/ph2/images", *words[3:]]) == 0
+        assert command_named("suggest")(["data/ph2/images", *words[3:]]) == 0
         assert len(capfd.readouterr().out.splitlines()) == 5
         return
     if words[1] == "status":
-        assert cells([str(trained.parent)]) == 0
+        assert command_named("status")([str(trained.parent)]) == 0
         return
     if words[1] == "report":
-        assert report([str(trained.parent)]) == 0
+        assert command_named("report")([str(trained.parent)]) == 0
         return
     if words[1] == "adapt" and any("mine/" in word for word in words):
         pytest.skip("run by test_the_walk_through_runs")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from metaseg.adapting import checks, model_file, output
-from metaseg.adapting.arrays import same_size, shrunk
+from metaseg.adapting.arrays import resized_mask, same_size, shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
 from metaseg.adapting.learning_curve import learning_curve
@@ -23,7 +23,7 @@ from metaseg.adapting.loading import load
 from metaseg.adapting.masks import Reading, decide, foregrounds, require_foreground, survey
 from metaseg.adapting.model import Adapted, Model, Predicted
 from metaseg.adapting.plan import FEWEST_STEPS
-from metaseg.adapting.results import RESULTS, fitting, resized_mask, row
+from metaseg.adapting.results import RESULTS, reduced_size, row
 from metaseg.adapting.saved import NAME, load_segmenter, savable, save
 from metaseg.adapting.working_size import KEPT
 from metaseg.errors import MetasegError, expanded, plural
@@ -344,9 +344,10 @@ def _write(
     if settings.probabilities:
         _save(np.rint(probabilities * 65535).astype(np.uint16), out / "probabilities" / f"{source.name}.png")
     if settings.overlays:
-        size = fitting(mask.shape, _LONGEST)
+        size = reduced_size(mask.shape, _LONGEST)
         picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-        outlined = overlay(picture, None if truth is None else resized_mask(truth, size), resized_mask(mask, size))
+        reduced = [None if one is None else resized_mask(one, picture.shape[:2]) for one in (truth, mask)]
+        outlined = overlay(picture, *reduced)
         _save(outlined, out / "overlays" / f"{source.name}.png")
 
 

@@ -57,7 +57,7 @@ class Estimate:
     def of(cls, plain: Mapping[str, Any]) -> "Estimate":
         """The estimate from the content of a file; the inverse of `plain`."""
         trivial = {str(name): np.asarray(values, np.float64) for name, values in plain["trivial"].items()}
-        return cls(np.asarray(plain["dsc"], np.float64), trivial, int(plain["folds"]), int(plain.get("scribbled", 0)))
+        return cls(np.asarray(plain["dsc"], np.float64), trivial, int(plain["folds"]), int(plain["scribbled"]))
 
     def plain(self) -> dict[str, Any]:
         """Plain numbers, for a file."""

@@ -23,7 +23,6 @@ from metaseg.learners.checkpoints import read_checkpoint, restore
 from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.provenance import check_gpu
-from metaseg.runs.settings import upgraded
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def learner_of(
             weights.
     """
     _own_classes(settings)
-    known = _with_recipe(validation.checked(schema.Trained, upgraded(settings)), recipe)
+    known = _with_recipe(validation.checked(schema.Trained, settings), recipe)
     if weights is None:
         return known, build_learner(known)
     with _Bounded(_SPARE + 2 * sum(value.numel() for value in weights.values())):
@@ -229,7 +228,7 @@ def _file(path: Path) -> tuple[Mapping[str, Any], Path]:
     if not path.is_file():
         raise MetasegError(f"Expected a run directory or a checkpoint, found nothing at {path}.")
     if _is_model_file(path):
-        return model_file.described(path)["settings"], path
+        return model_file.header(path)["settings"], path
     settings = read_checkpoint(path, mmap=True).get("settings")
     if isinstance(settings, dict):
         return settings, path

@@ -76,7 +76,7 @@ def card(run: RunDirectory) -> dict[str, Any]:
 
 
 def lines(path: Path) -> list[str]:
-    """The card of a model file, for people. Raises as `described`."""
+    """The card of a model file, for people. Raises as `header`."""
     with _opened(path) as (_, description):
         return _lines(description)
 
@@ -99,7 +99,7 @@ def _lines(description: dict[str, Any]) -> list[str]:
     ]
 
 
-def described(path: Path) -> dict[str, Any]:
+def header(path: Path) -> dict[str, Any]:
     """The settings and the card of a model file; nothing but its header is read.
 
     Raises:

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from metaseg.adapting.results import RESULTS
 from metaseg.errors import MetasegError, expanded
+from metaseg.system import os_errors_explained
 
 FOLDERS = ("masks", "overlays", "probabilities")
 """Folders of pictures, one picture per line of results.csv."""
@@ -68,7 +69,7 @@ def replaced(
         MetasegError: as for `check`, if another call is writing to the folder, or if it cannot be created or files
             cannot be replaced.
     """
-    with _refusals_explained(out):
+    with os_errors_explained(out):
         out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         check(out, inputs, overwrite)
@@ -79,7 +80,7 @@ def replaced(
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     lock = FileLock(out / _LOCK)
-    with _refusals_explained(out):
+    with os_errors_explained(out):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -97,7 +98,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _beside(out: Path, kept: str | None) -> Iterator[Path]:
-    with _refusals_explained(out):
+    with os_errors_explained(out):
         earlier = _earlier(out)
         used = {path for path in earlier if kept is not None and (out / path).resolve() == expanded(kept).resolve()}
         beside = out / _UNFINISHED
@@ -107,7 +108,7 @@ def _beside(out: Path, kept: str | None) -> Iterator[Path]:
     try:
         yield beside if earlier else out
         if earlier:
-            with _refusals_explained(out):
+            with os_errors_explained(out):
                 _take_over(beside, out, earlier - used)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -131,16 +132,6 @@ def _take_over(beside: Path, out: Path, earlier: set[Path]) -> None:
     for name in FOLDERS:
         with suppress(OSError):  # missing or not empty
             (out / name).rmdir()
-
-
-@contextmanager
-def _refusals_explained(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MetasegError(
-            f"Cannot write to {out} ({error.strerror or error}); choose another folder for out."
-        ) from error
 
 
 def _images(out: Path) -> Sequence[str] | None:

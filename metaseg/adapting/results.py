@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from metaseg.evaluation.scores import THRESHOLD
 
@@ -33,12 +32,7 @@ def row(name: str, file: str, page: int | None, probabilities: np.ndarray, confi
     }
 
 
-def fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
+def reduced_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
     """(height, width) → (width, height), Pillow's order, with no side longer than `longest` pixels."""
     share = min(1.0, longest / max(size))
     return max(1, round(size[1] * share)), max(1, round(size[0] * share))
-
-
-def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool (H, W) resized to (width, height) by nearest neighbour."""
-    return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0

@@ -22,7 +22,6 @@ from metaseg.adapting.plan import Plan
 from metaseg.data.batches import SupportSet
 from metaseg.documents import json_of
 from metaseg.errors import MetasegError, expanded
-from metaseg.evaluation.scores import THRESHOLD
 from metaseg.meta.losses import UNMARKED
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
 from metaseg.networks.weight_files import halved
@@ -133,8 +132,7 @@ def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) 
     own, others = networks[: description["networks"]], networks[description["networks"] :]
     estimate = None if description["estimate"] is None else Estimate.of(description["estimate"])
     segmenter = Ensemble(tuple(own), bool(description["flips"]), own[0], Followed(1.0))
-    threshold = float(description.get("threshold", THRESHOLD))  # older files have none
-    label = description.get("label")  # likewise
+    threshold, label = float(description["threshold"]), description["label"]
     _require_sound(support, estimate, plan, threshold, label)
     return Adapted(segmenter, plan, model, support, tuple(others), estimate, threshold, label)
 

@@ -21,7 +21,7 @@ from metaseg.networks.stages import StagedNetwork
 _BATCH = 16
 
 
-def described(
+def image_features(
     model: Model,
     images: Sequence[np.ndarray],
     progress: Callable[[int, int], None] = lambda done, of: None,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -18,7 +17,7 @@ from metaseg.adapting.formats import forget_volumes, stem
 from metaseg.adapting.masks import Reading, Survey, decide, survey
 from metaseg.app import texts
 from metaseg.app.picture import INSIDE, OUTSIDE, Picture
-from metaseg.app.uploads import Limits, images_of, masks_of
+from metaseg.app.uploads import Limits, images_of, masks_of, named
 from metaseg.errors import MetasegError, plural
 
 OnProgress = Callable[[float, str], None]
@@ -95,7 +94,7 @@ class Collection:
         def look(path: Path) -> None:
             images = [picture.source for picture in self.pictures.values()]
             masks = masks_of(path, self.limits, images).items()
-            with _named(path):
+            with named(path):
                 seen[path] = [(name, mask, survey(mask.read_mask())) for name, mask in masks]
 
         try:
@@ -172,7 +171,7 @@ class Collection:
     def _add_mask(self, path: Path, found: Sequence[tuple[str, Source, Survey]], reading: Reading) -> str | None:
         empty = []
         for name, source, _ in found:
-            with _named(path):
+            with named(path):
                 mask = reading.foreground(source.read_mask())
             if not mask.any() and source.page is not None:
                 continue  # a slice of a volume that is not annotated
@@ -280,10 +279,10 @@ class Collection:
             return pictures
         return sorted(pictures, key=lambda one: (one.masked or not one.line, (one.line or {}).get("confidence", 0)))
 
-    def doubtful(self, count: int = 3) -> list[str]:
-        """Names of the least confident predictions among images without a user's mask."""
+    def doubtful(self) -> list[str]:
+        """Names of the three least confident predictions among images without a user's mask."""
         found = [(picture.line["confidence"], picture.name) for picture in self.segmented if not picture.masked]  # type: ignore[index]
-        return [name for _, name in sorted(found)[:count]]
+        return [name for _, name in sorted(found)[:3]]
 
     def close(self) -> None:
         """Remove everything."""
@@ -299,12 +298,3 @@ class Collection:
         """
         if self.closed:
             raise MetasegError("This session has ended and its images were removed; reload the page.")
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name an uploaded file without its folder."""
-    try:
-        yield
-    except MetasegError as error:
-        raise MetasegError(str(error).replace(str(path), path.name)) from error

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from metaseg.app import arrivals
+from metaseg.app.arrivals import FromThisMachine
 from metaseg.errors import MetasegError, needs
 from metaseg.runs import schema, validation
 
@@ -86,9 +86,6 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio's own requests at startup
     logging.getLogger("uvicorn.error").addFilter(_but_for_removed_files)
     page = build(sessions)
-    limits = sessions.limits
-    # All images at once, or one of gradio's own files.
-    largest = max(limits.max_images * limits.max_mb * 2**20, _LARGEST) + _LARGEST
     try:
         _, address, _ = page.launch(
             server_name=HOST,
@@ -99,7 +96,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
             quiet=True,
             show_error=False,
             footer_links=[],
-            max_file_size=max(int(limits.max_mb * 2**20), _LARGEST),
+            max_file_size=max(int(sessions.limits.max_mb * 2**20), _LARGEST),
             ssr_mode=False,
             enable_monitoring=False,
             mcp_server=False,
@@ -107,10 +104,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
             allowed_paths=[str(sessions.folder)],  # else gradio fails at hidden files, which sessions refuse by name
             app_kwargs={
                 "routes": [Route(f"/{GOODBYE}/{{key}}", functools.partial(_goodbye, sessions), methods=["POST"])],
-                "middleware": [
-                    Middleware(arrivals.FromThisMachine, HOSTS),
-                    Middleware(arrivals.Bounded, largest, arrivals.SECONDS),
-                ],
+                "middleware": [Middleware(FromThisMachine, HOSTS)],
             },
             theme=theme(),
             css=CSS,

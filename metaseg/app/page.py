@@ -442,7 +442,7 @@ class _Page:
     def after(self, painted: dict[str, Any] | None, request: gr.Request) -> Updates:
         """Show the prediction on the canvas, unless the user has painted meanwhile."""
         session = self._of(request)
-        untouched = not _differ(_marks(painted), session.seen)
+        untouched = not _differ(_marks(painted), session.canvas_marks)
         return self._shown(session, canvas=untouched) | {self.stop: gr.update(interactive=False)}
 
     def pack(self, painted: dict[str, Any] | None, closed: bool, request: gr.Request) -> Updates:

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from metaseg.adapting.arrays import resized_mask
 from metaseg.adapting.checks import look
 from metaseg.adapting.files import Source
-from metaseg.adapting.results import fitting, resized_mask
+from metaseg.adapting.results import reduced_size
 from metaseg.app import outlines
 
 FRAME = (720, 960)
@@ -153,7 +154,7 @@ class Picture:
 
     def reduced(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
         """The image, uint8 (h, w, 3), and its mask, int8 (h, w), -1 if unmarked; no side is longer than `longest`."""
-        size = fitting(self.size, longest)
+        size = reduced_size(self.size, longest)
         image = Image.fromarray(self.source.read()).resize(size, Image.Resampling.BILINEAR)
         marks = _resized(self.marks(), size).astype(np.int8)
         if self.scribbled:
@@ -206,8 +207,8 @@ class Picture:
         before, painted = self.drawn()[self.within], np.uint8(painted[self.within])
         if fill and not (painted == OUTSIDE).any():
             painted = painted | (_holes(painted) & ~_holes(before))
-        size = self.size[::-1]
-        return np.where(resized_mask(painted != before, size), _resized(painted, size), self.marks())
+        changed = resized_mask(painted != before, self.size) > 0
+        return np.where(changed, _resized(painted, self.size[::-1]), self.marks())
 
     def paint(self) -> Path:
         """The marks as an RGBA paint layer, from which a painting starts."""
@@ -224,7 +225,7 @@ class Picture:
             return self._tile
         with Image.open(self.shown) as shown:
             image = Image.fromarray(np.asarray(shown)[self.within])
-        pixels = np.asarray(image.resize(fitting(self.drawn_size, TILE), Image.Resampling.BILINEAR))
+        pixels = np.asarray(image.resize(reduced_size(self.drawn_size, TILE), Image.Resampling.BILINEAR))
         size = (pixels.shape[1], pixels.shape[0])
         if self.scribbled:
             marks = _resized(self.marks(), size)
@@ -232,7 +233,7 @@ class Picture:
                 pixels = np.where((marks == mark)[..., None], np.array(colour, np.uint8), pixels)
         for mask, dashed in ((self.yours(), False), (self.prediction(), True)):
             if mask is not None:
-                pixels = outlines.drawn(pixels, resized_mask(mask, size), dashed)
+                pixels = outlines.drawn(pixels, resized_mask(mask, pixels.shape[:2]), dashed)
         path = self._fresh("tile", "jpg")
         Image.fromarray(pixels).save(path, quality=90, subsampling=0)
         self._tile = path
@@ -243,7 +244,7 @@ class Picture:
         path = self.folder / "full.jpg"
         if not path.is_file():
             image = Image.fromarray(self.source.read())
-            image.resize(fitting(self.size, FULL), Image.Resampling.BILINEAR).save(path, quality=95, subsampling=0)
+            image.resize(reduced_size(self.size, FULL), Image.Resampling.BILINEAR).save(path, quality=95, subsampling=0)
         return path
 
     def _fresh(self, stem: str, suffix: str) -> Path:

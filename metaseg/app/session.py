@@ -20,7 +20,7 @@ from metaseg.adapting.saved import NAME, load_segmenter, savable, save
 from metaseg.app.collection import SILENT, Collection, OnProgress
 from metaseg.app.packing import packed
 from metaseg.app.picture import Picture
-from metaseg.app.uploads import Limits
+from metaseg.app.uploads import Limits, named
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import THRESHOLD
 
@@ -56,7 +56,8 @@ class Session(Collection):
         loaded: a segmenter from before; None without one.
         go_on: whether `adapt` learns from the images of `loaded` as well.
         stopping: set to stop a computation, by the user or when the page loses its connection.
-        seen: what the canvas showed of the selected image's marks at `look`, of the shape of FRAME; None: no image.
+        canvas_marks: what the canvas showed of the selected image's marks at `look`, of the shape of FRAME; None:
+            no image.
     """
 
     def __init__(self, network: Network, limits: Limits, parent: Path) -> None:
@@ -67,9 +68,9 @@ class Session(Collection):
         self.loaded: Adapted | None = None
         self.go_on = True
         self.stopping = threading.Event()
-        self.seen: np.ndarray | None = None
+        self.canvas_marks: np.ndarray | None = None
         self._files = 0
-        self._seen: tuple[object, ...] = ()
+        self._learnt: tuple[object, ...] = ()
 
     @property
     def can_go_on(self) -> bool:
@@ -79,7 +80,7 @@ class Session(Collection):
     @property
     def stale(self) -> bool:
         """Whether masks or images have changed since the last adaptation; False before the first."""
-        return self.adapted is not None and (self._seen != self._state() or len(self.segmented) < len(self.pictures))
+        return self.adapted is not None and (self._learnt != self._state() or len(self.segmented) < len(self.pictures))
 
     def _state(self) -> tuple[object, ...]:
         return tuple((picture.name, picture.changes) for picture in self.annotated)
@@ -122,7 +123,7 @@ class Session(Collection):
         else:
             adapted = self.network.model.adapt(images, masks, **how)
         self._segment(adapted, self._share_of(on_progress, "segmenting", 0.8, 1.0))
-        self._seen = state
+        self._learnt = state
         with self.changing:
             self.notes = self._warnings(support)
         return self.notes
@@ -156,14 +157,13 @@ class Session(Collection):
                     f"Expected a segmenter ({SUFFIX}), found {path.name}; choose the file that this page or metaseg "
                     "adapt saved."
                 )
-            found = load_segmenter(path, self.network.model.learner.device.type)
-        except MetasegError as error:
-            raise MetasegError(str(error).replace(str(path), path.name)) from error
+            with named(path):
+                found = load_segmenter(path, self.network.model.learner.device.type)
         finally:
             path.unlink(missing_ok=True)
         self._segment(found, self._share_of(on_progress, "segmenting", 0.0, 1.0))
         self.loaded, self.go_on = found, found.model.complete
-        self.notes, self._seen = [], self._state()
+        self.notes, self._learnt = [], self._state()
 
     def estimate(self) -> list[str]:
         """The Dice to expect and what it means, as sentences; empty before `adapt`, or if one image is annotated."""
@@ -246,7 +246,7 @@ class Session(Collection):
     def look(self) -> None:
         """Remember what the canvas shows, to tell later whether the user has painted since."""
         picture = self.pictures.get(self.chosen or "")
-        self.seen = None if picture is None else picture.drawn()
+        self.canvas_marks = None if picture is None else picture.drawn()
 
     def keep(self) -> Path | None:
         """A file of what was learnt, for `load`; None if there is nothing that can be kept."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ class Limits:
     max_megapixels: float = 50
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Name an uploaded file without its folder in errors."""
+    try:
+        yield
+    except MetasegError as error:
+        raise MetasegError(str(error).replace(str(path), path.name)) from error
+
+
 def images_of(path: Path, limits: Limits) -> list[tuple[Source, np.ndarray]]:
     """The images in an uploaded file, uint8 (H, W, 3) each; several for a multi-page TIFF or a volume.
 
@@ -45,13 +55,14 @@ def images_of(path: Path, limits: Limits) -> list[tuple[Source, np.ndarray]]:
         MetasegError: if it is too large, not an image, or damaged. The message names the file without its folder.
     """
     try:
-        judge(path, limits)
-        sources = images_in(path.parent)
-        if len(sources) > limits.max_images:
-            raise MetasegError(f"{path.name} has {len(sources)} pages; the limit is {limits.max_images} images.")
-        return [(source, source.read()) for source in sources]
-    except MetasegError as error:
-        raise MetasegError(str(error).replace(str(path), path.name)) from error
+        with named(path):
+            judge(path, limits)
+            sources = images_in(path.parent)
+            if len(sources) > limits.max_images:
+                raise MetasegError(f"{path.name} has {len(sources)} pages; the limit is {limits.max_images} images.")
+            return [(source, source.read()) for source in sources]
+    except MetasegError:
+        raise
     except Exception as error:  # foreign files raise errors of any type
         raise MetasegError(f"{path.name} cannot be read as an image; save it again as PNG.") from error
 
@@ -67,11 +78,9 @@ def masks_of(path: Path, limits: Limits, images: Sequence[Source]) -> dict[str, 
     Raises:
         MetasegError: if it is too large, not an image, damaged, or belongs to no image.
     """
-    try:
+    with named(path):
         judge(path, limits)
         found = masks_for([path], images)
-    except MetasegError as error:
-        raise MetasegError(str(error).replace(str(path), path.name)) from error
     if not found:
         raise MetasegError(
             f"{path.name} matches no image; name it after its image, e.g. a.png or a_mask.png for a.jpg."

@@ -10,7 +10,7 @@ from metaseg.cli.entry import entry
 
 def train() -> None:
     """Train a learner on a pair of datasets and test it on others; settings in conf/config.yaml."""
-    entry(_train, program=("-m", "metaseg", "train"))
+    entry(_train, "train")
 
 
 def adapt() -> None:
@@ -20,24 +20,17 @@ def adapt() -> None:
         "adapt",
         "Interrupted; what was written before is kept. Add overwrite=true to start again.",
         paths=("checkpoint", "support", "images", "out", "truth"),
-        program=("-m", "metaseg", "adapt"),
     )
 
 
 def app() -> None:
     """Serve the web app until Ctrl+C; settings in conf/app.yaml."""
-    entry(
-        _app,
-        "app",
-        "Interrupted before the page was ready.",
-        paths=("checkpoint",),
-        program=("-m", "metaseg", "app"),
-    )
+    entry(_app, "app", "Interrupted before the page was ready.", paths=("checkpoint",))
 
 
 def pretrain() -> None:
     """Pre-train a U-Net on brain MRI for model.init=brain_mri; settings in conf/pretrain.yaml."""
-    entry(_pretrain, "pretrain", program=("-m", "metaseg", "pretrain"))
+    entry(_pretrain, "pretrain")
 
 
 def _train(config: DictConfig) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from metaseg.cli.arguments import Parser
-from metaseg.errors import MetasegError
 from metaseg.runs.tables import NUMBERS
 from metaseg.tracking import dashboard
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Save a report, or list its panels; return 1 if it could not be saved, else 0."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Save a report, or list its panels."""
     parser = Parser(
         prog="metaseg dashboard",
         description="Save a Weights & Biases report with results, learning curves, meta-gradient diagnostics, "
@@ -26,18 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--title", default="metaseg", help="title of the report")
     parser.add_argument("--dry-run", action="store_true", help="list the panels without sending anything")
-    try:
-        options = parser.parse_args(arguments)
-        entity, _, project = options.project.partition("/")
-        if not entity or not project or "/" in project:
-            parser.error(f"expected ENTITY/PROJECT, found {options.project!r}")
-        if options.dry_run:
-            print(dashboard.listing())
-            return 0
-        report = dashboard.build(entity, project, options.tables, options.title)
-        dashboard.save(report)
-    except MetasegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    options = parser.parse_args(arguments)
+    entity, _, project = options.project.partition("/")
+    if not entity or not project or "/" in project:
+        parser.error(f"expected ENTITY/PROJECT, found {options.project!r}")
+    if options.dry_run:
+        print(dashboard.listing())
+        return
+    report = dashboard.build(entity, project, options.tables, options.title)
+    dashboard.save(report)
     print(report.url)
-    return 0

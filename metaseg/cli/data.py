@@ -1,10 +1,9 @@
-"""`metaseg data table | check | prepare | show | fetch | paint`, also `python -m metaseg.data`."""
+"""`metaseg data table | check | prepare | show | fetch | paint`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from metaseg.cli.arguments import Parser
+from metaseg.cli.arguments import Parser, tell
 from metaseg.data import catalogue, check, layouts, pools
 from metaseg.data.overview import print_table, wide_console
 from metaseg.data.synthetic.twins import TWIN_SEED, twin
 from metaseg.errors import MetasegError
+from metaseg.system import os_errors_explained
 
 if TYPE_CHECKING:
     from metaseg.plots.contact_sheets import SheetSection
@@ -24,14 +24,11 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 if any dataset is missing or faulty, or 130 if interrupted."""
-    try:
-        options = _options(arguments)
-        names = options.datasets or catalogue.names(options.root)
-        if options.command in _TOGETHER:
-            _TOGETHER[options.command](options, [catalogue.get(name, options.root) for name in names])
-            return 0
-    except MetasegError as error:
-        return _print_error(error)
+    options = _options(arguments)
+    names = options.datasets or catalogue.names(options.root)
+    if options.command in _TOGETHER:
+        _TOGETHER[options.command](options, [catalogue.get(name, options.root) for name in names])
+        return 0
     statuses = []
     for name in names:
         statuses.append(_one(options, name))
@@ -42,12 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 INTERRUPTED = 130
 """Exit status after Ctrl+C, following the shell convention."""
-
-
-def _print_error(error: MetasegError) -> int:
-    sys.stdout.flush()
-    print(f"error: {error}", file=sys.stderr)
-    return 1
 
 
 def _one(options: argparse.Namespace, name: str) -> int:
@@ -62,7 +53,8 @@ def _one(options: argparse.Namespace, name: str) -> int:
         pool = pools.prepare(dataset, options.root, options.size, threads=options.threads)
         print(f"{dataset.title}: {len(pool)} images at {options.size}×{options.size}, ready")
     except MetasegError as error:
-        return _print_error(error)
+        tell(str(error))
+        return 1
     return 0
 
 
@@ -73,10 +65,10 @@ def _fetch(options: argparse.Namespace, dataset: catalogue.Dataset) -> int:
     try:
         fetch(dataset, options.root, options.keep)
     except InterruptedDownloadError as error:
-        _print_error(error)
+        tell(str(error))
         return INTERRUPTED
     except KeyboardInterrupt:
-        _print_error(MetasegError("interrupted; repeat the command to resume"))
+        tell("interrupted; repeat the command to resume")
         return INTERRUPTED
     return 0
 
@@ -116,7 +108,7 @@ def _section(options: argparse.Namespace, dataset: catalogue.Dataset) -> SheetSe
             if faults := [fault for fault in found.faults if fault.severity == "error"]:
                 raise MetasegError(
                     f"{dataset.name} has faulty images, the first being {faults[0].images[0]}: {faults[0].message}. "
-                    f"`python -m metaseg.data check {dataset.name} --root {options.root}` lists them all"
+                    f"`metaseg data check {dataset.name} --root {options.root}` lists them all"
                 )
         images, masks = np.stack([image for _, image, _ in decoded]), np.stack([mask for *_, mask in decoded])
         ids, total, what = [pair.id for pair in chosen_pairs], len(pairs), ""
@@ -135,16 +127,12 @@ def _paint(options: argparse.Namespace, datasets: Sequence[catalogue.Dataset]) -
     existing = [options.out / part for part in ("images", "masks") if (options.out / part).exists()]
     if existing:
         raise MetasegError(f"{existing[0]} already exists; choose another folder with --out")
-    try:
+    with os_errors_explained(options.out, "free space or choose another folder with --out"):
         for part in ("images", "masks"):
             (options.out / part).mkdir(parents=True)
         for index in range(options.first, options.first + options.count):
             Image.fromarray(images[index]).save(options.out / "images" / f"{ids[index]}.png")
             Image.fromarray(masks[index] * np.uint8(255)).save(options.out / "masks" / f"{ids[index]}.png")
-    except OSError as error:
-        raise MetasegError(
-            f"cannot write to {options.out} ({error.strerror or error}); choose another folder with --out"
-        ) from error
     print(f"{options.out}: {options.count} synthetic images and their masks, {options.size}×{options.size}")
 
 

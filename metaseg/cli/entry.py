@@ -4,7 +4,6 @@ import argparse
 import errno
 import functools
 import importlib.util
-import inspect
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metaseg import configuration
+from metaseg.cli.arguments import fail, tell
 from metaseg.cli.help import known_settings, text
 from metaseg.cli.pairs import JOINT, chosen
 from metaseg.errors import MetasegError, shown
@@ -46,21 +46,19 @@ DRY_RUN = "hydra.sweeper.dry_run=true"
 
 def entry(
     main: Callable[[DictConfig], None],
-    config_name: str = "config",
+    name: str,
     interrupted: str = "Interrupted; resume a run with ckpt_path=last and hydra.run.dir, a sweep by repeating it.",
     paths: Collection[str] = (),
-    program: Sequence[str] = (),
 ) -> None:
-    """Run ``main`` under Hydra with conf/``config_name``.yaml; a user error exits the process.
+    """Run ``main`` under Hydra with conf/``name``.yaml, train with conf/config.yaml; a user error exits the process.
 
     Args:
         main: called with the composed configuration.
-        config_name: name of the configuration.
+        name: of the command.
         interrupted: message on Ctrl+C.
         paths: settings whose values are taken literally; Hydra would parse commas, brackets and numbers in them.
-        program: interpreter arguments that start this command, for each cell of a sweep; default: the script that
-            defines `main`.
     """
+    config_name = "config" if name == "train" else name
     # Makes Hydra raise its errors, so that we word them; by default it prints them over many lines.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _arguments(sys.argv[1:], paths)
@@ -81,7 +79,7 @@ def entry(
         try:
             refuse_half_a_sweep()
             quieten()
-            with _restartable(job.program):  # type: ignore[attr-defined]
+            with _restartable(name):
                 main(config)
         except MetasegError as error:
             failed.append(str(error))
@@ -105,7 +103,7 @@ def entry(
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise MetasegError(failed[-1])  # marks the job as failed in the sweep
 
-    job.program = tuple(program) or (str(Path(inspect.getfile(main)).resolve()),)  # type: ignore[attr-defined]
+    job.program = ("-m", "metaseg", name)  # type: ignore[attr-defined]  # starts each cell of a sweep
     try:
         with _refusing_in_a_sentence(), like_ctrl_c():
             hydra.main(version_base="1.3", config_path=str(configuration.FOLDER), config_name=config_name)(job)()
@@ -131,15 +129,12 @@ def entry(
 
 
 @contextmanager
-def _restartable(program: Sequence[str]) -> Iterator[None]:
-    """Let Lightning start further ranks by `program`: it looks at `__main__` and `sys.argv`, which Hydra has read."""
-    if program[0] != "-m":
-        yield
-        return
+def _restartable(name: str) -> Iterator[None]:
+    """Let Lightning start further ranks by `python -m metaseg NAME`, by `__main__` and `sys.argv`, which Hydra read."""
     main, arguments = sys.modules["__main__"], sys.argv
     spec = main.__spec__
-    main.__spec__ = importlib.util.find_spec(f"{program[1]}.__main__")
-    sys.argv = [arguments[0], *program[2:], *arguments[1:]]
+    main.__spec__ = importlib.util.find_spec("metaseg.__main__")
+    sys.argv = [arguments[0], name, *arguments[1:]]
     try:
         yield
     finally:
@@ -248,18 +243,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # some networks stay so
-
-
-def fail(sentence: str, status: int = 1) -> NoReturn:
-    """Print one sentence to standard error and exit."""
-    tell(sentence)
-    sys.exit(status)
-
-
-def tell(sentence: str) -> None:
-    """Print one sentence to standard error."""
-    sys.stdout.flush()
-    print(f"error: {sentence}", file=sys.stderr)
 
 
 def _sentence(error: Exception, config_name: str) -> str:

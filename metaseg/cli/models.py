@@ -13,31 +13,27 @@ from pathlib import Path
 
 from metaseg.cli.arguments import Parser
 from metaseg.cli.commands import train
-from metaseg.cli.entry import fail
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError, expanded
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import read
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the built-in model's card, model files and trained runs, or build a model; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the built-in model's card, model files and trained runs, or build a model."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["build"]:
-        return build(given[1:])
+        build(given[1:])
+        return
     parser = Parser(prog="metaseg models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="folders with models and runs; default: runs")
-    try:
-        options = parser.parse_args(given)
-        print(card())
-        for folder in options.folders or [Path("runs")]:
-            if options.folders and not folder.is_dir():
-                raise MetasegError(f"Expected a folder with runs, found none at {folder}.")
-            print("".join(f"\n{line}" for line in [*built(folder), *trained(folder)]), end="")
-        print()
-    except MetasegError as error:
-        fail(str(error))
-    return 0
+    options = parser.parse_args(given)
+    print(card())
+    for folder in options.folders or [Path("runs")]:
+        if options.folders and not folder.is_dir():
+            raise MetasegError(f"Expected a folder with runs, found none at {folder}.")
+        print("".join(f"\n{line}" for line in [*built(folder), *trained(folder)]), end="")
+    print()
 
 
 def card() -> str:
@@ -76,8 +72,8 @@ _TASKS = 25
 """Tasks of a dataset in an epoch, as of a pair's [D]."""
 
 
-def build(arguments: Sequence[str]) -> int:
-    """Train on the published datasets, or those of `pair=[…]`, and write the model; returns the exit status.
+def build(arguments: Sequence[str]) -> None:
+    """Train on the published datasets, or those of `pair=[…]`, and write the model.
 
     The run is kept beside the file, as FILE.run. Without settings, the model of a finished run there is written again.
 
@@ -88,28 +84,24 @@ def build(arguments: Sequence[str]) -> int:
 
     file, *settings = arguments or [""]
     path = expanded(file)
-    try:
-        if "=" in file or path.suffix != model_file.SUFFIX:
-            raise MetasegError(
-                f"Expected the name of a {model_file.SUFFIX} file first, as in `metaseg models build "
-                f"my-model{model_file.SUFFIX} data.root=DIR`, found {file or 'nothing'}."
-            )
-        if path.exists() and not model_file.is_one(path):
-            raise MetasegError(f"Expected a new file or a model of metaseg, found another file, {path}; name another.")
-        directory = RunDirectory(path.with_suffix(".run"))
-        if not directory.result.is_file():
-            _train(directory.path, settings)
-        elif settings:
-            raise MetasegError(
-                f"Expected no finished run in {directory.path}, found one that these settings would not change; leave "
-                "them out to write its model again, or name another file."
-            )
-        model_file.write(directory, path)
-        print(f"\nmodel       {path}", *model_file.lines(path), sep="\n")
-        print(f"next: metaseg adapt checkpoint={path} support=DIR images=DIR out=DIR")
-    except MetasegError as error:
-        fail(str(error))
-    return 0
+    if "=" in file or path.suffix != model_file.SUFFIX:
+        raise MetasegError(
+            f"Expected the name of a {model_file.SUFFIX} file first, as in `metaseg models build "
+            f"my-model{model_file.SUFFIX} data.root=DIR`, found {file or 'nothing'}."
+        )
+    if path.exists() and not model_file.is_one(path):
+        raise MetasegError(f"Expected a new file or a model of metaseg, found another file, {path}; name another.")
+    directory = RunDirectory(path.with_suffix(".run"))
+    if not directory.result.is_file():
+        _train(directory.path, settings)
+    elif settings:
+        raise MetasegError(
+            f"Expected no finished run in {directory.path}, found one that these settings would not change; leave "
+            "them out to write its model again, or name another file."
+        )
+    model_file.write(directory, path)
+    print(f"\nmodel       {path}", *model_file.lines(path), sep="\n")
+    print(f"next: metaseg adapt checkpoint={path} support=DIR images=DIR out=DIR")
 
 
 def _train(directory: Path, settings: Sequence[str]) -> None:

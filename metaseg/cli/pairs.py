@@ -11,11 +11,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from hydra.core.config_store import ConfigStore
 
 from metaseg import configuration
 from metaseg.data import catalogue
+from metaseg.documents import read_yaml
 from metaseg.errors import MetasegError
 
 FOLDER = configuration.FOLDER / "pair"
@@ -71,8 +71,8 @@ def _values(text: str) -> str:
 def _pools(file: Path) -> list[str]:
     """The pools that a file names; none if it is faulty, which is told if it is chosen."""
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        found = read_yaml(file)
+    except (OSError, ValueError):
         return []
     pools = found.get("pools") if isinstance(found, dict) else None
     return pools if isinstance(pools, list) else []

@@ -1,11 +1,11 @@
 """The console command `metaseg` and its subcommands."""
 
 import importlib
-import importlib.util
 import sys
 
 from metaseg import __version__
-from metaseg.cli.entry import fail
+from metaseg.cli.arguments import fail
+from metaseg.errors import MetasegError
 
 COMMANDS = {
     "train": "train a learner on a pair of datasets and test it on others",
@@ -18,7 +18,6 @@ COMMANDS = {
     "status": "show how far the cells of a sweep are",
     "report": "build the paper's tables from a folder of runs",
     "dashboard": "save a report on Weights & Biases",
-    "bench": "measure time, memory and error of meta-gradients (needs a checkout)",
 }
 _CONFIGURED = ("train", "adapt", "app", "pretrain")
 
@@ -40,13 +39,8 @@ def main() -> None:
     sys.argv[:2] = [f"metaseg {name}"]
     if name in _CONFIGURED:
         getattr(importlib.import_module("metaseg.cli.commands"), name)()
-    elif name == "bench":
-        _bench()
-    else:
+        return
+    try:
         sys.exit(importlib.import_module(f"metaseg.cli.{name}").main())
-
-
-def _bench() -> None:
-    if importlib.util.find_spec("benchmarks") is None:
-        fail("The benchmarks are not part of the installed package: run `python -m benchmarks` in a checkout.")
-    importlib.import_module("benchmarks.__main__").main()
+    except MetasegError as error:
+        fail(str(error))

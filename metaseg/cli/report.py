@@ -1,17 +1,15 @@
-"""`metaseg report DIR`, also `python -m metaseg.reporting DIR`."""
+"""`metaseg report DIR`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metaseg.cli.arguments import Parser
-from metaseg.errors import MetasegError
+from metaseg.cli.arguments import Parser, tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a report; return 1 if there was nothing to report or a directory was unreadable, else 0."""
+    """Write a report; return 1 if a directory was unreadable, else 0."""
     parser = Parser(
         prog="metaseg report",
         description="Compare all finished runs below DIR with the paper's tables. Writes DIR/report/: a self-contained "
@@ -21,17 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Exit status 1: no finished run was found, or a directory could not be read (the others are reported).",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder with run directories at any depth")
-    try:
-        options = parser.parse_args(arguments)
-        from metaseg.reporting.report import write_report  # pandas, scipy and matplotlib take seconds to import
+    options = parser.parse_args(arguments)
+    from metaseg.reporting.report import write_report  # pandas, scipy and matplotlib take seconds to import
 
-        page, found = write_report(options.folder)
-    except MetasegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    page, found = write_report(options.folder)
     print(f"{page}: {len(found.runs)} run{'' if len(found.runs) == 1 else 's'}")
     if found.unfinished:
         print(f"unfinished, skipped: {', '.join(found.unfinished)}")
     for name, reason in found.unreadable:
-        print(f"error: {name} is unreadable and was skipped: {reason}", file=sys.stderr)
+        tell(f"{name} is unreadable and was skipped: {reason}")
     return 1 if found.unreadable else 0

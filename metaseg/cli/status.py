@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -12,7 +13,6 @@ from rich.live import Live
 from rich.table import Table
 
 from metaseg.cli.arguments import Parser
-from metaseg.cli.entry import fail
 from metaseg.errors import MetasegError
 from metaseg.sweeps.overview import Phase, Seen, look, seconds_left
 
@@ -20,26 +20,21 @@ _SHOWN = 100
 """Longest detail in a pipe, in characters."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
     parser = Parser(prog="metaseg status", description=__doc__)
     parser.add_argument("folder", type=Path, help="the sweep's directory, hydra.sweep.dir")
     parser.add_argument("--once", action="store_true", help="print it once in a terminal, too")
     parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks; default: 5")
-    try:
-        options = parser.parse_args(arguments)
-        if options.every <= 0:
-            raise MetasegError(f"Expected --every to be more than 0 seconds, found {options.every:g}.")
-        cells = look(options.folder)
-        if options.once or not sys.stdout.isatty():
-            print("\n".join(lines(cells)))
-        else:
-            _watch(options.folder, options.every, cells)
-    except MetasegError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        pass
-    return 0
+    options = parser.parse_args(arguments)
+    if options.every <= 0:
+        raise MetasegError(f"Expected --every to be more than 0 seconds, found {options.every:g}.")
+    cells = look(options.folder)
+    if options.once or not sys.stdout.isatty():
+        print("\n".join(lines(cells)))
+        return
+    with suppress(KeyboardInterrupt):
+        _watch(options.folder, options.every, cells)
 
 
 def lines(cells: Sequence[Seen]) -> list[str]:

@@ -7,24 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaseg.cli.arguments import Parser
-from metaseg.cli.entry import fail
 from metaseg.errors import MetasegError
 from metaseg.progress import Progress
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the names of images to annotate, the most useful first; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the names of images to annotate, the most useful first."""
     parser = Parser(prog="metaseg suggest", description=__doc__)
     parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("--count", type=int, default=5, help="how many to name; default: 5")
     parser.add_argument("--annotated", type=Path, help="folder of images that are annotated already")
-    try:
-        options = parser.parse_args(arguments)
-        for path in suggested(options.images, options.count, options.annotated):
-            print(path)
-    except MetasegError as error:
-        fail(str(error))
-    return 0
+    options = parser.parse_args(arguments)
+    for path in suggested(options.images, options.count, options.annotated):
+        print(path)
 
 
 def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[str]:
@@ -41,7 +36,7 @@ def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[s
     from metaseg.adapting.arrays import shrunk
     from metaseg.adapting.files import images_in
     from metaseg.adapting.loading import load
-    from metaseg.adapting.suggest import described, farthest
+    from metaseg.adapting.suggest import farthest, image_features
 
     new, known = images_in(folder), [] if annotated is None else images_in(annotated)
     model = load()
@@ -58,5 +53,5 @@ def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[s
     if not 1 <= count <= len(names) - start:
         raise MetasegError(f"Expected --count from 1 to the {len(names) - start} images in {folder}, found {count}.")
     with Progress("comparing", len(pictures), "images") as progress:
-        points = described(model, pictures, progress.update)
+        points = image_features(model, pictures, progress.update)
     return [names[index] for index in farthest(points, count, range(start))]

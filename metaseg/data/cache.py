@@ -12,7 +12,6 @@ source files and of everything else that determines the result, so a stale folde
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,9 +19,9 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,8 +29,9 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from metaseg.documents import read_json
 from metaseg.errors import MetasegError, expanded
-from metaseg.system import cores, hashed, replacing
+from metaseg.system import cores, hashed, os_errors_explained, replacing
 
 FOLDER = ".metaseg_cache"
 LARGE = 2**20
@@ -174,7 +174,7 @@ def load(folder: Path, key: str) -> Cached | None:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None
 
@@ -191,7 +191,7 @@ def obtain(entry: Entry, candidates: list[Path], build: Callable[[Path], dict[st
             return cached
     place = writable(candidates)
     lock = FileLock(place / f"{entry.prefix}lock")
-    with _os_errors_explained(entry, place):
+    with os_errors_explained(place / entry.folder, "free space, or name another folder with METASEG_CACHE=DIR"):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -201,20 +201,6 @@ def obtain(entry: Entry, candidates: list[Path], build: Callable[[Path], dict[st
             return load(place / entry.folder, entry.key) or _build(entry, place, build)
         finally:
             lock.release()
-
-
-@contextmanager
-def _os_errors_explained(entry: Entry, place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = f"{entry.name} at {entry.size}×{entry.size} could not be prepared in {place}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MetasegError(
-                f"the disk is full: {what}; free some space, or name a folder on another disk with METASEG_CACHE=DIR. "
-                f"Existing files are intact"
-            ) from error
-        raise MetasegError(f"{what}: {error.strerror or error}; name another folder with METASEG_CACHE=DIR") from error
 
 
 def _build(entry: Entry, place: Path, build: Callable[[Path], dict[str, Any]]) -> Cached:

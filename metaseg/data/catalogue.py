@@ -20,7 +20,7 @@ consist of lower-case letters, digits and _. Only `title` is required:
     foreground       mean share of foreground pixels, 0 to 1
     url, licence, citation, how
                      address, terms, what to cite, and how to get it (a phrase for error messages)
-    sources          archives that `python -m metaseg.data fetch` downloads and unpacks into the first folder: url, and
+    sources          archives that `metaseg data fetch` downloads and unpacks into the first folder: url, and
                      optionally file (its name on disk), sha256 and bytes
 A split never separates images of one group, sequence or block.
 """
@@ -157,9 +157,8 @@ def _own(root: str | Path | None) -> dict[str, Path]:
     return found
 
 
-def table(datasets: Iterable[Dataset] | None = None) -> list[dict[str, str]]:
+def table(datasets: Iterable[Dataset]) -> list[dict[str, str]]:
     """Table 1 of the paper as rows of text, with how to obtain and cite each dataset."""
-    chosen = map(get, published()) if datasets is None else datasets
     return [
         {
             "name": d.name,
@@ -173,7 +172,7 @@ def table(datasets: Iterable[Dataset] | None = None) -> list[dict[str, str]]:
             "url": d.url,
             "citation": d.citation,
         }
-        for d in chosen
+        for d in datasets
     ]
 
 

@@ -45,6 +45,17 @@ class Listing:
         """Number of unusable files."""
         return len(self.images_without_mask) + len(self.masks_without_image) + len(self.ambiguous) + len(self.absent)
 
+    def unpaired(self) -> str:
+        """What was expected and found instead: how many files of each fault, and one of them."""
+        faults = (
+            (self.images_without_mask, "without a mask"),
+            (self.masks_without_image, "masks without an image"),
+            (self.ambiguous, "files that share a stem" if self.layout else "files that share an id"),
+            (self.absent, "listed in the CSV file but missing"),
+        )
+        parts = [f"{len(files)} {what} (such as {files[0].name})" for files, what in faults if files]
+        return f"expected one mask for each image in {self.folder}, found {', '.join(parts)}"
+
     @property
     def grouped(self) -> bool:
         """Whether the layout or the CSV file defines groups."""
@@ -64,19 +75,9 @@ def complete(dataset: Dataset, root: str | Path) -> Listing:
     """
     listing = scan(dataset, root)
     if listing.faults:
-        parts = [
-            f"{len(files)} {what} (such as {files[0].name})"
-            for files, what in (
-                (listing.images_without_mask, "without a mask"),
-                (listing.masks_without_image, "masks without an image"),
-                (listing.ambiguous, "files that share a stem" if listing.layout else "files that share an id"),
-                (listing.absent, "listed in the CSV file but missing"),
-            )
-            if files
-        ]
         raise MetasegError(
-            f"{dataset.name}: expected one mask for each image in {listing.folder}, found {', '.join(parts)}: add or "
-            f"remove files; `python -m metaseg.data check {dataset.name} --root {root}` lists them all"
+            f"{dataset.name}: {listing.unpaired()}: add or remove files; `metaseg data check {dataset.name} --root "
+            f"{root}` lists them all"
         )
     return listing
 
@@ -123,7 +124,7 @@ def _not_found(dataset: Dataset, root: Path, looked_in: list[Path]) -> str:
     else:
         state = f"the folder {root} does not exist"
     where = f"{dataset.how} ({dataset.url})" if dataset.url else dataset.how
-    fetch = f"`python -m metaseg.data fetch {dataset.name} --root {root}`" if dataset.sources else ""
+    fetch = f"`metaseg data fetch {dataset.name} --root {root}`" if dataset.sources else ""
     ways = [way for way in (where, fetch) if way]
     remedies = [
         f"To get it: {'; or '.join(ways)}" if ways else f"Correct its YAML file, {dataset.name}.yaml",

@@ -6,7 +6,6 @@ import mmap
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metaseg.data import cache, catalogue, check, duplicates
+from metaseg.data import cache, check, duplicates
 from metaseg.data.catalogue import Dataset
 from metaseg.data.layouts import Listing, Pair, complete
 from metaseg.errors import MetasegError, expanded, plural
+from metaseg.progress import Progress
 
 FORMAT = 1
 """Increment when reading, resizing or grouping of images changes; this rebuilds every prepared dataset."""
@@ -79,7 +79,7 @@ def _unpickle(
 
 
 def prepare(
-    dataset: Dataset | str,
+    dataset: Dataset,
     root: str | Path,
     size: int,
     cache_dir: str | Path | None = None,
@@ -95,8 +95,6 @@ def prepare(
     Raises MetasegError: dataset missing or unpaired; files damaged, masks of a different size or not binary (counted,
     the first one named); disk full, or no writable folder.
     """
-    if isinstance(dataset, str):
-        dataset = catalogue.get(dataset, root)
     if not SMALLEST <= size <= LARGEST:
         raise MetasegError(f"data.size should be {SMALLEST} to {LARGEST} pixels, not {size}: change it")
     if threads is not None and threads < 1:
@@ -116,8 +114,8 @@ def prepare(
         settings["pairs"] = [[pair.id, pair.group] for pair in listing.pairs]
     files = [path for pair in listing.pairs for path in (pair.image, pair.mask)]
     known = cache.recall(candidates, dataset.name)
-    with _progress(f"hashing the files of {dataset.title}", len(files)) as advance:
-        key, fresh = cache.content_key(files, listing.folder, settings, known, advance)
+    with Progress(f"hashing the files of {dataset.title}", len(files), "files", brief=True) as progress:
+        key, fresh = cache.content_key(files, listing.folder, settings, known, progress.advance)
     entry = cache.Entry(dataset.name, size, key, source=str(listing.folder.resolve()))
     cached = cache.obtain(entry, candidates, lambda target: _build(dataset, root, listing, size, threads, target))
     if fresh:
@@ -156,16 +154,16 @@ def _build(
     with (
         cache.ArrayWriter(target / "images.npy", (count, size, size, 3)) as images,
         cache.ArrayWriter(target / "masks.npy", (count, size, size)) as masks,
-        _progress(f"preparing {dataset.title} at {size}×{size}", count) as advance,
+        Progress(f"preparing {dataset.title} at {size}×{size}", count, "images", brief=True) as progress,
     ):
         for one, image, mask in decode(listing.pairs, size, threads):
             images.write(image)
             masks.write(mask)
             found.append(one)
-            advance()
+            progress.advance()
 
     report = check.summarise(dataset, listing, found)
-    command = f"`python -m metaseg.data check {dataset.name} --root {root}`"
+    command = f"`metaseg data check {dataset.name} --root {root}`"
     if report.errors:
         first = report.errors[0]
         raise MetasegError(
@@ -178,19 +176,6 @@ def _build(
         file=sys.stderr,
     )
     return {"ids": list(report.ids), "groups": report.groups.tolist()}
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a transient bar on a terminal; yields a function that advances it by one."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
 
 
 def prepare_arrays(

@@ -35,8 +35,6 @@ class PairedTest(NamedTuple):
 def paired_test(
     first: np.ndarray,
     second: np.ndarray,
-    level: float = 0.95,
-    seed: int = 0,
     *,
     seeds: Labels | None = None,
     groups: Labels | None = None,
@@ -49,8 +47,6 @@ def paired_test(
     Args:
         first: float (draws, images), NaN where an image was not scored; Dice in [0, 1].
         second: the same draws and images, in the same order.
-        level: of the interval.
-        seed: of the interval's bootstrap.
         seeds: as for `bootstrap_interval`; None: one seed.
         groups: as for `bootstrap_interval`.
 
@@ -74,7 +70,7 @@ def paired_test(
     means[np.abs(means) < 1e-12] = 0.0
     common = 1 if seeds is None else len(np.unique(np.asarray(seeds)[there.any(1)]))
     return PairedTest(
-        difference=bootstrap_interval(gaps, level, seed=seed, seeds=seeds, groups=groups),
+        difference=bootstrap_interval(gaps, seeds=seeds, groups=groups),
         p=p_value(gaps, seeds=seeds, groups=groups) if common > 1 else float("nan"),
         seeds=common,
         images=int(scored.sum()),

@@ -44,9 +44,8 @@ def take_over_origin(network: nn.Module, checkpoint: Mapping[str, Any]) -> None:
             f"Expected a checkpoint of the configured network ({expected}), found {found}; "
             "set model and model.features as in the run that wrote it."
         )
-    if "weights" in checkpoint:  # absent in checkpoints of earlier versions
-        record = checkpoint["weights"]
-        network.weights = None if record is None else WeightsRecord.from_dict(record)  # type: ignore[assignment]
+    record = checkpoint["weights"]
+    network.weights = None if record is None else WeightsRecord.from_dict(record)  # type: ignore[assignment]
 
 
 def load_weights(module: HasNetwork, path: Path) -> None:

@@ -33,7 +33,7 @@ from metaseg.learners.strengths import Strengths
 from metaseg.meta.inner_loop import InnerLoop, by_autograd, descend
 from metaseg.meta.losses import UNMARKED, over_marked
 from metaseg.meta.vectors import Parameters, detach, interpolate
-from metaseg.networks.functional import Statistics, forward, running_statistics
+from metaseg.networks.functional import MOMENTUM, Statistics, forward, running_statistics
 from metaseg.networks.norms import Norms
 from metaseg.networks.rates import HeldStages, Rates
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
@@ -327,10 +327,10 @@ def held_out(count: int, folds: int) -> list[np.ndarray]:
     return np.array_split(np.arange(count), min(folds, count)) if folds and count > 1 else []
 
 
-def _moved(running: Statistics, found: Statistics, momentum: float = 0.1) -> Statistics:
+def _moved(running: Statistics, found: Statistics) -> Statistics:
     # Encoders from libraries contain layers that are never run.
     return running | {
-        layer: (mean.lerp(found[layer][0].detach(), momentum), variance.lerp(found[layer][1].detach(), momentum))
+        layer: (mean.lerp(found[layer][0].detach(), MOMENTUM), variance.lerp(found[layer][1].detach(), MOMENTUM))
         for layer, (mean, variance) in running.items()
         if layer in found
     }

@@ -40,11 +40,11 @@ class Rule:
     again: Callable[[Sequence[Any], Sequence[Any]], Tensor] | None = None
 
 
-def _linear(operation: Any, position: int = 0, arguments: tuple[int, ...] = ()) -> Rule:
-    """The rule of an operation that is linear in the argument at `position` and constant in all others."""
+def _linear(operation: Any, arguments: tuple[int, ...] = ()) -> Rule:
+    """The rule of an operation that is linear in its first argument and constant in all others."""
 
     def tangent(args: Sequence[Any], _: Sequence[Any], tangents: Tangents) -> Any:
-        return operation(*args[:position], tangents[position], *args[position + 1 :])
+        return operation(tangents[0], *args[1:])
 
     return Rule(tangent, arguments)
 

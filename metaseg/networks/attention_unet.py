@@ -56,26 +56,24 @@ class AttentionGate(nn.Module):
 
 
 class UNet(StagedNetwork):
-    """U-Net: images (B, C, H, W) in [-1, 1] → logits (B, O, H, W).
+    """U-Net: images (B, 3, H, W) in [-1, 1] → logits (B, 1, H, W).
 
     Encoder widths F, 2F, 4F, 8F, bottleneck 16F; the decoder mirrors them. The head includes the two convolutions of
     the last level [our decision: the last layer alone has 9 parameters at 8 features].
 
     Args:
         features: F. 32 in the paper's code; any width ≥ 1.
-        in_channels: C.
-        out_channels: O.
 
     Raises:
         MetasegError: in the forward pass, H or W is not a multiple of 16.
     """
 
-    def __init__(self, features: int = 32, in_channels: int = 3, out_channels: int = 1) -> None:
+    def __init__(self, features: int = 32) -> None:
         super().__init__()
         self.label = f"{type(self).__name__}(features={features})"
         widths = {level: features * 2 ** (level - 1) for level in LEVELS}
         self.pool = nn.MaxPool2d(kernel_size=2, stride=2)
-        channels = in_channels
+        channels = 3
         for level in LEVELS:
             self.add_module(f"encoder{level}", _double_convolution(channels, widths[level], f"enc{level}"))
             channels = widths[level]
@@ -84,7 +82,7 @@ class UNet(StagedNetwork):
             width = widths[level]
             self.add_module(f"upconv{level}", nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2))
             self.add_module(f"decoder{level}", _double_convolution(2 * width, width, f"dec{level}"))
-        self.conv = Pointwise2d(features, out_channels)
+        self.conv = Pointwise2d(features, 1)
 
     stride = 2 ** len(LEVELS)
     modules_of = MappingProxyType(
@@ -124,13 +122,13 @@ class UNet(StagedNetwork):
 
 
 class AttentionUNet(UNet):
-    """U-Net with an attention gate on each of the four skip connections: images (B, C, H, W) → logits (B, O, H, W).
+    """U-Net with an attention gate on each of the four skip connections: images (B, 3, H, W) → logits (B, 1, H, W).
 
     7 851 289 parameters (7.85 M) at 32 features. Arguments and errors as for `UNet`.
     """
 
-    def __init__(self, features: int = 32, in_channels: int = 3, out_channels: int = 1) -> None:
-        super().__init__(features, in_channels, out_channels)
+    def __init__(self, features: int = 32) -> None:
+        super().__init__(features)
         for level in LEVELS:
             width = features * 2 ** (level - 1)
             self.add_module(f"gate{level}", AttentionGate(width, width))

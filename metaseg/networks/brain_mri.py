@@ -11,7 +11,6 @@ checked before the file is read.
 import hashlib
 import io
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,52 +29,7 @@ _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")
 _FIRST_WEIGHT = "encoder1.enc1conv1.weight"
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """Which tensors (parameters and buffers) were loaded from a file of initial weights."""
-
-    source: str
-    """The file."""
-    loaded: tuple[str, ...]
-    """Tensors of the network loaded from the file."""
-    random: tuple[str, ...]
-    """Tensors of the network that keep their random initialisation."""
-    unused: tuple[str, ...]
-    """Tensors of the file that are not in the network."""
-    sha256: str
-    """SHA-256 of the file, 64 digits."""
-
-    def record(self) -> WeightsRecord:
-        """The record for checkpoints and results. Images in [-1, 1] are not rescaled: mean and deviation 0.5."""
-        about = described(self.sha256, "Brain-MRI U-Net")
-        if about["trained_on"] == UNKNOWN:  # a file of pretrain.py, or another of this layout
-            about["trained_on"] = "brain MRI"
-        loaded, missing, unused = (
-            tuple(name for name in names if not name.endswith("num_batches_tracked"))
-            for names in (self.loaded, self.random, self.unused)
-        )
-        half = (0.5, 0.5, 0.5)
-        return WeightsRecord(
-            name=about["name"],
-            source=Path(self.source).name,
-            sha256=self.sha256,
-            licence=about["licence"],
-            trained_on=about["trained_on"],
-            mean=half,
-            std=half,
-            loaded=len(loaded),
-            unused=unused,
-            missing=missing,
-        )
-
-    def __str__(self) -> str:
-        """A one-line summary."""
-        line = f"{len(self.loaded)} tensors loaded from {self.source}"
-        line += f", {len(self.random)} stay random ({_parts(self.random)})" if self.random else ", none random"
-        return line + (f", {len(self.unused)} of the file unused ({_parts(self.unused)})" if self.unused else "")
-
-
-def load_brain_mri(network: UNet, source: str | Path = "hub") -> LoadReport:
+def load_brain_mri(network: UNet, source: str | Path = "hub") -> WeightsRecord:
     """Load the weights of the brain-MRI U-Net into `network` in place, by name.
 
     Args:
@@ -84,26 +38,45 @@ def load_brain_mri(network: UNet, source: str | Path = "hub") -> LoadReport:
             "hub": the published file, 32 features, downloaded once into torch hub's cache.
 
     Returns:
-        Which tensors were loaded, stay random, or are unused.
+        The record for checkpoints and results.
 
     Raises:
         MetasegError: no file or network connection; the hash, layout or width differs.
     """
-    path = _download() if source == "hub" else Path(source)
+    if source == "hub":
+        remedy = "fetch the file elsewhere and set model.init_path to it, or set model.init=random"
+        path = cached_download(URL, "the brain-MRI weights", remedy)
+    else:
+        path = Path(source)
     found, digest = _read(path)
     expected = network.state_dict()
     _check_shapes(expected, found, path)
-    loaded = tuple(name for name in expected if name in found)
-    rest = tuple(name for name in expected if name not in found)
-    missing = [name for name in rest if not name.startswith("gate") and not name.endswith("num_batches_tracked")]
-    if missing:
+    rest = [name for name in expected if name not in found and not _counts(name)]
+    if missing := [name for name in rest if not name.startswith("gate")]:
         raise MetasegError(
             f"Expected {path} to contain every tensor of the brain-MRI U-Net, found {len(missing)} missing, including "
             f"{missing[0]}: use a file in the layout of {URL}."
         )
-    network.load_state_dict({name: found[name] for name in loaded}, strict=False)
-    unused = tuple(name for name in found if name not in expected)
-    return LoadReport(str(path), loaded, rest, unused, digest)
+    loaded = {name: value for name, value in found.items() if name in expected}
+    network.load_state_dict(loaded, strict=False)
+    about = described(digest, "Brain-MRI U-Net")
+    if about["trained_on"] == UNKNOWN:  # a file of pretrain.py, or another of this layout
+        about["trained_on"] = "brain MRI"
+    return WeightsRecord(
+        **about,
+        source=path.name,
+        sha256=digest,
+        mean=(0.5, 0.5, 0.5),  # images in [-1, 1] are not rescaled
+        std=(0.5, 0.5, 0.5),
+        loaded=sum(not _counts(name) for name in loaded),
+        unused=tuple(name for name in found if name not in expected and not _counts(name)),
+        missing=tuple(rest),
+    )
+
+
+def _counts(name: str) -> bool:
+    """Whether a tensor is a batch-norm counter, which records leave out."""
+    return name.endswith("num_batches_tracked")
 
 
 def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
@@ -127,16 +100,6 @@ def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
     with replacing(path) as partial:
         partial.write_bytes(content)
     return path
-
-
-def _download() -> Path:
-    try:
-        return cached_download(URL)
-    except (OSError, RuntimeError) as error:
-        raise MetasegError(
-            f"Could not download the brain-MRI weights from {URL} ({error}): fetch the file elsewhere and set "
-            "model.init_path to it, or set model.init=random."
-        ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -175,17 +138,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    width, channels = found[_FIRST_WEIGHT].shape[:2]
-    own_width, own_channels = expected[_FIRST_WEIGHT].shape[:2]
+    width, own_width = found[_FIRST_WEIGHT].shape[0], expected[_FIRST_WEIGHT].shape[0]
     if width != own_width:
         raise MetasegError(
             f"Expected initial weights for model.features={own_width}, found weights of {width} features in {path}: "
             f"set model.features={width}, or pre-train a U-Net with `python pretrain.py model.features={own_width}`."
-        )
-    if channels != own_channels:
-        raise MetasegError(
-            f"Expected initial weights for {own_channels} input channels, found {channels} in {path}: use a file for "
-            f"{own_channels} channels."
         )
     for name in expected:
         if name in found and expected[name].shape != found[name].shape:
@@ -193,8 +150,3 @@ def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], path: P
                 f"Expected {name} of shape {tuple(expected[name].shape)}, found {tuple(found[name].shape)} in {path}: "
                 f"use a file in the layout of {URL}."
             )
-
-
-def _parts(names: tuple[str, ...]) -> str:
-    """The top-level modules of `names`, each once."""
-    return ", ".join(dict.fromkeys(name.split(".")[0] for name in names))

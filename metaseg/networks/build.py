@@ -76,9 +76,8 @@ def build(
             return LibraryNetwork(arch, encoder, weights)
         network = {"attention_unet": AttentionUNet, "unet": UNet}[name](features)
     if init == "brain_mri" and initial_weights:
-        report = load_brain_mri(network, "hub" if init_path is None else init_path)
-        network.weights = report.record()
-        log.info("Initial weights: %s.", report)
+        network.weights = load_brain_mri(network, "hub" if init_path is None else init_path)
+        log.info("Initial weights: %s.", network.weights.sentence())
     return network
 
 

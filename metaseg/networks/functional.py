@@ -12,7 +12,10 @@ from torch.func import functional_call
 from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import EpisodicBatchNorm2d, Statistics, normalising
 
-__all__ = ["Statistics", "forward", "norm_layers", "running_statistics", "update_running"]
+__all__ = ["MOMENTUM", "Statistics", "forward", "norm_layers", "running_statistics", "update_running"]
+
+MOMENTUM = 0.1
+"""Share of new statistics in running ones, as in `nn.BatchNorm2d`."""
 
 
 def forward(
@@ -83,8 +86,8 @@ def running_statistics(network: nn.Module) -> Statistics:
 
 
 @torch.no_grad()
-def update_running(network: nn.Module, statistics: Statistics, momentum: float | None = 0.1, count: int = 1) -> None:
-    """Move the running buffers towards `statistics`: new = (1 - momentum) · old + momentum · given.
+def update_running(network: nn.Module, statistics: Statistics) -> None:
+    """Move the running buffers towards `statistics`: new = (1 - `MOMENTUM`) · old + `MOMENTUM` · given.
 
     The variance remains biased, unlike in `nn.BatchNorm2d`, because the layers normalise with the biased variance in
     training (our decision; the two differ by the factor n / (n - 1)).
@@ -92,17 +95,14 @@ def update_running(network: nn.Module, statistics: Statistics, momentum: float |
     Args:
         network: its buffers are updated in place, except in frozen layers.
         statistics: as returned by `forward`; detached here.
-        momentum: share of the new statistics, 0 to 1; None: the mean of all batches so far.
-        count: number of batches averaged in `statistics`.
     """
     for name, layer in norm_layers(network).items():
         if name not in statistics or layer.frozen:
             continue
-        layer.num_batches_tracked += count
-        share = count / float(layer.num_batches_tracked) if momentum is None else momentum
+        layer.num_batches_tracked += 1
         mean, variance = statistics[name]
-        layer.running_mean.lerp_(mean.detach(), share)
-        layer.running_var.lerp_(variance.detach(), share)
+        layer.running_mean.lerp_(mean.detach(), MOMENTUM)
+        layer.running_var.lerp_(variance.detach(), MOMENTUM)
 
 
 @dataclass(frozen=True)

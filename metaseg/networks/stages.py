@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from metaseg.errors import MetasegError
 from metaseg.networks.weights_record import WeightsRecord
@@ -66,14 +66,6 @@ def output_bias(network: nn.Module) -> str | None:
     """The name of the bias that is added to the logits; None: the network has none."""
     biases = [name for name, value in network.named_parameters() if name.endswith("bias") and value.numel() == 1]
     return next((name for name in reversed(biases) if part_of(network, name) == "head"), None)
-
-
-def by_part(network: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Parameters by part, in their original order; all three parts are present, possibly empty."""
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
-    for name, value in parameters.items():
-        parts[part_of(network, name)][name] = value
-    return parts
 
 
 def require_multiples(label: str, stride: int, height: int, width: int) -> None:

@@ -123,18 +123,13 @@ def load_vgg16(module: nn.Module, source: str | Path) -> WeightsRecord:
     Raises:
         MetasegError: no network connection, or as `load_encoder`.
     """
-    record = load_encoder(
-        module.get_submodule("features"), "vgg16", _download() if str(source) == "imagenet" else source
-    )
+    if str(source) == "imagenet":
+        source = cached_download(
+            URL,
+            "VGG16's weights",
+            "fetch the file elsewhere and set its path instead of imagenet, or start from random weights with "
+            "encoder_weights=null",
+        )
+    record = load_encoder(module.get_submodule("features"), "vgg16", source)
     log.info("Initial weights: %s.", record.sentence())
     return record
-
-
-def _download() -> Path:
-    try:
-        return cached_download(URL)
-    except (OSError, RuntimeError) as error:
-        raise MetasegError(
-            f"Could not download VGG16's weights from {URL} ({error}): fetch the file elsewhere and set its path "
-            "instead of imagenet, or start from random weights with encoder_weights=null."
-        ) from error

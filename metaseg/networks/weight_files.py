@@ -91,18 +91,26 @@ def sha256(path: Path) -> str:
         ) from error
 
 
-def cached_download(url: str) -> Path:
+def cached_download(url: str, what: str, remedy: str) -> Path:
     """Download a file once into torch hub's cache, and check the hash at the end of its name (`-e012d006.pt`).
 
+    Args:
+        url: its address.
+        what: it is, for the error's sentence.
+        remedy: likewise, what to do instead.
+
     Raises:
-        OSError, RuntimeError: no connection, no disk space, or a different hash.
+        MetasegError: no connection, no disk space, or a different hash.
     """
     name = url.rsplit("/", 1)[1]
     path = Path(hub.get_dir()) / "checkpoints" / name
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Writes to a temporary file, checks the hash, then renames it.
-        hub.download_url_to_file(url, str(path), hash_prefix=Path(name).stem.rsplit("-", 1)[1], progress=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Writes to a temporary file, checks the hash, then renames it.
+            hub.download_url_to_file(url, str(path), hash_prefix=Path(name).stem.rsplit("-", 1)[1], progress=False)
+        except (OSError, RuntimeError) as error:
+            raise MetasegError(f"Could not download {what} from {url} ({error}): {remedy}.") from error
     return path
 
 

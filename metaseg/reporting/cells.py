@@ -15,14 +15,6 @@ from metaseg.evaluation.paired import PairedTest, paired_test
 from metaseg.reporting.runs import Run
 from metaseg.runs.tables import Row, Table, TableCell, fill, row_is_free
 
-TRIVIAL = {
-    "all_foreground": "all fore- ground",
-    "centred_disc": "centred disc",
-    "mean_support_mask": "mean mask",
-    "otsu": "Otsu",
-}
-"""Trivial baselines in table order: key in result.json → heading."""
-
 NO_PAIR = "No pair"
 """Label of fine-tuning on the K images alone, the learner scratch."""
 _OPPONENTS = ("maml", "fomaml", "joint", "scratch")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaseg.reporting.cells import NO_PAIR, TRIVIAL, Block, Line, covers
+from metaseg.reporting.cells import NO_PAIR, Block, Line, covers
 from metaseg.reporting.differences import uneven
 from metaseg.runs.directory import write_csv
-from metaseg.runs.summary import percent
+from metaseg.runs.summary import TRIVIAL, percent
 from metaseg.system import replacing
 
 NOT_RUN = "–, not run"
@@ -104,7 +104,7 @@ def markdown(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
     table = blocks[0].table
     lines = [f"# Table {table.number}: {table.title}", "", caption(blocks)]
     for block in blocks:
-        headings = [*HEADINGS, *(heading.replace("- ", "") for heading in TRIVIAL.values())]
+        headings = [*HEADINGS, *TRIVIAL.values()]
         lines += ["", f"## {titles.get(block.target, block.target)}", "", "| " + " | ".join(headings) + " |"]
         lines += ["|---|" + "---:|" * (len(headings) - 1)]
         for line in block.lines:
@@ -128,7 +128,7 @@ def latex(blocks: Sequence[Block], titles: Mapping[str, str]) -> str:
     lines += [f"  \\caption{{{escaped(f'{table.title}. {caption(blocks)}')}}}"]
     lines += [f"  \\label{{tab:metaseg{table.number}}}"]
     for block in blocks:
-        headings = [*HEADINGS, *(heading.replace("- ", "") for heading in TRIVIAL.values())]
+        headings = [*HEADINGS, *TRIVIAL.values()]
         lines += [f"  \\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", "    \\toprule"]
         lines += [
             f"    \\multicolumn{{{len(headings)}}}{{l}}{{{escaped(titles.get(block.target, block.target))}}} \\\\"

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metaseg.reporting import exports
-from metaseg.reporting.cells import TRIVIAL, Block, Comparison, Line, covers, known_mean
+from metaseg.reporting.cells import Block, Comparison, Line, covers, known_mean
 from metaseg.reporting.differences import Initial, described, settings_of, uneven
 from metaseg.reporting.findings import findings
 from metaseg.reporting.runs import Found, Run
 from metaseg.runs.result import Weights
-from metaseg.runs.summary import percent
+from metaseg.runs.summary import TRIVIAL, percent
 from metaseg.runs.tables import Table
 
 CAPSULE = "kvasir_capsule"

@@ -32,12 +32,11 @@ _PLACES = (
 """Learners by their place among the looks of all figures."""
 
 
-def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, Found]:
+def write_report(folder: Path) -> tuple[Path, Found]:
     """Write folder/report: index.html, and for each table tableN.md, .tex, .csv and its figures.
 
     Args:
         folder: run directories at any depth.
-        numbers: tables to fill.
 
     Returns:
         The page, and the runs found in the folder.
@@ -58,7 +57,7 @@ def write_report(folder: Path, numbers: Sequence[int] = NUMBERS) -> tuple[Path, 
         old.unlink()
     titles = {name: catalogue.get(name).title for name in catalogue.names()}
     parts = []
-    for number in numbers:
+    for number in NUMBERS:
         filled = blocks(load_table(number), found.runs)
         export(filled, titles, out)
         begun = any(block.begun for block in filled)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
-import math
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from pydantic_core import to_json
 
 from metaseg.documents import read_json, read_yaml
 from metaseg.errors import MetasegError
@@ -229,11 +228,12 @@ def write_json(path: Path, value: Any) -> None:
 
     Raises:
         MetasegError: the file cannot be written.
-        TypeError: `value` contains something that JSON cannot express.
+        PydanticSerializationError: `value` contains something that JSON cannot express.
     """
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # numpy and torch, without importing either.
+    content = to_json(value, indent=2, inf_nan_mode="null", fallback=lambda other: other.tolist())
     with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_bytes(content + b"\n")
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -252,17 +252,3 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
             if set(row) != wanted:
                 raise ValueError(f"row {number} of {path.name}: expected {sorted(wanted)}, found {sorted(row)}")
             writer.writerow(row)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and torch, without importing either
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Path):
-        return str(value)
-    return value

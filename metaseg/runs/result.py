@@ -1,4 +1,4 @@
-"""The typed content of result.json; results of earlier versions are upgraded on reading.
+"""The typed content of result.json.
 
 A number that is missing, NaN or infinite is None in memory and null in the file. Dice and IoU are fractions in [0, 1].
 Fields have the same order as in the file, most important first.
@@ -16,7 +16,7 @@ from metaseg.documents import read_json
 from metaseg.errors import MetasegError, quoted
 
 VERSION: Literal[1] = 1
-"""Version of the result.json format; files without one have version 0."""
+"""Version of the result.json format."""
 
 
 def _finite(value: Any) -> Any:
@@ -261,7 +261,7 @@ def read(path: Path) -> Result:
     """Read a result.json.
 
     Raises:
-        MetasegError: it is missing, not JSON, of a later version, or a key is invalid.
+        MetasegError: it is missing, not JSON, of another version, or a key is invalid.
     """
     try:
         found = read_json(path)
@@ -274,27 +274,12 @@ def read(path: Path) -> Result:
             f"{path} should contain a run's result but cannot be read ({error}): run the evaluation again"
         ) from error
     checked(_Known, found, path)
-    version = found.get("version", 0)
-    if version not in range(VERSION + 1):
+    version = found.get("version")
+    if version != VERSION:
         raise MetasegError(
-            f"{path} should have version {VERSION} or below, found {quoted(version)}: use the metaseg version "
-            "that wrote it"
+            f"{path} should have version {VERSION}, found {quoted(version)}: use the metaseg version that wrote it"
         )
-    return checked(Result, upgraded(found), path)
-
-
-def upgraded(found: dict[str, Any]) -> dict[str, Any]:
-    """Convert a result of this or an earlier version to this version."""
-    found = {**found, "version": VERSION}
-    # Early version-0 results have no record of pre-trained weights; take the name from the settings.
-    if "weights" not in found:
-        network, model = found["settings"]["learner"].get("network"), found["settings"].get("model") or {}
-        begun = (model if network is None else network).get("encoder_weights")
-        if begun is None and network is None and model.get("init") == "brain_mri":
-            begun = model.get("init_path") or "brain_mri"
-        unknown = dict.fromkeys(Weights.model_fields, "not recorded")
-        found["weights"] = None if begun is None else unknown | {"name": Path(str(begun)).name}
-    return found
+    return checked(Result, found, path)
 
 
 def checked(kind: type[Kind], found: Any, path: Path) -> Kind:

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from metaseg.errors import MetasegError
-
 WITHOUT_EFFECT = (
     "data.root",
     "data.workers",
@@ -62,29 +60,3 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any], besides: Iterable[st
         for key in (before | after)
         if not within(key, besides) and differs(key)
     )
-
-
-_HEAD_ALONE = r"^(decoder1|conv)\."
-"""ANIL's value of `learner.adapts`, the predecessor of step sizes by part."""
-
-
-def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the settings of an earlier version's run to this version.
-
-    Raises:
-        MetasegError: they ask for something this version cannot do.
-    """
-    found = dict(settings)
-    learner = found["learner"] = dict(found["learner"])
-    learner.pop("warmup", None)  # share of the outer steps that were joint training, before start=joint
-    adapts = learner.pop("adapts", None)
-    if adapts is None:
-        return found
-    if adapts != _HEAD_ALONE:
-        raise MetasegError(
-            f"Expected a run with learner.adapt.rates, found one of an earlier version with learner.adapts={adapts!r}, "
-            f"which does not correspond to encoder, decoder and head: train it again."
-        )
-    for loop in ("inner", "adapt"):
-        learner[loop] = {**learner[loop], "rates": {"encoder": 0, "decoder": 0, "head": 1}}
-    return found

@@ -12,17 +12,18 @@ from rich.table import Table
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import Interval, Result, TargetScores
 
-TRIVIAL_NAMES = {
+TRIVIAL = {
     "all_foreground": "all foreground",
-    "centred_disc": "best centred disc",
-    "mean_support_mask": "mean support mask",
-    "otsu": "Otsu's threshold",
+    "centred_disc": "centred disc",
+    "mean_support_mask": "mean mask",
+    "otsu": "Otsu",
 }
+"""Trivial baselines in table order: key in result.json → name."""
 
 
 def trivial_name(key: str) -> str:
     """A trivial baseline's name for readers."""
-    return TRIVIAL_NAMES.get(key, key.replace("_", " "))
+    return TRIVIAL.get(key, key.replace("_", " "))
 
 
 def print_summary(result: Result, run: RunDirectory, console: Console | None = None) -> None:

@@ -31,9 +31,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import yaml
-
 from metaseg import configuration
+from metaseg.documents import read_yaml
 from metaseg.errors import MetasegError
 from metaseg.runs import schema
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
@@ -326,8 +325,8 @@ def _at(settings: Mapping[str, Any], path: str) -> Any:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        document = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise MetasegError(f"expected the definition of a table in {path}, but it cannot be read ({error}).") from error
     if not isinstance(document, dict) or not isinstance(document.get("table"), dict):
         raise MetasegError(f"{path} should have a key `table`, as described in metaseg/runs/tables.py.")

@@ -31,8 +31,8 @@ _SIGNAL = "USR1"  # Slurm's notice before the time limit; a cell takes it for a 
 log = logging.getLogger(__name__)
 
 
-class Cell:
-    """A cell as submitit runs it: called in the job, and again after each time limit.
+class ArrayJob:
+    """A cell of a sweep as submitit runs it: called in the job, and again after each time limit.
 
     Args:
         job: the cell.
@@ -63,7 +63,7 @@ class Cell:
         from submitit.helpers import DelayedSubmission
 
         end([self.running], signal.SIGUSR1)
-        return DelayedSubmission(Cell(self.job, self.count, self.program, self.flags, self.threads))
+        return DelayedSubmission(ArrayJob(self.job, self.count, self.program, self.flags, self.threads))
 
 
 def launch(launcher: SlurmLauncher, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
@@ -84,7 +84,7 @@ def launch(launcher: SlurmLauncher, job_overrides: Sequence[Sequence[str]]) -> l
     executor = _executor(launcher, root / FOLDER)
     jobs = [job_of(root, list(overrides)) for overrides in job_overrides]
     cells = [
-        Cell(job, f"[{number}/{len(jobs)}]", launcher.program, launcher.flags(), launcher.settings["cpus"])
+        ArrayJob(job, f"[{number}/{len(jobs)}]", launcher.program, launcher.flags(), launcher.settings["cpus"])
         for number, job in enumerate(jobs, 1)
     ]
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -27,7 +27,7 @@ def draws(loggers: Iterable[Logger]) -> bool:
 def log_images(
     loggers: Iterable[Logger],
     key: str,
-    images: Sequence[Any],
+    images: Sequence[np.ndarray],
     captions: Sequence[str],
     beside: Mapping[str, float] | None = None,
     file_type: str = "png",
@@ -39,16 +39,16 @@ def log_images(
     Args:
         loggers: those of the run.
         key: the pictures' name; the part before the slash is the dashboard's section.
-        images: uint8 arrays (H, W, 3) or paths of PNG files.
+        images: uint8 arrays (H, W, 3).
         captions: one per picture.
         beside: numbers logged with them, including the one that orders the pictures.
-        file_type: of arrays: "png", or "jpg" for many pictures.
+        file_type: "png", or "jpg" for many pictures.
     """
     for logger in _wandb_loggers(loggers):
         import wandb
 
         pictures = [
-            wandb.Image(str(image) if isinstance(image, Path) else image, caption=caption, file_type=file_type)
+            wandb.Image(image, caption=caption, file_type=file_type)
             for image, caption in zip(images, captions, strict=True)
         ]
         logger.log_media({key: pictures, **(beside or {})})

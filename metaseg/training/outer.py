@@ -179,10 +179,8 @@ class MetaTraining(NetworkModule):
         """
         super().on_load_checkpoint(checkpoint)
         self.learner.take_over(checkpoint)
-        # Earlier versions saved neither count.
-        if "tally" in checkpoint:
-            self.tally.take_over(checkpoint["tally"])
-        self.skipping.total = checkpoint.get("skipped", 0)
+        self.tally.take_over(checkpoint["tally"])
+        self.skipping.total = checkpoint["skipped"]
 
     def _step(self, gradient: Tensor, by_strengths: Tensor) -> None:
         strengths = self.learner.strengths

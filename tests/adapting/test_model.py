@@ -309,30 +309,12 @@ def test_a_recipe_of_the_runs_network_replaces_its_adaptation(run_of, lesions):
         metaseg.load(run, recipe="slow")
 
 
-@pytest.mark.parametrize(("adapts", "frozen"), [(None, ()), (r"^(decoder1|conv)\.", ("encoder", "decoder2", "gate"))])
-def test_settings_of_before_parts_existed_are_read(run_of, lesions, adapts, frozen):
-    run = run_of("learner=maml")
-    settings = yaml.safe_load((run / "config.yaml").read_text())
-    settings["learner"]["adapts"] = adapts
-    settings["model"]["norm"] = "support"
-    for group in ("optimizer", "inner", "adapt"):
-        del settings["learner"][group]["rates"]
-    del settings["model"]["recipe"], settings["learner"]["adapt"]["schedule"]
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    model = metaseg.load(run)
-    theta = model.learner.theta()
-    moved = model.adapt(*lesions).segmenter
-    first = getattr(moved, "members", (moved,))[0].parameters
-    assert all(torch.equal(first[name], value) for name, value in theta.items() if frozen and name.startswith(frozen))
-    assert not torch.equal(first["conv.weight"], theta["conv.weight"])
-
-
 def test_refuses_unknown_settings_in_a_run(run_of):
     run = run_of("learner=maml")
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    settings["learner"]["adapts"] = "gate"
+    settings["learner"]["inner"]["colour"] = "gate"
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(MetasegError, match=r"learner\.adapts"):
+    with pytest.raises(MetasegError, match=r"learner\.inner\.colour"):
         metaseg.load(run)
 
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, composed, run_here
+from conftest import TINY, command, composed, run_here
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +19,8 @@ from metaseg.data import catalogue
 from metaseg.errors import MetasegError
 from metaseg.reporting.runs import Found, read_runs
 from metaseg.runs.directory import RunDirectory
+
+main = command("models")
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +75,7 @@ def test_another_description_is_refused(file, tmp_path, changes):
 def test_what_build_asks_for_fits_the_published_datasets(tmp_path, monkeypatch, pair):
     asked = []
     monkeypatch.setattr(models, "train", lambda: asked.extend(sys.argv[1:-1]))
-    with pytest.raises(SystemExit):  # there is no run, as nothing was trained
-        models.main(["build", str(tmp_path / "mine.safetensors"), *pair])
+    assert main(["build", str(tmp_path / "mine.safetensors"), *pair]) == 1  # there is no run, as nothing was trained
     settings = composed(*pairs.chosen(asked))
     assert settings.tasks.count == 25 * len(settings.pair.pools)
     needed = max(settings.shots + settings.tasks.query, settings.starts.shots + settings.starts.query)
@@ -93,14 +94,12 @@ def test_build_trains_on_the_published_datasets_and_writes_the_file(trained, tmp
     monkeypatch.setattr(models, "train", instead)
     path = tmp_path / "mine.safetensors"
     path.write_text("mine")
-    with pytest.raises(SystemExit):
-        models.main(["build", str(path)])
+    assert main(["build", str(path)]) == 1
     assert "found another file" in capsys.readouterr().err
     path.unlink()
-    assert models.main(["build", str(path), "shots=7", "learner=maml"]) == 0
-    assert models.main(["build", str(path)]) == 0  # the run is there
-    with pytest.raises(SystemExit):
-        models.main(["build", str(path), "shots=3"])
+    assert main(["build", str(path), "shots=7", "learner=maml"]) == 0
+    assert main(["build", str(path)]) == 0  # the run is there
+    assert main(["build", str(path), "shots=3"]) == 1
     assert "finished run" in capsys.readouterr().err
     (arguments,) = asked
     settings = composed(*pairs.chosen(arguments[:-1]))
@@ -109,7 +108,7 @@ def test_build_trains_on_the_published_datasets_and_writes_the_file(trained, tmp
     assert load(path, "cpu").origin == "file"
 
     capsys.readouterr()
-    assert models.main([str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0
     listed = capsys.readouterr().out
     assert str(path) in listed
     for name in ("ph2", "kvasir"):
@@ -124,15 +123,14 @@ def test_an_unfinished_run_makes_no_model(tmp_path):
 def test_build_from_beginning_to_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, "train", lambda: run_here("train.py", *sys.argv[1:]))
-    assert models.main(["build", "mine.safetensors", *TINY, "model=attention_unet", "pair=ph2_kvasir"]) == 0
+    assert main(["build", "mine.safetensors", *TINY, "model=attention_unet", "pair=ph2_kvasir"]) == 0
     assert load(tmp_path / "mine.safetensors", "cpu").origin == "file"
     assert read_runs(tmp_path) == Found([], [], [])  # nothing for a table
 
 
 @pytest.mark.parametrize("arguments", [["build"], ["build", "shots=3"], ["build", "model.ckpt"]])
 def test_build_refuses_other_names(arguments, capsys):
-    with pytest.raises(SystemExit):
-        models.main(arguments)
+    assert main(arguments) == 1
     assert capsys.readouterr().err.startswith("error: Expected the name of a .safetensors file")
 
 

@@ -116,9 +116,16 @@ def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
         {"threshold": float("nan")},
         {"label": "red"},
         {"augmentation": "violent"},
-        {"estimate": {"dsc": [], "trivial": {"Otsu": []}, "folds": 3}},
-        {"estimate": {"dsc": [0.5] * 4, "trivial": {}, "folds": 3}},
-        {"estimate": {"dsc": [0.5, 0.5, 0.5, float("nan")], "trivial": {"Otsu": [0.1] * 4}, "folds": 3}},
+        {"estimate": {"dsc": [], "trivial": {"Otsu": []}, "folds": 3, "scribbled": 0}},
+        {"estimate": {"dsc": [0.5] * 4, "trivial": {}, "folds": 3, "scribbled": 0}},
+        {
+            "estimate": {
+                "dsc": [0.5, 0.5, 0.5, float("nan")],
+                "trivial": {"Otsu": [0.1] * 4},
+                "folds": 3,
+                "scribbled": 0,
+            }
+        },
     ],
 )
 def test_files_with_another_description_are_refused(saved, tmp_path, changes):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import metaseg
-from metaseg.adapting.suggest import described, farthest
+from metaseg.adapting.suggest import farthest, image_features
 from metaseg.errors import MetasegError
 
 
@@ -27,11 +27,11 @@ def test_similar_images_have_similar_descriptions():
     grain = generator.integers(0, 60, (3, 64, 64, 3)).astype(np.uint8)
     red, green = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
     red[..., 0] = green[..., 1] = 180
-    first, second, other = described(metaseg.load(), [grain[0] + red, grain[1] + red, grain[2] + green])
+    first, second, other = image_features(metaseg.load(), [grain[0] + red, grain[1] + red, grain[2] + green])
     assert np.linalg.norm(first) == pytest.approx(1, abs=1e-5)
     assert first @ second > max(first @ other, second @ other)
 
 
 def test_networks_without_an_encoder_cannot_compare_images(run_of, lesions):
     with pytest.raises(MetasegError, match="encoder"):
-        described(metaseg.load(run_of("learner=feyjie", "learner.adapt.steps=0")), lesions[0])
+        image_features(metaseg.load(run_of("learner=feyjie", "learner.adapt.steps=0")), lesions[0])

@@ -1,65 +1,21 @@
-"""Requests that never end, or grow without end; visits that leave nothing behind."""
+"""Requests of other sites; visits that leave nothing behind."""
 
 import asyncio
 import gc
 import json
-import socket
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
 from tiny_run import limits_fixture, network_fixture, run_fixture  # noqa: F401
 
-from metaseg.app import arrivals, command
+from metaseg.app import command
+from metaseg.app.arrivals import FromThisMachine
 from metaseg.app.sessions import Sessions
 from metaseg.errors import MetasegError
 
 
 async def _application(scope, receive, send):
-    """Reads the whole body and answers its length."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body, more = body + message["body"], message["more_body"]
     await send({"type": "http.response.start", "status": 200})
-    await send({"type": "http.response.body", "body": b"%d" % len(body)})
-
-
-async def _status(pieces, largest=100, seconds=0.2):
-    """The status for a body that comes in pieces; None: that never comes."""
-    sent, waiting = [], list(pieces)
-
-    async def receive():
-        piece = waiting.pop(0)
-        if piece is None:
-            await asyncio.Event().wait()
-        return {"type": "http.request", "body": piece, "more_body": bool(waiting)}
-
-    async def send(message):
-        sent.append(message)
-
-    await arrivals.Bounded(_application, largest, seconds)({"type": "http"}, receive, send)
-    return sent[0]["status"]
-
-
-def test_a_body_that_never_ends_or_is_too_large_is_dropped_and_others_are_served():
-    async def together():
-        return await asyncio.gather(_status([b"1", None]), _status([b"12", b"34"]), _status([b"1" * 60, b"1" * 60]))
-
-    assert asyncio.run(together()) == [408, 200, 413]
-
-
-def test_an_upload_that_never_ends_does_not_keep_the_page_from_others(network, limits, tmp_path, monkeypatch):
-    pytest.importorskip("gradio")
-    monkeypatch.setattr(arrivals, "SECONDS", 2.0)
-    with command.serving(Sessions(network, limits, tmp_path)) as address:
-        place = urlsplit(address)
-        with socket.create_connection((place.hostname, place.port), timeout=60) as slow:
-            head = "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost:7860\r\nContent-Length: 1000000\r\n"
-            part = '--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-            slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n{part}".encode())
-            assert urlopen(address, timeout=60).status == 200
-            assert slow.recv(100).startswith(b"HTTP/1.1 408")
 
 
 @pytest.mark.parametrize(
@@ -76,14 +32,11 @@ def test_an_upload_that_never_ends_does_not_keep_the_page_from_others(network, l
 def test_other_sites_are_refused(host, origin, status):
     sent, headers = [], [(b"host", host.encode())] + ([] if origin is None else [(b"origin", origin.encode())])
 
-    async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
-
     async def send(message):
         sent.append(message)
 
-    served = arrivals.FromThisMachine(_application, command.HOSTS)
-    asyncio.run(served({"type": "http", "headers": headers}, receive, send))
+    served = FromThisMachine(_application, command.HOSTS)
+    asyncio.run(served({"type": "http", "headers": headers}, None, send))
     assert sent[0]["status"] == status
 
 

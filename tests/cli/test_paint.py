@@ -1,12 +1,14 @@
-"""`python -m metaseg.data paint`: images as someone's own would lie there."""
+"""`metaseg data paint`: images as someone's own would lie there."""
 
 import numpy as np
 import pytest
+from conftest import command
 from PIL import Image
 
 from metaseg.adapting.files import annotated_in
-from metaseg.cli.data import main
 from metaseg.data.synthetic.twins import TWIN_SEED, twin
+
+main = command("data")
 
 
 def test_painted_images_are_those_of_the_twin(tmp_path, capsys):
@@ -43,7 +45,7 @@ def test_wrong_input_is_told_in_one_sentence(tmp_path, capsys, arguments, words)
 def test_a_folder_that_cannot_be_is_told(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["paint", "isic", "--count", "1", "--size", "32", "--out", str(tmp_path / "file" / "new")]) == 1
-    assert "cannot write to" in capsys.readouterr().err
+    assert "could not be written" in capsys.readouterr().err
 
 
 def test_what_is_there_stays(tmp_path, capsys):

@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from conftest import command
 from lightning.fabric.strategies.launchers.subprocess_script import _hydra_subprocess_cmd
 from omegaconf import OmegaConf
 from PIL import Image
@@ -65,13 +66,6 @@ def test_an_unknown_option_names_the_command(metaseg, name):
     assert status == 1
     assert f"`metaseg {name} --help`" in said
     assert said.count("\n") == 1
-
-
-def test_bench_says_where_it_is_to_be_had(metaseg, monkeypatch):
-    monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: None)
-    status, _, said = metaseg("bench", "outer_step")
-    assert status == 1
-    assert "checkout" in said
 
 
 @pytest.mark.parametrize(
@@ -209,29 +203,21 @@ def test_help_shows_every_setting_with_its_value(metaseg, name):
 
 
 def test_models_lists_trained_runs_with_their_scores(trained, capsys):
-    from metaseg.cli import models
-
-    assert models.main([str(trained.parent)]) == 0
+    assert command("models")([str(trained.parent)]) == 0
     (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith(str(trained)))
     assert "fomaml, 3 shots" in line
 
 
 def test_models_refuses_a_folder_that_is_not_there(tmp_path, capsys):
-    from metaseg.cli import models
-
-    with pytest.raises(SystemExit):
-        models.main([str(tmp_path / "gone")])
+    assert command("models")([str(tmp_path / "gone")]) == 1
     assert "gone" in capsys.readouterr().err
 
 
 def test_suggest_names_images_that_differ(tmp_path, capsys):
-    from metaseg.cli import suggest
-
     for number, colour in enumerate(["red", "red", "red", "blue", "blue", "green"]):
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{number}-{colour}.png")
-    assert suggest.main([str(tmp_path), "--count", "3"]) == 0
+    assert command("suggest")([str(tmp_path), "--count", "3"]) == 0
     names = capsys.readouterr().out.split()
     assert sorted(name.split("-")[1] for name in names) == ["blue.png", "green.png", "red.png"]
-    with pytest.raises(SystemExit):
-        suggest.main([str(tmp_path), "--count", "7"])
+    assert command("suggest")([str(tmp_path), "--count", "7"]) == 1
     assert "--count" in capsys.readouterr().err

@@ -3,13 +3,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import command
 from disk_datasets import picture, save, truncate, write_dataset
 from PIL import Image, ImageEnhance
 from rich.console import Console
 
-from metaseg.cli.data import main
 from metaseg.data import check, duplicates
 from metaseg.data.catalogue import get
+
+main = command("data")
 
 KVASIR = replace(get("kvasir"), count=4)
 

@@ -8,15 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from conftest import command
 from disk_datasets import folders, picture, save, write_dataset
 
 from metaseg.cli import pairs
-from metaseg.cli.data import main
 from metaseg.data import catalogue, layouts, pools
 from metaseg.data.check import check
 from metaseg.data.module import Target, image_count, load_pool
 from metaseg.errors import MetasegError
 from metaseg.training import run
+
+main = command("data")
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 STEMS = [f"s{number}" for number in range(6)]

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import command
 from disk_datasets import KVASIR, STEMS, folders, forbid_decoding, picture, save, truncate, write_dataset
 from PIL import Image
 
-from metaseg.cli.data import main
 from metaseg.data import cache, pools
 from metaseg.data.catalogue import get
 from metaseg.data.images import read_image
 from metaseg.errors import MetasegError
+
+main = command("data")
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -240,11 +242,11 @@ def test_command_prepares(kvasir_root, capsys):
 @pytest.mark.skipif("METASEG_DATA" not in os.environ, reason="needs the real datasets in METASEG_DATA")
 def test_real_datasets_are_prepared(tmp_path):
     root = os.environ["METASEG_DATA"]
-    ph2 = pools.prepare("ph2", root, 64, tmp_path)
+    ph2 = pools.prepare(get("ph2"), root, 64, tmp_path)
     assert 198 <= len(ph2) <= 200
     assert ph2.masks.mean() == pytest.approx(get("ph2").foreground, abs=0.01)
     first = read_image(next(Path(root).glob(f"ph2*/**/{ph2.ids[0]}.*")))
     assert ph2.images[0].mean() == pytest.approx(first.mean(), abs=1)
-    cvc = pools.prepare("cvc", root, 64, tmp_path)
+    cvc = pools.prepare(get("cvc"), root, 64, tmp_path)
     train, held_out = pools.split_by_group(cvc, 0.2, seed=0)
     assert len(set(cvc.groups[train])) + len(set(cvc.groups[held_out])) == 29

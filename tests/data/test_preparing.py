@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import command
 from disk_datasets import KVASIR, folders, forbid_decoding
 from filelock import FileLock
 
-from metaseg.cli.data import main
 from metaseg.data import cache, check, pools
 from metaseg.data.layouts import Pair
 from metaseg.errors import MetasegError
+
+main = command("data")
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -39,8 +41,8 @@ def start(code, *arguments):
 
 PREPARE = """
 import sys
-from metaseg.data import pools
-pool = pools.prepare("kvasir", sys.argv[1], 16, sys.argv[2])
+from metaseg.data import catalogue, pools
+pool = pools.prepare(catalogue.get("kvasir"), sys.argv[1], 16, sys.argv[2])
 print(len(pool), int(pool.images.astype(int).sum()))
 """
 
@@ -64,7 +66,7 @@ def test_two_processes_at_once_prepare_once(tmp_path, kvasir_root):
 
 KILLED = """
 import sys, time
-from metaseg.data import check, pools
+from metaseg.data import catalogue, check, pools
 whole = check.for_each
 
 def slow(*arguments):
@@ -75,7 +77,7 @@ def slow(*arguments):
         yield found
 
 check.for_each = slow
-pools.prepare("kvasir", sys.argv[1], 16, sys.argv[2])
+pools.prepare(catalogue.get("kvasir"), sys.argv[1], 16, sys.argv[2])
 """
 
 
@@ -136,7 +138,8 @@ def test_any_number_of_threads_prepares_the_same(tmp_path, kvasir_root):
 
 
 def test_a_terminal_shows_progress(kvasir_root, monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     pools.prepare(KVASIR, kvasir_root, 16)
     shown = capsys.readouterr().err
@@ -182,10 +185,10 @@ def test_a_full_disk_is_told_and_harms_nothing(kvasir_root, monkeypatch, capsys,
         original(self, path, shape)
 
     monkeypatch.setattr(cache.ArrayWriter, "__init__", on_full_disk)
-    with pytest.raises(MetasegError, match=r"the disk is full: kvasir at .* METASEG_CACHE=DIR"):
+    with pytest.raises(MetasegError, match=r"kvasir-.* \(No space left on device\).* METASEG_CACHE=DIR"):
         pools.prepare(KVASIR, kvasir_root, size)
     assert main(["prepare", "kvasir", "--root", str(kvasir_root), "--size", str(size)]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the disk is full")
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     assert folders(kvasir_root / ".metaseg_cache") == before
     monkeypatch.undo()
     forbid_decoding(monkeypatch)

@@ -48,13 +48,13 @@ def test_seeds_and_groups_are_the_units_of_interval_and_p():
     gaps += np.random.default_rng(0).normal(0, 0.02, gaps.shape)
     gaps[:, :3] = NAN  # nothing of one group
     labels = {"seeds": [0, 0, 1, 1, 2, 2], "groups": np.arange(12) // 3}
-    found = paired_test(0.5 + gaps, np.full(gaps.shape, 0.5), 0.8, 3, **labels)
+    found = paired_test(0.5 + gaps, np.full(gaps.shape, 0.5), **labels)
     assert found.groups == 3
-    assert found.difference == pytest.approx(bootstrap_interval(gaps, 0.8, seed=3, **labels))
+    assert found.difference == pytest.approx(bootstrap_interval(gaps, **labels))
     assert found.p == pytest.approx(p_value(gaps, **labels))
     for left_out in labels:
         others = {key: value for key, value in labels.items() if key != left_out}
-        assert found.difference.low < bootstrap_interval(gaps, 0.8, seed=3, **others).low
+        assert found.difference.low < bootstrap_interval(gaps, **others).low
         assert found.p > p_value(gaps, **others) + 1e-3
 
 

@@ -145,8 +145,9 @@ def test_refuses_bad_input(change, sentence):
 )
 @pytest.mark.skipif("METASEG_DATA" not in os.environ, reason="METASEG_DATA names no folder with the real datasets")
 def test_levels_on_the_real_data(name, expected, tmp_path):
+    from metaseg.data.catalogue import get
     from metaseg.data.pools import prepare
 
-    pool = prepare(name, os.environ["METASEG_DATA"], 128, cache_dir=tmp_path)
+    pool = prepare(get(name), os.environ["METASEG_DATA"], 128, cache_dir=tmp_path)
     scores = trivial_scores(pool.images, pool.masks, pool.images, pool.masks)
     np.testing.assert_allclose([100 * value.mean() for value in scores.values()], expected, atol=1.0)

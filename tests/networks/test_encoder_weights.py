@@ -339,8 +339,6 @@ def test_checkpoints_say_what_the_network_began_from(file, tmp_path):
     checkpoint = origin(build(name="smp"))
     take_over_origin(read, checkpoint)
     assert read.weights is None
-    del checkpoint["weights"]  # as earlier versions wrote it
-    take_over_origin(read, checkpoint)
     checkpoint["weights"] = ["resnet18"]
     with pytest.raises(MetasegError, match="weights"):
         take_over_origin(read, checkpoint)

@@ -148,7 +148,7 @@ def test_without_a_connection_the_remedy_is_named(monkeypatch, tmp_path):
 
 def test_imagenet_means_torchvisions_published_file(monkeypatch, original, weights):
     asked = []
-    monkeypatch.setattr(vgg, "cached_download", lambda url: asked.append(url) or weights)
+    monkeypatch.setattr(vgg, "cached_download", lambda url, *_: asked.append(url) or weights)
     network = VGG16(weights="imagenet")
     assert asked == ["https://download.pytorch.org/models/vgg16-397923af.pth"]
     assert torch.equal(network.features.get_submodule("0").weight, original[0].weight)

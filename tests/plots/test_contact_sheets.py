@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from conftest import command
 from PIL import Image
 
-from metaseg.cli.data import main
 from metaseg.errors import MetasegError
 from metaseg.plots.contact_sheets import SheetSection, contact_sheet
 from metaseg.plots.overlays import PREDICTION_COLOUR, TRUTH_COLOUR
+
+main = command("data")
 
 
 def section(count=3, size=64, empty=()):
@@ -91,7 +93,7 @@ def test_faulty_images_lead_to_check(tmp_path, capsys):
         Image.new("L", size, 255).save(tmp_path / "mine" / folder / "a.png")
     (tmp_path / "mine.yaml").write_text("title: Mine\n")
     assert main(["show", "mine", "--root", str(tmp_path), "--out", str(tmp_path / "sheet.png")]) == 1
-    assert "python -m metaseg.data check mine" in capsys.readouterr().err
+    assert "metaseg data check mine" in capsys.readouterr().err
     Image.new("L", (40, 40), 255).save(tmp_path / "mine/masks/a.png")
     assert main(["show", "mine", "--root", str(tmp_path), "--out", str(tmp_path / "sheet.png")]) == 0
     assert Image.open(tmp_path / "sheet.png").size == (272, 30 + 282 + 8)

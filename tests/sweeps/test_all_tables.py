@@ -2,9 +2,11 @@
 
 import pandas as pd
 import pytest
+from conftest import command
 
-from metaseg.cli.report import main
 from metaseg.runs.tables import NUMBERS, load_table
+
+main = command("report")
 
 TOY = ["scale=toy", "shots=5", "seed=0", "tasks.count=4", "hydra/launcher=basic"]
 TOY += ["protocol.adapt.folds=0", "protocol.inner.steps=1", "protocol.free_steps=1"]

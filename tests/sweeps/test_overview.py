@@ -7,6 +7,7 @@ import socket
 import sys
 
 import pytest
+from conftest import command
 from filelock import FileLock
 
 from metaseg.cli import status
@@ -47,7 +48,7 @@ def test_every_state_is_seen(trained, tmp_path, capsys):
     assert "training 3/9" in found["runs"].detail
     assert found["done"].seconds > 0
 
-    assert status.main([str(tmp_path)]) == 0
+    assert command("status")([str(tmp_path)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 7
     assert printed[-1].startswith("6 cells: 1 finished, 2 running, 1 failed, 1 interrupted, 1 waiting; about")
@@ -102,8 +103,7 @@ def test_folders_without_runs_are_refused(tmp_path, name):
 @pytest.mark.parametrize("arguments", [["gone"], [".", "--every", "0"]])
 def test_mistakes_are_one_sentence(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        status.main(arguments)
+    assert command("status")(arguments) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -111,7 +111,7 @@ def test_in_a_terminal_the_table_is_renewed_until_nothing_runs(tmp_path, monkeyp
     phases = iter([Phase.WAITING, Phase.RUNNING, Phase.FINISHED])
     monkeypatch.setattr(status, "look", lambda folder: [Seen("one", next(phases), "later")])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert status.main([str(tmp_path), "--every", "0.01"]) == 0
+    assert command("status")([str(tmp_path), "--every", "0.01"]) == 0
     assert next(phases, None) is None
     assert "1 cells: 1 finished" in capsys.readouterr().out
 
@@ -122,5 +122,5 @@ def test_a_shared_start_that_is_trained_is_finished(tmp_path, capsys):
     start.images.write_text("{}")
     assert not start.is_finished_start
     start.trained.touch()
-    assert status.main([str(tmp_path)]) == 0
+    assert command("status")([str(tmp_path)]) == 0
     assert "a start that learners share" in capsys.readouterr().out

@@ -90,7 +90,7 @@ def test_the_settings_become_options_of_sbatch(tmp_path, monkeypatch):
 def test_a_requeued_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(slurm, "run", lambda job, *_, **__: seen.append(job.overrides))
-    cell = slurm.Cell(Job("cell", tmp_path, ["shots=5"]), "[1/1]", ["train.py"], [], 1)
+    cell = slurm.ArrayJob(Job("cell", tmp_path, ["shots=5"]), "[1/1]", ["train.py"], [], 1)
     cell()
     last = RunDirectory(tmp_path).checkpoints / "last.ckpt"
     last.parent.mkdir()
@@ -102,7 +102,7 @@ def test_a_requeued_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 @with_submitit
 def test_a_notice_before_the_cell_has_begun_submits_it_again(tmp_path):
     job = Job("cell", tmp_path / "cell", [])
-    assert slurm.Cell(job, "[1/1]", [], [], 1).checkpoint().function.job is job
+    assert slurm.ArrayJob(job, "[1/1]", [], [], 1).checkpoint().function.job is job
 
 
 @with_submitit
@@ -112,7 +112,7 @@ def test_a_cell_is_ended_and_submitted_again_when_the_time_is_up(tmp_path):
         "-c",
         "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(130)); time.sleep(60)",
     ]
-    cell = slurm.Cell(Job("cell", tmp_path / "cell", []), "[1/1]", program, [], 1)
+    cell = slurm.ArrayJob(Job("cell", tmp_path / "cell", []), "[1/1]", program, [], 1)
     before, again = signal.getsignal(signal.SIGALRM), []
     try:  # as submitit does on Slurm's notice: in the thread that runs the cell
         signal.signal(signal.SIGALRM, lambda *_: again.append(cell.checkpoint()))

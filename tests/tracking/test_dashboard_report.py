@@ -4,10 +4,12 @@ import json
 import sys
 
 import pytest
+from conftest import command
 
-from metaseg.cli.dashboard import main
 from metaseg.errors import MetasegError
 from metaseg.tracking import dashboard
+
+main = command("dashboard")
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,6 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +19,7 @@ import requests
 import urllib3
 
 from metaseg.errors import MetasegError, reason
+from metaseg.progress import Progress
 
 ATTEMPTS = 6
 """Consecutive attempts without progress after which a download fails."""
@@ -93,8 +92,8 @@ def download(url: str, target: Path, expected: int | None = None) -> None:
 def _tried(url: str, part: Path, expected: int | None) -> _TryAgainError | None:
     """One attempt: None if the file is now complete, else the reason to try again."""
     try:
-        with _bar(part.stem) as show:
-            _attempt(url, part, expected, show)
+        with Progress(part.stem, unit="MiB", brief=True) as progress:
+            _attempt(url, part, expected, progress)
     except _TryAgainError as problem:
         return problem
     except KeyboardInterrupt:
@@ -105,7 +104,7 @@ def _tried(url: str, part: Path, expected: int | None) -> _TryAgainError | None:
     return None
 
 
-def _attempt(url: str, part: Path, expected: int | None, show: Callable[[int, int | None], None]) -> None:
+def _attempt(url: str, part: Path, expected: int | None, progress: Progress) -> None:
     """One request; returns when the file is complete."""
     known = _known(part, url)
     have = _size(part) if known else 0
@@ -134,7 +133,7 @@ def _attempt(url: str, part: Path, expected: int | None, show: Callable[[int, in
                 for block in response.raw.stream(_BLOCK, decode_content=False):
                     file.write(block)
                     have += len(block)
-                    show(have, found.total)
+                    progress.update(have // 2**20, found.total and found.total // 2**20)
     except (requests.exceptions.SSLError, urllib3.exceptions.SSLError) as error:
         raise MetasegError(
             f"{urlsplit(url).netloc} has no valid certificate ({_reason(error)}): download {url} with a browser, save "
@@ -243,16 +242,3 @@ def _reason(error: BaseException) -> str:
             break
         error = inner
     return reason(error)
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a bar on a terminal; yields a function of bytes done and total bytes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""`python -m metaseg.data fetch`: download, verify and unpack the archives of a dataset.
+"""`metaseg data fetch`: download, verify and unpack the archives of a dataset.
 
 Archives stay in ROOT/downloads until they are unpacked; one placed there by hand is used as is. ROOT/fetched.json
 records every download: later downloads from the same URL must be the same file. A SHA-256 in the catalogue is verified;
@@ -22,7 +22,7 @@ from metaseg.data.fetching import archives
 from metaseg.data.fetching.download import download
 from metaseg.data.layouts import Listing, scan
 from metaseg.errors import MetasegError, expanded
-from metaseg.system import hashed
+from metaseg.system import hashed, replacing
 
 RECORDS = "fetched.json"
 DOWNLOADS = "downloads"
@@ -50,9 +50,8 @@ class _Place:
     def note(self, url: str, **values: Any) -> None:
         records = self.records()
         records[url] = records.get(url, {}) | values
-        draft = self.root / f".{RECORDS}-{uuid.uuid4().hex}"
-        draft.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-        draft.replace(self.root / RECORDS)
+        with replacing(self.root / RECORDS) as draft:
+            draft.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
 
 
 def fetch(dataset: Dataset, root: str | Path, keep: bool = False) -> Listing:

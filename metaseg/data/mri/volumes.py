@@ -7,9 +7,8 @@ abnormality. A patient's slices form one volume. [B] marks what follows the auth
 """
 
 import csv
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from metaseg.data import layouts
+from metaseg.data.catalogue import PLAIN, Dataset, Layout
 from metaseg.data.check import for_each
-from metaseg.data.images import SUFFIXES, read_image, read_mask
-from metaseg.data.layouts import Pair, natural_key
-from metaseg.errors import MetasegError, expanded
+from metaseg.data.images import read_image, read_mask
+from metaseg.data.layouts import Pair
+from metaseg.errors import MetasegError
 
 FOLDERS = ("lgg_brain_mri", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
 """Folders tried under data.root, in this order."""
@@ -31,9 +32,13 @@ PERCENTILES = (10, 99)
 DARK = 0.1
 """Share of a volume's largest value below which a pixel counts as outside the head [B]."""
 
-_HOW = (
-    "get kaggle_3m from https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation, or set another folder with "
-    "data.root=DIR or METASEG_DATA, or try the synthetic twin with data=synthetic"
+_DATASET = Dataset(
+    name="lgg_brain_mri",
+    title="brain MRI of lower-grade glioma",
+    folders=FOLDERS,
+    layouts=(Layout("{group}/{stem}", "{group}/{stem}_mask"), PLAIN),
+    how="get kaggle_3m from https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation; or try the synthetic "
+    "twin with data=synthetic",
 )
 
 
@@ -95,79 +100,36 @@ def find(root: str | Path) -> list[Scan]:
     """The scans under `root`, sorted by patient, laid out as published or as images/, masks/ and patients.csv.
 
     Raises:
-        MetasegError: if there are none, or an image or mask lacks its partner or patient.
+        MetasegError: if there are none, or an image lacks its mask or patient, or a mask its image.
     """
-    root = expanded(root)
-    for folder in (root / name for name in FOLDERS):
-        if not folder.is_dir():
-            continue
-        images, masks, patients = _plain(folder) if (folder / "images").is_dir() else _published(folder)
-        if images or masks:
-            return _paired(folder, images, masks, patients)
-    raise MetasegError(
-        f"Expected brain-MRI slices under {root.resolve()}, in {' or '.join(FOLDERS)}, as TCGA_*/TCGA_*_N.tif and "
-        f"TCGA_*_N_mask.tif, or as images/, masks/ and {PATIENTS}, found none; {_HOW}."
-    )
+    listing = layouts.scan(_DATASET, root)
+    if listing.faults:
+        raise MetasegError(f"Brain MRI: {listing.unpaired()}; add the missing files or remove the extra ones.")
+    patients = _patients(listing.folder / PATIENTS) if listing.layout == PLAIN else {}
+    scans: dict[str, list[Pair]] = {}
+    for pair in listing.pairs:
+        patient = pair.group or patients.get(pair.id)
+        if patient is None:
+            missing = [pair.id for pair in listing.pairs if pair.id not in patients]
+            raise MetasegError(
+                f"Each image in {listing.folder} needs one patient, but there are {len(missing)} images not in "
+                f"{PATIENTS} (such as {missing[0]}); add them."
+            )
+        scans.setdefault(patient, []).append(pair)
+    return [Scan(patient, tuple(scans[patient])) for patient in sorted(scans)]
 
 
-Files = dict[str, list[Path]]
-
-
-def _published(folder: Path) -> tuple[Files, Files, dict[str, str]]:
-    """Images and masks by stem, and each stem's patient, the name of its folder."""
-    images: Files = {}
-    masks: Files = {}
-    patients: dict[str, str] = {}
-    for path in sorted(folder.glob("*/*.tif*")):
-        found = re.fullmatch(r"(.+_\d+)(_mask)?", path.stem)
-        if found and not path.name.startswith("."):
-            (masks if found[2] else images).setdefault(found[1], []).append(path)
-            patients[found[1]] = path.parent.name
-    return images, masks, patients
-
-
-def _plain(folder: Path) -> tuple[Files, Files, dict[str, str]]:
-    """The same for images/ and masks/ with equal stems, and patients.csv."""
-    images: Files = {}
-    masks: Files = {}
-    for name, files in (("images", images), ("masks", masks)):
-        for path in sorted((folder / name).glob("*")):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-                files.setdefault(path.stem, []).append(path)
-    table = folder / PATIENTS
+def _patients(table: Path) -> dict[str, str]:
+    """Each image's patient, by stem."""
     try:
         with table.open(newline="", encoding="utf-8") as file:
-            patients = {row["stem"]: row["patient"] for row in csv.DictReader(file) if row["patient"]}
+            return {row["stem"]: row["patient"] for row in csv.DictReader(file) if row["patient"]}
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise MetasegError(
             f"{table} should give each image's patient in columns stem and patient, but cannot be read "
             f"({type(error).__name__}: {error}); create it, since otherwise slices of one patient could fall on both "
             "sides of the split."
         ) from error
-    return images, masks, patients
-
-
-def _paired(folder: Path, images: Files, masks: Files, patients: Mapping[str, str]) -> list[Scan]:
-    every = sorted(images.keys() | masks.keys(), key=natural_key)
-    faults = (
-        ("images without a mask", [images[stem][0] for stem in every if stem not in masks]),
-        ("masks without an image", [masks[stem][0] for stem in every if stem not in images]),
-        (f"images not in {PATIENTS}", [images[stem][0] for stem in every if stem in images and stem not in patients]),
-        (
-            "files that share a stem",
-            [path for files in (images, masks) for paths in files.values() if len(paths) > 1 for path in paths],
-        ),
-    )
-    problems = [f"{len(paths)} {what} (such as {paths[0].name})" for what, paths in faults if paths]
-    if problems:
-        raise MetasegError(
-            f"Each image in {folder} needs one mask and one patient, but there are {', '.join(problems)}; add the "
-            "missing files or remove the extra ones."
-        )
-    scans: dict[str, list[Pair]] = {}
-    for stem in every:
-        scans.setdefault(patients[stem], []).append(Pair(stem, images[stem][0], masks[stem][0]))
-    return [Scan(patient, tuple(scans[patient])) for patient in sorted(scans)]
 
 
 def read(scans: Sequence[Scan], size: int) -> list[Volume]:

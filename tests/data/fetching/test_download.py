@@ -210,7 +210,7 @@ def test_ctrl_c_keeps_the_part_and_says_how_to_go_on(tmp_path):
     held = threading.Event()
     with serving({"/x.zip": Misbehaving(CONTENT, announced=2 * SIZE, held=held)}) as base:
         (tmp_path / "mine.yaml").write_text(f"title: Mine\nsources: [{{url: {base}/x.zip}}]\n")
-        command = [sys.executable, "-m", "metaseg.data", "fetch", "mine", "--root", str(tmp_path)]
+        command = [sys.executable, "-m", "metaseg", "data", "fetch", "mine", "--root", str(tmp_path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         part, end = tmp_path / "downloads/x.zip.part", time.monotonic() + 60
         while not (part.is_file() and part.stat().st_size >= 2**20) and time.monotonic() < end:

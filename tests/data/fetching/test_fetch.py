@@ -1,4 +1,4 @@
-"""`python -m metaseg.data fetch`: from an address to pairs that training reads."""
+"""`metaseg data fetch`: from an address to pairs that training reads."""
 
 import errno
 import hashlib
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from conftest import command
 from disk_datasets import write_dataset
 from fetch_fixtures import (  # noqa: F401
     STEMS,
@@ -21,10 +22,11 @@ from fetch_fixtures import (  # noqa: F401
 from fetch_server import Misbehaving, serving
 from filelock import FileLock
 
-from metaseg.cli.data import main
 from metaseg.data import catalogue, layouts
 from metaseg.data.fetching import fetch
 from metaseg.errors import MetasegError
+
+main = command("data")
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 

@@ -147,7 +147,7 @@ def test_a_validation_set_that_cannot_be_is_refused(validation):
     ("gone", "words"),
     [
         ("TCGA_BB_2_20000101/TCGA_BB_2_20000101_3.tif", r"1 masks without an image \(such as .*_3_mask\.tif\)"),
-        ("TCGA_BB_2_20000101/TCGA_BB_2_20000101_3_mask.tif", r"1 images without a mask \(such as .*_3\.tif\)"),
+        ("TCGA_BB_2_20000101/TCGA_BB_2_20000101_3_mask.tif", r"1 without a mask \(such as .*_3\.tif\)"),
     ],
 )
 def test_an_unpaired_file_is_told_in_a_sentence(tmp_path, gone, words):
@@ -170,6 +170,7 @@ def test_faults_of_the_plain_layout_are_told(tmp_path):
     twin.with_suffix(".bmp").write_bytes(twin.read_bytes())
     with pytest.raises(MetasegError, match="2 files that share a stem"):
         find(tmp_path)
+    twin.with_suffix(".bmp").unlink()
     table.write_text("image,who\na,b\n")
     with pytest.raises(MetasegError, match="columns stem and patient"):
         find(tmp_path)
@@ -196,7 +197,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
 
 def test_missing_data_name_the_folders_and_the_twin(tmp_path):
     (tmp_path / "kaggle_3m").mkdir()
-    with pytest.raises(MetasegError, match=r"lgg_brain_mri or kaggle_3m.*data=synthetic"):
+    with pytest.raises(MetasegError, match=r"lgg_brain_mri .*kaggle_3m.*data=synthetic"):
         find(tmp_path)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from metaseg.cli.entry import fail
+from metaseg.cli.arguments import fail
 from metaseg.data.batches import EpisodeDataset, SupportSet
 from metaseg.data.module import EpisodicData
 from metaseg.evaluation.metatest import drawn, segment

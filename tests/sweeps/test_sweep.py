@@ -14,7 +14,9 @@ from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, write_json
 from metaseg.runs.settings import WITHOUT_EFFECT, changed
 from metaseg.sweeps import jobs, local_launcher
-from metaseg.sweeps.status import State, status_of
+from metaseg.sweeps.cells import Cell
+from metaseg.sweeps.status import State, Status, status_of
+from metaseg.sweeps.sweep import Planned, _job
 
 
 @pytest.fixture
@@ -94,8 +96,14 @@ def start(directory, *overrides):
     return Forked(directory.parent, "train.py", "-m", *TINY, f"hydra.sweep.dir={directory}", *overrides)
 
 
+@pytest.mark.parametrize(("state", "resumes"), [(State.BEGUN, True), (State.NEW, False)])
+def test_a_cell_that_has_begun_goes_on(tmp_path, state, resumes):
+    planned = Planned(Cell("a_seed0", (("learner", "maml"),), "a"), RunDirectory(tmp_path), {}, Status(state))
+    assert ("ckpt_path=last" in _job(planned)) == resumes
+
+
 @pytest.mark.slow
-def test_an_interrupted_sweep_resumes_its_cell(tmp_path):
+def test_a_cell_of_an_interrupted_sweep_has_begun(tmp_path):
     settings = ["learner=fomaml", "tasks.query=3", "tasks.count=400", "trainer.save_every=1", "shots=3"]
     directory = tmp_path / "sweep"
     process = start(directory, *settings)

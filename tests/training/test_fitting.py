@@ -111,6 +111,11 @@ def test_one_task_of_validation_without_a_finite_loss_is_not_left_out(run, monke
         run("diverged", "tasks.validation=2")
 
 
+def test_as_many_skips_in_a_row_as_the_settings_say_end_a_run(run):
+    with pytest.raises(MetasegError, match="1 times in a row"):
+        run("ends", "trainer.max_skips=1")
+
+
 def test_epochs_that_end_before_the_passes_are_an_error(run):
     with pytest.raises(
         MetasegError, match=r"after \d % of trainer.max_passes=1e\+06, in epoch 3 of trainer.max_epochs=3"

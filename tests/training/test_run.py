@@ -4,6 +4,7 @@ import errno
 import functools
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from metaseg.errors import MetasegError
 from metaseg.interruption import Interruption
 from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
-from metaseg.training.callbacks import Patient, TrainingProgress, Unchanging
+from metaseg.training.callbacks import Patient, TrainingProgress, Unchanging, callbacks
 from metaseg.training.last_checkpoint import LastCheckpoint, latest
 from metaseg.training.run import begin, refuse_another, require_resumable, scratch_settings
 
@@ -287,10 +288,14 @@ def test_two_processes_learn_and_score_what_one_does_and_one_of_them_logs(train,
         torch.testing.assert_close(weights(other), one, rtol=1e-5, atol=1e-6)
     operations = [RunDirectory(tmp_path / name).read_compute().operations for name in ("one", "two", "resumed")]
     assert operations == [pytest.approx(operations[0], rel=0.2)] * 3  # ranks count the first step, of different tasks
-    best = tmp_path / "two" / "checkpoints" / "best.ckpt"
-    assert train(*settings, "train=false", f"ckpt_path={best}", directory=tmp_path / "again").returncode == 0
-    scores = [(tmp_path / name / "per_image.csv").read_text() for name in ("two", "again")]
-    assert scores[0] == scores[1]
+    scores = [pd.read_csv(tmp_path / name / "per_image.csv") for name in ("one", "two")]
+    pd.testing.assert_frame_equal(*scores, atol=1e-3)
+
+
+def test_a_finished_run_is_not_written_over(train, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    assert_fails_in_words(train("learner=fomaml"), "ckpt_path=last", "hydra.run.dir")
+    assert (tmp_path / "run" / "result.json").read_bytes() == (trained / "result.json").read_bytes()
 
 
 def test_training_can_be_skipped_for_a_checkpoint(train, trained, tmp_path):
@@ -477,12 +482,19 @@ def test_a_run_killed_in_its_tests_is_not_trained_further(train, tmp_path):
     assert pd.read_csv(directory / "metrics.csv")["validation/query_loss_after"].notna().sum() == epochs
 
 
+@pytest.mark.parametrize(("rule", "kind"), [("training", Unchanging), ("validation", Patient)])
+def test_training_stops_by_the_rule_of_the_settings(tmp_path, rule, kind):
+    trainer = settings_of(*TINY, f"trainer.stop_by={rule}").trainer
+    assert type(callbacks(trainer, RunDirectory(tmp_path), Interruption())[1]) is kind
+
+
 def test_the_papers_rule_ends_training_once_its_loss_does_not_change():
     def epochs(losses, callback):
         for number, loss in enumerate(losses, 1):
             module = SimpleNamespace(skipping=SimpleNamespace(in_a_row=0))
             trainer = SimpleNamespace(callback_metrics={}, should_stop=False, lightning_module=module)
-            for offset in (-0.5, 0.5):  # the mean over the outer steps counts
+            for offset, skipped in ((-0.5, 0), (math.nan, 1), (0.5, 0)):  # the mean over the outer steps taken counts
+                module.skipping.in_a_row = skipped
                 trainer.callback_metrics["train/query_loss_after"] = loss + offset
                 callback.on_train_batch_end(trainer)
             callback.on_train_epoch_end(trainer)

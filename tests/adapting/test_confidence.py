@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import metaseg
+from metaseg.adapting.arrays import shrunk
 from metaseg.adapting.confidence import agreement, confidence, soft_dice
+from metaseg.data.batches import image_tensor
 
 
 def half(value):
@@ -35,6 +37,9 @@ def test_confidence_is_agreement_where_other_networks_are():
 def test_predictions_carry_the_confidence_of_the_whole_ensemble(trained, lesions):
     adapted = metaseg.load(trained).adapt(*lesions, steps=5, lr=3e-3)
     found = adapted.predict(lesions[0])
-    assert all(0 <= one.confidence <= 1 for one in found)
+    small = image_tensor(np.stack([shrunk(image, adapted.plan.shape) for image in lesions[0]]))
+    whole, *others = (network(small)[:, 0].numpy() for network in (adapted.segmenter, *adapted.members))
+    assert others
+    assert [one.confidence for one in found] == pytest.approx(agreement(whole, others))
     alone = adapted.probabilities(lesions[0], batch=2)
     assert all(np.allclose(one.probabilities, other) for one, other in zip(found, alone, strict=True))

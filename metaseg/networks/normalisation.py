@@ -75,8 +75,6 @@ class _StatisticsOfKernel(torch.autograd.Function):
     Returns: means and variances of all channels of all layers, each of shape (ΣC,).
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(epsilons: tuple[float, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         layers = len(epsilons)

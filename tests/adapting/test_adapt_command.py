@@ -23,7 +23,8 @@ def adapt(program, trained, folders):
     def call(*overrides, **named):
         settings = {"checkpoint": trained, "support": folders / "support", "out": folders / "out"} | named
         given = [f"{key}='{value}'" for key, value in settings.items() if value is not None]
-        return program("adapt.py", *given, *overrides, directory=folders / "hydra")
+        quick = ["steps=2"] * (settings["checkpoint"] == trained)  # which overrides may change
+        return program("adapt.py", *given, *quick, *overrides, directory=folders / "hydra")
 
     return call
 
@@ -39,7 +40,7 @@ def test_images_are_segmented_and_scored(adapt, folders, trained):
     assert table["image"].tolist() == ["case 4", "case 5", "case 6"]
 
     pairs = [lesion(number) for number in range(7)]
-    segmenter = metaseg.load(trained).adapt(*map(list, zip(*pairs[:4], strict=True)))
+    segmenter = metaseg.load(trained).adapt(*map(list, zip(*pairs[:4], strict=True)), steps=2)
     for number, row in zip((4, 5, 6), table.itertuples(), strict=True):
         image, truth = pairs[number]
         (probabilities,) = segmenter.probabilities([image])
@@ -191,7 +192,7 @@ def test_each_label_has_a_segmenter_and_a_folder_of_its_own(adapt, folders, trai
     images, masks = zip(*((image, halves(mask)) for image, mask in pairs), strict=True)
     for label in (1, 2):
         out = folders / "out" / f"label_{label}"
-        (mask,) = metaseg.load(trained).adapt(images[:4], masks[:4], label=label, folds=0).segment(images[4:])
+        (mask,) = metaseg.load(trained).adapt(images[:4], masks[:4], label=label, folds=0, steps=2).segment(images[4:])
         assert np.array_equal(np.asarray(Image.open(out / "masks" / "case 4.png")) > 0, mask)
         score = pd.read_csv(out / "results.csv")["dsc"][0]
         assert score == pytest.approx(dice(mask[None], (masks[4] == label)[None])[0])

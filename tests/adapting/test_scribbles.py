@@ -38,11 +38,8 @@ def test_a_few_strokes_find_discs(trained):
     strokes = [scribble(*pair) for pair in zip(truths[:4], centres[:4], strict=True)]
     assert all(np.array_equal(one[one >= 0], truth[one >= 0]) for one, truth in zip(strokes, truths, strict=False))
     assert all((one >= 0).mean() < 0.12 for one in strokes)
-    segmenter = metaseg.load(trained).adapt(images[:4], strokes, steps=60, lr=3e-3)
+    segmenter = metaseg.load(trained).adapt(images[:4], strokes, steps=60, lr=3e-3, folds=0)
     assert np.mean(dices(segmenter.segment(images[4:]), truths[4:])) > 0.8
-    assert segmenter.estimate.scribbled == 4
-    assert segmenter.estimate.sentence()
-    assert segmenter.estimate.verdict()
 
 
 def test_a_file_keeps_scribbles_for_further_ones(trained, tmp_path):
@@ -54,6 +51,8 @@ def test_a_file_keeps_scribbles_for_further_ones(trained, tmp_path):
     more = few.with_more(images[1:], [strokes[1], truths[2]], steps=2)
     assert [(mask == UNMARKED).any() for mask in more.support.masks] == [True, True, False]
     assert more.estimate.scribbled == 2
+    assert more.estimate.sentence()
+    assert more.estimate.verdict()
     path = metaseg.save(more, tmp_path / "more.safetensors")
     read = metaseg.load_segmenter(path)
     assert read.estimate.scribbled == 2

@@ -145,12 +145,6 @@ def test_lightning_starts_further_ranks_with_the_same_command(metaseg, nowhere, 
     assert sys.argv == ["metaseg train", "shots=3"]
 
 
-@pytest.mark.parametrize("place", ["taken", "taken/below"])
-def test_a_directory_that_cannot_be_is_refused(metaseg, nowhere, place):
-    (nowhere / "taken").write_text("")
-    assert "hydra.run.dir" in refused(metaseg, f"hydra.run.dir={place}")
-
-
 @pytest.mark.parametrize(("trainer", "there"), [("gpu", 0), ("ddp", 0), ("ddp", 1)])
 def test_too_few_gpus_are_told_before_anything_begins(metaseg, nowhere, monkeypatch, trainer, there):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -301,7 +301,7 @@ def test_members_learn_from_batches_of_their_own_images():
 
 
 def test_a_given_share_is_not_chosen():
-    ((_, segmenter),) = replace(tuning(folds=2), share=1.0).run(theta(tuning()), contradicting(), [20])
+    ((_, segmenter),) = replace(tuning(folds=2), share=1.0).run(theta(tuning()), contradicting(), [2])
 
     assert segmenter.followed.share == 1
     assert not segmenter.followed.held_out

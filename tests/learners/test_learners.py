@@ -211,15 +211,6 @@ def test_adaptation_raises_the_dice_and_leaves_the_learner_as_it_was(name):
     assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
 
 
-@pytest.mark.long
-def test_a_prediction_depends_on_its_neighbours_only_under_batch_statistics():
-    images = image_tensor(pictures(5, 60)[0])
-    for norm, depends in (("support", False), ("running", False), ("batch", True)):
-        segmenter = make("maml", norm).adapt(support_set())
-        alone, among = segmenter(images[:1]), segmenter(images)[:1]
-        assert torch.allclose(alone, among, atol=1e-5) is not depends
-
-
 def test_running_statistics_follow_training():
     learner = make("fomaml", "running")
     before = learner.network.encoder1.enc1norm1.running_mean.clone()

@@ -157,14 +157,6 @@ def test_forward_over_reverse_equals_double_backward():
     torch.testing.assert_close(list(product.values()), list(expected))
 
 
-def test_vmap_over_tasks_equals_a_loop():
-    network, parameters, support, query = episode()
-    values = {name: value.detach() for name, value in parameters.items()}
-    tasks = torch.stack((support, query[:3]))
-    together = torch.func.vmap(lambda images: forward(network, values, images)[0])(tasks)
-    torch.testing.assert_close(together, torch.stack([forward(network, values, images)[0] for images in tasks]))
-
-
 def test_parameters_left_out_are_the_networks_own():
     network, parameters, support, _ = episode()
     head = {"conv.bias": parameters["conv.bias"] + 1}

@@ -124,15 +124,6 @@ def test_each_layers_variance_is_recorded_without_its_own_epsilon():
     torch.testing.assert_close(found["other"][1], images.square().var((0, 2, 3), correction=0))
 
 
-def test_vmap_gives_what_a_loop_gives():
-    layer, images = layer_and_images(batch=8)
-    groups = images.reshape(2, 4, 2, 3, 2)
-    together = torch.func.vmap(lambda x: recorded(layer, x))(groups)
-    one_by_one = [recorded(layer, group) for group in groups]
-    for found, expected in zip(together, zip(*one_by_one, strict=True), strict=True):
-        torch.testing.assert_close(found, torch.stack(expected))
-
-
 def test_constant_channel_has_variance_zero_and_stays_finite():
     layer = EpisodicBatchNorm2d(2, eps=3e-4)  # which in float32 is more than the square of its root
     images = torch.full((4, 2, 5, 5), 1234.5).requires_grad_()

@@ -59,26 +59,6 @@ def test_equals_the_librarys_own_network_in_training_mode():
     torch.testing.assert_close(network(images), original(images))
 
 
-@pytest.mark.long
-def test_hessian_product_through_support_statistics_is_symmetric():
-    network = smp_network(arch="Unet", encoder="resnet18").double()
-    parameters = {name: value.detach().requires_grad_() for name, value in network.named_parameters()}
-    tensors = [value for name, value in parameters.items() if "encoder.layer1" in name or "decoder.blocks.4" in name]
-    support, query = torch.randn(2, 2, 3, 32, 32, dtype=torch.double)
-    _, statistics = forward(network, parameters, support)
-    loss = forward(network, parameters, query, statistics)[0].square().mean()
-    gradient = torch.autograd.grad(loss, tensors, create_graph=True)
-    u, v = ([torch.randn_like(tensor) for tensor in tensors] for _ in range(2))
-
-    def product(direction):
-        return torch.autograd.grad(gradient, tensors, direction, retain_graph=True)
-
-    def inner(a, b):
-        return sum((x * y).sum() for x, y in zip(a, b, strict=True))
-
-    torch.testing.assert_close(inner(u, product(v)), inner(v, product(u)))
-
-
 def test_attention_can_be_differentiated_twice():
     class Attention(nn.Module):
         def forward(self, images):
@@ -91,11 +71,6 @@ def test_attention_can_be_differentiated_twice():
     (second,) = torch.autograd.grad(gradient.square().sum(), images)
     assert torch.isfinite(second).all()
     assert second.abs().max() > 0
-
-
-def test_seed_decides_the_weights():
-    first, again = smp_network(), smp_network()
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
 
 
 def test_images_are_rescaled_to_what_the_encoder_was_trained_on():

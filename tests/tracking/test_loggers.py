@@ -3,20 +3,17 @@ import os
 import sys
 from pathlib import Path
 
-import lightning
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import composed
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from offline_runs import as_dict, of_kind, offline_records
 from omegaconf import OmegaConf
 
 from metaseg import tracking
 from metaseg.errors import MetasegError
-from metaseg.runs.directory import RunDirectory
 from metaseg.runs.schema import Logger
 from metaseg.runs.validation import checked
 from metaseg.tracking import CsvLogger, build_loggers
@@ -38,6 +35,7 @@ def logger_config(name):
 
 def test_rows_are_on_disk_at_once_and_columns_may_grow(tmp_path):
     logger = CsvLogger(tmp_path / "run" / "metrics.csv")
+    assert logger.save_dir == str(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     logger.log_metrics({"train/loss": torch.tensor(0.5), "epoch": 0}, step=0)
     assert (tmp_path / "run" / "metrics.csv").read_text().split() == ["step,train/loss,epoch", "0,0.5,0"]
@@ -116,68 +114,6 @@ def test_run_that_does_not_resume_starts_a_new_file(tmp_path):
     logger.log_metrics({"a": 1}, step=9)
     logger.finalize("success")
     assert path.read_text().split() == ["step,a", "9,1"]
-
-
-class Module(lightning.LightningModule):
-    def __init__(self, stop_at=None):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(()))
-        self.automatic_optimization = False
-        self.stop_at = stop_at
-
-    def training_step(self, batch, index):
-        if self.global_step == self.stop_at:
-            raise RuntimeError("killed")
-        optimizer = self.optimizers()
-        self.weight.grad = torch.ones(())
-        optimizer.step()
-        self.log("train/value", float(self.global_step))
-
-    def validation_step(self, batch, index):
-        self.log("validation/value", float(self.global_step))
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(range(4))
-
-    val_dataloader = train_dataloader
-
-
-def fit(run_dir, every, stop_at=None, ckpt_path=None):
-    run = RunDirectory(run_dir)
-    loggers = build_loggers(logger_config("csv"), run, {}, resume=ckpt_path is not None)
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=3,
-        logger=loggers,
-        log_every_n_steps=1,
-        callbacks=ModelCheckpoint(run.checkpoints, every_n_train_steps=every, save_last=True, save_top_k=0),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    assert trainer.log_dir == str(run.path)
-    try:
-        trainer.fit(Module(stop_at), ckpt_path=ckpt_path)
-    finally:
-        tracking.finish(loggers)
-    return pd.read_csv(run.metrics)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
-@pytest.mark.parametrize("every", [3, 4], ids=["mid-epoch", "epoch-end"])
-def test_interrupted_and_resumed_training_gives_the_table_of_an_uninterrupted_one(tmp_path, every):
-    whole = fit(tmp_path / "whole", every)
-    assert len(whole) == 15
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(tmp_path / "parts", every, stop_at=10)
-    assert RunDirectory(tmp_path / "parts").metrics.read_text().count("\n") > 10
-    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
-    resumed = fit(tmp_path / "parts", every, ckpt_path=str(last))
-    pd.testing.assert_frame_equal(resumed[whole.columns], whole)
-    assert sorted(entry.name for entry in (tmp_path / "parts").iterdir()) == ["checkpoints", "metrics.csv"]
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------

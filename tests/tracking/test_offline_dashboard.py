@@ -2,13 +2,17 @@
 
 import base64
 import hashlib
+import io
 import json
+import os
 import re
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
 import yaml
-from conftest import TINY, Forked
+from conftest import TINY, Finished, run_here
 from offline_runs import as_dict, of_kind, offline_records
 from PIL import Image
 
@@ -25,14 +29,22 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory):
-    """The directory of an iMAML run of two epochs, and how its process ended."""
+    """The directory of an iMAML run of two epochs, and how it ended."""
     directory = tmp_path_factory.mktemp("dashboard") / "run"
     settings = [
         *("learner=imaml", "seed=1", f"trainer.max_epochs={EPOCHS}", "logger=both", "logger.overlay_images=3"),
         *("trainer.progress=true", "learner.inner.tolerance=0.01"),
         *("evaluation.scratch.compare=true", "protocol.adapt.steps=2", "learner.strengths.by=part"),
     ]
-    finished = Forked(directory.parent, "train.py", *TINY, *settings, f"hydra.run.dir={directory}").finished()
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for key in [key for key in os.environ if key.startswith(("WANDB_", "HYDRA_", "METASEG_"))]:
+            patch.delenv(key)
+        # Where another test has loaded gradio, wandb advertises Weave.
+        patch.delitem(sys.modules, "huggingface_hub.inference", raising=False)
+        patch.chdir(directory.parent)
+        status = run_here("train.py", *TINY, *settings, f"hydra.run.dir={directory}")
+    finished = Finished(status, out.getvalue(), err.getvalue())
     assert finished.returncode == 0, finished.stderr
     return directory, finished
 

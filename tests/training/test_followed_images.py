@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, settings_of
-from offline_runs import as_dict, of_kind, offline_records
 
 from metaseg import tracking
 from metaseg.data.module import EpisodicData
@@ -81,24 +80,6 @@ def test_random_states_and_buffers_are_as_before(monkeypatch):
     assert draw(monkeypatch, learner, data)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
-
-
-def test_training_is_bitwise_the_same_with_and_without_pictures(train, tmp_path):
-    found = []
-    for every in (0, 1):
-        logger = ["logger=both", f"logger.overlay_every={every}"] if every else ["logger=csv"]
-        settings = [*logger, "data.augment=standard", "trainer.max_epochs=2"]
-        finished = train("learner=fomaml", *settings, directory=tmp_path / str(every))
-        assert finished.returncode == 0, finished.stderr
-        path = tmp_path / str(every) / "checkpoints" / "last.ckpt"
-        found.append(torch.load(path, weights_only=True))
-    (records,) = offline_records(tmp_path / "1")
-    assert any("progress/ph2.filenames" in as_dict(row.item) for row in of_kind(records, "history"))
-    without, with_pictures = found
-    assert all(torch.equal(value, with_pictures["state_dict"][key]) for key, value in without["state_dict"].items())
-    moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in found]
-    for key, state in moments[0].items():
-        assert all(torch.equal(value, moments[1][key][name]) for name, value in state.items())
 
 
 @pytest.mark.parametrize("name", ["prototypes", "feyjie", "joint", "fomaml"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +105,13 @@ def _elsewhere(url):
 
 
 def choose(page, number):
+    title = page.locator("#title", has_text=f"case{number}")
     page.locator("#images .grid-container button").nth(number).click()
-    page.locator("#title", has_text=f"case{number}").wait_for()
+    with suppress(playwright.TimeoutError):
+        title.wait_for(timeout=30_000)
+    if not title.is_visible():  # a click is lost if the gallery is drawn anew under it
+        page.locator("#images .grid-container button").nth(number).click()
+    title.wait_for()
     time.sleep(2)  # the canvas has no sign of having drawn its image
 
 

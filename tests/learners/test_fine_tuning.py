@@ -286,6 +286,26 @@ def test_a_batch_of_all_images_is_the_plain_path(batch):
     assert all(list(next(drawn)) == [0, 1, 2, 3, 4] for _ in range(3))
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+def test_a_network_does_not_learn_from_the_images_that_it_is_tested_on(batch):
+    support, part = discs(6, 1), held_out(6, 2)[0]
+    images = support.images.copy()
+    images[part] = 255 - images[part]
+    found = []
+    for shown in (support.images, images):
+        given = SupportSet(shown, support.masks, "none", seed=0)
+        ((_, segmenter),) = replace(tuning(folds=2, norm="batch"), batch=batch, share=1.0).run(
+            theta(tuning()), given, [2]
+        )
+        found.append([member(image_tensor(discs(2, 5).images)) for member in segmenter.members])
+    same = [torch.equal(one, other) for one, other in zip(*found, strict=True)]
+    assert same == [
+        False,
+        True,
+        False,
+    ]  # of the network of all images, the one without this part, and without the other
+
+
 def test_members_learn_from_batches_of_their_own_images():
     support = discs(6, 1)
     whole, batches = (

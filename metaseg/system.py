@@ -56,11 +56,14 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+_REMEDY = "existing files are untouched: free space or choose another folder"
+
+
 @contextmanager
-def os_errors_explained(path: Path, remedy: str = "free space or choose another folder") -> Iterator[None]:
+def os_errors_explained(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
     """Raise the operating system's errors in writing `path` as a `MetasegError`."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise MetasegError(f"{path} could not be written ({reason}); existing files are untouched: {remedy}") from error
+        raise MetasegError(f"{path} could not be written ({reason}); {remedy}") from error

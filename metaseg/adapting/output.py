@@ -13,6 +13,7 @@ from metaseg.adapting.results import RESULTS
 from metaseg.errors import MetasegError, expanded
 from metaseg.system import os_errors_explained
 
+_REMEDY = "choose another folder for out"  # without a promise: earlier results are replaced one by one
 FOLDERS = ("masks", "overlays", "probabilities")
 """Folders of pictures, one picture per line of results.csv."""
 SEGMENTERS = ("segmenter.safetensors", "segmenter.onnx", "segmenter.pt2")
@@ -69,7 +70,7 @@ def replaced(
         MetasegError: as for `check`, if another call is writing to the folder, or if it cannot be created or files
             cannot be replaced.
     """
-    with os_errors_explained(out):
+    with os_errors_explained(out, _REMEDY):
         out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         check(out, inputs, overwrite)
@@ -80,7 +81,7 @@ def replaced(
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     lock = FileLock(out / _LOCK)
-    with os_errors_explained(out):
+    with os_errors_explained(out, _REMEDY):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -98,7 +99,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _beside(out: Path, kept: str | None) -> Iterator[Path]:
-    with os_errors_explained(out):
+    with os_errors_explained(out, _REMEDY):
         earlier = _earlier(out)
         used = {path for path in earlier if kept is not None and (out / path).resolve() == expanded(kept).resolve()}
         beside = out / _UNFINISHED
@@ -108,7 +109,7 @@ def _beside(out: Path, kept: str | None) -> Iterator[Path]:
     try:
         yield beside if earlier else out
         if earlier:
-            with os_errors_explained(out):
+            with os_errors_explained(out, _REMEDY):
                 _take_over(beside, out, earlier - used)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

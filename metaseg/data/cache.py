@@ -191,7 +191,9 @@ def obtain(entry: Entry, candidates: list[Path], build: Callable[[Path], dict[st
             return cached
     place = writable(candidates)
     lock = FileLock(place / f"{entry.prefix}lock")
-    with os_errors_explained(place / entry.folder, "free space, or name another folder with METASEG_CACHE=DIR"):
+    with os_errors_explained(
+        place / entry.folder, "existing files are untouched: free space, or name another folder with METASEG_CACHE=DIR"
+    ):
         try:
             lock.acquire(timeout=0)
         except Timeout:

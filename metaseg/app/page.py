@@ -277,13 +277,14 @@ class _Page:
         picture = session.pictures.get(name) if name else None
         marked = len(session.annotated)
         some = any(one.best_file() for one in pictures)  # scribbles alone are no mask
+        tiles = [(str(one.tile()), texts.caption(one)) for one in pictures]
+        place = next((place for place, one in enumerate(pictures) if one.name == name), None)
+        gallery: dict[str, Any] = {"visible": bool(pictures), "selected_index": place}
+        if tiles != session.tiles:  # drawn anew, the gallery loses a click that is just being made
+            gallery["value"] = session.tiles = tiles
         result: Updates = {
             self.chosen: name,
-            self.gallery: gr.update(
-                value=[(str(one.tile()), texts.caption(one)) for one in pictures],
-                visible=bool(pictures),
-                selected_index=next((place for place, one in enumerate(pictures) if one.name == name), None),
-            ),
+            self.gallery: gr.update(**gallery),
             self.status: texts.status(session),
             self.notes: texts.notes(session),
             self.adapt: gr.update(value=texts.learn(marked, len(pictures)), interactive=marked > 0),

@@ -69,6 +69,7 @@ class Session(Collection):
         self.go_on = True
         self.stopping = threading.Event()
         self.canvas_marks: np.ndarray | None = None
+        self.tiles: list[tuple[str, str]] = []
         self._files = 0
         self._learnt: tuple[object, ...] = ()
 

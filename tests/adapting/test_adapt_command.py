@@ -224,6 +224,13 @@ def test_a_mask_of_another_size_is_refused(adapt, folders):
     assert_fails_in_words(adapt(), "case 0.png", "64×48 pixels, found 6×4")
 
 
+def test_an_image_that_is_annotated_twice_is_refused(adapt, folders):
+    for kind in ("images", "masks"):
+        shutil.copy(folders / "support" / kind / "case 0.png", folders / "support" / kind / "again.png")
+    assert_fails_in_words(adapt(), "again", "case 0", "alike")
+    assert not (folders / "out").exists()
+
+
 def test_help_names_every_setting(program, tmp_path):
     done = program("adapt.py", "--help", directory=tmp_path)
     settings = yaml.safe_load((ROOT / "conf" / "adapt.yaml").read_text()).keys() - {"defaults", "hydra"}

@@ -70,3 +70,8 @@ def test_a_segmenter_says_why_it_does_not_take_one_array(trained, lesions):
 
 def test_the_module_lists_what_it_offers():
     assert {"load", "load_segmenter", "save"} <= set(dir(metaseg))
+
+
+def test_an_image_that_is_annotated_twice_is_refused(trained, lesions):
+    with pytest.raises(MetasegError, match="found image 0 and image 1 alike"):
+        metaseg.load(trained).adapt(*([several[0]] * 2 for several in lesions), steps=0)

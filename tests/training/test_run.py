@@ -299,9 +299,10 @@ def test_a_finished_run_is_not_written_over(train, trained, tmp_path):
 
 
 def test_training_can_be_skipped_for_a_checkpoint(train, trained, tmp_path):
-    again = train("learner=fomaml", "train=false", f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}")
+    checkpoint = f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}"
+    again = train("learner=fomaml", "train=false", checkpoint, "evaluation.compress=true")
     assert again.returncode == 0, again.stderr
-    first, second = (pd.read_csv(directory / "per_image.csv") for directory in (trained, tmp_path / "run"))
+    first, second = map(pd.read_csv, (trained / "per_image.csv", tmp_path / "run" / "per_image.csv.gz"))
     assert first.equals(second)
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent / "results" / "small-ablations"
 TARGET = "cvc"
 UNCHANGED = "as-it-is"
 NAMES = {
-    UNCHANGED: "as it is",
+    UNCHANGED: "unchanged",
     "without-own-colours": "no task with colours of its own, instead of 70 % of the tasks",
     "all-own-colours": "all tasks with colours of their own",
     "three-pools": "a third pool, brain MRI (LGG)",

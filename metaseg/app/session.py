@@ -229,7 +229,7 @@ class Session(Collection):
         def progress(done: int, of: int) -> None:
             self.require_open()  # stops the computation of a closed page
             if self.stopping.is_set():
-                raise Stopped("Stopped, as you asked or as the page was gone; the earlier result stays.")
+                raise Stopped("Stopped at your request, or as the page was gone; the earlier result stays.")
             on_progress(low + (high - low) * done / max(1, of), what)
 
         return progress

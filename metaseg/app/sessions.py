@@ -54,8 +54,8 @@ class Sessions:
         with self._lock:
             if key in self._ended:
                 raise MetasegError(
-                    f"The images of this page were removed, as it was closed, had no connection for {LOST / 60:g} "
-                    f"minutes, or was left alone for {FORGOTTEN / 3600:g} hours; reload it."
+                    f"The images of this page were removed, as it was closed, lost its connection for {LOST / 60:g} "
+                    f"minutes, or was unused for {FORGOTTEN / 3600:g} hours; reload it."
                 )
             self._lost.pop(key, None)
             self._used[key] = time.monotonic()

@@ -26,7 +26,7 @@ _LONGEST_WORD = 30
 TITLE = "# Segment images from a few marked examples"
 PRIVACY = (
     "Everything stays on this computer. Images are kept in a temporary folder and deleted when you close or reload "
-    "this page, leave it alone for half a day, or it has no connection for ten minutes: download your results first. "
+    "this page, leave it unused for half a day, or lose the connection for ten minutes: download your results first. "
     "For research, not for diagnosis."
 )
 YOUR_WORD = "What do you want to segment?"
@@ -41,14 +41,14 @@ BUDGET = "Time for learning"
 BUDGETS = [("ten seconds", 10.0), ("a minute", 60.0), ("five minutes", 300.0)]
 """Label and seconds."""
 REVIEW = (
-    "Look through the images above. Correct a mask by painting or erasing; paint is saved when you go on. Learn again: "
-    "the network then learns from all marked images anew."
+    "Look through the images above. Correct a mask by painting or erasing; your paint is saved when you move on. Then "
+    "learn again, from all marked images."
 )
 KEPT = "I have a segmenter from before"
 KEEP = "Load a segmenter that this page or `metaseg adapt` saved: it segments all images without learning."
 KEEPING = (
-    "*The segmenter does the same for other images, here or with `metaseg adapt`. Its file holds the marked images in "
-    "small: pass it on only where these may go.*"
+    "*The segmenter does the same for other images, here or with `metaseg adapt`. Its file contains small copies of "
+    "the marked images: share it only with people who may see them.*"
 )
 GO_ON = "Learn from the images of the loaded segmenter as well"
 
@@ -86,7 +86,7 @@ def how_to_mark(of: str) -> str:
     name = escaped(of)
     return (
         f"Paint over the {name} in yellow. Or scribble: a few strokes inside in yellow and a few outside in pink, the "
-        "second colour beside the canvas; all else then counts as unmarked."
+        "second colour beside the canvas; everything else then counts as unmarked."
     )
 
 

@@ -519,5 +519,5 @@ def test_the_session_of_a_forgotten_or_lost_page_is_removed(network, limits, tmp
     sessions.forget()
     assert not forgotten.folder.exists()
     assert used.folder.exists()
-    with pytest.raises(MetasegError, match="10 minutes, or was left alone for 12 hours"):
+    with pytest.raises(MetasegError, match="10 minutes, or was unused for 12 hours"):
         sessions.of("forgotten")

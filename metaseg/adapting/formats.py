@@ -351,7 +351,9 @@ def _segments(path: Path, changed: int) -> dict[str, np.ndarray]:
     for frame, (place, number) in zip(frames, _frames(dataset), strict=True):
         labels, of_segment = found.setdefault(place, np.zeros(frame.shape, np.uint16)), frame > 0
         if labels[of_segment].any():
-            raise MetasegError(f"Expected segments that do not overlap in {path}, found overlapping ones; save each alone.")
+            raise MetasegError(
+                f"Expected segments that do not overlap in {path}, found overlapping ones; save each alone."
+            )
         labels[of_segment] = frame[of_segment] if number is None else number
     return found
 

@@ -1,4 +1,4 @@
-"""Draw the rooms of metaseg and the imports between them: python scripts/draw_imports.py --write
+"""Draw the packages of metaseg and the imports between them: python scripts/draw_imports.py --write
 
 Without --write it prints the drawing; with it, it replaces the part of docs/architecture.md between the two markers.
 """
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- drawn by scripts/draw_imports.py -->", "<!-- end of the drawing -->"
 
-ROOMS = {
+PACKAGES = {
     "metaseg": "shared by all: errors, progress, path of the configuration, YAML and JSON of foreign files",
     "meta": "mathematics, using only torch: losses, inner loop, curvature products, conjugate gradient, meta-gradients",
     "networks": "networks, norm statistics, pre-trained weights, adapted segmenters",
@@ -32,17 +32,17 @@ ROOMS = {
     "app": "the web app",
     "cli": "command-line entry points",
 }
-"""Every room, from the ground up: a room imports only from those before it."""
+"""Every package, from the ground up: a package imports only from those before it."""
 
 
 def room_of(module: str) -> str:
-    """The room of a dotted module name: the deepest folder that is a room."""
+    """The package of a dotted module name: the deepest folder that is a package."""
     parts = module.split(".")[1:]
     # The entry point `python -m metaseg` belongs to cli.
     if parts and parts[-1] == "__main__":
         return "cli"
     for length in (2, 1):
-        if "/".join(parts[:length]) in ROOMS:
+        if "/".join(parts[:length]) in PACKAGES:
             return "/".join(parts[:length])
     return "metaseg"
 
@@ -56,7 +56,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports() -> dict[tuple[str, str], set[tuple[str, str]]]:
-    """(room, imported room) → pairs of modules, including deferred and type-checking imports."""
+    """(package, imported package) → pairs of modules, including deferred and type-checking imports."""
     known = modules()
     arrows = defaultdict(set)
     for module, path in known.items():
@@ -81,54 +81,54 @@ def _imported(tree: ast.Module, known: dict[str, Path]) -> set[str]:
 
 
 def upward(arrows: dict[tuple[str, str], set[tuple[str, str]]]) -> list[str]:
-    """Imports against the order of `ROOMS`, as sentences; if there are none, there are no cycles either."""
-    order = list(ROOMS)
+    """Imports against the order of `PACKAGES`, as sentences; if there are none, there are no cycles either."""
+    order = list(PACKAGES)
     return [
-        f"{module} ({room}) imports {name} ({other}), which comes after it"
-        for (room, other), pairs in sorted(arrows.items())
-        if order.index(other) > order.index(room)
+        f"{module} ({package}) imports {name} ({other}), which comes after it"
+        for (package, other), pairs in sorted(arrows.items())
+        if order.index(other) > order.index(package)
         for module, name in sorted(pairs)
     ]
 
 
 def drawn() -> str:
-    """The drawing as Markdown: a graph and a table of rooms."""
+    """The drawing as Markdown: a graph and a table of packages."""
     arrows = imports()
-    # Every room imports from the first; those arrows would clutter the graph.
+    # Every package imports from the first; those arrows would clutter the graph.
     shown = sorted((one, other) for one, other in arrows if other != "metaseg")
     direct = [(one, other) for one, other in shown if not _around(one, other, shown)]
     lines = ["```mermaid", "graph BT"]
-    lines += [f"    {_node(room)}[{room}]" for room in ROOMS if room != "metaseg"]
+    lines += [f"    {_node(package)}[{package}]" for package in PACKAGES if package != "metaseg"]
     lines += [f"    {_node(one)} --> {_node(other)}" for one, other in direct]
     lines += ["```", ""]
     lines += [
-        f"{len(ROOMS)} rooms, {len(arrows)} pairs of them with imports. The table is in order of dependency: no room",
-        "imports from one below it. In the graph, arrows point to the imported room; arrows to the first room and",
-        "those implied by others are omitted.",
+        f"{len(PACKAGES)} packages, with imports between {len(arrows)} pairs. The table is in order of dependency: no",
+        "package imports from one below it. In the graph, arrows point to the imported package; arrows to the first",
+        "package and those implied by others are omitted.",
         "",
-        "| room | content | imports from |",
+        "| package | content | imports from |",
         "|---|---|---|",
     ]
-    for room, text in ROOMS.items():
-        used = [other for other in ROOMS if (room, other) in arrows and other != "metaseg"]
-        where = "metaseg/*.py" if room == "metaseg" else f"metaseg/{room}/"
+    for package, text in PACKAGES.items():
+        used = [other for other in PACKAGES if (package, other) in arrows and other != "metaseg"]
+        where = "metaseg/*.py" if package == "metaseg" else f"metaseg/{package}/"
         lines.append(f"| {where} | {text} | {', '.join(used)} |")
     return "\n".join(lines)
 
 
 def _around(one: str, other: str, arrows: list[tuple[str, str]]) -> bool:
-    """Whether a longer path leads from one room to the other."""
+    """Whether a longer path leads from one package to the other."""
     reached, waiting = set(), [end for start, end in arrows if start == one and end != other]
     while waiting:
-        room = waiting.pop()
-        if room not in reached:
-            reached.add(room)
-            waiting += [end for start, end in arrows if start == room]
+        package = waiting.pop()
+        if package not in reached:
+            reached.add(package)
+            waiting += [end for start, end in arrows if start == package]
     return other in reached
 
 
-def _node(room: str) -> str:
-    return room.replace("/", "_")
+def _node(package: str) -> str:
+    return package.replace("/", "_")
 
 
 def page() -> str:

@@ -1,4 +1,4 @@
-"""Small datasets on disk for the tests of the data room: painted, unlike each other, in any layout."""
+"""Small datasets on disk for the tests of the data package: painted, unlike each other, in any layout."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rooms import from the rooms below them alone, and docs/architecture.md shows them as they are."""
+"""Packages import from the packages below them alone, and docs/architecture.md shows them as they are."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_the_page_shows_the_rooms_as_they_are():
 
 def test_every_folder_is_a_room():
     folders = {str(path.parent.relative_to(ROOT / "metaseg")) for path in (ROOT / "metaseg").rglob("*.py")}
-    assert folders - {"."} == set(draw_imports.ROOMS) - {"metaseg"}
+    assert folders - {"."} == set(draw_imports.PACKAGES) - {"metaseg"}
 
 
 @pytest.mark.long

@@ -175,13 +175,13 @@ def _own_classes(settings: Mapping[str, Any]) -> None:
     """
     learner = settings["learner"]
     network = learner.get("network")
-    for node, base, room in ((learner, Learner, "learners"), (network, nn.Module, "networks")):
+    for node, base, package in ((learner, Learner, "learners"), (network, nn.Module, "networks")):
         name = None if node is None else str(node["_target_"])
         if name is None:
             continue
         # By its name first, as looking a class up imports its module.
-        kind = get_class(name) if re.fullmatch(rf"metaseg\.{room}\.\w+\.[A-Z]\w*", name) else object
-        if not (issubclass(kind, base) and kind.__module__.startswith(f"metaseg.{room}.")):
+        kind = get_class(name) if re.fullmatch(rf"metaseg\.{package}\.\w+\.[A-Z]\w*", name) else object
+        if not (issubclass(kind, base) and kind.__module__.startswith(f"metaseg.{package}.")):
             raise MetasegError(
                 f"Expected settings of a run of train.py with a learner and network of metaseg, found {shown(name)}; "
                 "it was not executed, and the file may be malicious."

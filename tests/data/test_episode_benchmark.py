@@ -1,4 +1,4 @@
-"""The benchmark of the data room runs and gives numbers; how good they are is no test's business."""
+"""The benchmark of the data package runs and gives numbers; how good they are is no test's business."""
 
 import json
 

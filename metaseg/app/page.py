@@ -281,7 +281,7 @@ class _Page:
         place = next((place for place, one in enumerate(pictures) if one.name == name), None)
         gallery: dict[str, Any] = {"visible": bool(pictures), "selected_index": place}
         if tiles != session.tiles:  # drawn anew, the gallery loses a click that is just being made
-            gallery["value"] = session.tiles = tiles
+            gallery["value"] = tiles
         result: Updates = {
             self.chosen: name,
             self.gallery: gr.update(**gallery),
@@ -309,6 +309,7 @@ class _Page:
                 if picture
                 else None
             )
+        session.tiles = tiles
         return result
 
     def start(self, request: gr.Request) -> Updates:
@@ -449,7 +450,8 @@ class _Page:
     def pack(self, painted: dict[str, Any] | None, closed: bool, request: gr.Request) -> Updates:
         session = self._of(request)
         _keep(session, painted, closed)
-        return self._shown(session, canvas=False) | {self.packed: str(session.download())}
+        packed = str(session.download())  # an error would leave the page without what is shown
+        return self._shown(session, canvas=False) | {self.packed: packed}
 
 
 def _keep(session: Session, painted: dict[str, Any] | None, fill: bool) -> None:

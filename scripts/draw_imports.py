@@ -35,7 +35,7 @@ PACKAGES = {
 """Every package, from the ground up: a package imports only from those before it."""
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     """The package of a dotted module name: the deepest folder that is a package."""
     parts = module.split(".")[1:]
     # The entry point `python -m metaseg` belongs to cli.
@@ -64,8 +64,8 @@ def imports() -> dict[tuple[str, str], set[tuple[str, str]]]:
         if module == "metaseg":
             continue
         for name in _imported(ast.parse(path.read_text(encoding="utf-8")), known):
-            if room_of(name) != room_of(module):
-                arrows[room_of(module), room_of(name)].add((module, name))
+            if package_of(name) != package_of(module):
+                arrows[package_of(module), package_of(name)].add((module, name))
     return dict(arrows)
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 
-def test_no_room_imports_from_one_above_it():
+def test_no_package_imports_from_one_above_it():
     assert draw_imports.upward(draw_imports.imports()) == []
 
 
@@ -23,13 +23,13 @@ def test_an_import_upward_would_be_found(tmp_path, monkeypatch):
     assert sentence.startswith("metaseg.meta.losses (meta) imports metaseg.app.page (app)")
 
 
-def test_the_page_shows_the_rooms_as_they_are():
+def test_the_page_shows_the_packages_as_they_are():
     assert draw_imports.page() == draw_imports.PAGE.read_text(encoding="utf-8"), (
         "python scripts/draw_imports.py --write"
     )
 
 
-def test_every_folder_is_a_room():
+def test_every_folder_is_a_package():
     folders = {str(path.parent.relative_to(ROOT / "metaseg")) for path in (ROOT / "metaseg").rglob("*.py")}
     assert folders - {"."} == set(draw_imports.PACKAGES) - {"metaseg"}
 
@@ -53,7 +53,7 @@ def test_every_folder_is_a_room():
     ],
     ids=["commands", "learners"],
 )
-def test_a_room_is_imported_without_what_it_has_no_use_for(steps):
+def test_a_package_is_imported_without_what_it_has_no_use_for(steps):
     """One after the other in one process; what torch itself imports does not count."""
     program = textwrap.dedent(f"""
         import sys, importlib

@@ -14,7 +14,7 @@ from conftest import ROOT, TINY, TINY_PRETRAINING
 from conftest import command as command_named
 
 from benchmarks.__main__ import _options
-from metaseg.cli import data as data_room
+from metaseg.cli import data as data_command
 from metaseg.training import run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,8 +87,8 @@ def painted(tmp_path_factory):
     data = tmp_path_factory.mktemp("painted")
     for name, count in (("ph2", 40), ("kvasir", 40), ("isic", 40), ("cvc", 120), ("kvasir_capsule", 55)):
         size = ["--count", str(count), "--size", "64", "--out", str(data / name)]
-        assert data_room.main(["paint", name, *size]) == 0
-    assert data_room.main(["paint", "ph2", "--count", "5", "--size", "64", "--out", str(data / "five")]) == 0
+        assert data_command.main(["paint", name, *size]) == 0
+    assert data_command.main(["paint", "ph2", "--count", "5", "--size", "64", "--out", str(data / "five")]) == 0
     for path in list((data / "cvc").rglob("*.png")):  # published are numbers of frames, from 1 on
         path.rename(path.with_stem(str(int(path.stem.removeprefix("cvc_")) + 1)))
     shutil.copytree(data / "isic", data / "mine")
@@ -132,7 +132,7 @@ def test_the_command_does_what_it_says(command, place, program, trained, untrain
         pytest.skip(NOT_HERE[command])
     if words[1] == "data":
         arguments = [word.replace("mine/", "painted/") for word in words[2:]]
-        status = data_room.main(arguments)
+        status = data_command.main(arguments)
         errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
         assert (status, errors) == (0, [])
         return
@@ -169,7 +169,7 @@ def test_the_walk_through_runs(place, program):
     painting = [one for one in COMMANDS if " paint " in one]
     adapting, *again = (one for one in COMMANDS if one.startswith("metaseg adapt") and "mine/" in one)
     for command in painting:
-        assert data_room.main([*shlex.split(command)[2:], "--size", "64"]) == 0
+        assert data_command.main([*shlex.split(command)[2:], "--size", "64"]) == 0
     finished = program("adapt.py", *shlex.split(adapting)[2:], "steps=2", directory=place / "run")
     assert finished.returncode == 0, finished.stderr
     assert len(list((place / "mine" / "out" / "masks").iterdir())) == 25

@@ -208,6 +208,10 @@ class Learner(nn.Module):
             tuning, support = self._inner_tuning(self._adapt, support)
         yield from tuning.run(self.start(support), support, steps, progress)
 
+    def as_start(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The content of a checkpoint that training starts from, as that of a checkpoint of this learner."""
+        return checkpoint
+
     def start(self, support: SupportSet) -> Parameters:
         """Where adaptation to a target's annotated images starts: the meta-parameters θ."""
         return self.theta()

@@ -14,7 +14,7 @@ Assumed, after the nearest public mechanisms:
 - It is concatenated with the query's reduced mid-level features and, at every position, with the support's masked
   average prototype, as in PFENet.
 - The inference module is a few residual convolutions with batch norm and upsampling in between.
-- Reversing the roles is PANet's alignment [Wang et al. 2019, section 3.4]: the predicted query masks, cut at p > 0.5,
+- Reversing the roles is PANet's alignment [Wang et al. 2019]: the predicted query masks, cut at p > 0.5,
   serve as annotation to segment the support images; both losses have the same weight.
 - The encoder is VGG16 with all layers trained; the loss is the run's.
 

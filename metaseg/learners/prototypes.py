@@ -10,6 +10,7 @@ serve as features: after a ReLU many pixels are zero in all channels, where the 
 omits its last ReLU).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from metaseg.errors import MetasegError
 from metaseg.learners.metric import MetricLearner
 from metaseg.networks.attention_unet import UNet
+from metaseg.networks.build import fingerprint
 from metaseg.networks.comparing import ComparingNetwork, at_size_of
 from metaseg.networks.encoder_unet import EncoderUNet
 from metaseg.networks.stages import StagedNetwork
@@ -38,8 +40,21 @@ class Prototypes(MetricLearner):
         MetasegError: on a network with an unknown last layer.
     """
 
+    network: "PrototypeNetwork"
+
     def __init__(self, *, network: nn.Module, scale: Positive, seed: Natural, **settings: Any) -> None:
         super().__init__(network=PrototypeNetwork(network, scale, seed), **settings)
+
+    def as_start(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A checkpoint of the network of the group ``model`` gives all layers but the last, which keeps its weights."""
+        if checkpoint.get("architecture") != self.network.made_of:
+            return checkpoint
+        weights = self.state_dict()
+        for name, value in checkpoint["state_dict"].items():
+            own = name.replace("network.", "network.backbone.", 1)
+            if weights[own].shape == value.shape:  # not so in the last layer, with its one output
+                weights[own] = value
+        return {**checkpoint, "architecture": fingerprint(self.network), "state_dict": weights}
 
 
 class PrototypeNetwork(ComparingNetwork):
@@ -48,6 +63,7 @@ class PrototypeNetwork(ComparingNetwork):
     def __init__(self, network: nn.Module, scale: float, seed: int) -> None:
         super().__init__()
         self.label = f"prototypes of {getattr(network, 'label', type(network).__name__)}"
+        self.made_of = fingerprint(network)
         self.backbone = embedding(network, seed)
         self.weights = self.backbone.weights
         self.modules_of = {

@@ -23,7 +23,7 @@ from metaseg.documents import read_json
 from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
-from metaseg.learners.checkpoints import load_weights
+from metaseg.learners.checkpoints import read_checkpoint, restore
 from metaseg.runs.directory import RunDirectory, write_json
 from metaseg.runs.schema import Run
 from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
@@ -112,7 +112,8 @@ def go_to(start: str, learner: Learner, data: EpisodicData | None) -> None:
     """
     if start == "model":
         return
-    load_weights(learner, Path(start) if data is None else _joint(data))
+    checkpoint = read_checkpoint(Path(start) if data is None else _joint(data))
+    restore(learner, learner.as_start(checkpoint))
 
 
 def recorded(start: str, settings: Run) -> str:

@@ -15,11 +15,12 @@ from metaseg.data.batches import Episode
 from metaseg.data.module import EpisodicData
 from metaseg.errors import MetasegError
 from metaseg.learners.build import build_learner
+from metaseg.learners.checkpoints import origin
 from metaseg.runs.directory import RunDirectory
 from metaseg.training import start
 from metaseg.training.compute import Compute, FlopCounter, of_one_image
 from metaseg.training.outer import MetaTraining
-from metaseg.training.start import directory_of, joint_settings, starting_point
+from metaseg.training.start import directory_of, go_to, joint_settings, starting_point
 
 
 def settings(tmp_path, *overrides):
@@ -59,6 +60,23 @@ def test_a_start_that_cannot_be_is_refused(tmp_path, overrides):
 def test_a_run_that_goes_on_needs_its_start_no_more(tmp_path):
     chosen = settings(tmp_path, "start=/no/such/run")
     assert starting_point(chosen, build_learner(chosen), resumed=True) == "/no/such/run"
+
+
+@pytest.mark.parametrize("name", ["imaml", "maml", "fomaml", "anil", "reptile", "naive", "prototypes"])
+def test_learners_that_auto_sends_to_joint_training_take_its_weights(tmp_path, name):
+    joint = build_learner(settings(tmp_path, "learner=joint"))
+    for parameter in joint.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save({**origin(joint.network), "state_dict": joint.state_dict()}, tmp_path / "joint.ckpt")
+    chosen = settings(tmp_path, f"learner={name}", "start=auto", *["learner.adapt.steps=0"] * (name == "prototypes"))
+    learner = build_learner(chosen)
+    assert begins(chosen) == "joint"
+    own = {part: one.clone() for part, one in learner.theta().items()}
+    go_to(str(tmp_path / "joint.ckpt"), learner, None)
+    kept = {part: one for part, one in own.items() if torch.equal(one, learner.theta()[part])}
+    assert set(kept) == ({"backbone.conv.weight", "backbone.conv.bias"} if name == "prototypes" else set())
+    taken = {part.removeprefix("backbone."): one for part, one in learner.theta().items() if part not in kept}
+    assert all(torch.equal(one, joint.theta()[part]) for part, one in taken.items())
 
 
 @pytest.mark.long
@@ -149,7 +167,8 @@ def follow(rank, folder, chosen):
         (folder / f"{rank} {what}").touch()
 
     start.fit = lambda *_: note("trains")
-    start.load_weights = lambda *_: note("loads")
+    start.read_checkpoint = lambda *_: {}
+    start.restore = lambda *_: note("loads")
     note("arrives")
     start.go_to("joint", build_learner(chosen), start.data_of("joint", chosen, EpisodicData(chosen)))
     # A run would go on. Gloo aborts a process that ends with its threads alive, or whose partner has gone before.

@@ -77,7 +77,6 @@ NOT_HERE = {
     "python scripts/soak.py training --minutes 60 --folder DIR": "takes an hour",
     "python scripts/soak.py page --minutes 60 --folder DIR": "takes an hour",
     "python -m benchmarks.coverage": "takes minutes of simulation",
-    "python -m benchmarks.episodes": "takes minutes: tests/data/test_episode_benchmark.py runs a small one",
 }
 
 

@@ -3,7 +3,7 @@
 from typing import get_args
 
 import pytest
-from conftest import ROOT, TINY, composed, settings_of
+from conftest import TINY, composed, settings_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -17,8 +17,6 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.settings import changed
 from metaseg.training.run import begin
 
-LEARNERS = sorted(path.stem for path in (ROOT / "conf" / "learner").glob("[a-z]*.yaml"))
-
 
 @pytest.fixture
 def right():
@@ -27,12 +25,9 @@ def right():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("learner", "model"), [*((one, "attention_unet") for one in LEARNERS), ("imaml", "pretrained"), ("imaml", "smp")]
-)
-def test_what_conf_says_passes(learner, model):
-    settings = settings_of(f"learner={learner}", f"model={model}", "protocol=paper")
-    assert settings.learner.name == settings.plain["learner"]["name"]
+@pytest.mark.parametrize("model", ["pretrained", "smp"])
+def test_the_papers_protocol_fits_other_models(model):
+    assert settings_of(f"model={model}", "protocol=paper").learner.inner.steps > 0
 
 
 @pytest.mark.parametrize("scale", ["full", "small", "toy"])
@@ -49,72 +44,21 @@ def test_the_command_line_goes_before_a_scale():
     "wrong",
     [
         "shots=1.5",
-        "shots=0",
         "shots=true",
         "seed=-1",
-        "seed=abc",
-        "target=3",
+        "target=[kvasir,kvasir]",
         "loss=cross_entropy",
         "train=perhaps",
-        "data.size=gross",
-        "data.size=4",
         "data.validation=1",
-        "data.augment=some",
-        "data.source=nowhere",
         "data.workers=-1",
-        "tasks.mixing=all",
-        "tasks.order=random",
-        "tasks.count=0",
         "tasks.recolour=2",
-        "trainer.max_epochs=0",
-        "trainer.patience=0",
-        "trainer.progress=maybe",
-        "logger.overlay_every=-1",
-        "logger.mode=ofline",
-        "evaluation.draws=0",
-        "evaluation.batch=0",
         "evaluation.limit=0",
         "evaluation.curve=[-1]",
-        "starts.epochs=0",
-        "learner.train_on=both",
-        "learner.train_images=0",
         "learner.optimizer.lr=0",
-        "learner.optimizer.schedule=linear",
-        "learner.optimizer.rates.encoder=-1",
-        "learner.inner.optimizer=lbfgs",
-        "learner.inner.precision=int8",
-        "learner.inner.steps=-1",
-        "learner.inner.tolerance=1",
-        "learner.inner.bound.every=-1",
-        "learner.inner.bound.share=0",
-        "learner.adapt.lr=none",
-        "learner.adapt.lr=-1",
-        "learner.adapt.schedule=linear",
-        "learner.adapt.folds=-2",
         "learner.adapt.folds=1",
-        "learner.adapt.by=magic",
-        "learner.adapt.rates.head=-1",
-        "trainer.accelerator=tpu",
-        "trainer.devices=0",
-        "trainer.devices=[]",
         "trainer.devices=[0,0]",
-        "trainer.devices=[-1]",
-        "trainer.devices=true",
-        "trainer.strategy=fsdp",
-        "trainer.precision=8-true",
-        "model.features=0",
-        "model.name=segnet",
-        "model.init=imagenet",
         "model.norm.encoder=layer",
-        "logger.overlay_images=0",
-        "target=[kvasir,kvasir]",
-        "model.recipe.lam=-1",
-        "model.recipe.adapt.quick.steps=-1",
         "model.recipe.rates.outer.head=-1",
-        "protocol.outer_lr=0",
-        "protocol.curvature=fisher",
-        "protocol.adapt.schedule=linear",
-        "model.recipe.inner.bound.share=0",
         "scale.name=3",
     ],
 )
@@ -204,22 +148,12 @@ def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
 @pytest.mark.parametrize(
     ("command", "given", "wrong"),
     [
-        ("adapt", ["checkpoint=a", "support=b", "out=c"], "folds=1"),
         ("adapt", ["checkpoint=a", "support=b", "out=c"], "export=[tflite]"),
-        ("adapt", ["checkpoint=a", "support=b", "out=c"], "device=tpu"),
-        ("adapt", ["checkpoint=a", "support=b", "out=c"], "lr=0"),
-        ("adapt", ["checkpoint=a", "support=b", "out=c"], "overwrite=1"),
         ("app", ["checkpoint=a"], "port=70000"),
-        ("app", ["checkpoint=a"], "max_mb=0"),
-        ("app", ["checkpoint=a"], "steps=0"),
-        ("pretrain", [], "data.batch=0"),
         ("pretrain", [], "data.size=40"),
-        ("pretrain", [], "data.augment.flip=2"),
-        ("pretrain", [], "optimizer.lr=-1"),
+        ("pretrain", [], "optimizer.lr=0"),
         ("pretrain", [], "trainer.devices=2"),
-        ("pretrain", [], "trainer.strategy=ddp"),
-        ("pretrain", [], "protocol.name=3"),
-        ("pretrain", [], "seed=4294967296"),
+        ("pretrain", [], "+trainer.stop_by=training"),
     ],
 )
 def test_the_other_commands_refuse_by_name_too(command, given, wrong):
@@ -228,7 +162,7 @@ def test_the_other_commands_refuse_by_name_too(command, given, wrong):
     assert validation.read(kind, right).plain == OmegaConf.to_container(right, resolve=True)
     with pytest.raises(MetasegError) as caught:
         validation.read(kind, bad)
-    assert str(caught.value).startswith(f"{wrong.partition('=')[0]} ")
+    assert str(caught.value).startswith(f"{wrong.lstrip('+').partition('=')[0]} ")
 
 
 def test_every_setting_of_conf_is_documented():

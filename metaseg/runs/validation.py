@@ -1,4 +1,4 @@
-"""Validate settings, in sentences about invalid values; `python -m metaseg.runs.validation` lists all settings."""
+"""Validate settings, in sentences about invalid values, and describe them."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_
 from pydantic.fields import FieldInfo
 
 from metaseg.errors import MetasegError, quoted
-from metaseg.runs.schema import CONFIGURATIONS, Group
+from metaseg.runs.schema import Group
 
 Settings = TypeVar("Settings", bound=Group)
 
@@ -174,16 +174,3 @@ def documented(kind: type[BaseModel], prefix: str = "") -> Iterator[Documented]:
             yield Documented(key=key, values=expected(field), meaning=field.description or "")
         else:
             yield from documented(group, f"{key}.")
-
-
-def main() -> None:
-    """Print the settings of all commands as Markdown."""
-    for name, kind in CONFIGURATIONS.items():
-        print(f"## metaseg {'train' if name == 'config' else name}\n\n| setting | values | |\n|---|---|---|")
-        for one in documented(kind):
-            print(f"| `{one.key}` | {one.values} | {one.meaning} |")
-        print()
-
-
-if __name__ == "__main__":
-    main()

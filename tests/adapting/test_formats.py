@@ -224,7 +224,7 @@ def test_compressed_pages_are_read(tmp_path, mode, compression):
     assert np.abs(formats.read(several, 1) - np.asarray(image.convert("RGB")).astype(float)).mean() < 4
 
 
-@pytest.mark.parametrize("turned", range(1, 9))
+@pytest.mark.parametrize("turned", [1, 3, 6, 8])  # neither, both, one and the other side swapped
 @pytest.mark.parametrize("kind", ["grey", "colours", "deep grey", "deep colours", "deep planes", "doubles"])
 def test_pages_and_pictures_are_turned_upright_like_their_masks(tmp_path, kind, turned):
     pixels = DEEP if kind.startswith("deep") else PICTURE

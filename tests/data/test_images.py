@@ -92,9 +92,19 @@ def test_empty_mask_stays_empty(tmp_path):
     assert not images.read_mask(tmp_path / "mask.png").any()
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif"])
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "absent"])
-@pytest.mark.parametrize("read", [images.read_image, images.read_mask])
+@pytest.mark.parametrize(
+    ("read", "damage", "suffix"),
+    [
+        (images.read_image, "truncated", ".jpg"),
+        (images.read_image, "truncated", ".tif"),
+        (images.read_image, "garbage", ".png"),
+        (images.read_image, "absent", ".bmp"),
+        (images.read_mask, "truncated", ".png"),
+        (images.read_mask, "truncated", ".bmp"),
+        (images.read_mask, "empty", ".jpg"),
+        (images.read_mask, "absent", ".tif"),
+    ],
+)
 def test_damaged_files_are_named(tmp_path, suffix, damage, read):
     path = tmp_path / f"broken{suffix}"
     if damage == "truncated":

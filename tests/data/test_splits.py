@@ -44,13 +44,13 @@ def grouped(groups):
     return pools.prepare_arrays("twin", *arrays(count), groups=np.array(groups))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_split_never_separates_a_group(seed):
-    pool = grouped(np.random.default_rng(seed).integers(0, 12, 60))
-    train, held_out = pools.split_by_group(pool, 0.25, seed)
-    assert sorted([*train, *held_out]) == list(range(60))
-    assert not set(pool.groups[train]) & set(pool.groups[held_out])
-    assert 0 < len(held_out) <= 15
+def test_a_split_never_separates_a_group():
+    for seed in range(20):
+        pool = grouped(np.random.default_rng(seed).integers(0, 12, 60))
+        train, held_out = pools.split_by_group(pool, 0.25, seed)
+        assert sorted([*train, *held_out]) == list(range(60))
+        assert not set(pool.groups[train]) & set(pool.groups[held_out])
+        assert 0 < len(held_out) <= 15
 
 
 def test_a_split_is_a_function_of_the_seed():

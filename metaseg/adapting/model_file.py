@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
 
 from metaseg import __version__
 from metaseg.data import catalogue
-from metaseg.documents import json_of
 from metaseg.errors import MetasegError
 from metaseg.learners.checkpoints import read_checkpoint
-from metaseg.networks.weight_files import halved
+from metaseg.networks.weight_files import halved, opened_described, tensors_in, write_described
 from metaseg.runs.directory import RunDirectory
-from metaseg.system import replacing
 
 SUFFIX = ".safetensors"
 
@@ -44,9 +40,7 @@ def write(run: RunDirectory, path: Path) -> Path:
     tensors = {name: halved(value) for name, value in state["state_dict"].items()}
     described = {key: state[key] for key in _OF_CHECKPOINT if key in state}
     description = {"format": _FORMAT, "version": __version__, "card": card(run), **described}
-    with replacing(path) as temporary:
-        # Not save_file, whose errors are not OSErrors and whose files only their owner can read.
-        temporary.write_bytes(serialized(tensors, {_KEY: json.dumps(description)}))
+    write_described(path, tensors, _KEY, description)
     return path
 
 
@@ -116,26 +110,21 @@ def read(path: Path) -> dict[str, Any]:
         MetasegError: if the file is damaged, of another kind, or of a later version.
     """
     with _opened(path) as (file, description):
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = tensors_in(file)
     floats = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     return description | {"state_dict": floats}
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            description: dict[str, Any] = json_of((file.metadata() or {})[_KEY])
-            if description["format"] > _FORMAT:
-                raise MetasegError(f"{path} was made by metaseg {description['version']}; update metaseg to read it.")
-            if not isinstance(description["settings"], dict):
-                raise TypeError("settings of another type")
-            yield file, description
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise MetasegError(
-            f"Expected a model file of `metaseg models build`, but {path} is something else or damaged; segmenters "
-            "that metaseg adapt saved are read by metaseg.load_segmenter, or named in checkpoint= of metaseg adapt."
-        ) from error
+    otherwise = (
+        f"Expected a model file of `metaseg models build`, but {path} is something else or damaged; segmenters that "
+        "metaseg adapt saved are read by metaseg.load_segmenter, or named in checkpoint= of metaseg adapt."
+    )
+    with opened_described(path, _KEY, _FORMAT, "was made by", otherwise) as (file, description):
+        if not isinstance(description["settings"], dict):
+            raise TypeError("settings of another type")
+        yield file, description
 
 
 def is_one(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
 from torch import Tensor
 
 from metaseg import __version__
@@ -20,17 +17,16 @@ from metaseg.adapting.loading import chosen_device, learner_of, load
 from metaseg.adapting.model import Adapted, Model
 from metaseg.adapting.plan import Plan
 from metaseg.data.batches import SupportSet
-from metaseg.documents import json_of
 from metaseg.errors import MetasegError, expanded
 from metaseg.meta.losses import UNMARKED
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
-from metaseg.networks.weight_files import halved
+from metaseg.networks.weight_files import halved, opened_described, tensors_in, write_described
 from metaseg.runs import schema
-from metaseg.system import replacing
 
 NAME = "segmenter.safetensors"
 """File in the output folder of `metaseg adapt`."""
 
+_KEY = "metaseg"
 _FORMAT = 1
 
 
@@ -71,9 +67,7 @@ def save(adapted: Adapted, path: str | Path) -> Path:
         "label": adapted.label,
     }
     path = expanded(path)
-    with replacing(path) as temporary:
-        # Not save_file, whose errors are not OSErrors and whose files only their owner can read.
-        temporary.write_bytes(serialized(tensors, {"metaseg": json.dumps(description)}))
+    write_described(path, tensors, _KEY, description)
     return path
 
 
@@ -90,20 +84,11 @@ def load_segmenter(path: str | Path, device: str = "auto") -> Adapted:
     path = expanded(path)
     if not path.is_file():
         raise MetasegError(f"Expected a segmenter saved by metaseg, found nothing at {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            description = json_of((file.metadata() or {})["metaseg"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if description["format"] > _FORMAT:
-            raise MetasegError(f"{path} was saved by metaseg {description['version']}; update metaseg to read it.")
-        return _read(description, tensors, device)
-    except MetasegError:
-        raise
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
-        raise MetasegError(
-            f"Expected a segmenter saved by metaseg, but {path} is damaged or something else; adapt again to get a new "
-            "one."
-        ) from error
+    otherwise = (
+        f"Expected a segmenter saved by metaseg, but {path} is damaged or something else; adapt again to get a new one."
+    )
+    with opened_described(path, _KEY, _FORMAT, "was saved by", otherwise) as (file, description):
+        return _read(description, tensors_in(file), device)
 
 
 def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) -> Adapted:

@@ -1,17 +1,21 @@
-"""Safe reading of weight files: no code in them is executed."""
+"""Weight files, read safely: no code in them is executed."""
 
+import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialized
 from torch import Tensor, hub
 
+from metaseg.documents import json_of
 from metaseg.errors import MetasegError
-from metaseg.system import hashed
+from metaseg.system import hashed, replacing
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 _WRAPPERS = ("state_dict", "model")
@@ -139,9 +143,57 @@ def halved(value: Tensor) -> Tensor:
     return value.clamp(-most, most).half().contiguous()
 
 
+def write_described(path: Path, tensors: Mapping[str, Tensor], key: str, description: Mapping[str, Any]) -> None:
+    """Write tensors and what is to be said of them to one .safetensors file, which is replaced if it exists.
+
+    Args:
+        path: the file.
+        tensors: by name, contiguous and on the CPU.
+        key: of the description in the file's metadata.
+        description: as JSON; `opened_described` reads its keys "format", a whole number, and "version", metaseg's.
+
+    Raises:
+        MetasegError: if the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        # Not save_file, whose errors are not OSErrors and whose files only their owner can read.
+        temporary.write_bytes(serialized(dict(tensors), {key: json.dumps(description)}))
+
+
+@contextmanager
+def opened_described(
+    path: Path, key: str, newest: int, made: str, otherwise: str
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A file of `write_described` and its description; whatever its content does wrong is a sentence.
+
+    Args:
+        path: the file.
+        key: as given to `write_described`.
+        newest: the latest format that can be read.
+        made: how the file came about, as in "was saved by".
+        otherwise: the sentence about a damaged file, or one of another kind.
+
+    Raises:
+        MetasegError: if it is damaged, of another kind, or of a later version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            description: dict[str, Any] = json_of((file.metadata() or {})[key])
+            if description["format"] > newest:
+                raise MetasegError(f"{path} {made} metaseg {description['version']}; update metaseg to read it.")
+            yield file, description
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
+        raise MetasegError(otherwise) from error
+
+
+def tensors_in(file: Any) -> dict[str, Tensor]:
+    """All tensors of an open .safetensors file."""
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
 def _safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        return tensors_in(file), file.metadata() or {}
 
 
 def _pickled(path: Path) -> Any:

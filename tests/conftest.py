@@ -345,6 +345,24 @@ def train_process(tmp_path):
 
 
 @pytest.fixture
+def kept_threads():
+    """A command that sets the number of threads sets it for the whole process."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_account(monkeypatch, tmp_path):
+    """Nobody is logged in to W&B, and nothing of it is set."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DATA_DIR", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+
+
+@pytest.fixture
 def own_cache(monkeypatch, tmp_path):
     """No test reads or writes the user's own cache of prepared images."""
     monkeypatch.delenv("METASEG_CACHE", raising=False)

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import adaptation
 from benchmarks.__main__ import main
@@ -14,12 +13,7 @@ from metaseg.data.batches import SupportSet
 TINY = ("model=attention_unet", "model.features=2", "protocol.adapt.steps=4", "protocol.adapt.folds=2")
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """The command sets the number of threads for the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("kept_threads")
 
 
 @pytest.mark.long

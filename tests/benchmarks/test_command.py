@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import outer_step as outer_step_module
 from benchmarks.__main__ import main
@@ -20,14 +19,7 @@ from benchmarks.timing import Timing, round_robin
 from metaseg.memory import of_call, tidy
 from metaseg.networks.build import build
 
-
-@pytest.fixture(autouse=True)
-def threads():
-    """The command sets the number of threads for the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("kept_threads")
 
 TINY = ["--features", "2", "--size", "16", "--shots", "2", "--inner-steps", "1", "--cg-steps", "1", "--threads", "1"]
 SETTING = Setting(features=2, size=16, shots=2, inner_steps=1, cg_steps=1)

@@ -4,20 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import lesion
 
 import metaseg
 from benchmarks import own_images, unannotated
 from benchmarks.__main__ import main
 
-
-@pytest.fixture(autouse=True)
-def threads():
-    """The command sets the number of threads for the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("kept_threads")
 
 
 def test_each_draw_is_measured_once_and_kept(trained, folders, tmp_path, monkeypatch, capsys):

@@ -18,12 +18,7 @@ SETTING = Setting(features=2, size=32, shots=2, inner_steps=1, cg_steps=1)
 TINY = ["--features", "2", "--size", "32", "--shots", "2", "--inner-steps", "1", "--cg-steps", "1", "--threads", "1"]
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """The command sets the number of threads for the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("kept_threads")
 
 
 @pytest.mark.long

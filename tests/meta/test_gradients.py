@@ -66,18 +66,21 @@ def central_differences(objective, at, width=1e-5):
     return torch.stack([(objective(at + c) - objective(at - c)) / (2 * width) for c in columns])
 
 
+def drawing(seed):
+    """A function from a shape to normal values, others with each call."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def predict(parameters, inputs):
+    return torch.tanh(inputs @ parameters["w1"].T + parameters["b1"]) @ parameters["w2"].T
+
+
 def network_task(seed=0):
     """A small smooth regression network, whose support Hessian is indefinite."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    draw = drawing(seed)
     x, y, u, v = draw(7, 3), draw(7, 1), draw(5, 3), draw(5, 1)
     theta = {"w1": draw(4, 3), "b1": draw(4), "w2": draw(1, 4)}
-
-    def predict(parameters, inputs):
-        return torch.tanh(inputs @ parameters["w1"].T + parameters["b1"]) @ parameters["w2"].T
 
     def support(parameters):
         return predict(parameters, x), None
@@ -265,11 +268,7 @@ def solved(task, theta, strengths, adapting, near):
 
 def linear_task(seed=4):
     """A network that is linear in its parameters under a convex loss: Gauss-Newton is its Hessian."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    draw = drawing(seed)
     x, u, y, v = draw(9, 4), draw(6, 4), (draw(9) > 0).double(), (draw(6) > 0).double()
     theta = {"w1": draw(4), "b1": draw(1), "w2": draw(4)}
 
@@ -373,9 +372,6 @@ def task_of(hidden, asked):
     y, v = (torch.randn(rows, 1, generator=generator, dtype=torch.float64) for rows in (7, 5))
     theta = network_task()[1]
     leaves = [value.clone().requires_grad_() for value in (hidden, asked)]
-
-    def predict(parameters, inputs):
-        return torch.tanh(inputs @ parameters["w1"].T + parameters["b1"]) @ parameters["w2"].T
 
     return Task(
         lambda parameters: (predict(parameters, leaves[0]), None),

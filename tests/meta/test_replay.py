@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from tensors import drawn
 from torch import nn
 
 from metaseg.meta.curvature import DoubleBackward
@@ -20,10 +21,6 @@ LIBRARY = {
     "unet-vgg16_bn": {"arch": "Unet", "encoder": "vgg16_bn"},
     "deeplab-resnet18": {"arch": "DeepLabV3Plus", "encoder": "resnet18"},
 }
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def problem(network=None, loss="bce_log_cosh_dice", memory_format=torch.contiguous_format, side=32):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tensors import drawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaseg.meta.tangents import RULES, aten
@@ -9,12 +10,8 @@ from metaseg.meta.tangents import RULES, aten
 SHAPE = (3, 4, 6, 6)
 
 
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def image(seed=0, shape=SHAPE):
-    return draw(*shape, seed=seed)
+    return drawn(*shape, seed=seed)
 
 
 def pooled():
@@ -32,7 +29,7 @@ SAME = [[1, 1], [1, 1], [1, 1], False, [0, 0], 1]
 STRIDED = [[2, 2], [1, 1], [2, 2], False, [0, 0], 2]
 UP = [[2, 2], [0, 0], [1, 1], True, [0, 0], 1]
 
-FIXED = (draw(4, seed=5), draw(4, seed=6).square() + 0.5)
+FIXED = (drawn(4, seed=5), drawn(4, seed=6).square() + 0.5)
 """Mean and variance that a batch norm is given."""
 
 # Operation, arguments, and which of them vary; a list of tensors varies in all of its items.
@@ -47,8 +44,8 @@ CASES = [
     (aten.select.int, [image(), 1, 2], [0]),
     (aten.permute.default, [image(), [0, 2, 3, 1]], [0]),
     (aten.transpose.int, [image(), 1, 2], [0]),
-    (aten.t.default, [draw(3, 4)], [0]),
-    (aten.bmm.default, [draw(2, 3, 4), draw(2, 4, 5)], [0, 1]),
+    (aten.t.default, [drawn(3, 4)], [0]),
+    (aten.bmm.default, [drawn(2, 3, 4), drawn(2, 4, 5)], [0, 1]),
     (aten.constant_pad_nd.default, [image(), [1, 0, 2, 1]], [0]),
     (aten.sum.dim_IntList, [image(), [1], True], [0]),
     (aten.mean.dim, [image(), [2, 3], True], [0]),
@@ -85,31 +82,31 @@ CASES = [
     (aten.silu.default, [image()], [0]),
     (aten.silu_backward.default, [image(), image(1)], [0, 1]),
     (aten.max_pool2d_with_indices.default, [image(), [2, 2], [2, 2]], [0]),
-    (aten.convolution.default, [image(), draw(5, 4, 3, 3), draw(5), *SAME], [0, 1, 2]),
-    (aten.convolution.default, [image(), draw(6, 2, 3, 3), None, *STRIDED], [0, 1]),
-    (aten.convolution.default, [image(), draw(4, 2, 2, 2), draw(2), *UP], [0, 1, 2]),
+    (aten.convolution.default, [image(), drawn(5, 4, 3, 3), drawn(5), *SAME], [0, 1, 2]),
+    (aten.convolution.default, [image(), drawn(6, 2, 3, 3), None, *STRIDED], [0, 1]),
+    (aten.convolution.default, [image(), drawn(4, 2, 2, 2), drawn(2), *UP], [0, 1, 2]),
     (
         aten.convolution_backward.default,
-        [image(2, (3, 5, 6, 6)), image(), draw(5, 4, 3, 3), [5], *SAME, [True] * 3],
+        [image(2, (3, 5, 6, 6)), image(), drawn(5, 4, 3, 3), [5], *SAME, [True] * 3],
         [0, 1, 2],
     ),
     (
         aten.convolution_backward.default,
-        [image(2, (3, 5, 6, 6)), image(), draw(5, 4, 3, 3), [0], *SAME, [False, True, False]],
+        [image(2, (3, 5, 6, 6)), image(), drawn(5, 4, 3, 3), [0], *SAME, [False, True, False]],
         [0, 1, 2],
     ),
     (
         aten.convolution_backward.default,
-        [image(2, (3, 2, 12, 12)), image(), draw(4, 2, 2, 2), [2], *UP, [True] * 3],
+        [image(2, (3, 2, 12, 12)), image(), drawn(4, 2, 2, 2), [2], *UP, [True] * 3],
         [0, 1, 2],
     ),
-    (aten.native_batch_norm.default, [image(), draw(4), draw(4), None, None, True, 0.0, 1e-2], [0, 1, 2]),
+    (aten.native_batch_norm.default, [image(), drawn(4), drawn(4), None, None, True, 0.0, 1e-2], [0, 1, 2]),
     (aten.native_batch_norm.default, [image(), None, None, None, None, True, 0.0, 1e-2], [0]),
-    (aten.native_batch_norm.default, [image(), draw(4), draw(4), *FIXED, False, 0.0, 1e-2], [0, 1, 2]),
+    (aten.native_batch_norm.default, [image(), drawn(4), drawn(4), *FIXED, False, 0.0, 1e-2], [0, 1, 2]),
     (aten.native_batch_norm.default, [image(), None, None, *FIXED, False, 0.0, 1e-2], [0]),
     (
         aten.native_batch_norm_backward.default,
-        [image(2), image(), draw(4), *FIXED, draw(0), draw(0), False, 1e-2, [True] * 3],
+        [image(2), image(), drawn(4), *FIXED, drawn(0), drawn(0), False, 1e-2, [True] * 3],
         [0, 1, 2],
     ),
 ]
@@ -202,7 +199,7 @@ def test_each_rule_equals_the_finite_difference_of_its_operation(operation, argu
 @pytest.mark.parametrize("choice", range(1, 8))
 def test_the_derivative_of_batch_norms_backward_pass_includes_that_of_its_statistics(choice, memory_format):
     rule = RULES[aten.native_batch_norm_backward.default]
-    primal = layout([image(5), image(3), draw(4, seed=6)], memory_format)
+    primal = layout([image(5), image(3), drawn(4, seed=6)], memory_format)
     primal[2][1] = 0.0  # A weight of zero must not be divided by.
     tangents = [directions(value, 20 + i) if choice >> i & 1 else None for i, value in enumerate(primal)]
     ends = []
@@ -230,7 +227,7 @@ def test_every_rule_has_a_case():
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("weight", [None, draw(4, seed=6)])
+@pytest.mark.parametrize("weight", [None, drawn(4, seed=6)])
 def test_recomputed_values_equal_the_originals(weight, memory_format):
     arguments, results = gradient_of_batch_norm(*layout([image(5), image(3), weight], memory_format))
     (rule,) = (rule for rule in RULES.values() if rule.again)

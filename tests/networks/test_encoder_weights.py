@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
 from segmentation_models_pytorch.encoders import get_encoder
+from tensors import saved
 
 from metaseg.errors import MetasegError
 from metaseg.learners.checkpoints import origin, take_over_origin
@@ -28,14 +28,6 @@ def drawn(module, seed=0):
         for name, value in module.state_dict().items()
         if value.numel() < 1e7
     }
-
-
-def saved(path, tensors, metadata=None):
-    if path.suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
-    else:
-        torch.save(tensors, path)
-    return path
 
 
 def copied(encoder):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from safetensors.torch import save_file
+from tensors import saved
 from torchvision.models import vgg16
 
 from metaseg.errors import MetasegError
@@ -18,14 +18,6 @@ MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.22
 def original():
     torch.manual_seed(0)
     return vgg16(weights=None).features.eval()
-
-
-def saved(path, tensors):
-    if path.suffix == ".safetensors":
-        save_file(tensors, path)
-    else:
-        torch.save(tensors, path)
-    return path
 
 
 def named(original):

@@ -12,11 +12,7 @@ from metaseg.tracking import dashboard
 main = command("dashboard")
 
 
-@pytest.fixture(autouse=True)
-def no_account(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+pytestmark = pytest.mark.usefixtures("no_account")
 
 
 def test_a_dry_run_lists_the_panels(capsys, monkeypatch):

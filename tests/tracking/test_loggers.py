@@ -18,12 +18,7 @@ from metaseg.runs.schema import Logger
 from metaseg.runs.validation import checked
 from metaseg.tracking import CsvLogger, build_loggers
 
-
-@pytest.fixture(autouse=True)
-def no_account(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DATA_DIR", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+pytestmark = pytest.mark.usefixtures("no_account")
 
 
 def logger_config(name):

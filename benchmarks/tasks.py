@@ -14,7 +14,8 @@ from benchmarks.report import Report
 from benchmarks.setting import Setting, make_episode
 from benchmarks.timing import timed
 from benchmarks.worker import in_fresh_process
-from metaseg.memory import HOW, MIB, of_call, resident, tidy
+from metaseg.memory import HOW, MIB, of_call, tidy
+from metaseg.system import resident
 
 COLUMNS = (
     "learner",

@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from metaseg.system import resident
 
 MIB = 2**20
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -48,9 +49,9 @@ def of_call(run: Callable[[], object], device: str) -> tuple[float, str]:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB, "cuda"
     if not _STATUS.exists():
-        start = _rusage()
+        start = resident("VmHWM")
         run()
-        return _rusage() - start, "rusage"
+        return resident("VmHWM") - start, "rusage"
     before_mib = resident()
     try:
         _CLEAR.write_text("5", encoding="ascii")
@@ -58,14 +59,6 @@ def of_call(run: Callable[[], object], device: str) -> tuple[float, str]:
         return _sampled(run) - before_mib, "sampling"
     run()
     return resident("VmHWM") - before_mib, "watermark"
-
-
-def resident(field: str = "VmRSS") -> float:
-    """A memory field of /proc/self/status in MiB; NaN on systems without it."""
-    if not _STATUS.exists():
-        return float("nan")
-    lines = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="ascii").splitlines() if ":" in line)
-    return int(lines[field].split()[0]) / 1024
 
 
 def _sampled(run: Callable[[], object]) -> float:
@@ -85,9 +78,3 @@ def _sampled(run: Callable[[], object]) -> float:
         finished.set()
         thread.join()
     return highest
-
-
-def _rusage() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)

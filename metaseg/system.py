@@ -1,9 +1,10 @@
-"""What the operating system gives: cores, the hash of a file, files that are written whole or not at all."""
+"""What the operating system gives: cores, memory in use, hashes of files, files written whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,10 +12,32 @@ from pathlib import Path
 
 from metaseg.errors import MetasegError
 
+RSS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10
+"""ru_maxrss is in bytes on macOS, in KiB elsewhere."""
+
 
 def cores() -> int:
     """Number of cores available to this process; a scheduler may give it some of the machine's only."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resident(field: str = "VmRSS", process: int | str = "self") -> float:
+    """Resident memory in MiB: VmRSS, that of now, or VmHWM, the highest so far; NaN where the system does not tell.
+
+    Args:
+        field: of /proc/PID/status. Without that file, as on macOS, only this process's VmHWM is known.
+        process: its number.
+    """
+    status = Path(f"/proc/{process}/status")
+    if status.exists():  # also because ru_maxrss survives exec on Linux: a child would report its parent's peak
+        lines = dict(line.split(":", 1) for line in status.read_text(errors="replace").splitlines() if ":" in line)
+        if field in lines:
+            return int(lines[field].split()[0]) / 1024
+    if (field, process) != ("VmHWM", "self") or os.name != "posix":
+        return float("nan")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_PER_MIB
 
 
 def hashed(path: Path, digest: hashlib._Hash | hashlib.blake2b | None = None) -> str:

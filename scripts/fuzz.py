@@ -68,6 +68,7 @@ from metaseg.reporting.runs import read_runs
 from metaseg.runs.directory import RunDirectory
 from metaseg.sweeps.overview import look
 from metaseg.sweeps.status import status_of
+from metaseg.system import resident
 
 SECONDS, MEMORY, ADDRESSES = 60, 3 * 2**30, 12 * 2**30
 """For one file: seconds, bytes of resident memory, bytes of address space."""
@@ -318,8 +319,8 @@ def serve(reader: Callable[[Path], Any], pipe: Connection) -> None:
             ours = [one for one in traceback.extract_tb(error.__traceback__) if "/metaseg/" in one.filename]
             where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "fuzz.py"
             said = f"{type(error).__name__} at {where}\n" + "".join(traceback.format_exception(error))
-        if resident("VmHWM") - before > MEMORY:
-            said = f"{(resident('VmHWM') - before) / 2**30:.1f} GiB, {said}"
+        if (resident("VmHWM") - before) * 2**20 > MEMORY:
+            said = f"{(resident('VmHWM') - before) / 2**10:.1f} GiB, {said}"
         pipe.send("code was executed" if Path("executed").exists() else said)
 
 
@@ -327,11 +328,6 @@ def large(error: BaseException) -> bool:
     """Whether memory was asked for that might have been used; that for a part of a file is not, unless it is there."""
     line = traceback.extract_tb(error.__traceback__)[-1].line if error.__traceback__ else None
     return isinstance(error, MemoryError) and ".read(" not in (line or "")
-
-
-def resident(name: str) -> int:
-    """Bytes, of /proc/self/status."""
-    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from metaseg.system import resident
+
 ROOT = Path(__file__).parents[1]
 SETTINGS = [
     *("learner=fomaml", "shots=3", "tasks.query=3", "tasks.count=40", "tasks.validation=2", "data=synthetic"),
@@ -148,8 +150,7 @@ def _sample(process: subprocess.Popen[bytes], steps: Steps, file: Path, minutes:
 def _numbers(process: int) -> tuple[float, int, int]:
     """MiB, open files and threads of a process."""
     here = Path(f"/proc/{process}")
-    status = dict(line.split(":", 1) for line in (here / "status").read_text().splitlines())
-    return int(status["VmRSS"].split()[0]) / 1024, len(list((here / "fd").iterdir())), int(status["Threads"])
+    return resident(process=process), len(list((here / "fd").iterdir())), len(list((here / "task").iterdir()))
 
 
 def _spent(process: int) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metaseg.errors import MetasegError
-from metaseg.system import cores
+from metaseg.system import RSS_PER_MIB, cores, resident
 
 PACKAGES = (
     "metaseg-implicit",
@@ -122,32 +122,16 @@ def peak_memory_mib() -> dict[str, float]:
     `process` and `largest_child` are resident host memory; of all ended children, the system records only the largest.
     `cuda` is torch's peak tensor memory, summed over devices.
     """
-    peak = {"process": _own_peak_mib(), "largest_child": 0.0}
+    peak = {"process": resident("VmHWM"), "largest_child": 0.0}
     if os.name == "posix":
         import resource
 
-        peak["largest_child"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / _RSS_PER_MIB
+        peak["largest_child"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / RSS_PER_MIB
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         devices = range(torch.cuda.device_count())
         peak["cuda"] = sum(torch.cuda.max_memory_allocated(device) for device in devices) / 2**20
     return {name: round(value, 1) for name, value in peak.items()}
-
-
-_RSS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes on macOS, KiB elsewhere
-
-
-def _own_peak_mib(status: Path = Path("/proc/self/status")) -> float:
-    # On Linux ru_maxrss survives exec, so the child of a large process would report its parent's peak.
-    if status.exists():
-        peak = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
-        if peak:
-            return int(peak.group(1)) / 2**10
-    if os.name != "posix":
-        return float("nan")
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_PER_MIB
 
 
 def require_kernels(capability: tuple[int, int], arch_list: Sequence[str], name: str = "the GPU") -> None:

@@ -6,13 +6,10 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
-import time
 from html.parser import HTMLParser
 
 import pytest
-from conftest import ROOT, blank, command, environment
+from conftest import ROOT, blank, command
 from run_directories import TRIVIAL, write_run
 
 from metaseg.reporting.cells import blocks
@@ -482,18 +479,6 @@ def test_every_setting_stands_once(runs):
     for run in found:
         own, learner = settings.by_run[run.name], settings.by_learner[run.learner]
         assert len({*own, *learner, *settings.common}) == len(own) + len(learner) + len(settings.common)
-
-
-@pytest.mark.long
-def test_help_is_quick_and_complete(tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "metaseg", "report", "--help"]
-    started = time.monotonic()
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT, check=False)
-    assert finished.returncode == 0
-    assert time.monotonic() - started < 20  # on a busy machine; what counts is what it loads
-    assert "tableN.tex" in finished.stdout
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in finished.stderr.splitlines()}
-    assert not loaded & {"torch", "pandas", "scipy", "matplotlib", "numpy", "hydra", "jinja2"}
 
 
 def test_a_wrong_command_line_ends_in_one_sentence(capsys):

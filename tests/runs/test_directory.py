@@ -125,13 +125,3 @@ def test_written_files_are_readable_by_the_group(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "x.txt").stat().st_mode & 0o777 == 0o644
-
-
-@pytest.mark.long
-def test_module_is_light():
-    heavy = ("torch", "pandas", "numpy", "lightning")
-    code = f"import sys, metaseg.runs.directory; print([m for m in {heavy} if m in sys.modules])"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
-    )
-    assert answer.stdout.strip() == "[]"

@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ _ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
 @contextmanager
 def like_ctrl_c() -> Iterator[None]:
     """Make SIGTERM, SIGHUP and SIGUSR1 raise KeyboardInterrupt, as Ctrl+C does; no effect outside the main thread."""
-    with _handled(dict.fromkeys(_LIKE_CTRL_C, _at_once)):
+    with handled(dict.fromkeys(_LIKE_CTRL_C, _at_once)):
         yield
 
 
@@ -51,7 +51,7 @@ class Interruption:
         """
         numbers = (signal.SIGINT, *_LIKE_CTRL_C)
         try:
-            with _handled(dict.fromkeys(numbers, self._note) | dict.fromkeys(_ALARM, _at_once)):
+            with handled(dict.fromkeys(numbers, self._note) | dict.fromkeys(_ALARM, _at_once)):
                 try:
                     yield
                 finally:
@@ -88,7 +88,8 @@ def _at_once(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _handled(handlers: dict[Any, Any]) -> Iterator[None]:
+def handled(handlers: Mapping[Any, Any]) -> Iterator[None]:
+    """Set handlers of signals, by number, and then those before them again; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

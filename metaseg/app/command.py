@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from metaseg.app.arrivals import FromThisMachine
 from metaseg.errors import MetasegError, needs
+from metaseg.interruption import handled
 from metaseg.runs import schema, validation
 
 HOST = "127.0.0.1"
@@ -153,9 +154,5 @@ def _until_stopped() -> Iterator[threading.Event]:
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled({signal.SIGINT: stop, signal.SIGTERM: stop}):
         yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaseg.cli.arguments import Parser, tell
+from metaseg.errors import plural
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from metaseg.reporting.report import write_report  # pandas, scipy and matplotlib take seconds to import
 
     page, found = write_report(options.folder)
-    print(f"{page}: {len(found.runs)} run{'' if len(found.runs) == 1 else 's'}")
+    print(f"{page}: {plural(len(found.runs), 'run')}")
     if found.unfinished:
         print(f"unfinished, skipped: {', '.join(found.unfinished)}")
     for name, reason in found.unreadable:

@@ -64,17 +64,17 @@ class Run:
         return int((self.settings["learner"].get("adapt") or {}).get("steps") or 0)
 
     @cached_property
-    def _matrices(self) -> dict[tuple[str, str], pd.DataFrame]:
+    def _matrices(self) -> dict[str, pd.DataFrame]:
         return {}
 
-    def matrix(self, target: str, column: str = "dsc_after") -> pd.DataFrame:
-        """Scores on a target: a row per (seed, draw), a column per image; NaN where an image was not scored."""
-        if (target, column) not in self._matrices:
+    def matrix(self, target: str) -> pd.DataFrame:
+        """Dice on a target: a row per (seed, draw), a column per image; NaN where an image was not scored."""
+        if target not in self._matrices:
             rows = self.scores[self.scores["dataset"] == target]
-            table = rows.pivot(index="draw", columns="image", values=column)
+            table = rows.pivot(index="draw", columns="image", values="dsc_after")
             table.index = pd.MultiIndex.from_product([[self.settings["seed"]], table.index], names=["seed", "draw"])
-            self._matrices[target, column] = table
-        return self._matrices[target, column]
+            self._matrices[target] = table
+        return self._matrices[target]
 
     def groups(self, target: str) -> Mapping[str, str]:
         """Image → its patient or video, or its own name if the run did not record one."""

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from metaseg.errors import plural
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import Interval, Result, TargetScores
 
@@ -63,11 +64,8 @@ def _strengths(learned: Iterable[tuple[str, float]]) -> Table:
 
 
 def _table(target: str, scores: TargetScores, scratch: Interval | None) -> Table:
-    counts = ", ".join(
-        f"{count} {unit}{'' if count == 1 else 's'}"
-        for count, unit in ((scores.images, "image"), (scores.draws, "draw"))
-        if count
-    )
+    known = ((scores.images, "image"), (scores.draws, "draw"))
+    counts = ", ".join(plural(count, unit) for count, unit in known if count)
     table = Table(
         title=f"{target}: {counts}" if counts else target, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
     )

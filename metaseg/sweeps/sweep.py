@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, listed
 from metaseg.runs import tables as definitions
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.schema import Run
@@ -188,4 +188,4 @@ def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console
 
 
 def _names(cells: Sequence[Planned]) -> str:
-    return ", ".join(one.cell.name for one in cells[:5]) + (", …" if len(cells) > 5 else "")
+    return listed([one.cell.name for one in cells], 5)

@@ -121,9 +121,8 @@ def test_help_for_a_choice_that_there_is_not_is_refused_in_a_sentence(metaseg):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("wrong", ["shots=1.5", "seed=-1", "seed=abc", "data.size=gross"])
-def test_what_is_refused_leaves_no_folder(metaseg, nowhere, wrong):
-    assert refused(metaseg, wrong).startswith(f"{wrong.partition('=')[0]} ")
+def test_what_is_refused_leaves_no_folder(metaseg, nowhere):
+    assert refused(metaseg, "data.size=gross").startswith("data.size ")
     assert list(nowhere.iterdir()) == []
 
 
@@ -164,9 +163,7 @@ def test_what_testing_needs_is_refused_before_training(metaseg, nowhere):
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ("seeed=1", "seed"),
         ("evaluation.draw=2", "evaluation.draws"),
-        ("learner.lamm=1", "learner.lam"),
         ("+data.sizes=32", "data.size"),
         ("+learner.curvatur=hessian", "learner.curvature"),
     ],

@@ -29,7 +29,7 @@ def resident(field: str = "VmRSS", process: int | str = "self") -> float:
         process: its number.
     """
     status = Path(f"/proc/{process}/status")
-    if status.exists():  # also because ru_maxrss survives exec on Linux: a child would report its parent's peak
+    if status.exists():  # before ru_maxrss, which survives exec on Linux: a child would report its parent's peak
         lines = dict(line.split(":", 1) for line in status.read_text(errors="replace").splitlines() if ":" in line)
         if field in lines:
             return int(lines[field].split()[0]) / 1024

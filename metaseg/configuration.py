@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,13 @@ def names_its_folder() -> bool:
     from hydra.core.hydra_config import HydraConfig
 
     return any(one.startswith("hydra.run.dir=") for one in HydraConfig.get().overrides.hydra)
+
+
+def literally(key: str, value: str | Path) -> str:
+    """`KEY=VALUE` for Hydra's command line, with any value taken as it stands."""
+    # A backslash is an escape to Hydra before a quote or at the end, and to OmegaConf before an interpolation.
+    value = re.sub(r"(\\*)(\$\{|'|$)", lambda found: found[1] * 2 + (f"\\{found[2]}" if found[2] else ""), str(value))
+    return f"{key}='{value}'"
 
 
 def composed(name: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:

@@ -47,6 +47,18 @@ def quoted(value: object) -> str:
         return "a number of thousands of digits"
 
 
+def require_text(name: str | Path) -> None:
+    """Refuse a file name that is no text, such as one in Latin-1 on Linux, before work on its file is lost.
+
+    Raises:
+        MetasegError: if it is not.
+    """
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as error:
+        raise MetasegError(f"Expected file names in UTF-8, found {str(name)!a}; rename it.") from error
+
+
 def expanded(path: str | Path) -> Path:
     """A path whose `~` is replaced by the home folder.
 

@@ -12,7 +12,7 @@ import numpy as np
 from metaseg.adapting.formats import READABLE, instance, pages, read, read_mask, segmented, stem, suffix
 from metaseg.adapting.masks import RawMask
 from metaseg.data.layouts import natural_key
-from metaseg.errors import MetasegError, listed, plural
+from metaseg.errors import MetasegError, listed, plural, require_text
 
 _NOTES = (".txt", ".md", ".csv", ".tsv", ".xlsx", ".json", ".xml", ".yaml", ".html", ".db", ".ini")
 _LONGEST = 255  # bytes of a file's name
@@ -245,7 +245,10 @@ def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise MetasegError(f"Expected a folder of images, found none at {folder}.")
     paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    return sorted((path for path in paths if suffix(path) in READABLE), key=lambda path: natural_key(path.name))
+    readable = [path for path in paths if suffix(path) in READABLE]
+    for path in readable:
+        require_text(path.name)
+    return sorted(readable, key=lambda path: natural_key(path.name))
 
 
 def _unique(paths: Sequence[Path]) -> Iterator[Path]:

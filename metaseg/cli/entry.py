@@ -30,6 +30,7 @@ from metaseg.cli.help import known_settings, text
 from metaseg.cli.pairs import JOINT, chosen
 from metaseg.errors import MetasegError, shown
 from metaseg.interruption import like_ctrl_c
+from metaseg.runs.directory import RunDirectory
 from metaseg.runs.validation import nearest
 
 _UNWRITABLE = {
@@ -189,18 +190,17 @@ def as_it_stands(argument: str, paths: Collection[str]) -> str:
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if key not in paths or not equals or value == "null" or quoted:
         return argument
-    # A backslash is an escape to Hydra before a quote or at the end, and to OmegaConf before an interpolation.
-    value = re.sub(r"(\\*)(\$\{|'|$)", lambda found: found[1] * 2 + (f"\\{found[2]}" if found[2] else ""), value)
-    return f"{key}='{value}'"
+    return configuration.literally(key, value)
 
 
 def clear_away(hydra_config: HydraConf) -> None:
     """Remove the directory of a refused run if it holds only settings, a log and empty folders.
 
-    Parent folders that come from the default path are removed too once they are empty.
+    Parent folders that come from the default path are removed too once they are empty. A directory that another process
+    holds stays: that run may have written no more so far.
     """
     folder = Path(hydra_config.runtime.output_dir)
-    if hydra_config.output_subdir is None:
+    if hydra_config.output_subdir is None or RunDirectory(folder).in_use:
         return
     own = folder / hydra_config.output_subdir
     begun = [folder / name for name in ("checkpoints", "figures") if (folder / name).is_dir()]

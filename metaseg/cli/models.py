@@ -13,6 +13,7 @@ from pathlib import Path
 
 from metaseg.cli.arguments import Parser
 from metaseg.cli.commands import train
+from metaseg.configuration import literally
 from metaseg.data import catalogue
 from metaseg.errors import MetasegError, expanded
 from metaseg.runs.directory import RunDirectory
@@ -113,7 +114,7 @@ def _train(directory: Path, settings: Sequence[str]) -> None:
     if pair.startswith("["):
         defaults.append(f"tasks.count={_TASKS * len(pair.split(','))}")
     missing = [setting for setting in defaults if setting.partition("=")[0] not in chosen]
-    sys.argv = ["metaseg train", *missing, *settings, f"hydra.run.dir={directory}"]
+    sys.argv = ["metaseg train", *missing, *settings, literally("hydra.run.dir", directory)]
     train()
 
 

@@ -42,7 +42,7 @@ Kind = Literal[
 ]
 
 DECODE_SIDE = 512
-"""Minimum side at which large JPEGs are decoded, whatever the working size, so that hashes do not depend on it."""
+"""Minimum side at which large JPEGs are decoded; the side for hashes, which do not depend on the working size."""
 
 _GREY = (32, 223)  # values that JPEG compression alone never produces in a black or white area
 _JPEG_BLOCK = 8  # pixels; the farthest that compression smears the edge of a mask
@@ -161,8 +161,11 @@ def for_each(items: Sequence[Item], work: Callable[[Item], Result], threads: int
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def inspect(pair: Pair) -> Inspected:
-    """Decode one pair and check it in isolation: readable, equal sizes, binary mask, non-empty foreground."""
+def inspect(pair: Pair, side: int = DECODE_SIDE) -> Inspected:
+    """Decode one pair and check it in isolation: readable, equal sizes, binary mask, non-empty foreground.
+
+    Large JPEGs are decoded at `side` pixels or more, or at `DECODE_SIDE`.
+    """
     faults: list[Fault] = []
 
     def note(kind: Kind, severity: Literal["error", "warning"], message: str) -> None:
@@ -170,7 +173,7 @@ def inspect(pair: Pair) -> Inspected:
 
     image, grey = None, None
     try:
-        image, size = open_image(pair.image, at_least=DECODE_SIDE)
+        image, size = open_image(pair.image, at_least=max(side, DECODE_SIDE))
     except MetasegError as error:
         note("unreadable", "error", str(error))
     try:
@@ -211,7 +214,8 @@ def inspect(pair: Pair) -> Inspected:
     if image is None or grey is None or any(fault.severity == "error" for fault in faults):
         bits = np.zeros(duplicates.BITS, dtype=bool)
         return Inspected(None, None, bits, np.zeros(duplicates.DETAILS, np.float32), float("nan"), tuple(faults))
-    bits, details = duplicates.perceptual_hash(image)
+    hashed = image if side <= DECODE_SIDE else open_image(pair.image, at_least=DECODE_SIDE)[0]
+    bits, details = duplicates.perceptual_hash(hashed)
     return Inspected(image, mask, bits, details, float(mask.mean()), tuple(faults))
 
 

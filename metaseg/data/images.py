@@ -105,7 +105,8 @@ def grey_mask(path: Path) -> np.ndarray:
     - 1 bit, or no value above 1: 0 and 1 become 0 and 255.
     - 16 bits: scaled to 0 to 255.
     - Colours, with or without a palette: the brightest channel, so red on black is foreground.
-    - Varying transparency: the mask itself if the colour is constant; else colours are composited over black.
+    - Varying transparency: the mask itself if the colour is constant; else colours are composited over black. All
+      transparent: empty.
     """
     with opened(path) as image:
         image.load()
@@ -113,7 +114,9 @@ def grey_mask(path: Path) -> np.ndarray:
         if image.mode in ("P", "PA", "LA", "RGBA") and (image.mode != "P" or "transparency" in image.info):
             rgba = np.asarray(image.convert("RGBA"))
             colour, alpha = rgba[..., :3].max(axis=-1), rgba[..., 3]
-            if np.ptp(alpha) == 0:
+            if not alpha.any():
+                grey = alpha  # nothing is drawn
+            elif np.ptp(alpha) == 0:
                 grey = colour
             elif np.ptp(colour) == 0:
                 grey = alpha

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from metaseg.data import pair_files
 from metaseg.data.catalogue import PLAIN, Dataset, Layout
 from metaseg.data.images import SUFFIXES
-from metaseg.errors import MetasegError, expanded
+from metaseg.errors import MetasegError, expanded, require_text
 
 
 class Pair(NamedTuple):
@@ -200,6 +200,7 @@ def _match(folder: Path, pattern: str) -> defaultdict[tuple[str, str], list[Path
         name = path.relative_to(folder)
         match = expression.fullmatch((name if whole else name.with_suffix("")).as_posix())
         if match and path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            require_text(name)
             parts = match.groupdict()
             found[parts.get("group", ""), parts["stem"]].append(path)
     return found

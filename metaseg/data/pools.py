@@ -105,7 +105,7 @@ def prepare(
     settings = {
         "format": FORMAT,
         "size": size,
-        "decoded at": check.DECODE_SIDE,
+        "decoded at": max(size, check.DECODE_SIDE),
         "sequence_starts": dataset.sequence_starts,
         "blocks": dataset.blocks,
         "duplicates": [duplicates.SURE_BITS, duplicates.LIKELY_BITS, duplicates.LIKELY_CORRELATION],
@@ -134,7 +134,7 @@ def decode(
     """
 
     def one(pair: Pair) -> tuple[check.Inspected, np.ndarray, np.ndarray]:
-        found = check.inspect(pair)
+        found = check.inspect(pair, size)
         if found.image is None or found.mask is None:
             return check.light(found), np.empty((0, 0, 3), np.uint8), np.empty((0, 0), np.uint8)
         image = found.image.resize((size, size), Image.Resampling.BILINEAR)

@@ -259,9 +259,9 @@ def drawn(target: Target, settings: ScoringSettings, draw: int) -> tuple[np.ndar
 
 
 def _among(scored: np.ndarray, subset: np.ndarray, count: int) -> np.ndarray:
-    """At most this many of the scored indices: those in the subset, or any if it holds none of them."""
-    kept = scored[np.isin(scored, subset)]
-    return (kept if len(kept) else scored)[:count]
+    """At most this many of the scored indices: the first of the subset's, or any if it holds none; in index order."""
+    kept = subset[np.isin(subset, scored)]
+    return np.sort((kept if len(kept) else scored)[:count])
 
 
 def limited(target: Target, count: int, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import TypedDict
 
 import numpy as np
@@ -304,9 +305,9 @@ def _grouped(cells: Sequence[TableCell]) -> list[list[TableCell]]:
 
 
 def _with_best(lines: list[Line]) -> list[Line]:
-    """Mark the best line at each number of shots, over the most seeds that two lines have.
+    """Mark the best line at each number of shots, over the most seeds that two lines share; a lone line is the best.
 
-    Seeds differ, so lines with fewer of them do not compete.
+    Seeds differ, so lines without all of these do not compete.
     """
     found = list(lines)
     for shots in {line.shots[0] for line in lines}:
@@ -316,9 +317,13 @@ def _with_best(lines: list[Line]) -> list[Line]:
             for place, line in enumerate(lines)
             if line.shots[0] == shots and line.ours and "learner.train_on=target" not in line.row.overrides
         }
-        most = sorted(map(set, competing.values()), key=len, reverse=True)[:2][-1] if competing else set()
+        of_lines = [set(means) for means in competing.values()]
+        shared = [one & other for one, other in combinations(of_lines, 2)] if of_lines[1:] else of_lines
+        most = max(shared, key=len, default=set())
         means = {
-            place: np.mean([means[seed] for seed in most]) for place, means in competing.items() if most <= set(means)
+            place: np.mean([means[seed] for seed in most])
+            for place, means in competing.items()
+            if most and most <= set(means)
         }
         for place, mean in means.items():
             found[place] = replace(lines[place], best=bool(mean == max(means.values())))

@@ -70,8 +70,9 @@ def settings_of(runs: Sequence[Run]) -> Settings:
 
 
 def uneven(blocks: Sequence[Block]) -> list[str]:
-    """What runs of a table should share and do not: a line for each setting that can change a score, and for each
-    dataset whose prepared images have different hashes, with the usual value and the runs that have others."""
+    """What runs of a table should share and do not: a line for each setting that can change a score, for each dataset
+    whose prepared images have different hashes, and for each seed whose runs began from the weights of different runs,
+    with the usual value and the runs that have others."""
     known = {run.name: (cell.row, run) for block in blocks for cell in block.cells for run in cell.runs}
     settings = {name: _shown(run.settings, without=()) for name, (_, run) in known.items()}
     found: dict[str, dict[str, list[str]]] = {}
@@ -86,6 +87,10 @@ def uneven(blocks: Sequence[Block]) -> list[str]:
         for dataset in sorted(used & set(run.result.data)):
             key = run.result.data[dataset].key[:8]
             found.setdefault(f"images of {dataset}", {}).setdefault(key, []).append(name)
+        began = Path(run.result.start or "")
+        if began.suffix == ".ckpt" and not row_is_free(row):
+            where = f"start of seed {run.settings['seed']}"
+            found.setdefault(where, {}).setdefault(began.parent.parent.name, []).append(name)
     return [_uneven(what, names) for what, names in found.items() if len(names) > 1]
 
 

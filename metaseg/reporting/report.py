@@ -22,7 +22,7 @@ from metaseg.reporting.shots import OverShots, draw, over_shots
 from metaseg.runs.result import Curve
 from metaseg.runs.summary import trivial_name
 from metaseg.runs.tables import NUMBERS, TableCell, load_table
-from metaseg.system import replacing
+from metaseg.system import os_errors_explained, replacing
 
 CURVE_WIDTH, PHOTOGRAPH_WIDTH = 900, 620  # pixels in the page; the files in report/figures are larger
 _PLACES = (
@@ -53,8 +53,9 @@ def write_report(folder: Path) -> tuple[Path, Found]:
         )
     out = folder / REPORT
     figures = out / "figures"
-    for old in figures.glob("*.png"):  # of an earlier report, perhaps of deleted runs
-        old.unlink()
+    with os_errors_explained(out):
+        for old in figures.glob("*.png"):  # of an earlier report, perhaps of deleted runs
+            old.unlink()
     titles = {name: catalogue.get(name).title for name in catalogue.names()}
     parts = []
     for number in NUMBERS:

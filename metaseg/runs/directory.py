@@ -115,6 +115,16 @@ class RunDirectory:
                 self._lock.write_text("", encoding="utf-8")
             lock.release()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a process holds the directory's lock."""
+        return bool(locked(self._lock))
+
+    @property
+    def start_lock(self) -> Path:
+        """Locked while a shared start is trained in the directory."""
+        return self.path / ".start.lock"
+
     def holder(self) -> tuple[str, int] | None:
         """Host and process number of the process that locked the directory last and did not unlock it, or None."""
         try:
@@ -219,6 +229,19 @@ def holding(folder: Path, file: str) -> list[Path]:
     """The directories in a folder that hold a file of this name, sorted; none of Hydra or W&B inside a run."""
     found = (path.parent.relative_to(folder).parts for path in folder.rglob(file))
     return [folder.joinpath(*parts) for parts in sorted(found) if not any(p == "wandb" or p[0] == "." for p in parts)]
+
+
+def locked(lock: Path) -> bool | None:
+    """Whether a process, on this machine or another, holds a lock; None: the file is missing or somebody else's."""
+    if not lock.is_file():
+        return None
+    try:
+        with FileLock(lock, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return None
 
 
 def write_json(path: Path, value: Any) -> None:

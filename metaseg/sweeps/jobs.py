@@ -14,8 +14,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn, JobStatus
 
+from metaseg.configuration import literally
 from metaseg.errors import MetasegError
-from metaseg.runs.directory import RunDirectory
+from metaseg.runs.directory import RunDirectory, locked
 
 LOG = "log.txt"
 _CLAIM = ".claim"  # locked while a sweep runs the cell
@@ -78,7 +79,7 @@ def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], thre
                 print(f"{count} {job.name}: already finished by another sweep", flush=True)
                 return
             command = [sys.executable, *program, *flags, *job.overrides]
-            command += [f"hydra.run.dir='{job.directory}'", "hydra.mode=RUN"]
+            command += [literally("hydra.run.dir", job.directory), "hydra.mode=RUN"]
             with (job.directory / LOG).open("ab") as log:
                 # A separate process group, so that Ctrl+C reaches the cell only once, through `end`.
                 job.process = subprocess.Popen(
@@ -103,16 +104,7 @@ def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], thre
 
 def claimed(directory: Path) -> bool | None:
     """Whether a sweep runs the cell in a directory, on this machine or another; None: no sweep ever has."""
-    claim = directory / _CLAIM
-    if not claim.is_file():
-        return None
-    try:
-        with FileLock(claim, blocking=False):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # somebody else's
-        return None
+    return locked(directory / _CLAIM)
 
 
 def _environment(threads: int, device: str | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from metaseg.documents import read_json
 from metaseg.errors import MetasegError
-from metaseg.runs.directory import RunDirectory, holding
+from metaseg.runs.directory import RunDirectory, holding, locked
 from metaseg.sweeps.jobs import LOG, claimed, last_line
 from metaseg.sweeps.slurm import FOLDER as SLURM
 from metaseg.system import replacing
@@ -100,7 +100,7 @@ def _seen(name: str, directory: RunDirectory, waits_for: str) -> Seen:
         return Seen(name, Phase.FINISHED, "a start that learners share", 0.0)
     line = last_line(directory.path / LOG)
     holder, in_a_sweep = directory.holder(), claimed(directory.path)
-    if in_a_sweep or (holder is not None and _lives(*holder, in_a_sweep)):
+    if in_a_sweep or locked(directory.start_lock) or (holder is not None and _lives(*holder, in_a_sweep)):
         return Seen(name, Phase.RUNNING, f"{_age(directory)} {line}".strip())
     if _FAILURE.match(line):
         return Seen(name, Phase.FAILED, line.removeprefix("error: "))

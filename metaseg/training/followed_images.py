@@ -91,7 +91,7 @@ class FollowedImages(Callback):
 def _pictures(learner: Learner, followed: FollowedEpisode) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
     """Pool, pictures (H, W', 3) and captions."""
     raw = RawEpisode(*(None if part is None else part.to(learner.device) for part in followed.episode))  # type: ignore[arg-type]
-    episode: Episode = raw.normalised()
+    episode: Episode = raw.normalised(next(learner.network.parameters()).dtype)
     with torch.enable_grad():
         (_, before), (_, after) = learner.trial(episode)
     predicted = [(logits > 0).squeeze(1).cpu().numpy() for logits in (before, after)]

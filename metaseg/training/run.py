@@ -216,12 +216,17 @@ def refuse_another(directory: RunDirectory, checkpoint: Path | None) -> None:
     """
     if is_own(directory, checkpoint):
         return
-    best = directory.best
-    found = next((path for path in (directory.result, directory.last, best) if path.is_file()), None)
+    found = next((path for path in (directory.result, directory.last, directory.best) if path.is_file()), None)
     if found is not None:
+        # Saved just before the first last.ckpt: the run was killed in between.
+        way = (
+            "delete that file, from which no run can go on"
+            if found == directory.best
+            else "continue it with ckpt_path=last"
+        )
         raise MetasegError(
-            f"{directory.path} holds another run ({found.relative_to(directory.path)}): continue it with "
-            "ckpt_path=last, or choose another hydra.run.dir."
+            f"{directory.path} holds another run ({found.relative_to(directory.path)}): {way}, or choose another "
+            "hydra.run.dir."
         )
 
 

@@ -160,7 +160,7 @@ def _joint(data: EpisodicData) -> Path:
     images = data.state_dict()
     directory, best = RunDirectory(directory_of(settings)), _best(settings)
     directory.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory.path / ".start.lock")
+    lock = FileLock(directory.start_lock)
     try:
         trained = _is_trained(directory, lock, connected(settings.trainer))
         _require_images(directory, images)

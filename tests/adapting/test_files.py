@@ -1,5 +1,7 @@
 """Which files are found, how they are paired, and that each format is read as it is seen."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +24,16 @@ def test_images_are_found_in_natural_order_under_names_of_their_own(tmp_path):
     found = images_in(tmp_path)
     assert [source.name for source in found] == ["a.jpg", "a.png", "b2", "b10"]
     assert np.array_equal(found[2].read(), PIXELS)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    image = save(tmp_path / "a.png")
+    try:
+        image.rename(image.with_name(os.fsdecode(b"caf\xe9.png")))
+    except OSError:
+        pytest.skip("file names are text on this file system")
+    with pytest.raises(MetasegError, match=r"names in UTF-8, found 'caf\\udce9.png'; rename it"):
+        images_in(tmp_path)
 
 
 def test_exif_orientation_is_applied(tmp_path):

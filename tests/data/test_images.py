@@ -87,8 +87,12 @@ def test_grey_is_cut_above_127(tmp_path):
     assert images.read_mask(tmp_path / "mask.png").tolist() == [[False, False, False, False, True, True]]
 
 
-def test_empty_mask_stays_empty(tmp_path):
-    Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "mask.png")
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "PA"])
+def test_empty_mask_stays_empty(tmp_path, mode):
+    """With transparency: white, of which nothing is drawn."""
+    bands = {"L": [0], "LA": [255, 0], "RGBA": [255, 255, 255, 0], "PA": [255, 255, 255, 0]}[mode]
+    blank = Image.fromarray(np.tile(np.array(bands, np.uint8), (2, 3, 1)).squeeze(-1 if mode == "L" else ()))
+    (blank.quantize() if mode == "PA" else blank).save(tmp_path / "mask.png")
     assert not images.read_mask(tmp_path / "mask.png").any()
 
 

@@ -84,6 +84,18 @@ def test_missing_data_says_where_and_how(tmp_path):
         layouts.find(get("kvasir"), tmp_path)
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    """Scores are written under the names of images, at the end of a run."""
+    write_dataset(tmp_path / "kvasir", ["a", "b"])
+    image = tmp_path / "kvasir" / "images" / "a.jpg"
+    try:
+        image.rename(image.with_name(os.fsdecode(b"caf\xe9.jpg")))
+    except OSError:
+        pytest.skip("file names are text on this file system")
+    with pytest.raises(MetasegError, match=r"names in UTF-8, found 'images/caf\\udce9.jpg'; rename it"):
+        layouts.find(get("kvasir"), tmp_path)
+
+
 def test_unpaired_files_are_counted(tmp_path):
     write_dataset(tmp_path / "kvasir", ["a", "b", "c", "d"])
     (tmp_path / "kvasir" / "masks" / "a.png").unlink()

@@ -52,6 +52,14 @@ def test_shrinking_averages(tmp_path):
     assert np.abs(pool.images[0, 2:-2, 2:-2].astype(int) - 100).max() <= 2
 
 
+def test_a_large_working_size_keeps_the_detail_of_a_large_jpeg(tmp_path):
+    stripes = (np.indices((2048, 2048))[1] // 4 % 2 * 255).astype(np.uint8)  # averaged out at a quarter of the size
+    save(Image.fromarray(np.dstack([stripes] * 3)), tmp_path / "kvasir" / "images" / "a.jpg")
+    save(Image.fromarray(np.eye(2048, dtype=np.uint8) * 255), tmp_path / "kvasir" / "masks" / "a.png")
+    pool = pools.prepare(KVASIR, tmp_path, 1024)
+    assert pool.images[0].std() > 100
+
+
 def test_take_copies_in_the_order_asked_for(kvasir_root):
     pool = pools.prepare(KVASIR, kvasir_root, 16)
     images, masks = pool.take([4, 1, 4])

@@ -129,6 +129,15 @@ def test_every_draw_scores_as_many_images_as_the_limit_allows(target):
     assert not np.array_equal(limited(target, 5, 0), limited(target, 5, 1))
 
 
+def test_a_limit_takes_images_from_all_over_the_target(target):
+    """Ids follow patients and videos, so none of them may be left out for its place."""
+    times = np.zeros(len(target.pool), int)
+    for seed in range(200):
+        for draw in range(HOW.draws):
+            times[drawn(target, replace(HOW, seed=seed), draw)[1]] += 1
+    assert times.min() > 0.75 * times.mean()
+
+
 def test_blocks_of_one_video_are_one_group(target):
     pool = replace(target.pool, groups=np.arange(12) // 3)
     groups = [groups_of(replace(target, pool=replace(pool, blocks=blocks))) for blocks in (False, True)]

@@ -12,10 +12,12 @@ import pytest
 from conftest import ROOT, blank, command
 from run_directories import TRIVIAL, write_run
 
+from metaseg.errors import MetasegError
 from metaseg.reporting.cells import blocks
 from metaseg.reporting.differences import initial_weights, settings_of, uneven
 from metaseg.reporting.exports import escaped, markdown, signed
 from metaseg.reporting.page import size_of, strengths_of, weights_of
+from metaseg.reporting.report import write_report
 from metaseg.reporting.runs import read_run, read_runs
 from metaseg.reporting.shots import over_shots
 from metaseg.runs.tables import load_table
@@ -182,13 +184,14 @@ def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
 
 
 def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):
-    def write(name, keys, of="a", epochs=4, **changes):
+    def write(name, keys, of="a", epochs=4, start="ph2_kvasir-seed0-1a", **changes):
         starts = {"dir": of, "epochs": epochs, "learner": {"adapt": {"steps": epochs}}}
         path = write_run(tmp_path / name, name, starts=starts, **changes) / "result.json"
         data = {
             of: {"images": 9, "groups": 9, "key": 32 * key} for of, key in zip(("isic", "kvasir"), keys, strict=True)
         }
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
+        start = f"runs/starts/{start}/checkpoints/best.ckpt"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data, "start": start}))
 
     def protocol(**adapt):
         return {"name": "tuned", "adapt": adapt}
@@ -196,7 +199,8 @@ def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):
     write("imaml", "ab", protocol=protocol(steps=50, start_worth=2), tasks__query=5)
     write("maml", "ab", of="b", epochs=10, learner__adapt={"steps": 10}, protocol=protocol(steps=50), tasks__query=5)
     # Q follows K.
-    write("joint", "cb", protocol=protocol(steps=50, start_worth=2), shots=10, tasks__query=10)
+    again = "ph2_kvasir-seed0-2b"
+    write("joint", "cb", start=again, protocol=protocol(steps=50, start_worth=2), shots=10, tasks__query=10)
     # What trains on no pair has no part in its settings, nor do the images of a dataset that it is not tested on.
     write("scratch", "ad", epochs=20, pair="none", protocol=protocol(steps=40), trainer={"max_epochs": 9})
     filled = blocks(load_table(2), read_runs(tmp_path).runs)
@@ -205,6 +209,7 @@ def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):
         "protocol.adapt.steps: 50, but 40 in scratch",
         "starts.epochs: 4, but 10 in maml",
         "images of isic: aaaaaaaa, but cccccccc in joint",
+        "start of seed 0: ph2_kvasir-seed0-1a, but ph2_kvasir-seed0-2b in joint",
     ]
     assert uneven(filled) == lines
     assert all(f"Runs of this table differ in {line}." in markdown(filled, TITLES) for line in lines)
@@ -266,6 +271,13 @@ def test_broken_and_unfinished_directories_are_named_and_the_rest_is_reported(tm
 
 
 @pytest.mark.long
+def test_an_earlier_figure_that_cannot_be_removed_is_told(tmp_path):
+    write_run(tmp_path / "a")
+    (tmp_path / "report" / "figures" / "old.png").mkdir(parents=True)
+    with pytest.raises(MetasegError, match="could not be written"):
+        write_report(tmp_path)
+
+
 def test_null_and_nan_are_dashes(tmp_path):
     path = write_run(tmp_path / "a", "imaml", pictures=True, images=3, draws=1)
     result = json.loads((path / "result.json").read_text())

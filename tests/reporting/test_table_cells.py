@@ -79,6 +79,13 @@ def test_systems_with_fewer_seeds_do_not_compete_for_the_best(tmp_path):
     assert [line.row.label for line in block.lines if line.best] == ["iMAML"]
 
 
+def test_systems_without_a_common_seed_are_not_compared_for_the_best(tmp_path):
+    for learner, seeds in (("imaml", (0, 1)), ("maml", (2,))):
+        for seed in seeds:
+            write_run(tmp_path / f"{learner}{seed}", learner, seed=seed)
+    assert not any(line.best for line in block_of(tmp_path).lines)
+
+
 def test_draws_of_other_data_are_not_paired(tmp_path):
     for learner in ("imaml", "maml"):
         for seed in (0, 1):

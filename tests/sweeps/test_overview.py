@@ -69,6 +69,14 @@ def test_a_cell_runs_if_a_sweep_has_claimed_it(tmp_path):
     }
 
 
+def test_a_shared_start_in_training_runs(tmp_path):
+    start = RunDirectory(tmp_path / "ph2_kvasir-seed0-1234567890")
+    begun(start.path)
+    with FileLock(start.start_lock):
+        assert [one.phase for one in look(tmp_path)] == [Phase.RUNNING]
+    assert [one.phase for one in look(tmp_path)] == [Phase.INTERRUPTED]
+
+
 def test_what_a_cell_waits_for_is_seen(tmp_path):
     remember(tmp_path, ["waits"])
     assert look(tmp_path)[0].detail == "for a slot"

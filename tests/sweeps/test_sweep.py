@@ -8,6 +8,7 @@ import time
 import pytest
 import yaml
 from conftest import TINY, Forked
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobStatus
 
 from metaseg.errors import MetasegError
@@ -239,10 +240,25 @@ def test_a_file_is_no_folder_for_cells(program, tmp_path):
 
 
 def test_two_processes_do_not_share_a_directory(train, tmp_path):
-    with RunDirectory(tmp_path / "run").held():
+    """Nor does the refused one take away what the other has written so far."""
+    directory = RunDirectory(tmp_path / "run")
+    with directory.held():
+        directory.checkpoints.mkdir()
+        directory.config.write_text("shots: 5\n")
         finished = train("learner=scratch")
+        assert directory.config.read_text() == "shots: 5\n"
+        assert directory.checkpoints.is_dir()
     assert finished.returncode == 1
     assert "in use by another process" in finished.stderr
+
+
+@pytest.mark.long
+def test_a_cell_may_be_in_a_folder_of_any_name(tmp_path):
+    directory = tmp_path / "o'brien, 2 = (café)"
+    job = jobs.Job("cell", directory, ["learner=scratch"])
+    jobs.run(job, "[1/1]", ["-c", "import sys; print(sys.argv[-2])"], [], 1, None)
+    said = OverridesParser.create().parse_override((directory / "log.txt").read_text().strip())
+    assert (said.key_or_group, said.value()) == ("hydra.run.dir", str(directory))
 
 
 @pytest.mark.slow

@@ -40,6 +40,11 @@ def test_images_are_held_out_and_of_every_pool():
                     assert torch.equal(one.episode.query_masks[at], torch.from_numpy(mask[0]))
 
 
+def test_images_are_drawn_at_the_networks_precision(monkeypatch):
+    learner, data = built("learner=fomaml")
+    assert draw(monkeypatch, learner.double(), data)
+
+
 def draw(monkeypatch, learner, data, **changes):
     """What the callback sends after a validation: each pool's name, pictures and captions."""
     sent = []

@@ -122,7 +122,7 @@ def find(root: str | Path) -> list[Scan]:
 def _patients(table: Path) -> dict[str, str]:
     """Each image's patient, by stem."""
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:
             return {row["stem"]: row["patient"] for row in csv.DictReader(file) if row["patient"]}
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise MetasegError(

@@ -165,7 +165,8 @@ def test_faults_of_the_plain_layout_are_told(tmp_path):
     table.write_text("\n".join(rows[:-2]) + "\n")
     with pytest.raises(MetasegError, match=r"2 images not in patients\.csv"):
         find(tmp_path)
-    table.write_text("\n".join(rows))
+    table.write_text("\n".join(rows), encoding="utf-8-sig")  # as spreadsheets save it
+    assert len(find(tmp_path)) == len(PATIENTS)
     twin = folder / "images" / "TCGA_AA_1_19990101_1.png"
     twin.with_suffix(".bmp").write_bytes(twin.read_bytes())
     with pytest.raises(MetasegError, match="2 files that share a stem"):

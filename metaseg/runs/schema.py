@@ -282,6 +282,7 @@ class Scale(Open):
     encoder_weights: Path | None = setting(
         "encoder weights of learner=pretrained: a file, or imagenet (downloaded); null: random"
     )
+    metric_weights: Path | None = optional("likewise, of learner=feyjie and pmg")
 
 
 class Model(Group):

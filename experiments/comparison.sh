@@ -14,6 +14,9 @@ for seed in 0 1 2; do
     done
   done
 done
+for seed in 0 1 2; do
+  python train.py -m experiment=table7 scale=small "seed=$seed" trainer=cpu logger=csv
+done
 # Joint training for as many passes of images as iMAML takes (compute.json), instead of as many outer steps.
 equal() { # TABLE PASSES
   python train.py -m "experiment=table$1" scale=small learner=joint shots=5 seed=0 trainer=cpu logger=csv \

@@ -346,8 +346,14 @@ def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mappin
             "iou_before": scores.iou_before[draw, position],
             "dsc_after": scores.after[draw, position],
             "iou_after": scores.iou_after[draw, position],
+            "dsc_inner": _known(scores.inner[draw, position]),
+            "dsc_alone": _known(scores.alone[draw, position]),
             "group": int(groups[position]),
         }
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def picture(scores: Scores, when: str, index: int, width: int) -> np.ndarray:

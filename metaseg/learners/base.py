@@ -61,7 +61,8 @@ class Learner(nn.Module):
             the network supports it, else autograd.
 
     Each ``rates`` maps parts of the network (encoder, decoder, head) to step-size multipliers, see ``Rates``; 0 freezes
-    a part. Parts frozen in the inner loop still move in the outer step, unless frozen there too or the learner is Reptile.
+    a part. Parts frozen in the inner loop still move in the outer step, unless frozen there too, or the learner is
+    Reptile.
 
     Raises:
         MetasegError: on incompatible settings.

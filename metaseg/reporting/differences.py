@@ -88,7 +88,8 @@ def uneven(blocks: Sequence[Block]) -> list[str]:
             key = run.result.data[dataset].key[:8]
             found.setdefault(f"images of {dataset}", {}).setdefault(key, []).append(name)
         began = Path(run.result.start or "")
-        if began.suffix == ".ckpt" and not row_is_free(row):
+        # A row with another loss has a start of its own.
+        if began.suffix == ".ckpt" and not row_is_free(row) and in_common(row, "loss"):
             where = f"start of seed {run.settings['seed']}"
             found.setdefault(where, {}).setdefault(began.parent.parent.name, []).append(name)
     return [_uneven(what, names) for what, names in found.items() if len(names) > 1]

@@ -23,7 +23,10 @@ from metaseg.system import os_errors_explained, replacing
 
 PREVIOUS = "previous.ckpt"
 """Name of the checkpoint before the last."""
-PER_IMAGE_COLUMNS = ("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after", "group")
+PER_IMAGE_COLUMNS = (
+    *("dataset", "image", "draw", "dsc_before", "iou_before", "dsc_after", "iou_after", "dsc_inner", "dsc_alone"),
+    "group",
+)
 
 
 @dataclass(frozen=True)

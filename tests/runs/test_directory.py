@@ -59,12 +59,14 @@ def test_the_cost_of_training_is_read_as_it_was_written(tmp_path):
 
 def test_per_image_has_the_agreed_columns_and_refuses_others(tmp_path):
     run = RunDirectory(tmp_path)
-    row = dict(zip(PER_IMAGE_COLUMNS, ["isic", "ISIC_1, left", 0, 0.25, 0.2, np.float64(0.5), None, 3], strict=True))
+    row = dict(
+        zip(PER_IMAGE_COLUMNS, ["isic", "ISIC_1, left", 0, 0.25, 0.2, np.float64(0.5), None, 0.3, None, 3], strict=True)
+    )
     run.write_per_image([row])
     with run.per_image.open(newline="") as file:
         assert list(csv.reader(file)) == [
             list(PER_IMAGE_COLUMNS),
-            ["isic", "ISIC_1, left", "0", "0.25", "0.2", "0.5", "", "3"],
+            ["isic", "ISIC_1, left", "0", "0.25", "0.2", "0.5", "", "0.3", "", "3"],
         ]
     with pytest.raises(ValueError, match="row 0"):
         run.write_per_image([row | {"more": 1}])

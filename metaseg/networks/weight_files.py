@@ -150,14 +150,16 @@ def write_described(path: Path, tensors: Mapping[str, Tensor], key: str, descrip
         path: the file.
         tensors: by name, contiguous and on the CPU.
         key: of the description in the file's metadata.
-        description: as JSON; `opened_described` reads its keys "format", a whole number, and "version", metaseg's.
+        description: as JSON, NumPy's numbers as Python's; `opened_described` reads its keys "format", a whole number,
+            and "version", metaseg's.
 
     Raises:
         MetasegError: if the file cannot be written.
     """
     with replacing(path) as temporary:
         # Not save_file, whose errors are not OSErrors and whose files only their owner can read.
-        temporary.write_bytes(serialized(dict(tensors), {key: json.dumps(description)}))
+        said = json.dumps(description, default=lambda number: number.item())
+        temporary.write_bytes(serialized(dict(tensors), {key: said}))
 
 
 @contextmanager

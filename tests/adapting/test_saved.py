@@ -88,7 +88,7 @@ def test_a_segmenter_keeps_its_label(trained, lesions, tmp_path):
     for label in labels:
         label[:4] = 1
     model = metaseg.load(trained)
-    few = model.adapt(images[:1], labels[:1], label=2, steps=1, folds=0)
+    few = model.adapt(images[:1], labels[:1], label=np.uint8(2), steps=np.int64(1), folds=0)  # as np.unique gives it
     # That of a run's file cannot be extended.
     assert metaseg.load_segmenter(metaseg.save(few, tmp_path / "few.safetensors")).label == 2
     more = few.with_more(images[1:2], labels[1:2], steps=1, folds=0)

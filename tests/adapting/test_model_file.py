@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, command, composed, run_here
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -88,11 +89,13 @@ def test_build_trains_on_the_published_datasets_and_writes_the_file(trained, tmp
 
     def instead():
         asked.append(sys.argv[1:])
-        (directory,) = [one.partition("=")[2] for one in sys.argv if one.startswith("hydra.run.dir=")]
-        shutil.copytree(trained, directory)
+        directory = OverridesParser.create().parse_override(sys.argv[-1])
+        assert directory.key_or_group == "hydra.run.dir"
+        shutil.copytree(trained, directory.value())
 
     monkeypatch.setattr(models, "train", instead)
-    path = tmp_path / "mine.safetensors"
+    path = tmp_path / "müller's, (2)" / "mine.safetensors"
+    path.parent.mkdir()
     path.write_text("mine")
     assert main(["build", str(path)]) == 1
     assert "found another file" in capsys.readouterr().err

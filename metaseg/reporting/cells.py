@@ -18,6 +18,8 @@ from metaseg.runs.tables import Row, Table, TableCell, fill, row_is_free
 
 NO_PAIR = "No pair"
 """Label of fine-tuning on the K images alone, the learner scratch."""
+FAILED = 0.5
+"""An image whose Dice is below this, an IoU of a third, counts as failed [our decision]."""
 _OPPONENTS = ("maml", "fomaml", "joint", "scratch")
 
 
@@ -46,10 +48,13 @@ class Ours:
 class Stages:
     """Where a system's Dice comes from, and what its training took: means over its runs, None where not recorded.
 
+    The mean Dice alone hides whether a few images fail or all are segmented a little worse.
+
     Attributes:
         before: Dice before adaptation, a fraction like the next two.
         inner: after the inner problem of training alone.
         alone: of the fine-tuned network alone: alpha = 1, neither fold networks nor mirror images.
+        failed: share of the scores, as tested, that are below `FAILED`.
         unsolved: share of training's inner problems that were not solved.
         passes: operations of training, in forward and backward passes of one image.
         seconds: of training without validation.
@@ -58,6 +63,7 @@ class Stages:
     before: float | None
     inner: float | None
     alone: float | None
+    failed: float | None
     unsolved: float | None
     passes: float | None
     seconds: float | None
@@ -183,6 +189,10 @@ def trivial(runs: Sequence[Run], target: str) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
+def _failed(scores: np.ndarray) -> float:
+    return float(np.mean(scores[~np.isnan(scores)] < FAILED))
+
+
 def stages(runs: Sequence[Run], target: str) -> Stages | None:
     """The stages of runs of one system; None without runs."""
     if not runs:
@@ -193,6 +203,7 @@ def stages(runs: Sequence[Run], target: str) -> Stages | None:
         before=known_mean(one.dsc_before.mean for one in scores if one.dsc_before),
         inner=known_mean(one.dsc_inner.mean for one in scores if one.dsc_inner),
         alone=known_mean(one.dsc_alone.mean for one in scores if one.dsc_alone),
+        failed=known_mean(_failed(run.matrix(target).to_numpy(np.float64)) for run in runs),
         unsolved=known_mean(
             cost.unsolved / cost.inner_problems for cost in costs if cost.inner_problems and cost.unsolved is not None
         ),

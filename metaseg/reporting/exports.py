@@ -24,7 +24,7 @@ CSV_COLUMNS = (
     *("table", "target", "system", "beyond_paper", "shots", "adaptation_steps"),
     *("paper", "quoted", "ours", "low", "high", "difference", "best"),
     *("seeds", "lowest_seed", "highest_seed", "draws", "images", "scratch", *TRIVIAL),
-    *("before", "after_inner_problem", "alone", "unsolved", "training_passes", "training_seconds"),
+    *("before", "after_inner_problem", "alone", "failed", "unsolved", "training_passes", "training_seconds"),
 )
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -183,6 +183,7 @@ def _row(block: Block, line: Line, shots: int) -> dict[str, Any]:
         "before": number(on_the_way.before) if on_the_way else None,
         "after_inner_problem": number(on_the_way.inner) if on_the_way else None,
         "alone": number(on_the_way.alone) if on_the_way else None,
+        "failed": number(on_the_way.failed) if on_the_way else None,
         "unsolved": number(on_the_way.unsolved) if on_the_way else None,
         "training_passes": on_the_way.passes if on_the_way else None,
         "training_seconds": on_the_way.seconds if on_the_way else None,

@@ -198,6 +198,7 @@ def _stages(line: Line) -> dict[str, str]:
         "inner": percent(found.inner),
         "alone": percent(found.alone),
         "tested": percent(mine.dice.mean if mine else None),
+        "failed": "–" if found.failed is None else f"{100 * found.failed:.1f} %",
         "unsolved": "–" if found.unsolved is None else f"{100 * found.unsolved:.0f} %",
         "passes": "–" if found.passes is None else f"{found.passes:,.0f}",
         "minutes": "–" if found.seconds is None else f"{found.seconds / 60:.1f}",

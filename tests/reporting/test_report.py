@@ -153,7 +153,7 @@ def test_the_page_holds_everything_itself(reported):
 
 def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
     for seed, inner, passes in ((0, 0.7, 1000), (1, 0.8, 2000)):
-        write_run(tmp_path / str(seed), "imaml", seed=seed)
+        write_run(tmp_path / str(seed), "imaml", seed=seed, dice=0.4 + 0.5 * seed)  # one fails, the other does not
         path = tmp_path / str(seed) / "result.json"
         result = json.loads(path.read_text())
         result["targets"]["isic"] |= {"dsc_inner": {"mean": inner}, "dsc_alone": {"mean": inner - 0.1}}
@@ -166,8 +166,10 @@ def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
     columns = ("after_inner_problem", "alone", "unsolved", "training_passes", "training_seconds")
     assert [float(line_of(rows, "iMAML")[name]) for name in columns] == pytest.approx([75, 65, 10, 1500, 90])
     assert [line_of(rows, "Joint training + fine-tuning")[name] for name in columns] == [""] * 5
-    (line,) = [row for row in page_of(tmp_path).rows if row[:2] == ["iMAML", "5"] and len(row) == 9]
-    assert (line[3:5], line[6:]) == (["75.0", "65.0"], ["10 %", "1,500", "1.5"])
+    assert 40 <= float(line_of(rows, "iMAML")["failed"]) <= 50
+    assert float(line_of(rows, "Joint training + fine-tuning")["failed"]) == 0
+    (line,) = [row for row in page_of(tmp_path).rows if row[:2] == ["iMAML", "5"] and len(row) == 10]
+    assert (line[3:5], line[7:]) == (["75.0", "65.0"], ["10 %", "1,500", "1.5"])
 
 
 def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):

@@ -71,4 +71,8 @@ def test_the_pretrained_encoder_is_a_file_where_one_is_named(monkeypatch):
     monkeypatch.setenv("METASEG_VGG16", "/somewhere/vgg16.pth")
     settings = composed("learner=pretrained")["learner"]
     assert settings["network"]["encoder_weights"] == "/somewhere/vgg16.pth"
+    # Networks of the paper's baselines are random like the paper's, and pre-trained where all others are.
+    for learner in ("feyjie", "pmg"):
+        of_scales = [composed(f"learner={learner}", f"scale={scale}")["learner"] for scale in ("full", "small")]
+        assert [one["network"]["encoder_weights"] for one in of_scales] == [None, "/somewhere/vgg16.pth"]
     assert settings["adapt"] == composed("learner=scratch")["learner"]["adapt"]

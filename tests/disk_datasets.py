@@ -57,7 +57,7 @@ def folders(place):
 def forbid_decoding(monkeypatch):
     """Let a test fail if an image is decoded from now on."""
 
-    def inspect(pair):
+    def inspect(pair, size):
         raise AssertionError(f"{pair.id} was decoded again")
 
     monkeypatch.setattr(check, "inspect", inspect)

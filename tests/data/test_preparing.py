@@ -100,10 +100,10 @@ def test_a_killed_process_leaves_nothing_that_harms(tmp_path, kvasir_root):
 def test_an_interruption_leaves_nothing(kvasir_root, monkeypatch, error):
     decode = check.inspect
 
-    def interrupted(pair):
+    def interrupted(pair, size):
         if pair.id == "d":
             raise error
-        return decode(pair)
+        return decode(pair, size)
 
     monkeypatch.setattr(check, "inspect", interrupted)
     with pytest.raises(error):

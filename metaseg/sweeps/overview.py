@@ -71,7 +71,8 @@ def look(root: Path) -> list[Seen]:
     """
     if not root.is_dir():
         raise MetasegError(f"Expected the folder of a sweep, found none at {root}.")
-    found = [path.relative_to(root).as_posix() for path in holding(root, "config.yaml") + holding(root, LOG)]
+    files = ("config.yaml", LOG, "result.json")  # of stored cells only the last is kept
+    found = [path.relative_to(root).as_posix() for file in files for path in holding(root, file)]
     names = list(dict.fromkeys([*_remembered(root), *found]))
     if not names:
         raise MetasegError(f"Expected the folder of a sweep, found no runs in {root}.")

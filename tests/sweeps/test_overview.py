@@ -31,6 +31,8 @@ def test_every_state_is_seen(trained, tmp_path, capsys):
     for other in (".hydra", "wandb/run-1/files"):  # which have a config.yaml too
         (tmp_path / "done" / other).mkdir(parents=True, exist_ok=True)
         (tmp_path / "done" / other / "config.yaml").write_text("a: 1")
+    (tmp_path / "stored").mkdir()
+    shutil.copy(trained / "result.json", tmp_path / "stored")
     begun(tmp_path / "runs", f"{socket.gethostname()} {os.getpid()}", "training 3/9\n\n")
     begun(tmp_path / "killed", f"{socket.gethostname()} {2**22 + 1}", "training 4/9\n")
     begun(tmp_path / "elsewhere", "another-host 1", "training 5/9\n")
@@ -43,6 +45,7 @@ def test_every_state_is_seen(trained, tmp_path, capsys):
         "killed": Phase.INTERRUPTED,
         "elsewhere": Phase.RUNNING,
         "failed": Phase.FAILED,
+        "stored": Phase.FINISHED,
     }
     assert found["failed"].detail == "shots must be positive"
     assert "training 3/9" in found["runs"].detail
@@ -50,8 +53,8 @@ def test_every_state_is_seen(trained, tmp_path, capsys):
 
     assert command("status")([str(tmp_path)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 7
-    assert printed[-1].startswith("6 cells: 1 finished, 2 running, 1 failed, 1 interrupted, 1 waiting; about")
+    assert len(printed) == 8
+    assert printed[-1].startswith("7 cells: 2 finished, 2 running, 1 failed, 1 interrupted, 1 waiting; about")
 
 
 def test_a_cell_runs_if_a_sweep_has_claimed_it(tmp_path):

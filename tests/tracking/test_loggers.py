@@ -115,11 +115,11 @@ def test_run_that_does_not_resume_starts_a_new_file(tmp_path):
 
 
 def test_configs_have_equal_keys_and_csv_imports_no_wandb(tmp_path, monkeypatch):
-    csv, wandb, both = (logger_config(name) for name in ("csv", "wandb", "both"))
-    assert wandb.model_dump() == both.model_dump() == csv.model_dump() | {"wandb": True}
+    csv, wandb = (logger_config(name) for name in ("csv", "wandb"))
+    assert wandb.model_dump() == csv.model_dump() | {"wandb": True}
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import would fail
     loggers = build_loggers(csv, tmp_path, {}) + build_loggers(
-        both.model_copy(update={"mode": "disabled"}), tmp_path, {}
+        wandb.model_copy(update={"mode": "disabled"}), tmp_path, {}
     )
     assert [type(logger) for logger in loggers] == [CsvLogger, CsvLogger]
 
@@ -152,7 +152,7 @@ def test_mode_follows_setting_then_environment_then_key(monkeypatch, tmp_path):
 def test_offline_run_is_complete_and_prints_one_line(tmp_path, capfd, monkeypatch):
     # Where another test has loaded gradio, wandb advertises Weave.
     monkeypatch.delitem(sys.modules, "huggingface_hub.inference", raising=False)
-    config = logger_config("both").model_copy(update={"tags": ["mine", "imaml"]})
+    config = logger_config("wandb").model_copy(update={"tags": ["mine", "imaml"]})
     settings = {"learner": {"name": "imaml", "lam": 100.0}, "shots": 20}
     loggers = build_loggers(config, tmp_path / "first", settings, "ph2_kvasir", ["imaml", "20 shots"])
     assert not (tmp_path / "first").exists()
@@ -222,7 +222,7 @@ def test_offline_run_is_complete_and_prints_one_line(tmp_path, capfd, monkeypatc
 
 def test_only_rank_zero_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    loggers = build_loggers(logger_config("both"), tmp_path / "run", {})
+    loggers = build_loggers(logger_config("wandb"), tmp_path / "run", {})
     for logger in loggers:
         logger.log_metrics({"a": 1.0}, step=0)
     tracking.log_images(loggers, "x", [np.zeros((4, 4, 3), np.uint8)], [""])
@@ -234,6 +234,6 @@ def test_only_rank_zero_writes(tmp_path, monkeypatch):
 
 def test_refused_key_gives_a_one_sentence_error(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "too short")
-    _, logger = build_loggers(logger_config("both"), tmp_path, {})
+    _, logger = build_loggers(logger_config("wandb"), tmp_path, {})
     with pytest.raises(MetasegError, match="W&B did not start a run"):
         logger.log_metrics({"a": 1.0}, step=0)

@@ -32,7 +32,7 @@ def process(tmp_path_factory):
     """The directory of an iMAML run of two epochs, and how it ended."""
     directory = tmp_path_factory.mktemp("dashboard") / "run"
     settings = [
-        *("learner=imaml", "seed=1", f"trainer.max_epochs={EPOCHS}", "logger=both", "logger.overlay_images=3"),
+        *("learner=imaml", "seed=1", f"trainer.max_epochs={EPOCHS}", "logger=wandb", "logger.overlay_images=3"),
         *("trainer.progress=true", "learner.inner.tolerance=0.01"),
         *("evaluation.scratch.compare=true", "protocol.adapt.steps=2", "learner.strengths.by=part"),
     ]
@@ -177,7 +177,7 @@ def test_the_panels_show_all_that_is_logged_and_nothing_else(records, history):
 
 
 def test_disabled_parts_are_not_logged(train, tmp_path):
-    finished = train("learner=fomaml", "logger=both", "logger.artifacts=false", "logger.overlay_every=0")
+    finished = train("learner=fomaml", "logger=wandb", "logger.artifacts=false", "logger.overlay_every=0")
     assert finished.returncode == 0, finished.stderr
     (records,) = offline_records(tmp_path / "run")
     assert {one.type for one in of_kind(records, "artifact")} == {"run_table"}

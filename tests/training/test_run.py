@@ -274,7 +274,7 @@ def test_two_processes_learn_and_score_what_one_does_and_one_of_them_logs(train,
     # number of threads would show.
     settings = ["learner=imaml", "tasks.count=8", "model.norm=running", "trainer.save_every=3"]
     assert train(*settings, directory=tmp_path / "one").returncode == 0
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=both"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=wandb"]
     two = train_process(*settings, *ddp, directory=tmp_path / "two", HOME=str(tmp_path))
     assert two.returncode == 0, two.stderr
     (records,) = offline_records(tmp_path / "two")

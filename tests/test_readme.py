@@ -48,7 +48,7 @@ APPENDED = {
         *(one for one in SMALL if not one.startswith("model.")),
         "learner=scratch",
     ],
-    "metaseg train --cfg job": [],
+    "metaseg train --cfg job --resolve": [],
     "metaseg train -m experiment=table2 --dry-run": TOY,
     "metaseg train -m experiment=table2": TOY,
     "metaseg train -m experiment=tables seed=0,1,2": [*TOY, "--dry-run"],

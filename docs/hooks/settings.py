@@ -17,9 +17,9 @@ CONF = Path(__file__).parents[2] / "conf"
 LINE = re.compile(r"""^(?P<indent> *)(?P<key>[\w.]+):(?:\s+(?P<value>"[^"]*"|\S.*?))??(?:\s+\#\s*(?P<comment>.*))?$""")
 INTRODUCTION = """# Settings
 
-Every setting is `NAME=VALUE` on the command line, and `--cfg job` prints all of them as a run would see them. A group
-(`learner`, `pair`, `model`, …) is a choice among files: `learner=maml`. Sources: [P] the paper, [A] its author's public
-code, [D] our decision. `${…}` is the value of another setting.
+Every setting is `NAME=VALUE` on the command line, and `--cfg job --resolve` prints all of them as a run would see
+them. A group (`learner`, `pair`, `model`, …) is a choice among files: `learner=maml`. Sources: [P] the paper, [A] its
+author's public code, [D] our decision. `${…}` is the value of another setting.
 """
 LEFT_OUT = ("hydra", "experiment", "dataset", "local")
 """Folders whose files are no settings of a run, but tables and datasets."""

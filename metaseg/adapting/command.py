@@ -46,7 +46,7 @@ def run(config: DictConfig) -> None:
     """Run a composed configuration of conf/adapt.yaml.
 
     Raises:
-        MetasegError: on unusable settings, files or folders. Results written before the error remain.
+        MetasegError: on unusable settings, files or folders. Results of an earlier call remain.
     """
     settings = validation.read(schema.Adaptation, config)
     labels = _labels(settings)

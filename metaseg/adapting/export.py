@@ -43,7 +43,7 @@ class Exported(nn.Module):
 
 
 def export(adapted: Adapted, folder: Path, formats: Sequence[str]) -> list[Path]:
-    """Write segmenter.onnx and segmenter.pt2, as requested; both take any number of images.
+    """Write segmenter.onnx and segmenter.pt2, as requested; both take 1 to 1024 images at a time.
 
     Returns:
         The paths.

@@ -13,7 +13,7 @@ from metaseg.learners.base import Learner
 from metaseg.networks.segmenter import VIEWS
 
 FOLDS = 3
-"""Folds of the annotated images: each holds out a part of them for the estimate and adds a network to the ensemble."""
+"""Folds of the annotated images: each holds out a part of them for a network of the estimate."""
 
 FEWEST_STEPS = 60
 """With fewer steps, images are adapted to in pieces rather than whole [D]."""

@@ -30,10 +30,10 @@ class Outcome(Enum):
     STEPS_SPENT = "The solver ran out of steps before reaching the tolerance; allow more steps or a looser tolerance."
     NEGATIVE_CURVATURE = (
         "The solver met a direction of non-positive curvature, so the operator is not positive definite; it returned "
-        "the iterate before that direction. Raise lambda or use the Gauss-Newton curvature."
+        "the candidate with the smallest residual so far. Raise lambda or use the Gauss-Newton curvature."
     )
     NOT_FINITE = (
-        "A product was not finite; the solver returned the last finite iterate. Lower the inner loop's learning rate."
+        "A product was not finite; the solver returned the best finite iterate. Lower the inner loop's learning rate."
     )
     ZERO_RIGHT_HAND_SIDE = "The right-hand side is zero, and so is the solution."
 

@@ -62,7 +62,7 @@ class UNet(StagedNetwork):
     the last level [our decision: the last layer alone has 9 parameters at 8 features].
 
     Args:
-        features: F. 32 in the paper's code; any width ≥ 1.
+        features: F. 32 in the first author's public code; any width ≥ 1.
 
     Raises:
         MetasegError: in the forward pass, H or W is not a multiple of 16.

@@ -94,7 +94,7 @@ class Rates(Group):
 
     encoder: NotNegative = optional("multiplier for the encoder; 0 freezes it", 1.0)
     decoder: NotNegative = optional("multiplier for the decoder; 0 freezes it", 1.0)
-    head: NotNegative = optional("multiplier for the layer that outputs the logits; 0 freezes it", 1.0)
+    head: NotNegative = optional("multiplier for the last layers, which output the logits; 0 freezes them", 1.0)
 
 
 class Optimizer(Group):
@@ -548,7 +548,7 @@ class Adaptation(Group):
         "most annotated images of a step and network; null: the recipe's, or by the budget"
     )
     folds: Literal[0] | Annotated[int, Field(ge=2)] | None = setting(
-        "folds of the annotated images: networks of the ensemble that give the estimate; 0: none; null: 3"
+        "folds of the annotated images, each with a network that gives the estimate; 0: none; null: 3"
     )
     curve: bool = setting("also print the Dice by number of annotated images: whether more would help")
     budget: Positive | None = setting("seconds for adapting and 20 new images; null: any time")

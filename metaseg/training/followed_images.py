@@ -33,7 +33,7 @@ class FollowedEpisode:
 def followed(data: EpisodicData, images: int) -> list[FollowedEpisode]:
     """The first query images of each pool, in the validation plan's first episode of that pool.
 
-    They depend on data, shots and seed only: the same for every learner and epoch.
+    They depend on data, tasks, shots and seed only: the same for every learner and epoch.
 
     Args:
         data: with source pools.

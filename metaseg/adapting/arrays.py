@@ -101,9 +101,11 @@ def same_size(image: np.ndarray, mask: np.ndarray, name: str) -> None:
     """
     if image.shape[:2] != mask.shape[:2]:
         (height, width), (rows, columns) = image.shape[:2], mask.shape[:2]
+        swapped = (height, width) == (columns, rows)
+        reason = "one of the two may be stored turned (EXIF): save both upright" if swapped else ""
         raise MetasegError(
-            f"Expected a mask of its image's size, {width}×{height} pixels, found {columns}×{rows} in {name}; it may "
-            "belong to another image."
+            f"Expected a mask of its image's size, {width}×{height} pixels, found {columns}×{rows} in {name}; "
+            f"{reason or 'it may belong to another image'}."
         )
 
 

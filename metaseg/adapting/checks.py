@@ -19,6 +19,8 @@ given endoscopy as support, and 10 to 48 % of endoscopy given skin."""
 ALIKE = 0.5
 """Images whose values, from 0 to 255, differ by less than this on average are one image, saved again perhaps [D].
 Consecutive frames of CVC-ClinicDB's videos differ by 0.9 and more, other images of the datasets at hand by 5."""
+ALIKE_SHARE = 0.05
+"""Likewise as a share of the image's standard deviation [D]: dim images, such as cells on black, differ by less."""
 SIDE = 128  # pixels, so that images of any resolution compare
 _NEAR = 0.08  # in colours from 0 to 1: minimum distance assumed between images of one kind, however alike
 
@@ -78,7 +80,7 @@ def place_of(image: np.ndarray, images: np.ndarray) -> int | None:
     """The position of an image, uint8 (h, w, 3), among others, uint8 (K, h, w, 3); None if it is not there."""
     apart = [float(np.abs(image.astype(np.int16) - other).mean()) for other in images]
     place = int(np.argmin(apart)) if apart else 0
-    return place if apart and apart[place] < ALIKE else None
+    return place if apart and apart[place] < min(ALIKE, ALIKE_SHARE * float(image.std())) else None
 
 
 def of_new(support: np.ndarray, images: np.ndarray, names: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from metaseg.adapting import checks, model_file, output
 from metaseg.adapting.arrays import resized_mask, same_size, shrunk
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
+from metaseg.adapting.formats import is_turned
 from metaseg.adapting.learning_curve import learning_curve
 from metaseg.adapting.loading import load
 from metaseg.adapting.masks import Reading, decide, foregrounds, require_foreground, survey
@@ -26,7 +27,7 @@ from metaseg.adapting.plan import FEWEST_STEPS
 from metaseg.adapting.results import RESULTS, reduced_size, row
 from metaseg.adapting.saved import NAME, load_segmenter, savable, save
 from metaseg.adapting.working_size import KEPT
-from metaseg.errors import MetasegError, expanded, plural
+from metaseg.errors import MetasegError, expanded, listed, plural
 from metaseg.evaluation.scores import THRESHOLD, dice, iou
 from metaseg.plots.overlays import overlay
 from metaseg.progress import Progress
@@ -39,6 +40,8 @@ _SCORES = ["dsc", "iou"]
 Read = TypeVar("Read")
 _LATE = 1.5
 """Times the budget that adapting may take without a warning: its steps are counted in advance [D]."""
+_PIXELS = 20_000_000
+"""Pixels of a batch of new images, beyond which no further image is added [D]: each takes some 11 bytes."""
 _LONGEST = 1024  # pixels of an overlay's longer side: enough to judge an outline
 
 
@@ -51,10 +54,13 @@ def run(config: DictConfig) -> None:
     settings = validation.read(schema.Adaptation, config)
     labels = _labels(settings)
     each = [(label, _paths(settings, f"label_{label}" if len(labels) > 1 else "")) for label in labels]
+    faults = []
     for label, paths in each:
         if len(each) > 1:
             print(f"\nlabel {label}")
-        _run(settings, label, paths)
+        faults += _run(settings, label, paths)
+    if faults:
+        raise MetasegError(" ".join(faults))
 
 
 def _labels(settings: schema.Adaptation) -> list[int | None]:
@@ -107,7 +113,8 @@ def _kept(settings: schema.Adaptation) -> bool:
     return path is not None and path.suffix == model_file.SUFFIX and not model_file.is_one(path)
 
 
-def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Path]) -> None:
+def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Path]) -> list[str]:
+    """Adapt to one label and segment; a sentence if files could not be used, after all others have been."""
     annotated = annotated_in(paths["support"]) if "support" in paths else []
     sources = images_in(paths["images"]) if "images" in paths else []
     _warn(passed_over(paths["images"]) if "images" in paths else [])
@@ -133,14 +140,13 @@ def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Pat
         for path in export(adapted, out, settings.export):
             print(f"segmenter   {paths['out'] / path.name}")
         if not sources:
-            return
+            return []
         with Progress("segmenting", len(sources), "images") as progress:
             table, faults = _segment(adapted, sources, truth, settings, out, progress.update)
     _summary(table, paths["out"], time.monotonic() - began)
-    if faults:
-        raise MetasegError(
-            f"{' and '.join(faults)} could not be used, see the messages above; all others are in {paths['out']}."
-        )
+    if not faults:
+        return []
+    return [f"{' and '.join(faults)} could not be used, see the messages above; all others are in {paths['out']}."]
 
 
 def _late(settings: schema.Adaptation, seconds: float) -> list[str]:
@@ -190,6 +196,8 @@ def _support(
         same_size(picture, mask, str(one.mask.path))
     side = (checks.SIDE, checks.SIDE)
     checks.require_different(names, np.stack([shrunk(picture, side) for picture in pictures]))
+    if turned := [one.image.name for one in annotated if is_turned(one.image.path) and not is_turned(one.mask.path)]:
+        _warn([f"The image is stored turned (EXIF) and shown upright, its mask is not: {listed(turned, 4)}; check it."])
     _warn(checks.of_support(names, [picture.shape[:2] for picture in pictures], masks))
     if len(annotated) > 1 and len({one.image.path for one in annotated}) == 1:
         _warn(["All annotated images are of one file; of other patients expect a lower Dice than the one below."])
@@ -274,8 +282,8 @@ def _segment(
     looks: list[np.ndarray] = []
     failed: list[str] = []
     unscored: list[str] = []
-    for first in range(0, len(sources), settings.batch):
-        tried = [(source, _tried(source.read)) for source in sources[first : first + settings.batch]]
+    done = 0
+    for tried in _batches(sources, settings.batch):
         failed += [result for _, result in tried if isinstance(result, str)]
         read = [(source, result) for source, result in tried if not isinstance(result, str)]
         found = adapted.predict([image for _, image in read], settings.batch)
@@ -295,7 +303,8 @@ def _segment(
                 table.to_csv(path, index=False)
         for (source, image), predicted, true in zip(read, found, known, strict=True):
             _write(source, image, predicted.probabilities, true, settings, out)
-        progress(min(first + settings.batch, len(sources)), len(sources))
+        progress(done := done + len(tried), len(sources))
+        del tried, read, found, truths, known  # before the next batch is read
     _warn([*failed, *unscored])
     if not rows:
         raise MetasegError(f"None of the {len(sources)} images could be read; the first error: {failed[0]}.")
@@ -306,6 +315,22 @@ def _segment(
     if unscored:
         faults.append(plural(len(unscored), "true mask"))
     return table, faults
+
+
+def _batches(sources: Sequence[Source], most: int) -> Iterator[list[tuple[Source, np.ndarray | str]]]:
+    """Images, or the messages of those that cannot be read, at most so many at a time, and few if they are large."""
+    batch: list[tuple[Source, np.ndarray | str]] = []
+    pixels = 0
+    for source in sources:
+        image = _tried(source.read)
+        batch.append((source, image))
+        pixels += 0 if isinstance(image, str) else image.shape[0] * image.shape[1]
+        del image
+        if len(batch) == most or pixels >= _PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
 
 
 def _table(rows: Sequence[Mapping[str, Any]], scored: bool) -> pd.DataFrame:
@@ -372,6 +397,8 @@ def _summary(table: pd.DataFrame, out: Path, seconds: float) -> None:
             f"Dice        {100 * known.mean():.1f} % (median {100 * known.median():.1f}; {plural(len(known), 'image')}"
             f"{without})"
         )
+    if nothing := int((table["area"] == 0).sum()):
+        print(f"nothing found in {nothing} of them")
     doubtful = table.sort_values("confidence")["image"].head(3)
     print(f"masks       {out / 'masks'}\nresults     {out / RESULTS}")
     print(f"least confident, check these first: {', '.join(doubtful)}")

@@ -151,6 +151,15 @@ def _turned_to(path: Path, page: int) -> Iterator[Any]:
         yield image
 
 
+def is_turned(path: Path) -> bool:
+    """Whether a picture's pixels are stored turned or mirrored, to be shown upright by their EXIF orientation."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(TURNED, 1) in range(2, 9)
+    except Exception:  # no picture, or a damaged one, of which reading it says more
+        return False
+
+
 def _planes_of_words(image: Any) -> bool:
     """Whether these are colours of 16 bits plane by plane, which Pillow 12 takes for 8 bits, and OpenCV for pixels."""
     if image.format != "TIFF":
@@ -257,6 +266,11 @@ def _by_tifffile(path: Path, page: int) -> np.ndarray:
         if found.photometric not in (0, 1, 2):  # white is 0, black is 0, RGB
             kind = shown(getattr(found.photometric, "name", found.photometric))
             raise MetasegError(f"Expected grey values or RGB in {path}, found {kind}; save it as PNG.")
+        if found.photometric != 2 and found.samplesperpixel > 3:  # the fourth would be taken for opacity
+            raise MetasegError(
+                f"Expected an image with 1 or 3 channels, or RGB with opacity, in {path}, found "
+                f"{found.samplesperpixel} grey ones; save those that matter as RGB or grey."
+            )
         ends = [start + length for start, length in zip(found.dataoffsets, found.databytecounts, strict=True)]
         # tifffile reads parts that are missing as black.
         if len(ends) < math.prod(found.chunked) or max(ends) > file.filehandle.size:

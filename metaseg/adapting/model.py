@@ -325,6 +325,7 @@ class Adapted:
         """
         at_least(1, batch=batch)
         images = several(images, "images")
+        empty = not (self.support.masks == 1).any((1, 2)).all()  # else a new image without foreground is a surprise
         predicted: list[Predicted] = []
         for first in range(0, len(images), batch):
             some = [rgb(image, f"image {first + number}") for number, image in enumerate(images[first : first + batch])]
@@ -335,7 +336,7 @@ class Adapted:
                     "Expected probabilities from the network, found NaN: adaptation diverged or the checkpoint is "
                     "damaged; choose a smaller lr."
                 )
-            sure = confidence(found, others).tolist()
+            sure = confidence(found, others, empty).tolist()
             predicted += [
                 Predicted(enlarged(piece, image.shape[:2]), one)
                 for piece, image, one in zip(found, some, sure, strict=True)

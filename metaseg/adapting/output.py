@@ -108,10 +108,12 @@ def _beside(out: Path, kept: str | None) -> Iterator[Path]:
             beside.mkdir()
     try:
         yield beside if earlier else out
-        if earlier:
-            with os_errors_explained(out, _REMEDY):
-                _take_over(beside, out, earlier - used)
-    finally:
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if earlier:
+        with os_errors_explained(out, f"the new results are whole in {beside}: move them away"):
+            _take_over(beside, out, earlier - used)
         shutil.rmtree(beside, ignore_errors=True)
 
 
@@ -125,7 +127,8 @@ def _take_over(beside: Path, out: Path, earlier: set[Path]) -> None:
     new = {path.relative_to(beside) for path in beside.rglob("*") if path.is_file()}
     if not new:
         return  # nothing was to be written
-    for path in sorted(new):
+    # The table first: it is the file that another program most often has open, and then nothing has been replaced yet.
+    for path in sorted(new, key=lambda path: (path != Path(RESULTS), path)):
         (out / path).parent.mkdir(exist_ok=True)
         (beside / path).replace(out / path)
     for path in earlier - new:

@@ -167,9 +167,11 @@ class Session(Collection):
         self.notes, self._learnt = [], self._state()
 
     def estimate(self) -> list[str]:
-        """The Dice to expect and what it means, as sentences; empty before `adapt`, or if one image is annotated."""
-        if self.adapted is None or len(self.adapted.support.images) < 2:
+        """The Dice to expect and what it means, as sentences; empty before `adapt`."""
+        if self.adapted is None:
             return []
+        if len(self.adapted.support.images) < 2:
+            return ["How good the masks are is unknown: a single marked image cannot be held out. Mark more."]
         found = self.adapted.estimate
         if found is None:
             return ["The time for learning was too short for an estimate."]

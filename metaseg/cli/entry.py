@@ -90,9 +90,11 @@ def entry(
             if error.errno not in _UNWRITABLE:
                 raise
             verb = "used" if error.errno == errno.EACCES else "written"  # files that are read have permissions, too
+            trains = name in ("train", "pretrain")
+            run = "hydra.run.dir; what a run has saved stays, and ckpt_path=last continues from it"
             failed.append(
                 f"{_what(error)} cannot be {verb} ({error.strerror}): {_UNWRITABLE[error.errno]}, or choose another "
-                "hydra.run.dir; what a run has saved stays, and ckpt_path=last continues from it."
+                f"{run if trains else 'folder'}."
             )
         except KeyboardInterrupt:
             clear_away(HydraConfig.get())

@@ -124,7 +124,10 @@ def built(folder: Path) -> Iterator[str]:
 
     for path in sorted(folder.rglob(f"*{model_file.SUFFIX}")):
         if model_file.is_one(path):
-            yield "\n".join([str(path), *model_file.lines(path)])
+            try:
+                yield "\n".join([str(path), *model_file.lines(path)])
+            except MetasegError as error:
+                yield f"{path}: {error}"
 
 
 def trained(folder: Path) -> Iterator[str]:

@@ -339,7 +339,7 @@ def how_to_test(settings: schema.Run) -> metatest.ScoringSettings:
 
 
 def scratch_settings(settings: schema.Run) -> schema.Learner:
-    """The learner of conf/learner/scratch.yaml under the run's protocol. Its start saw no task: it is worth no images."""
+    """The learner of conf/learner/scratch.yaml under the run's protocol; its start is worth no images."""
     protocol = settings.protocol
     return schema.Learner(
         _target_="metaseg.learners.scratch.Scratch",

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import metaseg
+from metaseg.adapting import command
+from metaseg.adapting.files import images_in
 from metaseg.adapting.model import Adapted
 from metaseg.cli.entry import as_it_stands
 from metaseg.evaluation.scores import dice
@@ -184,8 +186,13 @@ def halves(mask):
 def test_each_label_has_a_segmenter_and_a_folder_of_its_own(adapt, folders, trained):
     for folder in ("support/masks", "truth"):
         rewrite(folders / folder, halves)
+    (folders / "new" / "damaged.png").touch()
     done = adapt("folds=0", "label=all", images=folders / "new", truth=folders / "truth")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "label_1" in last
+    assert "label_2" in last  # a damaged image does not end the command
     assert sorted(path.name for path in (folders / "out").iterdir()) == ["label_1", "label_2"]
     assert "0, 1, 2" in done.stdout
     pairs = [lesion(number) for number in range(5)]
@@ -196,6 +203,15 @@ def test_each_label_has_a_segmenter_and_a_folder_of_its_own(adapt, folders, trai
         assert np.array_equal(np.asarray(Image.open(out / "masks" / "case 4.png")) > 0, mask)
         score = pd.read_csv(out / "results.csv")["dsc"][0]
         assert score == pytest.approx(dice(mask[None], (masks[4] == label)[None])[0])
+
+
+def test_large_images_come_in_small_batches(folders, monkeypatch):
+    sources = images_in(folders / "new")
+    (folders / "new" / "case 5.png").write_bytes(b"")
+    assert [len(batch) for batch in command._batches(sources, 2)] == [2, 1]
+    monkeypatch.setattr(command, "_PIXELS", 64 * 48)
+    batches = [[(source.name, type(image)) for source, image in batch] for batch in command._batches(sources, 16)]
+    assert batches == [[("case 4", np.ndarray)], [("case 5", str), ("case 6", np.ndarray)]]
 
 
 @pytest.mark.parametrize("where", ["support/masks", "truth"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from metaseg.adapting.checks import distances, look, of_new, of_support, place_of, require_different
+from metaseg.adapting.checks import ALIKE, distances, look, of_new, of_support, place_of, require_different
 from metaseg.errors import MetasegError
 
 NAMES = ["a", "b", "c"]
@@ -64,6 +64,15 @@ def test_of_real_images_those_of_another_kind_stand_out():
     support, others = looks(skin[np.sort(order[:5])]), looks(skin[np.sort(order[5:])])
     assert (distances(support, others) > 3).mean() < 0.05
     assert (distances(support, looks(gut[:300])) > 3).mean() > 0.1
+
+
+def test_dim_images_are_told_apart():
+    cells = np.zeros((3, 64, 64, 3), np.uint8)
+    for number, image in enumerate(cells):
+        image[10 * number : 10 * number + 8, 20:28] = 12
+    assert np.abs(cells[0].astype(int) - cells[1]).mean() < ALIKE
+    require_different(NAMES, cells)
+    assert place_of(cells[2], cells) == 2
 
 
 def test_an_image_that_is_there_twice_is_refused_even_if_it_was_saved_again():

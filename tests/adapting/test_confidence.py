@@ -29,9 +29,16 @@ def test_agreement_is_the_mean_dice_with_other_networks():
 
 def test_confidence_is_agreement_where_other_networks_are():
     unsure, wide = half(0.6), np.ones((2, 4, 4))
-    assert confidence(unsure, [unsure])[0] == 1
-    assert confidence(unsure, [wide])[0] == pytest.approx(2 / 3)
-    assert confidence(unsure, []) == pytest.approx(soft_dice(unsure))
+    assert confidence(unsure, [unsure], empty=False).tolist() == [1, 0]
+    assert confidence(unsure, [wide], empty=False)[0] == pytest.approx(2 / 3)
+    assert confidence(unsure, [], empty=False) == pytest.approx(soft_dice(unsure))
+
+
+def test_where_images_may_be_empty_networks_that_find_nothing_agree():
+    unsure, wide = half(0.6), np.ones((2, 4, 4))
+    assert confidence(unsure, [unsure], empty=True).tolist() == [1, 1]
+    assert confidence(unsure, [wide], empty=True)[1] == 0
+    assert confidence(unsure - 0.2, [], empty=True)[0] == pytest.approx(0.6)
 
 
 def test_predictions_carry_the_confidence_of_the_whole_ensemble(trained, lesions):

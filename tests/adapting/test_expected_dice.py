@@ -95,5 +95,5 @@ def test_a_network_level_with_a_baseline_is_of_no_use():
 def test_the_sentence_names_how_the_estimate_was_made():
     assert "leave-one-out" in of([0.5, 0.7, 0.9]).sentence()
     assert "2-fold" in of([0.5, 0.7, 0.9], folds=2).sentence()
-    assert "76 %; such figures are 7 points off on average (19 annotated" in of([0.7] * 19).sentence()
-    assert "76 %; such figures are 5 points off on average (20 annotated" in of([0.7] * 20).sentence()
+    assert "76 %; such figures are 7 points off on average, at worst 30 too high (19 ann" in of([0.7] * 19).sentence()
+    assert "76 %; such figures are 5 points off on average, at worst 18 too high (20 ann" in of([0.7] * 20).sentence()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metaseg.adapting.arrays import same_size
 from metaseg.adapting.files import annotated_in, images_in, passed_over, truth_in
+from metaseg.adapting.formats import is_turned
 from metaseg.errors import MetasegError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -41,6 +43,19 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6
     save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(images_in(tmp_path)[0].read(), np.rot90(PIXELS, -1))
+
+
+def test_a_picture_that_is_stored_turned_is_known(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    save(tmp_path / "turned.jpg", exif=exif)
+    save(tmp_path / "upright.png")
+    (tmp_path / "damaged.png").touch()
+    assert [is_turned(tmp_path / name) for name in ("turned.jpg", "upright.png", "damaged.png")] == [True, False, False]
+    with pytest.raises(MetasegError, match="stored turned"):
+        same_size(PIXELS, PIXELS[..., 0].T, "a mask")
+    with pytest.raises(MetasegError, match="another image"):
+        same_size(PIXELS, PIXELS[:4, :, 0], "a mask")
 
 
 def test_grey_deep_and_transparent_images_are_read_as_colours(tmp_path):

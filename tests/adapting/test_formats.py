@@ -275,6 +275,13 @@ def test_the_opacity_of_deep_colours_has_no_part_in_their_window(tmp_path, extra
     assert np.abs(rgb(half, "a").astype(int) - PICTURE // 2)[1:].max() <= 8
 
 
+def test_a_fourth_grey_channel_is_not_taken_for_opacity(tmp_path):
+    stains = np.dstack([DEEP, DEEP[..., 0]])
+    _, several = paged_by_tifffile(tmp_path, stains, "minisblack", planarconfig="contig")
+    with pytest.raises(MetasegError, match=r"several\.tif, found 4 grey"):
+        formats.read(several, 1)
+
+
 def test_what_neither_library_reads_is_refused_with_the_remedy(tmp_path):
     samples = np.dstack([DEEP, DEEP[..., :2]])
     _, several = paged_by_tifffile(tmp_path, samples, extrasamples=["unspecified"] * 2)

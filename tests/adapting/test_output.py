@@ -1,5 +1,7 @@
 """Results take the place of earlier ones only when they are whole."""
 
+from pathlib import Path
+
 import pytest
 from test_adapt_command import contents
 
@@ -47,6 +49,31 @@ def test_earlier_results_stay_if_the_new_ones_are_not_whole(earlier, stopped):
     with pytest.raises(stopped):
         stop_midway(earlier, ["b", "c"], stopped)
     assert contents(earlier) == before
+
+
+def test_new_results_that_cannot_take_the_place_of_earlier_ones_are_kept(earlier):
+    (earlier / "masks" / "c.png").mkdir()
+    with pytest.raises(MetasegError, match=output._UNFINISHED), output.replaced(earlier, overwrite=True) as folder:
+        write(folder, ["b", "c"], "new")
+    unfinished = earlier / output._UNFINISHED
+    for name in ("masks/b.png", "masks/c.png", "overlays/c.png"):
+        assert "new" in [path.read_text() for path in (unfinished / name, earlier / name) if path.is_file()]
+
+
+def test_nothing_is_replaced_if_the_table_is_not(earlier, monkeypatch):
+    before = contents(earlier)
+    replace = Path.replace
+
+    def locked(path, target):
+        if path.name == RESULTS:
+            raise PermissionError(13, "Permission denied", str(target))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", locked)
+    with pytest.raises(MetasegError, match=output._UNFINISHED), output.replaced(earlier, overwrite=True) as folder:
+        write(folder, ["b", "c"], "new")
+    after = contents(earlier)
+    assert {path: after[path] for path in before} == before
 
 
 def test_a_segmenter_in_use_is_not_removed(earlier):

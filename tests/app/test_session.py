@@ -199,7 +199,7 @@ def test_learning_gives_the_dice_to_expect_and_a_verdict(session, upload):
     assert session.estimate() == []
     session.add_masks(upload("mask", 0))
     session.adapt()
-    assert session.estimate() == []
+    assert "unknown" in " ".join(session.estimate())
     session.add_masks(upload("mask", 1))
     session.adapt()
     verdict, dice = session.estimate()

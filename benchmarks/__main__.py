@@ -14,10 +14,7 @@ from benchmarks.outer_step import outer_step
 from benchmarks.own_images import own_images
 from benchmarks.products import products
 from benchmarks.report import Report
-from benchmarks.scaling import scaling
 from benchmarks.setting import Setting
-from benchmarks.tasks import tasks
-from benchmarks.variants import variants
 from benchmarks.worker import quieten
 from metaseg.cli.arguments import fail
 from metaseg.data import catalogue
@@ -29,10 +26,7 @@ COMMANDS = {
     "outer_step": "time, memory and error of every method for meta-gradients, compared with other libraries",
     "products": "cost of one curvature product in units of a forward and backward pass",
     "memory": "peak memory against the number of inner steps",
-    "tasks": "many tasks in a row: memory and time of the first and last ten",
-    "variants": "iMAML's outer step in other precisions, channels last and compiled; hours for the paper's tables",
     "own_images": "a few annotated images of each kind: Dice, time, error of the Dice to expect, confidence",
-    "scaling": "one task's operations and bytes, counted, and what they mean on 8 and 64 V100 GPUs",
     "adaptation": "Dice against seconds of adapting to a new dataset, by recipe; time relative to the plain passes",
 }
 
@@ -57,17 +51,11 @@ def _carry_out(options: argparse.Namespace, setting: Setting) -> Report:
         return products(setting, options.repeats)
     if options.command == "memory":
         return memory(setting, options.repeats)
-    if options.command == "variants":
-        return variants(setting, options.repeats, not options.no_compile, options.paper)
-    if options.command == "scaling":
-        return scaling(setting)
     if options.command == "adaptation":
         return adaptation(setting, options.dataset, options.root, options.images, options.repeats)
-    if options.command == "own_images":
-        how = {"steps": options.steps, "budget": options.budget}
-        record = options.out / "own_images.jsonl"
-        return own_images(setting, options.folders, options.of, options.draws, options.images, record, **how)
-    return tasks(setting, options.count)
+    how = {"steps": options.steps, "budget": options.budget}
+    record = options.out / "own_images.jsonl"
+    return own_images(setting, options.folders, options.of, options.draws, options.images, record, **how)
 
 
 def _setting(options: argparse.Namespace) -> Setting:
@@ -126,9 +114,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--images", type=int, default=60, help="maximum number of other images to score")
             add("--steps", type=int, help="adaptation steps; default: as many as the budget allows")
             add("--budget", type=float, default=60.0, help="seconds for adapting and 20 images")
-        elif name == "tasks":
-            add("--count", type=int, default=50, help="tasks in a row")
-        elif name != "scaling":
+        else:
             add("--repeats", type=int, default=1 if name == "adaptation" else 10, help="rounds of timing")
         if name == "adaptation":
             add("--dataset", default="kvasir", choices=catalogue.names(), help="dataset to adapt to")
@@ -138,11 +124,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             add("--only", nargs="+", metavar="NAME", help=f"methods among {', '.join(METHODS)}; None: all")
             add("--no-errors", action="store_true", help="skip the double-precision reference")
             add("--no-memory", action="store_true", help="skip peak memory, which needs a fresh process per method")
-        if name in ("outer_step", "scaling", "variants"):
-            shots = ", 5 and 20 shots" if name == "variants" else ""
-            add("--paper", action="store_true", help=f"32 features, 256x256{shots}, overriding other options")
-        if name == "variants":
-            add("--no-compile", action="store_true", help="skip torch.compile, which takes minutes on a CPU")
+            add("--paper", action="store_true", help="32 features, 256x256, overriding other options")
     return parser.parse_args(arguments)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What needs a GPU, within a time limit: the gpu tests, the benchmarks at the paper's size, and the paper's network at
+# What needs a GPU, within a time limit: the gpu tests, the benchmark at the paper's size, and the paper's network at
 # 256 px for tables 2 and 6. Repeating the command continues where it stopped. Run it in the repository's root with
 # METASEG_DATA set:
 #   bash experiments/gpu_campaign.sh MINUTES [FOLDER]
@@ -66,5 +66,4 @@ for protocol in tuned paper; do
     cells "$protocol" "$table"
   done
 done
-once "$out/benchmarks/variants_cuda.json" python -m benchmarks variants --device cuda --paper --out "$out/benchmarks" || failed=1
 finish

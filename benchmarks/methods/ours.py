@@ -18,19 +18,18 @@ from metaseg.meta.inner_loop import by_autograd, detached
 from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import Parameters, detach, flatten
 from metaseg.networks.build import build
-from metaseg.runs import schema, validation
+from metaseg.runs import schema
 
 
 def make_learner(kind: type[Learner], setting: Setting, **changes: Any) -> Learner:
     """A learner on the benchmark's network with the proximal term in its inner loop."""
-    inner = {"optimizer": "sgd", "lr": setting.lr, "steps": setting.inner_steps, "proximal": True}
     learner = kind(
         network=build(name="attention_unet", features=setting.features, seed=setting.seed),
         loss=LOSSES[LOSS],
         norm=setting.norm,
         adapt=schema.Adapt(optimizer="adam", lr=1e-3, steps=1, lam=0.0),
         optimizer=schema.Optimizer(lr=1e-3, weight_decay=0.0, clip_norm=None),
-        inner=validation.checked(schema.Inner, inner | changes.pop("inner", {})),
+        inner=schema.Inner(optimizer="sgd", lr=setting.lr, steps=setting.inner_steps, proximal=True),
         lam=setting.lam,
         **changes,
     )
@@ -41,11 +40,6 @@ def imaml_learner(setting: Setting, matrix: str, tolerance: float) -> Learner:
     """The iMAML learner."""
     cg = Solver(steps=setting.cg_steps, tolerance=tolerance)
     return make_learner(ImplicitMAML, setting, cg=cg, curvature=matrix)
-
-
-def maml_learner(setting: Setting, checkpoint: bool = False) -> Learner:
-    """The MAML learner, optionally with checkpointed inner steps."""
-    return make_learner(MAML, setting, checkpoint=checkpoint)
 
 
 def _run(learner: Learner, problem: Problem) -> Run:
@@ -67,8 +61,8 @@ def imaml(problem: Problem, matrix: str, tolerance: float) -> Run:
 
 
 def maml(problem: Problem, checkpoint: bool = False) -> Run:
-    """MAML, second order."""
-    return _run(maml_learner(problem.setting, checkpoint), problem)
+    """MAML, second order, optionally with checkpointed inner steps."""
+    return _run(make_learner(MAML, problem.setting, checkpoint=checkpoint), problem)
 
 
 def first_order(problem: Problem) -> Run:
@@ -113,14 +107,6 @@ def _task(problem: Problem) -> gradients.Task:
     learner = imaml_learner(problem.setting, "hessian", TOLERANCE)
     return learner.episode_task(learner.theta(), problem.episode).task
 
-
-LEARNERS: dict[str, Callable[[Setting], Learner]] = {
-    "imaml_hessian": partial(imaml_learner, matrix="hessian", tolerance=TOLERANCE),
-    "imaml_gn": partial(imaml_learner, matrix="gauss_newton", tolerance=TOLERANCE),
-    "maml": maml_learner,
-    "first_order": partial(make_learner, FirstOrderMAML),
-}
-"""The learners for the benchmark of many tasks in a row."""
 
 METHODS = (
     Method("passes", "K+2 passes through metaseg's layers", None, passes),

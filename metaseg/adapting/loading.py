@@ -23,6 +23,7 @@ from metaseg.learners.checkpoints import read_checkpoint, restore
 from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.provenance import check_gpu
+from metaseg.runs.settings import without_retired
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ def learner_of(
         MetasegError: on settings that name foreign classes, are invalid, or describe a network far larger than the
             weights.
     """
+    settings = without_retired(settings)
     _own_classes(settings)
     known = _with_recipe(validation.checked(schema.Trained, settings), recipe)
     if weights is None:
@@ -163,7 +165,7 @@ def _with_recipe(settings: schema.Trained, recipe: str | None) -> schema.Trained
     given = {name: value for name, value in known[recipe] if name in known[recipe].model_fields_set}
     if not get_class(settings.learner.target_).trains:  # type: ignore[attr-defined]
         given.pop("start_worth", None)
-    adapt = settings.learner.adapt.model_copy(update={**given, "by": "recipe"})
+    adapt = settings.learner.adapt.model_copy(update=given)
     return settings.model_copy(update={"learner": settings.learner.model_copy(update={"adapt": adapt})})
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.errors import MetasegError
 from metaseg.learners.fine_tuning import FineTuning
-from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.staged import EpisodeTask
 from metaseg.learners.strengths import Strengths
 from metaseg.meta.gradients import MetaGradient, Task, trial
@@ -49,8 +48,7 @@ class Learner(nn.Module):
         norm: normalisation statistics used for predictions (``model.norm``, see ``Norms``).
         adapt: fine-tuning on a target's support set. ``lam`` = None: the learned strengths, or 0 if none are learned;
             ``folds``: folds of the support set for the ensemble and the interpolation between θ and φ, see
-            ``FineTuning``. ``by`` = "inner" ignores all of these but ``flips`` and adapts by the inner problem of
-            training, without augmentation or ensemble.
+            ``FineTuning``.
         optimizer: the outer Adam; weight_decay · θ is added to the gradient. None: for learners that do not train.
         inner: the inner loop of training and validation episodes. ``bound`` limits the step size to ``share``/σ, with σ
             the largest curvature of the inner problem at θ, measured every ``every`` outer steps (0: never; adam is not
@@ -94,19 +92,13 @@ class Learner(nn.Module):
         self.network = network
         self.loss = loss
         self.norms = Norms.of(network, norm)
-        self._inner, bound, self._inner_evaluation = InnerLoop(steps=0), None, InnerEvaluation(network, loss)
+        self._inner, bound = InnerLoop(steps=0), None
         if inner is not None:
             lam = lam if inner.proximal else 0.0
             self._inner = InnerLoop(inner.optimizer, inner.lr, inner.steps, lam, tolerance=inner.tolerance)
             bound = inner.bound if inner.optimizer != "adam" else None
-            self._inner_evaluation = InnerEvaluation(network, loss, inner.precision, inner.compile)
         self.bound_every, self._bound_share = (0, 1.0) if bound is None else (bound.every, bound.share)
-        self.adapts_by_inner = adapt.by == "inner"
-        """Whether adaptation to a target uses the inner problem of training."""
-        if self.adapts_by_inner and not self._inner.steps:
-            raise MetasegError("learner.adapt.by=inner needs an inner loop with steps, found none: set it to recipe.")
-        recipe = InnerLoop(adapt.optimizer, adapt.lr, adapt.steps, adapt.lam or 0.0, adapt.schedule)
-        self._adapt = self._inner if self.adapts_by_inner else recipe
+        self._adapt = InnerLoop(adapt.optimizer, adapt.lr, adapt.steps, adapt.lam or 0.0, adapt.schedule)
         self._adapts_with_strengths = adapt.lam is None
         self._ensemble: dict[str, Any] = {name: getattr(adapt, name) for name in _ENSEMBLE}
         self.outer_rates = _rates(network, "optimizer", optimizer)
@@ -149,7 +141,7 @@ class Learner(nn.Module):
     @property
     def folds(self) -> int:
         """Folds of a target's support set for the ensemble; 0: none."""
-        return 0 if self.adapts_by_inner else int(self._ensemble["folds"])
+        return int(self._ensemble["folds"])
 
     @property
     def batch(self) -> int | None:
@@ -204,10 +196,7 @@ class Learner(nn.Module):
             progress: called after each step with (steps taken, total steps).
         """
         require_gradients()
-        tuning = self.fine_tuning()
-        if self.adapts_by_inner:
-            tuning, support = self._inner_tuning(self._adapt, support)
-        yield from tuning.run(self.start(support), support, steps, progress)
+        yield from self.fine_tuning().run(self.start(support), support, steps, progress)
 
     def as_start(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
         """The content of a checkpoint that training starts from, as that of a checkpoint of this learner."""
@@ -220,18 +209,18 @@ class Learner(nn.Module):
     @property
     def learns_from_scribbles(self) -> bool:
         """Whether `adaptation` takes support masks with unmarked pixels: fine-tuning does."""
-        return not self.adapts_by_inner
+        return True
 
     def after_inner(self, support: SupportSet) -> Segmenter | None:
         """Adapt to a target by the inner problem of training alone; None: the learner has no inner loop."""
         if not self._inner.steps:
             return None
         require_gradients()
-        tuning, support = self._inner_tuning(self._inner, support)
+        tuning, support = self._inner_tuning(support)
         ((_, segmenter),) = tuning.run(self.theta(), support, [self._inner.steps])
         return segmenter
 
-    def _inner_tuning(self, loop: InnerLoop, support: SupportSet) -> tuple[FineTuning, SupportSet]:
+    def _inner_tuning(self, support: SupportSet) -> tuple[FineTuning, SupportSet]:
         """The inner problem of training as fine-tuning on a target: no augmentation, no fold networks, α = 1."""
         images, masks = (one.to(self.device) for one in support.clean())
         curvature = 0.0
@@ -239,7 +228,7 @@ class Learner(nn.Module):
             curvature = max(self.curvature_of(Episode(images, masks, images[:1], masks[:1])), self.inner_curvature)
         tuning = replace(
             self.fine_tuning(),
-            loop=self._bounded(loop, curvature),
+            loop=self._bounded(curvature),
             rates=self._inner_rates,
             folds=0,
             batch=None,
@@ -302,23 +291,17 @@ class Learner(nn.Module):
     ) -> EpisodeTask:
         """The episode as functions of the parameters that the inner loop can move; `chained` as in `EpisodeTask`."""
         return EpisodeTask(
-            self.network,
-            self.loss,
-            self.norms,
-            self._inner_rates,
-            theta,
-            self.laid_out(episode),
-            self._inner_evaluation,
-            chained,
+            self.network, self.loss, self.norms, self._inner_rates, theta, self.laid_out(episode), chained
         )
 
     def _inner_loop(self, theta: Parameters) -> InnerLoop:
         strengths = None if self.strengths is None else self.strengths.vector(theta)
-        bounded = self._bounded(self._inner, self.inner_curvature)
+        bounded = self._bounded(self.inner_curvature)
         return replace(bounded, rates=self._inner_rates.vector(theta), strengths=strengths)
 
-    def _bounded(self, loop: InnerLoop, curvature: float) -> InnerLoop:
+    def _bounded(self, curvature: float) -> InnerLoop:
         """The inner loop with its step size limited for this largest curvature; 0: unknown, no limit."""
+        loop = self._inner
         return replace(loop, lr=min(loop.lr, self._bound_share / curvature)) if curvature > 0 else loop
 
     def curvature_of(self, episode: Episode) -> float:

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 from metaseg.data.batches import Episode
-from metaseg.errors import MetasegError
 from metaseg.learners.base import Learner
 from metaseg.meta.gradients import MetaGradient, unrolled_gradient
 from metaseg.meta.vectors import Parameters
@@ -15,21 +14,11 @@ class MAML(Learner):
 
     Args:
         checkpoint: whether to recompute inner steps in the backward pass instead of keeping them.
-        settings: see ``Learner``; ``inner.precision`` and ``inner.compile`` need ``checkpoint``.
-
-    Raises:
-        MetasegError: on other inner steps than those whose derivatives are recorded.
+        settings: see ``Learner``.
     """
 
     def __init__(self, *, checkpoint: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
-        inner = settings.get("inner")
-        if inner is not None and not checkpoint and (inner.precision != "float32" or inner.compile):
-            raise MetasegError(
-                "Without learner.checkpoint=true this learner's inner steps record their derivatives in float32, found "
-                f"learner.inner.precision={inner.precision} and learner.inner.compile={str(inner.compile).lower()}; "
-                "set it, or leave these out."
-            )
         self.checkpoint = checkpoint
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:

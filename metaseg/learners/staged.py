@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaseg.data.batches import Episode
-from metaseg.learners.inner import InnerEvaluation
 from metaseg.meta.gradients import MetaGradient, Task
 from metaseg.meta.inner_loop import detached
 from metaseg.meta.losses import Loss
@@ -48,7 +47,6 @@ class EpisodeTask:
         rates: of the inner loop.
         theta: all meta-parameters θ.
         episode: in the memory format the network should use.
-        evaluation: how the inner loop evaluates the support loss.
         chained: name → whether the gradient of a frozen parameter is needed.
 
     Attributes:
@@ -63,7 +61,6 @@ class EpisodeTask:
         rates: Rates,
         theta: Parameters,
         episode: Episode,
-        evaluation: InnerEvaluation,
         chained: Callable[[str], bool],
     ) -> None:
         self._all, self._network, self._norms = theta, network, norms
@@ -84,7 +81,7 @@ class EpisodeTask:
                 tuple(one for one in pytree.tree_leaves(side) if one.requires_grad) for side in (support, query)
             )
         self._inputs = inputs
-        self.task = self._task(loss, episode, support, query, evaluation)
+        self.task = self._task(loss, episode, support, query)
 
     def _hold(self, stages: HeldStages, episode: Episode, chained: Callable[[str], bool]) -> Held:
         parameters = {
@@ -98,7 +95,7 @@ class EpisodeTask:
             query, _ = forward(self._network, parameters, episode.query_images, given, last=stages.last)
         return Held(parameters, found, (support, query))
 
-    def _task(self, loss: Loss, episode: Episode, support: Any, query: Any, evaluation: InnerEvaluation) -> Task:
+    def _task(self, loss: Loss, episode: Episode, support: Any, query: Any) -> Task:
         # The closures must not hold this object, which holds them: a cycle stays on the GPU until it is collected.
         network, norms, running, first = self._network, self._norms, self._running, self._first
 
@@ -123,7 +120,6 @@ class EpisodeTask:
             query_loss,
             logit_curvature if loss.curvature is not None else None,
             query_reads_support=norms.any("support"),
-            evaluate=evaluation.of(support, episode.support_masks, first),
             support_inputs=self._inputs[0],
             query_inputs=self._inputs[1],
         )

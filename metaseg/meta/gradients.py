@@ -34,7 +34,6 @@ from torch import Tensor
 from metaseg.meta.conjugate_gradient import Outcome, Solution, conjugate_gradient
 from metaseg.meta.curvature import DoubleBackward, Forward, Linearisation, LogitCurvature
 from metaseg.meta.inner_loop import (
-    Evaluate,
     Evaluation,
     InnerLoop,
     Moments,
@@ -66,7 +65,6 @@ class Task:
         query: (parameters, found) → (query loss, other results, e.g. detached logits).
         logit_curvature: (logits, u) → B u of the support loss in logit space; needed by the Gauss-Newton product only.
         query_reads_support: whether the query loss depends on ``found``.
-        evaluate: evaluates the support loss in the inner loop; None: autograd of ``objective``.
         support_inputs: further leaves that ``support`` reads and whose gradient is needed.
         query_inputs: likewise for ``query``.
     """
@@ -76,7 +74,6 @@ class Task:
     query: Callable[[Parameters, Any], tuple[Tensor, Any]]
     logit_curvature: LogitCurvature | None = None
     query_reads_support: bool = True
-    evaluate: Evaluate | None = None
     support_inputs: tuple[Tensor, ...] = ()
     query_inputs: tuple[Tensor, ...] = ()
 
@@ -84,10 +81,6 @@ class Task:
         """The support loss and ``found``."""
         logits, found = self.support(parameters)
         return self.support_loss(logits), found
-
-    def evaluation(self) -> Evaluate:
-        """How the inner loop evaluates the support loss."""
-        return self.evaluate or by_autograd(self.objective)
 
 
 @dataclass(frozen=True)
@@ -247,15 +240,14 @@ def unrolled_gradient(
         inner: the inner loop.
         products: a key of ``PRODUCTS``.
         checkpoint: keep only φ and the optimiser's moments of each step and evaluate it again on the way back: the
-            memory of one step plus a few N per step. ``task.evaluate`` is used only with this; otherwise the derivative
-            is recorded in the forward direction.
+            memory of one step plus a few N per step.
 
     Raises:
         ValueError: if ``products`` is unknown.
         Unsupported: if ``products`` is "replay" and the network uses an operation that it does not know.
     """
     linearise = _linearise(products)
-    evaluate = task.evaluation()
+    evaluate = by_autograd(task.objective)
 
     def linearised(phi: Tensor) -> Linearisation:
         return linearise(task.support, task.support_loss, as_leaves(phi, theta), None, True, task.support_inputs)
@@ -341,7 +333,7 @@ class _Descent:
 
 def _run(task: Task, theta: Parameters, inner: InnerLoop) -> _Descent:
     phi, first, norm, count = detach(theta), None, None, 0
-    for count, step in enumerate(descend(task.evaluation(), theta, inner), 1):  # noqa: B007
+    for count, step in enumerate(descend(by_autograd(task.objective), theta, inner), 1):  # noqa: B007
         phi, norm = step.parameters, step.gradient_norm
         first = first or (step.before.loss, norm)
     return _Descent(phi, first, norm, count)

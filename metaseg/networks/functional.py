@@ -1,6 +1,5 @@
 """A network as a function of its parameters and norm statistics, the interface between networks and mathematics."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +22,6 @@ def forward(
     parameters: dict[str, Tensor],
     images: Any,
     statistics: Statistics | None = None,
-    call: Callable[..., Any] = functional_call,
     first: str | None = None,
     last: str | None = None,
 ) -> tuple[Any, Statistics]:
@@ -41,7 +39,6 @@ def forward(
             the function to call with it.
         statistics: mean and biased variance of norm layers; layers not listed use the statistics of `images`, and
             frozen ones always their own.
-        call: the function that calls the network, `torch.func.functional_call` or a compiled version of it.
         first: first stage of a `StagedNetwork`; None: the encoder.
         last: last stage; None: the head.
 
@@ -63,7 +60,7 @@ def forward(
     known.require_deterministic()
     with normalising(known.names, statistics) as used:
         stages = {name: part for name, part in (("first", first), ("last", last)) if part is not None}
-        output = call(network, parameters, (images,), stages)
+        output = functional_call(network, parameters, (images,), stages)
     return output, used
 
 

@@ -19,6 +19,7 @@ from pydantic_core import to_json
 from metaseg.documents import read_json, read_yaml
 from metaseg.errors import MetasegError
 from metaseg.runs.result import Cost, PretrainingResult, Result, checked, plain, read
+from metaseg.runs.settings import without_retired
 from metaseg.system import os_errors_explained, replacing
 
 PREVIOUS = "previous.ckpt"
@@ -176,10 +177,10 @@ class RunDirectory:
             OmegaConf.save(OmegaConf.create(dict(settings)), path)
 
     def read_config(self) -> dict[str, Any]:
-        """Read config.yaml.
+        """Read config.yaml, without retired settings (see `without_retired`).
 
         Raises:
-            MetasegError: it is missing, damaged, or something else.
+            MetasegError: it is missing, damaged, something else, or of a run that only an earlier version can make.
         """
         try:
             found = read_yaml(self.config)
@@ -187,7 +188,7 @@ class RunDirectory:
             raise MetasegError(f"Expected the settings of a run, but {self.config} cannot be read: {error}.") from error
         if not isinstance(found, dict):
             raise MetasegError(f"Expected the settings of a run in {self.config}, found none.")
-        return found
+        return without_retired(found, self.config)
 
     def write_compute(self, found: Cost) -> None:
         """Write compute.json."""

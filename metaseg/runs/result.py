@@ -171,8 +171,8 @@ class Result(ResultPart):
     hardware: Hardware = Hardware()
     data: dict[str, DatasetRecord] = {}
     settings: dict[str, Any]
-    """Resolved settings as written. Earlier versions lack some, so reports cannot read them as `schema.Run`; all have
-    learner.name, shots and seed."""
+    """Resolved settings as written. Earlier versions lack some and have others, so reports cannot read them as
+    `schema.Run`; all have learner.name, shots and seed."""
     compute: Cost | None = None
     strengths: dict[str, Number] | None = Field(None, alias="lambda")
     """Learned proximal strengths: layer or part → λ."""

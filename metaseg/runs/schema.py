@@ -127,8 +127,6 @@ class Solution(Group):
 class Inner(Solution):
     """The inner loop of training and validation episodes."""
 
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = optional("precision of the inner steps", "float32")
-    compile: bool = optional("torch.compile the inner steps", False)
     proximal: bool = setting("include lambda/2 |phi - theta|^2 in the inner problem")
     rates: Rates | None = optional("multipliers of the step size by part")
 
@@ -160,7 +158,6 @@ class Adapt(FineTuning):
     """How a learner adapts to a target."""
 
     lam: NotNegative | None = setting("strength of a proximal term; null: the learned strengths, or none")
-    by: Literal["recipe", "inner"] = optional("adapt by these settings, or by the inner problem of training", "recipe")
 
 
 class Network(Open):

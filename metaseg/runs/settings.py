@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from metaseg.errors import MetasegError, quoted
+
 WITHOUT_EFFECT = (
     "data.root",
     "data.workers",
@@ -24,6 +26,40 @@ CHANGEABLE = (
     *("adapt", "protocol", "scale", "starts", "model.recipe"),
 )
 """Settings and groups that may change when a run goes on: of its end and test, and those that only feed into others."""
+
+RETIRED: dict[str, Any] = {
+    "learner.inner.precision": "float32",
+    "learner.inner.compile": False,
+    "learner.adapt.by": "recipe",
+}
+"""Settings that only earlier versions have → the only value that is still read, which says what this version does."""
+
+
+def without_retired(stored: Mapping[str, Any], where: object = "a run's settings", prefix: str = "") -> dict[str, Any]:
+    """The stored settings of a run, without those that are `RETIRED`.
+
+    Args:
+        stored: resolved settings, possibly of an earlier version.
+        where: they are stored, for the message.
+        prefix: of their paths.
+
+    Raises:
+        MetasegError: if one of them had another value.
+    """
+    kept = {}
+    for name, value in stored.items():
+        path = f"{prefix}{name}"
+        if path in RETIRED:
+            if value != RETIRED[path]:
+                raise MetasegError(
+                    f"{path} is not a setting of this version, found {quoted(value)} in {where}: use the metaseg "
+                    "version that made the run."
+                )
+        elif isinstance(value, Mapping) and any(within(one, (path,)) for one in RETIRED):
+            kept[name] = without_retired(value, where, f"{path}.")
+        else:
+            kept[name] = value
+    return kept
 
 
 def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

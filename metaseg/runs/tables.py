@@ -35,7 +35,7 @@ from metaseg import configuration
 from metaseg.documents import read_yaml
 from metaseg.errors import MetasegError
 from metaseg.runs import schema
-from metaseg.runs.settings import WITHOUT_EFFECT, leaves, within
+from metaseg.runs.settings import RETIRED, WITHOUT_EFFECT, leaves, within
 
 FOLDER = configuration.FOLDER / "experiment"
 DATASETS = "table1.json"
@@ -50,8 +50,9 @@ _NO_PART = (
     *("model.recipe", "starts.dir", "starts.learner.adapt"),
 )
 """Settings that cannot change a score, that only feed into others, or that `fill` handles itself."""
-_ABSENT = {"learner.adapt.start_worth": 0, "learner.prior": False}
-"""What runs of versions without these settings did: fine-tuning followed to its end, logits from even odds."""
+_ABSENT = {"learner.adapt.start_worth": 0, "learner.prior": False, **RETIRED}
+"""What runs without these settings did. Earlier versions lack the first two (fine-tuning followed to its end, logits
+from even odds), this one the others."""
 _SIZE = ("protocol.name", "data.source", "data.size", "model.name", "model.features")
 _TESTED = "only tested (train=false): its weights are those of another run, or initial ones"
 _MISSING = object()

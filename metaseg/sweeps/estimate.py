@@ -137,7 +137,7 @@ def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> tuple[float,
 
 def _folds(shots: int, adapt: Adapt) -> int:
     """Number of folds of a target's support set."""
-    return min(adapt.folds, shots) if shots > 1 and adapt.by == "recipe" else 0
+    return min(adapt.folds, shots) if shots > 1 else 0
 
 
 def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> float:
@@ -146,7 +146,7 @@ def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> fl
     Each member of an ensemble, and each mirror image, costs as much as a single network.
     """
     evaluation, shots, folds = settings.evaluation, settings.shots, _folds(settings.shots, adapt)
-    last, constant = (adapt.steps, adapt.schedule == "constant") if adapt.by == "recipe" else (inner, True)
+    last, constant = adapt.steps, adapt.schedule == "constant"
     curve = {point for point in evaluation.curve if last and (constant or point <= last)} - {0, last}
     # One descent on all images, one without each fold, and that of the inner problem alone.
     of_step = step.adaptation.of(shots) + (folds * step.adaptation.of(shots - shots / folds) if folds else 0.0)

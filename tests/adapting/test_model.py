@@ -309,6 +309,27 @@ def test_a_recipe_of_the_runs_network_replaces_its_adaptation(run_of, lesions):
         metaseg.load(run, recipe="slow")
 
 
+@pytest.mark.parametrize("where", ["file", "directory"])
+def test_settings_that_only_earlier_versions_have_are_read_at_their_defaults(trained, tmp_path, where):
+    path = shutil.copytree(trained, tmp_path / "run")
+    best, config = path / "checkpoints" / "best.ckpt", path / "config.yaml"
+
+    def loaded(precision="float32", compiled=False, by="recipe"):
+        settings = yaml.safe_load((trained / "config.yaml").read_text())
+        settings["learner"]["inner"] |= {"precision": precision, "compile": compiled}
+        settings["learner"]["adapt"]["by"] = by
+        if where == "directory":
+            config.write_text(yaml.safe_dump(settings))
+            return metaseg.load(path)
+        torch.save(torch.load(best, weights_only=True) | {"settings": settings}, best)
+        return metaseg.load(best)
+
+    assert loaded().settings.plain == metaseg.load(trained).settings.plain
+    for other in ({"precision": "bfloat16"}, {"compiled": True}, {"by": "inner"}):
+        with pytest.raises(MetasegError, match=r"learner\.(inner|adapt)\.(precision|compile|by) is not a setting"):
+            loaded(**other)
+
+
 def test_refuses_unknown_settings_in_a_run(run_of):
     run = run_of("learner=maml")
     settings = yaml.safe_load((run / "config.yaml").read_text())

@@ -12,12 +12,9 @@ from benchmarks.memory import memory
 from benchmarks.methods.base import Answer, Method, MissingError
 from benchmarks.outer_step import outer_step
 from benchmarks.products import KINDS
-from benchmarks.scaling import all_reduce, measured
 from benchmarks.setting import Setting
-from benchmarks.tasks import ends
 from benchmarks.timing import Timing, round_robin
 from metaseg.memory import of_call, tidy
-from metaseg.networks.build import build
 
 pytestmark = pytest.mark.usefixtures("kept_threads")
 
@@ -44,31 +41,6 @@ def test_outer_step_writes_table_and_numbers(tmp_path, capsys):
     assert "Outer step" in capsys.readouterr().out
 
 
-def test_scaling_counts_one_task_and_writes_a_row_for_each_number_of_gpus(tmp_path):
-    main(["scaling", *TINY, "--out", str(tmp_path)])
-    content, table = read(tmp_path, "scaling")
-    numbers = content["numbers"]
-    parameters = sum(one.numel() for one in build(name="attention_unet", features=2).parameters())
-    assert 4 * parameters < numbers["bytes"] < 1.2 * 4 * parameters
-    assert len(numbers["rows"]) == 9
-    assert "64" in table
-    by_gpus = {row["gpus"]: row for row in numbers["rows"] if row["tasks"] == 1}
-    assert by_gpus[1]["sending"] == 0
-    assert by_gpus[8]["efficiency"] > by_gpus[64]["efficiency"]
-
-
-def test_operations_are_those_of_the_images_size(monkeypatch):
-    setting = Setting(features=2, size=64, shots=2, inner_steps=1, cg_steps=1)
-    counted = measured(setting)
-    monkeypatch.setattr("benchmarks.scaling.COUNTED", 32)
-    assert measured(setting).operations == pytest.approx(counted.operations, rel=1e-3)
-
-
-def test_sending_takes_what_a_ring_takes():
-    assert all_reduce(8 * 10**9, 8) == pytest.approx(2 * 7 * (1e9 / 120e9 + 20e-6))
-    assert all_reduce(8 * 10**9, 16) == pytest.approx(all_reduce(8 * 10**9, 8) + 2 * (4e9 / 10e9 + 20e-6))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
@@ -86,13 +58,6 @@ def test_products_writes_table_and_numbers(names, tmp_path, monkeypatch):
     for name in names:
         assert content["numbers"][name]["error"] < 1e-2
         assert content["numbers"][name]["title"] in table
-
-
-@pytest.mark.slow
-def test_tasks_are_measured_in_processes_of_their_own(tmp_path):
-    main(["tasks", *TINY, "--count", "2", "--out", str(tmp_path)])
-    content, _ = read(tmp_path, "tasks")
-    assert all(len(found["seconds"]) == len(found["in_use"]) == 2 for found in content["numbers"].values())
 
 
 @pytest.mark.long
@@ -156,10 +121,6 @@ def test_peak_sees_what_is_freed_again():
     tidy("cpu")  # memory that an earlier test freed and the process kept would hide it
     peak, _ = of_call(run, "cpu")
     assert 56 < peak < 80
-
-
-def test_ends_of_a_short_row():
-    assert ends([1.0, 2.0, 3.0, 4.0]) == (1.5, 3.5)
 
 
 @pytest.mark.parametrize(

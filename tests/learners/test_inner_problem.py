@@ -315,20 +315,16 @@ def of_itself(support):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("by", ["inner", "recipe"])
 @pytest.mark.parametrize("rates", [{}, {"encoder": 0}])
-def test_a_target_is_adapted_to_by_the_inner_problem_of_training(rates, by):
+def test_a_target_is_adapted_to_by_the_inner_problem_of_training(rates):
     inner = PROXIMAL | {"rates": rates, "tolerance": 0.3, "steps": 10}
-    learner = make("imaml", inner=inner, adapt=ADAPT | {"by": by, "folds": 3}, strengths=BY_LAYER)
+    learner = make("imaml", inner=inner, adapt=ADAPT | {"folds": 3}, strengths=BY_LAYER)
     trained(learner, 1)
     support = support_set("flips")
     (_, at_start), (_, logits) = learner.trial(of_itself(support))
     assert not torch.allclose(at_start, logits, atol=0.1)
-    adapted = learner.adapt(support) if by == "inner" else learner.after_inner(support)
+    adapted = learner.after_inner(support)
     torch.testing.assert_close(adapted(support.clean()[0]), logits.sigmoid(), rtol=1e-4, atol=1e-5)
-    if by == "inner":
-        assert learner.adapt_loop.steps == 10
-        assert set(dict(learner.adaptation(support, [0, 2, 10]))) == {0, 2, 10}
 
 
 def test_a_target_of_larger_curvature_has_a_smaller_step_size():
@@ -336,13 +332,13 @@ def test_a_target_of_larger_curvature_has_a_smaller_step_size():
     own = learner.curvature_of(of_itself(support))
     for known, expected in ((own / 2, own), (2 * own, 2 * own)):
         learner.inner_curvature = known
-        tuning, _ = learner._inner_tuning(learner.inner, support)
+        tuning, _ = learner._inner_tuning(support)
         assert tuning.loop.lr == pytest.approx(0.5 / expected)
 
 
 def test_the_inner_problem_of_a_target_is_whole_and_followed_to_its_end():
     learner = make("imaml", inner=PROXIMAL, adapt=ADAPT | {"batch": 2, "share": 0.5, "folds": 2})
-    tuning, support = learner._inner_tuning(learner.inner, support_set("flips"))
+    tuning, support = learner._inner_tuning(support_set("flips"))
     assert (tuning.batch, tuning.share, tuning.folds, support.augmentation) == (None, 1, 0, "none")
 
 
@@ -375,7 +371,6 @@ def test_learners_without_an_inner_loop_have_no_inner_adaptation():
         ("imaml", {"strengths": {"by": "pixel", "lr": 0.1}}, "learner.strengths.by .*none, part, layer.*pixel"),
         ("imaml", {"strengths": {"by": "part", "lr": 0}}, "learner.strengths.lr"),
         ("imaml", {"strengths": BY_LAYER, "inner": INNER}, "learner.inner.proximal"),
-        ("joint", {"adapt": ADAPT | {"by": "inner"}}, "learner.adapt.by=inner needs an inner loop"),
     ],
 )
 def test_refuses_invalid_inner_problem_settings(name, changes, words):

@@ -16,7 +16,6 @@ from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner, fitting
 from metaseg.learners.fomaml import FirstOrderMAML
 from metaseg.learners.imaml import ImplicitMAML
-from metaseg.learners.inner import InnerEvaluation
 from metaseg.learners.joint import Joint
 from metaseg.learners.maml import MAML
 from metaseg.learners.reptile import Reptile
@@ -249,39 +248,12 @@ def test_no_task_leaves_tensors_behind_even_before_cycles_are_collected():
         ("imaml", {"cg": {"steps": 0, "tolerance": 0.1}}, "learner.cg.steps must be a whole number from 1"),
         ("imaml", {"products": "finite"}, "learner.products must be one of auto, replay, autograd"),
         ("imaml", {"loss": LOSSES["dice"]}, "loss=dice"),
-        ("maml", {"inner": EPISODIC["maml"][1]["inner"] | {"precision": "tf32"}}, "learner.checkpoint=true"),
         ("maml", {"adapt": ADAPT | {"rates": dict.fromkeys(("encoder", "decoder", "head"), 0)}}, "learner.adapt.rates"),
     ],
 )
 def test_refuses_invalid_settings(name, changes, words):
     with pytest.raises(MetasegError, match=words):
         make(name, **changes)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["imaml", "maml", "fomaml"])
-@pytest.mark.parametrize(("precision", "alike"), [("tf32", 1 - 1e-6), ("bfloat16", 0.75)])
-def test_inner_steps_in_lower_precision_lead_to_a_gradient_of_like_direction(name, precision, alike):
-    # So small a network amplifies rounding: cosines of 0.85 to 0.92 were found, by what the CPU offers.
-    checkpoint = {"checkpoint": True} if name == "maml" else {}
-    plain = make(name, **checkpoint)
-    lower = make(name, inner=EPISODIC[name][1]["inner"] | {"precision": precision}, **checkpoint)
-    one, other = (learner.meta_gradient(learner.theta(), episode()).gradient for learner in (plain, lower))
-    assert other.dtype == torch.float32
-    assert torch.cosine_similarity(one.double(), other.double(), dim=0) >= alike
-    if (name, precision) != ("maml", "bfloat16"):  # the chain of inner steps amplifies it further
-        torch.testing.assert_close(other.norm(), one.norm(), rtol=1 - alike, atol=0)
-    assert precision == "tf32" or not torch.equal(one, other)
-
-
-def test_half_precision_leaves_the_scale_of_the_gradient():
-    learner, task = make("fomaml"), episode()
-    phi = detach(learner.theta(), requires_grad=True)
-    half, exact = (
-        InnerEvaluation(learner.network, learner.loss, precision).of(task.support_images, task.support_masks)
-        for precision in ("float16", "tf32")
-    )
-    torch.testing.assert_close(half(phi).gradient.norm(), exact(phi).gradient.norm(), rtol=0.2, atol=0)
 
 
 @pytest.mark.long

@@ -1,5 +1,6 @@
 """The schema: what is right passes, and what is wrong is refused by the setting's name."""
 
+import re
 from typing import get_args
 
 import pytest
@@ -14,8 +15,8 @@ from metaseg.meta.inner_loop import OPTIMIZERS, SCHEDULES
 from metaseg.meta.losses import LOSSES
 from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
-from metaseg.runs.settings import changed
-from metaseg.training.run import begin
+from metaseg.runs.settings import RETIRED, changed
+from metaseg.training.run import begin, require_resumable
 
 
 @pytest.fixture
@@ -111,6 +112,25 @@ def test_a_config_of_an_earlier_version_says_the_same_when_a_run_goes_on(tmp_pat
     begin(directory, settings, resumed=True)
     assert capsys.readouterr().out == ""
     assert directory.config.read_text() == before
+
+
+@pytest.mark.parametrize("retired", RETIRED)
+def test_a_run_goes_on_without_settings_that_only_earlier_versions_have(tmp_path, right, retired):
+    directory = RunDirectory(tmp_path).create()
+    settings = validation.read(schema.Run, right)
+    OmegaConf.update(right, retired, RETIRED[retired], force_add=True)
+    directory.write_config(OmegaConf.to_container(right, resolve=True))
+    assert directory.read_config() == settings.plain
+    OmegaConf.update(right, retired, "other")
+    directory.write_config(OmegaConf.to_container(right, resolve=True))
+    with pytest.raises(MetasegError, match=f"{re.escape(retired)} is not a setting of this version, found 'other'"):
+        require_resumable(directory, directory.last, settings)
+
+
+@pytest.mark.parametrize("retired", RETIRED)
+def test_settings_that_only_earlier_versions_have_are_refused_on_the_command_line(retired):
+    with pytest.raises(MetasegError, match=f"{re.escape(retired)} is not a setting of this version"):
+        settings_of("learner=imaml", f"+{retired}={RETIRED[retired]}")
 
 
 def test_each_of_several_wrong_values_has_its_sentence():

@@ -188,6 +188,18 @@ def test_settings_that_change_no_score_do_not_part_seeds():
     assert len(cell_of(fill(load_table(2), runs), "imaml", 5).runs) == 2
 
 
+def test_settings_that_only_earlier_versions_have_part_seeds_only_if_they_change_a_score():
+    def earlier(name, seed, precision="float32"):
+        run = made(name, seed=seed, learner__inner={"steps": 5, "precision": precision, "compile": False})
+        run.settings["learner"]["adapt"]["by"] = "recipe"
+        return run
+
+    runs = [made("a", learner__inner={"steps": 5}), earlier("b", 1), earlier("c", 2, "bfloat16")]
+    cell = cell_of(fill(load_table(2), runs), "imaml", 5)
+    assert [run.name for run in cell.runs] == ["a", "b"]
+    assert cell.left_out == (("c", "different settings: learner.inner.precision=bfloat16"),)
+
+
 def test_a_learner_s_own_seed_follows_the_run_s_and_parts_nothing():
     runs = [made("a", "feyjie", learner__seed=0), made("b", "feyjie", seed=1, learner__seed=1)]
     assert [run.name for run in cell_of(fill(load_table(2), runs), "feyjie", 5).runs] == ["a", "b"]

@@ -62,9 +62,6 @@ def test_the_inner_problem_alone_is_counted():
     inner = "learner.inner.steps=7"
     assert seconds(inner, prediction=LinearCost(1, 10)) == pytest.approx(2 * (3 * WHOLE + POINT), rel=1e-6)
     assert seconds(inner, adaptation=LinearCost(1, 10)) == pytest.approx(2 * (10 + 7) * (1 + 50), rel=1e-6)
-    # Adapting by it, up to the curve's point, and scoring it.
-    by_inner = ["learner.inner.steps=4", "learner.adapt.by=inner", "learner.adapt.folds=3"]
-    assert seconds(*by_inner, adaptation=LinearCost(1, 10)) == pytest.approx(2 * (5 + 4) * (1 + 50), rel=1e-6)
 
 
 def test_each_descent_of_an_ensemble_is_counted():

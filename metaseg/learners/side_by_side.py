@@ -12,9 +12,8 @@ Result = TypeVar("Result")
 class SideBySide:
     """Calls functions in parallel if there are several threads.
 
-    Convolutions of a few small images gain little from a second thread. Two networks on one thread each take 0.7 of the
-    time they take in turn on both threads (five images of 128x128, two cores; the row "members side by side" of
-    ``python -m benchmarks adaptation``).
+    Convolutions of a few small images gain little from a second thread, so the threads are better shared by several
+    networks at once.
 
     Args:
         count: number of functions per call.

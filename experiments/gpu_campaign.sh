@@ -16,11 +16,16 @@ python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
 end=$(($(date +%s) + 60 * $1))
 out=${2:-runs/gpu_campaign}
 mkdir -p "$out"
+# Shared starts are outside the folder, and those trained again would not be the same.
+[ ! -d "$out/starts" ] || { mkdir -p runs/starts && cp -rn "$out/starts/." runs/starts/; }
 
 failed=0
 
 finish() { # the report, of what there is, in the last half minute
-  [ ! -d "$out/tuned" ] || python -m metaseg report "$out/tuned" || failed=1
+  [ ! -d runs/starts ] || cp -r runs/starts "$out/"
+  for protocol in tuned paper; do
+    [ ! -d "$out/$protocol" ] || python -m metaseg report "$out/$protocol" || failed=1
+  done
   exit "$failed"
 }
 
@@ -30,10 +35,10 @@ within_limit() { # COMMAND...: ended by SIGTERM, which leaves a checkpoint, a mi
     echo "the time is up before: $*"
     finish
   fi
-  timeout --signal=TERM --kill-after=30 "$left" "$@"
+  timeout --foreground --signal=TERM --kill-after=30 "$left" "$@" # in the foreground, where Ctrl+C reaches the command
   local status=$?
-  if [ "$status" -eq 124 ]; then
-    echo "the time is up during: $*"
+  if [ "$status" -eq 124 ] || [ "$status" -eq 130 ]; then
+    echo "the time is up, or Ctrl+C was pressed, during: $*"
     finish
   fi
   return "$status"

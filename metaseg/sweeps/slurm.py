@@ -137,6 +137,7 @@ def _executor(launcher: SlurmLauncher, folder: Path) -> Any:
         ntasks_per_node=1,
         array_parallelism=chosen["parallel"],
         stderr_to_stdout=True,
+        srun_args=[f"--cpus-per-task={chosen['cpus']}"],  # srun of Slurm 22.05 to 23.02 does not inherit it
         additional_parameters={"requeue": True, **further},
     )
     return executor

@@ -233,6 +233,8 @@ def fit(
     trainer = trainer_of(chosen, loggers, callbacks(chosen, directory, interruption, MONITOR, "max"))
     with interruption.heeded():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    # Back from trainer.precision=64-true, and from the CPU, to which Lightning moves it at the end.
+    module.float().to(trainer.strategy.root_device)
     path = directory.best
     load_weights(module, path)
     return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])

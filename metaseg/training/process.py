@@ -106,13 +106,22 @@ def trainer_of(chosen: schema.AnyTrainer, loggers: list[Logger], called: list[Ca
 
 
 def connected(chosen: schema.AnyTrainer) -> L.Fabric | None:
-    """The ranks of this run, connected, if torchrun, srun or the like launched them; None if only `fit` does."""
+    """The ranks of this run, connected, if torchrun, srun or the like launched them; None if only `fit` does.
+
+    Raises:
+        MetasegError: if there are not as many ranks as devices, on one machine.
+    """
     strategy = strategy_of(chosen, FabricDDP)
     fabric = L.Fabric(accelerator=chosen.accelerator, devices=chosen.devices, strategy=strategy)
     environment = getattr(fabric.strategy, "cluster_environment", None)
     if environment is None or isinstance(environment, LightningEnvironment):
         return None
-    fabric.launch()
+    try:
+        fabric.launch()
+    except ValueError as error:  # of an environment with another number of ranks
+        raise MetasegError(
+            f"Expected a rank for each of trainer.devices={chosen.devices}, on one machine: {error}"
+        ) from error
     return fabric
 
 

@@ -5,7 +5,7 @@
 
 import pytest
 import torch
-from test_learners import EPISODIC, INNER, episode, in_double, make, pictures, support_set
+from test_learners import ADAPT, EPISODIC, INNER, episode, in_double, make, pictures, support_set
 
 from metaseg.data.batches import Episode, image_tensor
 from metaseg.meta.vectors import flatten
@@ -51,8 +51,9 @@ def test_a_meta_gradient_does_not_depend_on_the_device(device, name, changes):
 @pytest.mark.parametrize("changes", [{}, {"channels_last": True}])
 def test_adaptation_does_not_depend_on_the_device(device, changes):
     images = image_tensor(pictures(4, 50)[0])
-    expected, found = (make("imaml", **changes).to(place).adapt(support_set())(images) for place in ("cpu", device))
-    # 25 steps of Adam in single precision, which magnify the rounding of each.
+    # Adam in single precision magnifies the rounding of each step: after 25, by up to 0.16.
+    few = changes | {"adapt": ADAPT | {"steps": 5}}
+    expected, found = (make("imaml", **few).to(place).adapt(support_set())(images) for place in ("cpu", device))
     torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0.05)
     assert (found.cpu() > 0.5).float().sub((expected > 0.5).float()).abs().mean() < 0.01
 
@@ -88,7 +89,7 @@ def test_a_hundred_tasks_leave_no_memory_behind(name):
 
 
 @DEVICES
-@pytest.mark.parametrize("by", ["null", "layer"])
+@pytest.mark.parametrize("by", ["none", "layer"])
 def test_a_run_resumes_on_either_device(device, by, train, tmp_path):
     trainer, learner = {"cpu": "cpu", "cuda": "gpu"}[device], ["learner=imaml", f"learner.strengths.by={by}"]
     assert train(*learner, f"trainer={trainer}").returncode == 0

@@ -135,7 +135,9 @@ def test_equal_seeds_give_the_same_file_and_others_another(pretrain, pretrained,
 
 
 def test_training_stops_when_validation_no_longer_improves(pretrain, tmp_path):
-    assert pretrain("trainer.patience=1", "trainer.min_delta=1", "trainer.max_epochs=9", "data.steps=1").returncode == 0
+    precise = "trainer.precision=64-true"  # which ends with training
+    stopped = pretrain("trainer.patience=1", "trainer.min_delta=1", "trainer.max_epochs=9", "data.steps=1", precise)
+    assert stopped.returncode == 0, stopped.stderr
     assert pd.read_csv(tmp_path / "pretrained" / "metrics.csv")["validation/dice"].notna().sum() == 2
 
 

@@ -83,3 +83,11 @@ def test_ranks_that_torchrun_launched_wait_as_long(monkeypatch):
     fabric = connected(settings_of(*TINY, "trainer.devices=2").trainer)
     assert launched == [fabric]
     assert fabric.strategy._timeout == timedelta(hours=6)
+
+
+def test_ranks_of_several_machines_are_refused(monkeypatch):
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 4, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    with pytest.raises(MetasegError, match=r"trainer\.devices=2, on one machine"):
+        connected(settings_of(*TINY, "trainer.devices=2").trainer)

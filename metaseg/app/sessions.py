@@ -19,7 +19,7 @@ from metaseg.errors import MetasegError
 
 _PREFIX = "metaseg-app-"
 _LOCK = "lock"
-_UNUSED = 600.0  # seconds
+_UNUSED = 3600.0  # seconds: longer than an upload waits while others learn
 FORGOTTEN = 12 * 3600.0
 """Seconds after which the session of a page that nobody uses is removed: half a day, so no lunch or meeting ends it."""
 LOST = 600.0

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from metaseg.adapting import checks, model_file, output
-from metaseg.adapting.arrays import resized_mask, same_size, shrunk
+from metaseg.adapting.arrays import resized_mask, same_size
 from metaseg.adapting.export import export
 from metaseg.adapting.files import Annotated, Source, annotated_in, images_in, passed_over, truth_in
 from metaseg.adapting.formats import is_turned
@@ -119,9 +119,12 @@ def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Pat
     sources = images_in(paths["images"]) if "images" in paths else []
     _warn(passed_over(paths["images"]) if "images" in paths else [])
     source = _source(settings)
-    if label is None and isinstance(source, Adapted):
-        label = source.label
-    pictures, masks, reading = _support(annotated, label, some=not _kept(settings))
+    earlier = None
+    if isinstance(source, Adapted):
+        source.require_label(label)
+        label = source.label if label is None else label
+        earlier = Reading.of_colours(source.colours)
+    pictures, masks, reading = _support(annotated, label, some=not _kept(settings), like=earlier)
     truth = _Truth.read(truth_in(paths["truth"], sources), label, reading) if "truth" in paths else None
     began = time.monotonic()
     with output.replaced(paths["out"], _read(paths), settings.overwrite, settings.checkpoint) as out:
@@ -129,7 +132,9 @@ def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Pat
             adapted = source
         else:
             with Progress("adapting", None, "steps") as progress:
-                adapted = _adapted(source, pictures, masks, label, settings, progress.update)
+                adapted = _adapted(source, pictures, masks, settings, progress.update)
+            # By which the masks have been read already.
+            adapted = replace(adapted, label=label, colours={} if reading is None else reading.colours)
             _warn(_late(settings, time.monotonic() - began))
             if settings.save:
                 done = savable(adapted) and save(adapted, out / NAME)
@@ -171,37 +176,33 @@ def _adapted(
     source: Model | Adapted,
     pictures: Sequence[np.ndarray],
     masks: Sequence[np.ndarray],
-    label: int | None,
     settings: schema.Adaptation,
     progress: Callable[[int, int], None],
 ) -> Adapted:
     how: dict[str, Any] = {name: getattr(settings, name) for name in ("seed", *_HOW)}
     how |= {"budget": settings.budget, "progress": progress}
-    if isinstance(source, Model):
-        return replace(source.adapt(pictures, masks, **how), label=label)  # of which the masks are already
-    return source.with_more(pictures, masks, label, **how)
+    return (source.adapt if isinstance(source, Model) else source.with_more)(pictures, masks, **how)
 
 
 def _support(
-    annotated: Sequence[Annotated], label: int | None, some: bool
+    annotated: Sequence[Annotated], label: int | None, some: bool, like: Reading | None
 ) -> tuple[list[np.ndarray], list[np.ndarray], Reading | None]:
-    """The annotated images, their masks, bool (H, W), and how these were read."""
+    """The annotated images, their masks, bool (H, W), and how these and earlier ones (`like`) were read."""
     if not annotated:
-        return [], [], None
+        return [], [], like
     names = [one.image.name for one in annotated]
     pictures = [one.image.read() for one in annotated]
-    masks, reading = foregrounds([one.mask.read_mask() for one in annotated], label, some)
+    masks, reading = foregrounds([one.mask.read_mask() for one in annotated], label, some, like)
     print(f"masks: {reading.sentence()}")
     for one, picture, mask in zip(annotated, pictures, masks, strict=True):
         same_size(picture, mask, str(one.mask.path))
-    side = (checks.SIDE, checks.SIDE)
-    checks.require_different(names, np.stack([shrunk(picture, side) for picture in pictures]))
+    checks.require_different(names, np.stack([checks.thumbnail(picture) for picture in pictures]))
     if turned := [one.image.name for one in annotated if is_turned(one.image.path) and not is_turned(one.mask.path)]:
         _warn([f"The image is stored turned (EXIF) and shown upright, its mask is not: {listed(turned, 4)}; check it."])
     _warn(checks.of_support(names, [picture.shape[:2] for picture in pictures], masks))
     if len(annotated) > 1 and len({one.image.path for one in annotated}) == 1:
         _warn(["All annotated images are of one file; of other patients expect a lower Dice than the one below."])
-    return pictures, masks, reading
+    return pictures, masks, reading.after(like)
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,6 @@ def _segment(
     Returns:
         The content of results.csv, and texts that count the unusable files.
     """
-    shape = adapted.plan.shape
     support = np.stack([checks.look(picture) for picture in adapted.support.images])
     rows: list[dict[str, Any]] = []
     looks: list[np.ndarray] = []
@@ -291,7 +291,7 @@ def _segment(
         unscored += [result for result in truths if isinstance(result, str)]
         known = [None if isinstance(result, str) else result for result in truths]
         looks += [checks.look(image) for _, image in read]
-        seen = [checks.place_of(shrunk(image, shape), adapted.support.images) is not None for _, image in read]
+        seen = [adapted.place_of(image) is not None for _, image in read]
         rows += [
             _row(source, predicted, true) | {"annotated": one}
             for (source, _), predicted, true, one in zip(read, found, known, seen, strict=True)

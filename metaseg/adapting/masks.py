@@ -7,7 +7,7 @@ that the others have. `survey` takes what the decision needs from a mask, `decid
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, product
 from typing import Literal
 
@@ -221,6 +221,22 @@ class Reading:
     by_colour: bool
     label: int | None = None
 
+    @classmethod
+    def of_colours(cls, colours: Mapping[int, int]) -> Reading | None:
+        """How a set was read of which only `colours` is known, for `decide`; None if it had none."""
+        return cls({"colour": Rule(colours)}, by_colour=False) if colours else None
+
+    @property
+    def colours(self) -> Mapping[int, int]:
+        """Colour, 0xRRGGBB → label, 0 for the background; empty if no mask of the set is in colour."""
+        return (self.rules["colour"].labels or {}) if "colour" in self.rules else {}
+
+    def after(self, earlier: Reading | None) -> Reading:
+        """The same, with the colours that only an earlier set had."""
+        if earlier is None or not earlier.colours:
+            return self
+        return replace(self, rules={**self.rules, "colour": Rule({**earlier.colours, **self.colours})})
+
     @property
     def labels(self) -> list[int]:
         """All labels, ascending, without the background."""
@@ -304,8 +320,12 @@ def decide(surveys: Sequence[Survey], label: int | None = None, like: Reading | 
     Raises:
         MetasegError: if a mask is a photograph, or no mask has the label.
     """
-    by_colour = _misleading([one for one in surveys if one.palette is not None])
-    in_colour = any(
+    known = {} if like is None else like.colours
+    # If labels are those of colours, indices are none, and white is no grey value.
+    by_colour = bool(like and known and "index" not in like.rules) or _misleading(
+        [one for one in surveys if one.palette is not None]
+    )
+    in_colour = bool(known) or any(
         kind == "colour" and not _grey(values).all()
         for kind, values in (_settled(one.kind, one.values, one.palette, by_colour, True) for one in surveys)
     )
@@ -313,15 +333,15 @@ def decide(surveys: Sequence[Survey], label: int | None = None, like: Reading | 
     for one in surveys:
         settled = one.renamed(*_settled(one.kind, one.values, one.palette, by_colour, in_colour))
         groups.setdefault(settled.kind, []).append(settled)
-    known = {} if like is None or "colour" not in like.rules else like.rules["colour"].labels or {}
     reading = Reading({kind: _rule(kind, members, known) for kind, members in groups.items()}, by_colour, label)
-    if label is not None and not (like is not None and {label, *reading.labels} <= set(like.labels)):
+    soft = any(rule.labels is None for rule in reading.rules.values())
+    if label is not None and (like is None or soft or not {label, *reading.labels} <= set(like.labels)):
         reading.require(label)
     return reading
 
 
 def foregrounds(
-    raws: Sequence[RawMask], label: int | None = None, some: bool = True
+    raws: Sequence[RawMask], label: int | None = None, some: bool = True, like: Reading | None = None
 ) -> tuple[list[np.ndarray], Reading]:
     """The foreground of each mask of a set, bool (H, W), and how they were read.
 
@@ -329,11 +349,12 @@ def foregrounds(
         raws: the masks.
         label: as for `decide`.
         some: whether to refuse a set without any foreground.
+        like: as for `decide`.
 
     Raises:
         MetasegError: as `decide`, or if all masks are empty.
     """
-    reading = decide([survey(raw) for raw in raws], label if raws else None)
+    reading = decide([survey(raw) for raw in raws], label if raws else None, like)
     if some:
         require_foreground(reading, [raw.name for raw in raws])
     return [reading.foreground(raw) for raw in raws], reading
@@ -361,14 +382,24 @@ def _rule(kind: Kind, members: Sequence[Survey], known: Mapping[int, int]) -> Ru
     whole = Survey(members[0].name, kind, values, *parts).renamed(kind, values)
     if _nature(whole) == "soft":
         return Rule(None, _brightness(kind, whole.values).max() / 2)
-    background = 0
-    if 0 not in whole.values and len(whole.values) > 1 and kind != "index":
-        background = int(whole.values[np.argmax(whole.pixels) if kind == "colour" else 0])
+    background = _background(kind, dict(zip(whole.values.tolist(), whole.pixels.tolist(), strict=True)), known)
     others = [value for value in whole.values.tolist() if value != background]
     if kind != "colour":
         return Rule({background: 0} | {value: value for value in others})
     free = count(max(known.values(), default=0) + 1)
-    return Rule({background: 0} | {value: known.get(value) or next(free) for value in others})
+    return Rule({background: 0} | {value: known[value] if value in known else next(free) for value in others})
+
+
+def _background(kind: Kind, pixels: Mapping[int, int], known: Mapping[int, int]) -> int:
+    """The value that is background, which need not be there; `pixels`: value → their number, in ascending order."""
+    values = list(pixels)
+    if kind == "colour" and (earlier := [value for value in values if known.get(value) == 0]):
+        return earlier[0]
+    if 0 in pixels or kind == "index" or len(values) == 1:
+        return 0
+    if kind != "colour":
+        return values[0]
+    return max((value for value in values if value not in known), key=lambda value: pixels[value], default=0)
 
 
 def _misleading(surveys: Sequence[Survey]) -> bool:

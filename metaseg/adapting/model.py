@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from metaseg.adapting.arguments import above_zero, at_least, several
 from metaseg.adapting.arrays import resized_mask, rgb, same_size, shrunk
-from metaseg.adapting.checks import place_of, require_different
+from metaseg.adapting.checks import place_of, require_different, thumbnail
 from metaseg.adapting.confidence import confidence
 from metaseg.adapting.decision import ONE_IMAGE, UNKNOWN, decides, deciding_at, threshold_for
 from metaseg.adapting.estimate import Estimate, estimated
-from metaseg.adapting.masks import foregrounds, of_array
+from metaseg.adapting.masks import Reading, foregrounds, of_array
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
 from metaseg.adapting.working_size import enlarged
 from metaseg.data.batches import SupportSet, image_tensor
@@ -101,7 +101,7 @@ class Model:
         at_least(1, label=label, per_step=per_step)
         at_least(STRIDE, size=size, crop=crop)
         above_zero(lr=lr, budget=budget)
-        pictures, truths = checked(several(images, "images"), several(masks, "masks"), label)
+        pictures, truths, reading = checked(several(images, "images"), several(masks, "masks"), label)
         if any(map(scribbled, truths)) and not self.learner.learns_from_scribbles:
             raise MetasegError(
                 f"Expected whole masks, found some with unmarked pixels (-1), which {type(self.learner).__name__} "
@@ -109,7 +109,8 @@ class Model:
             )
         plan = replace(self._plan(pictures, truths, size, crop, per_step, steps, folds, budget), lr=lr)
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
-        require_different([f"image {number}" for number in range(len(small))], small)
+        thumbnails = np.stack([thumbnail(picture) for picture in pictures])
+        require_different([f"image {number}" for number in range(len(small))], thumbnails)
         small_masks = np.stack([resized_mask(truth, plan.shape) for truth in truths])
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
         segmenter = self.fine_tuned(support, plan, plan.folds, progress)
@@ -118,7 +119,8 @@ class Model:
             if self.origin == "built-in" and not support.scribbled:
                 # It starts at the share of foreground, so after a few steps it is cautious.
                 threshold = ONE_IMAGE if len(small) == 1 else UNKNOWN
-            return Adapted(deciding_at(segmenter, threshold), plan, self, support, threshold=threshold, label=label)
+            segmenter = deciding_at(segmenter, threshold)
+            return Adapted(segmenter, plan, self, support, (), None, threshold, label, reading.colours, thumbnails)
         own_ensemble = bool(self.learner.folds)
         members = _members(segmenter) or self._without_each_fold(support, plan)
         if isinstance(segmenter, Ensemble) and not own_ensemble:
@@ -131,7 +133,7 @@ class Model:
             segmenter = deciding_at(segmenter, threshold)
             estimate = self._estimated(members, support, plan, pictures, truths)
         others = tuple(member for member, _ in members)
-        return Adapted(segmenter, plan, self, support, others, estimate, threshold, label)
+        return Adapted(segmenter, plan, self, support, others, estimate, threshold, label, reading.colours, thumbnails)
 
     def _estimated(
         self,
@@ -227,10 +229,10 @@ def _members(segmenter: Segmenter) -> list[tuple[Segmenter, np.ndarray]]:
 
 def checked(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], label: int | None
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+) -> tuple[list[np.ndarray], list[np.ndarray], Reading]:
     """A user's annotated images as uint8 (H, W, 3) and bool (H, W), or uint8 with `UNMARKED` for scribbles.
 
-    Arguments as for `Model.adapt`.
+    Arguments as for `Model.adapt`; the last result is how the masks were read.
 
     Raises:
         MetasegError: on invalid images or masks, if their numbers or sizes do not match, or all masks are empty.
@@ -240,23 +242,29 @@ def checked(
             f"Expected at least one image and a mask for each, found {len(images)} images and {len(masks)} masks."
         )
     coloured = [rgb(image, f"image {number}") for number, image in enumerate(images)]
-    binary = _foregrounds(masks, label)
+    binary, reading = _foregrounds(masks, label)
     for number, (image, mask) in enumerate(zip(coloured, binary, strict=True)):
         same_size(image, mask, f"mask {number}")
-    return coloured, binary
+    return coloured, binary, reading
 
 
-def _foregrounds(masks: Sequence[np.ndarray], label: int | None, some: bool = True) -> list[np.ndarray]:
-    """As `checked`; `some`: whether to refuse masks without any foreground, and scribbles without any background."""
+def _foregrounds(
+    masks: Sequence[np.ndarray], label: int | None, some: bool = True, like: Reading | None = None
+) -> tuple[list[np.ndarray], Reading]:
+    """As `checked`; `some`: whether to refuse masks without any foreground, and scribbles without any background.
+
+    `like`: how earlier masks were read, see `metaseg.adapting.masks.decide`.
+    """
     masks = [mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask for mask in masks]
     unmarked = [np.issubdtype(mask.dtype, np.signedinteger) & (mask == -1) for mask in masks]
     raws = [
         of_array(np.where(left, 0, mask) if left.any() else mask, f"mask {number}")
         for number, (mask, left) in enumerate(zip(masks, unmarked, strict=True))
     ]
+    chosen, reading = foregrounds(raws, label, some, like)
     found = [
         np.where(left, np.uint8(UNMARKED), mask) if left.any() else mask
-        for mask, left in zip(foregrounds(raws, label, some)[0], unmarked, strict=True)
+        for mask, left in zip(chosen, unmarked, strict=True)
     ]
     if some and found and not any((mask == 0).any() for mask in found):
         if any(map(scribbled, found)):
@@ -264,7 +272,7 @@ def _foregrounds(masks: Sequence[np.ndarray], label: int | None, some: bool = Tr
         else:
             found_none = "foreground and background in the masks, found nothing but foreground; mark the objects alone"
         raise MetasegError(f"Expected {found_none}.")
-    return found
+    return found, reading
 
 
 def scribbled(mask: np.ndarray) -> bool:
@@ -297,6 +305,9 @@ class Adapted:
         estimate: the Dice to expect on new images; None if no annotated images were held out.
         threshold: where the networks decided before their logits were moved so that they decide at one half.
         label: the label of the masks that is foreground; None: all but the background.
+        colours: of the masks, 0xRRGGBB → label; empty if they have none, or in a file of an earlier version.
+        thumbnails: by which the annotated images are recognised, uint8 (K, SIDE, SIDE, 3) of
+            `metaseg.adapting.checks`; None in a file of an earlier version.
     """
 
     segmenter: Segmenter
@@ -307,6 +318,8 @@ class Adapted:
     estimate: Estimate | None = None
     threshold: float = THRESHOLD
     label: int | None = None
+    colours: Mapping[int, int] = field(default_factory=dict)
+    thumbnails: np.ndarray | None = None
 
     def __repr__(self) -> str:
         """A line, and not the networks."""
@@ -343,6 +356,24 @@ class Adapted:
             ]
         return predicted
 
+    def place_of(self, image: np.ndarray) -> int | None:
+        """The position of an image, uint8 (H, W, 3), among the annotated ones; None if it is not there."""
+        if self.thumbnails is None:  # the images at the working size, which may have been another when they were learnt
+            return place_of(shrunk(image, self.plan.shape), self.support.images)
+        return place_of(thumbnail(image), self.thumbnails)
+
+    def require_label(self, label: int | None) -> None:
+        """Refuse another label than that of the masks.
+
+        Raises:
+            MetasegError: if both are labels and differ.
+        """
+        if None not in (self.label, label) and label != self.label:
+            raise MetasegError(
+                f"Expected label={self.label}, of the masks that the segmenter has learnt from, found label={label}; "
+                "leave it out, or adapt the model anew."
+            )
+
     def with_more(
         self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], label: int | None = None, **how: Any
     ) -> Adapted:
@@ -367,21 +398,27 @@ class Adapted:
                 "Expected the model that was adapted, but the file of a segmenter holds that of the built-in model "
                 "alone; adapt your run to all images instead."
             )
-        if None not in (self.label, label) and label != self.label:
-            raise MetasegError(
-                f"Expected label={self.label}, of the masks that the segmenter has learnt from, found label={label}; "
-                "leave it out, or adapt the model anew."
-            )
+        self.require_label(label)
         images, masks = several(images, "images"), several(masks, "masks")
         if not all(mask.dtype == bool for mask in masks):  # else it has been chosen already
             label = self.label if label is None else label
-        new = _foregrounds(masks, label, some=False)
+        earlier = Reading.of_colours(self.colours)
+        new, reading = _foregrounds(masks, label, some=False, like=earlier)
         coloured = [rgb(image, f"image {number}") for number, image in enumerate(images)]
-        small = np.array([shrunk(image, self.plan.shape) for image in coloured])
-        kept = [number for number, image in enumerate(self.support.images) if place_of(image, small) is None]
+        again = {self.place_of(image) for image in coloured}
+        kept = [number for number in range(len(self.support.images)) if number not in again]
         both = [np.where(mask == UNMARKED, -1, mask == 1) for mask in (*self.support.masks[kept], *new)]
         adapted = self.model.adapt([*self.support.images[kept], *coloured], both, **how)
-        return replace(adapted, label=self.label if label is None else label)
+        thumbnails = None
+        if self.thumbnails is not None and adapted.thumbnails is not None:
+            # Those of the earlier images themselves, of which the working size has left less.
+            thumbnails = np.concatenate([self.thumbnails[kept], adapted.thumbnails[len(kept) :]])
+        return replace(
+            adapted,
+            label=self.label if label is None else label,
+            colours=reading.after(earlier).colours,
+            thumbnails=thumbnails,
+        )
 
     def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
         """Foreground probabilities, float32 (H, W) in [0, 1], at each image's size. Arguments as for `predict`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metaseg import __version__
+from metaseg.adapting.checks import SIDE
 from metaseg.adapting.estimate import TRIVIAL, Estimate
 from metaseg.adapting.loading import chosen_device, learner_of, load
 from metaseg.adapting.model import Adapted, Model
@@ -27,13 +28,13 @@ NAME = "segmenter.safetensors"
 """File in the output folder of `metaseg adapt`."""
 
 _KEY = "metaseg"
-_FORMAT = 1
+_FORMAT = 2  # 1 had neither colours nor thumbnails
 
 
 def save(adapted: Adapted, path: str | Path) -> Path:
     """Write a segmenter, in half precision: some 7 MB for each of its networks with the built-in model.
 
-    The file contains the annotated images at the working size, so pass it on only where these may go.
+    The file contains the annotated images at the working size and as thumbnails, so pass it on only where these may go.
 
     Args:
         adapted: the segmenter; of a learner that adapts a network.
@@ -52,6 +53,8 @@ def save(adapted: Adapted, path: str | Path) -> Path:
     tensors = {name: halved(value) for name, value in tensors.items()}
     tensors["images"] = torch.from_numpy(np.ascontiguousarray(adapted.support.images))
     tensors["masks"] = torch.from_numpy(np.ascontiguousarray(adapted.support.masks))
+    if adapted.thumbnails is not None:
+        tensors["thumbnails"] = torch.from_numpy(np.ascontiguousarray(adapted.thumbnails))
     description = {
         "format": _FORMAT,
         "version": __version__,
@@ -65,6 +68,7 @@ def save(adapted: Adapted, path: str | Path) -> Path:
         "estimate": None if adapted.estimate is None else adapted.estimate.plain(),
         "threshold": adapted.threshold,
         "label": adapted.label,
+        "colours": dict(adapted.colours),
     }
     path = expanded(path)
     write_described(path, tensors, _KEY, description)
@@ -98,6 +102,7 @@ def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) 
     support = SupportSet(
         tensors.pop("images").numpy(), tensors.pop("masks").numpy(), description["augmentation"], 0, plan.crop
     )
+    thumbnails = tensors.pop("thumbnails").numpy() if "thumbnails" in tensors else None
     if support.images.shape[1:] != (*plan.shape, 3) or support.masks.shape != support.images.shape[:3]:
         raise ValueError("images of another shape")
     parts: dict[int, dict[str, dict[str, Tensor]]] = {}
@@ -118,12 +123,19 @@ def _read(description: dict[str, Any], tensors: dict[str, Tensor], device: str) 
     estimate = None if description["estimate"] is None else Estimate.of(description["estimate"])
     segmenter = Ensemble(tuple(own), bool(description["flips"]), own[0], Followed(1.0))
     threshold, label = float(description["threshold"]), description["label"]
-    _require_sound(support, estimate, plan, threshold, label)
-    return Adapted(segmenter, plan, model, support, tuple(others), estimate, threshold, label)
+    colours = {int(colour): one for colour, one in description.get("colours", {}).items()}
+    _require_sound(support, estimate, plan, threshold, label, colours, thumbnails)
+    return Adapted(segmenter, plan, model, support, tuple(others), estimate, threshold, label, colours, thumbnails)
 
 
 def _require_sound(
-    support: SupportSet, estimate: Estimate | None, plan: Plan, threshold: float, label: int | None
+    support: SupportSet,
+    estimate: Estimate | None,
+    plan: Plan,
+    threshold: float,
+    label: int | None,
+    colours: Mapping[int, int],
+    thumbnails: np.ndarray | None,
 ) -> None:
     """Refuse content that no segmenter has, and that would fail only when it is used.
 
@@ -138,6 +150,8 @@ def _require_sound(
         0 <= plan.kept <= 1 and plan.steps >= 0 and plan.folds >= 0,
         0 < threshold < 1,
         label is None or (isinstance(label, int) and label > 0),
+        all(0 <= colour < 1 << 24 and isinstance(one, int) and one >= 0 for colour, one in colours.items()),
+        thumbnails is None or (thumbnails.dtype == np.uint8 and thumbnails.shape == (count, SIDE, SIDE, 3)),
     ]
     if estimate is not None:
         known = TRIVIAL.keys() >= estimate.trivial.keys() and bool(estimate.trivial or estimate.scribbled)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from metaseg.adapting import checks
-from metaseg.adapting.arrays import shrunk
+from metaseg.adapting.masks import Reading
 from metaseg.adapting.model import BUDGET, Adapted, Model
 from metaseg.adapting.model_file import SUFFIX
 from metaseg.adapting.results import row
@@ -108,8 +108,8 @@ class Session(Collection):
             images, masks = zip(*(picture.reduced(_LEARNT) for picture in support), strict=True)
         if not any((mask == 1).any() for mask in masks):
             raise MetasegError(f"No mask shows a {self.word}: mark the {self.word} in at least one image.")
-        small = np.stack([shrunk(image, (checks.SIDE, checks.SIDE)) for image in images])
-        checks.require_different([picture.name for picture in support], small)
+        thumbnails = np.stack([checks.thumbnail(image) for image in images])
+        checks.require_different([picture.name for picture in support], thumbnails)
         on_progress(0, "learning")
         how: dict[str, Any] = {
             "steps": self.network.steps,
@@ -164,6 +164,8 @@ class Session(Collection):
             path.unlink(missing_ok=True)
         self._segment(found, self._share_of(on_progress, "segmenting", 0.0, 1.0))
         self.loaded, self.go_on = found, found.model.complete
+        if self._masks is None:  # else colours have numbers here, which the user may have read
+            self._masks = Reading.of_colours(found.colours)
         self.notes, self._learnt = [], self._state()
 
     def estimate(self) -> list[str]:

@@ -1,10 +1,12 @@
 """adapt.py as its users call it."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import yaml
 from conftest import ROOT, assert_fails_in_words, composed, lesion
 from omegaconf import OmegaConf
@@ -12,6 +14,7 @@ from PIL import Image
 
 import metaseg
 from metaseg.adapting import command
+from metaseg.adapting.arrays import resized_mask
 from metaseg.adapting.files import images_in
 from metaseg.adapting.model import Adapted
 from metaseg.cli.entry import as_it_stands
@@ -212,6 +215,78 @@ def test_large_images_come_in_small_batches(folders, monkeypatch):
     monkeypatch.setattr(command, "_PIXELS", 64 * 48)
     batches = [[(source.name, type(image)) for source, image in batch] for batch in command._batches(sources, 16)]
     assert batches == [[("case 4", np.ndarray)], [("case 5", str), ("case 6", np.ndarray)]]
+
+
+@pytest.fixture
+def extended(monkeypatch, trained, folders):
+    """Save a segmenter of the first annotated image that, other than the file of a run's, can be extended."""
+
+    def make(change, label):
+        image, mask = lesion(0)
+        model = metaseg.load(trained)
+        path = metaseg.save(model.adapt([image], [change(mask)], label=label, steps=1), folders / "one.safetensors")
+        again = replace(metaseg.load_segmenter(path), model=model)
+        monkeypatch.setattr("metaseg.adapting.command.load_segmenter", lambda *_: again)
+        return path
+
+    return make
+
+
+def test_annotations_are_added_to_a_segmenter_of_any_label(adapt, folders, extended):
+    for folder in ("support/masks", "truth"):
+        rewrite(folders / folder, halves)
+    kept = extended(halves, 2)
+    done = adapt("steps=1", "folds=0", checkpoint=kept, images=folders / "new", truth=folders / "truth")
+    assert done.returncode == 0, done.stderr
+    found = safetensors.torch.load_file(folders / "out" / "segmenter.safetensors")["masks"].numpy()
+    wanted = [resized_mask(halves(lesion(number)[1]) == 2, found.shape[1:]) for number in range(4)]
+    assert np.array_equal(found, wanted)  # the first, annotated again, is there once
+    assert "label=2" in done.stdout
+    done = adapt(checkpoint=kept, support=None, images=folders / "new", truth=folders / "truth", out=folders / "same")
+    assert done.returncode == 0, done.stderr
+    for support in (None, folders / "support"):
+        done = adapt("label=1", checkpoint=kept, support=support, images=folders / "new", out=folders / "other")
+        assert_fails_in_words(done, "Expected label=2", "found label=1")
+        assert not (folders / "other").exists()
+
+
+def test_colours_mean_to_a_saved_segmenter_what_they_meant(adapt, folders, extended):
+    def green(mask):
+        """The mask in green, above a red stripe."""
+        pixels = (mask > 0)[..., None] * np.array([0, 200, 0], np.uint8)
+        pixels[-4:] = [255, 0, 0]
+        return pixels
+
+    def blue(mask):
+        """Likewise, below a blue stripe."""
+        pixels = green(mask)
+        pixels[:4] = [0, 0, 255]
+        return pixels
+
+    kept = extended(green, 1)
+    for folder in ("support/masks", "truth"):
+        rewrite(folders / folder, blue)
+    done = adapt("steps=1", "folds=0", checkpoint=kept)
+    assert done.returncode == 0, done.stderr
+    found = safetensors.torch.load_file(folders / "out" / "segmenter.safetensors")["masks"].numpy()
+    masks = [(blue(lesion(number)[1]) == [0, 200, 0]).all(-1) for number in range(5)]
+    assert np.array_equal(found, [resized_mask(mask, found.shape[1:]) for mask in masks[:4]])
+    done = adapt(checkpoint=kept, support=None, images=folders / "new", truth=folders / "truth", out=folders / "same")
+    assert done.returncode == 0, done.stderr
+    mask = np.asarray(Image.open(folders / "same" / "masks" / "case 4.png")) > 0
+    score = pd.read_csv(folders / "same" / "results.csv")["dsc"][0]
+    assert score == pytest.approx(dice(mask[None], masks[4][None])[0])
+
+
+def test_what_was_learnt_from_does_not_count_at_another_working_size(adapt, folders, extended):
+    kept = extended(lambda mask: mask, None)
+    shutil.copy(folders / "support" / "images" / "case 0.png", folders / "new" / "again.png")
+    for folder in ("images", "masks"):
+        (folders / "support" / folder / "case 0.png").unlink()
+    done = adapt("steps=1", "folds=0", "size=96", checkpoint=kept, images=folders / "new")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(folders / "out" / "results.csv").set_index("image")
+    assert table.index[table["annotated"]].tolist() == ["again"]
 
 
 @pytest.mark.parametrize("where", ["support/masks", "truth"])

@@ -6,7 +6,7 @@ from conftest import lesion
 from PIL import Image
 
 from metaseg.adapting.formats import read_mask
-from metaseg.adapting.masks import decide, foregrounds, of_array, survey
+from metaseg.adapting.masks import Reading, decide, foregrounds, of_array, survey
 from metaseg.errors import MetasegError
 
 Y, X = np.mgrid[:60, :80]
@@ -207,6 +207,32 @@ def test_colours_keep_their_labels_in_a_later_set(tmp_path):
     assert not decide([survey(one) for one in fewer], 2, reading).foreground(fewer[0]).any()  # green is not there
     unknown = saved(tmp_path, in_colours([(0, 0, 0), (9, 9, 99), (0, 0, 255), (0, 0, 255)]))
     assert decide([survey(one) for one in unknown], None, reading).labels == [1, 4]
+
+
+def test_colours_keep_their_labels_if_only_these_are_known(tmp_path):
+    red, green, blue, white = (255, 0, 0), (0, 200, 0), (0, 0, 255), (255, 255, 255)
+    first = saved(tmp_path, in_colours([white, green, red, red]))
+    like = Reading.of_colours(foregrounds(first, label=1)[1].colours)
+    assert like.labels == [1, 2]  # green, red
+    # Blue is new, and white the background still, of which there is less now.
+    raws = saved(tmp_path, in_colours([blue, green, red, white]))
+    (mask,), later = foregrounds(raws, label=1, like=like)
+    assert np.array_equal(mask, LABELS == 1)
+    assert later.after(like).colours == {0xFFFFFF: 0, 0x00C800: 1, 0xFF0000: 2, 0x0000FF: 3}
+    # Of a palette, index 1 is red.
+    raws = saved(tmp_path, indexed(LABELS, [white, red, green, green]))
+    assert np.array_equal(foregrounds(raws, label=1, like=like)[0][0], LABELS > 1)
+    # Neither is the background of masks that have labels alone.
+    raws = saved(tmp_path, in_colours([red, green, green, green]))
+    assert np.array_equal(foregrounds(raws, like=like)[0][0], np.ones(LABELS.shape))
+    assert Reading.of_colours({}) is None
+
+
+def test_soft_edges_have_no_label_of_an_earlier_set():
+    soft = np.asarray(Image.fromarray(DISC.astype(np.float32)).resize((50, 37), Image.Resampling.BILINEAR))
+    assert foregrounds([of_array(soft, "a")])[1].rules["grey"].labels is None
+    with pytest.raises(MetasegError, match="label=1"):
+        foregrounds([of_array(soft, "a")], label=1, like=Reading.of_colours({0: 0, 255: 1}))
 
 
 def test_one_colour_and_grey_as_colours(tmp_path):

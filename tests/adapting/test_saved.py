@@ -3,6 +3,7 @@
 import copy
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import metaseg
 from metaseg.adapting.arrays import resized_mask
+from metaseg.adapting.checks import SIDE
 from metaseg.errors import MetasegError
 
 
@@ -49,7 +51,8 @@ def test_a_segmenter_is_the_same_after_saving(adapted, saved, lesions):
 
 def test_the_file_is_small_and_needs_no_run(saved, trained):
     parameters = sum(value.numel() for value in metaseg.load(trained).learner.network.parameters())
-    assert saved.stat().st_size < 4 * (2.5 * parameters) + 200_000  # four networks in half precision
+    # Four networks in half precision, and four thumbnails.
+    assert saved.stat().st_size < 4 * (2.5 * parameters + 3 * SIDE**2) + 200_000
 
 
 def test_saving_again_changes_nothing(saved, tmp_path):
@@ -99,6 +102,58 @@ def test_a_segmenter_keeps_its_label(trained, lesions, tmp_path):
         few.with_more(images[1:2], labels[1:2], label=1)
 
 
+def test_an_image_is_recognised_at_another_working_size(trained, tmp_path):
+    fine = np.kron(np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3)), np.ones((1, 3, 3, 1))).astype(np.uint8)
+    mask = np.zeros(fine.shape[1:3], bool)
+    mask[20:60, 30:90] = True
+    few = metaseg.load(trained).adapt(fine[:2], [mask, mask], steps=1, folds=0, size=32)
+    more = few.with_more([fine[2], fine[0]], [mask, ~mask], steps=1, folds=0, size=64)
+    again = metaseg.load_segmenter(metaseg.save(more, tmp_path / "more.safetensors"))
+    for one in (more, again):
+        assert [one.place_of(image) for image in fine] == [2, 0, 1]  # the first, annotated again, has moved
+        assert one.place_of(255 - fine[0]) is None
+
+
+def test_files_without_colours_and_thumbnails_are_still_read(saved, lesions, tmp_path):
+    tensors = load_file(saved)
+    del tensors["thumbnails"]
+    with safe_open(saved, framework="pt") as file:
+        description = json.loads(file.metadata()["metaseg"])
+    del description["colours"]
+    old = tmp_path / "old.safetensors"
+    save_file(tensors, old, {"metaseg": json.dumps(description | {"format": 1})})
+    again = metaseg.load_segmenter(old)
+    image, mask = lesions[0][0], lesions[1][0]
+    assert again.place_of(image) == 0  # at the working size
+    assert (again.colours, again.thumbnails) == ({}, None)
+    more = replace(again, model=replace(again.model, complete=True)).with_more([image], [mask], steps=1, folds=0)
+    assert len(more.support.images) == len(again.support.images)
+    assert more.place_of(image) == len(more.support.images) - 1
+
+
+def test_colours_keep_their_labels_when_annotations_are_added(trained, lesions, tmp_path):
+    images, masks = lesions
+    green, red, blue = (0, 200, 0), (255, 0, 0), (0, 0, 255)
+
+    def painted(mask, *stripes):
+        """The mask in green, and stripes at the top."""
+        pixels = mask[..., None] * np.array(green, np.uint8)
+        for place, colour in enumerate(stripes):
+            pixels[3 * place : 3 * place + 3] = colour
+        return pixels
+
+    model = metaseg.load(trained)
+    few = model.adapt(images[:1], [painted(masks[0], red)], label=1, steps=1, folds=0)  # green
+    again = metaseg.load_segmenter(metaseg.save(few, tmp_path / "few.safetensors"))
+    assert again.colours == {0: 0, 0x00C800: 1, 0xFF0000: 2}
+    again = replace(again, model=model)  # which the file of a run's segmenter does not hold
+    more = again.with_more(images[1:2], [painted(masks[1], blue, red)], steps=1, folds=0)
+    alike = model.adapt(images[1:2], masks[1:2], steps=1, folds=0)
+    assert np.array_equal(more.support.masks[-1][12:], alike.support.masks[0][12:])
+    assert not more.support.masks[-1][:4].any()
+    assert more.colours == {0: 0, 0x00C800: 1, 0xFF0000: 2, 0x0000FF: 3}
+
+
 def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
     with pytest.raises(MetasegError, match="adapt your run"):
         metaseg.load_segmenter(saved).with_more(*lesions)
@@ -115,6 +170,8 @@ def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
         {"threshold": 0},
         {"threshold": float("nan")},
         {"label": "red"},
+        {"colours": {"red": 1}},
+        {"colours": {"255": None}},
         {"augmentation": "violent"},
         {"estimate": {"dsc": [], "trivial": {"Otsu": []}, "folds": 3, "scribbled": 0}},
         {"estimate": {"dsc": [0.5] * 4, "trivial": {}, "folds": 3, "scribbled": 0}},

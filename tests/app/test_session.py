@@ -15,6 +15,7 @@ from tiny_run import limits_fixture, network_fixture, painted_fixture, run_fixtu
 
 from metaseg.adapting import formats
 from metaseg.adapting.files import Source
+from metaseg.adapting.saved import save
 from metaseg.app import texts
 from metaseg.app.picture import FRAME, Picture
 from metaseg.app.session import Network, Session
@@ -402,6 +403,19 @@ def test_colours_keep_their_labels_in_later_uploads(session, upload, tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"case{number}.png")
         session.add_masks([tmp_path / f"case{number}.png"], label=3)  # by colour: blue, green, red
         assert np.array_equal(session.picture(f"case{number}").mask(), (pixels == red).all(-1))
+
+
+def test_colours_keep_the_labels_of_a_loaded_segmenter(session, network, upload, painted, tmp_path):
+    images, masks = painted
+    pixels = masks[0][..., None] * np.array([0, 200, 0], np.uint8)
+    pixels[:4] = [255, 0, 0]
+    found = network.model.adapt(images[:1], [pixels], label=1, steps=1, folds=0)  # green
+    session.load(save(found, tmp_path / "green.safetensors"))
+    session.add_images(upload("image", 0))
+    pixels[4:8] = [0, 0, 255]
+    Image.fromarray(pixels).save(tmp_path / "case0.png")
+    session.add_masks([tmp_path / "case0.png"], label=1)
+    assert np.array_equal(session.picture("case0").mask(), (pixels == [0, 200, 0]).all(-1))
 
 
 def test_a_photograph_is_no_mask(session, upload, tmp_path):

@@ -29,15 +29,22 @@ finish() { # the report, of what there is, in the last half minute
   exit "$failed"
 }
 
+stopped='' running=''
+trap 'stopped=yes; [ -z "$running" ] || kill -TERM "$running"' INT # Ctrl+C ends the command as the limit does
+
 within_limit() { # COMMAND...: ended by SIGTERM, which leaves a checkpoint, a minute before the limit
   local left=$((end - $(date +%s) - 60))
-  if [ "$left" -le 0 ]; then
-    echo "the time is up before: $*"
+  if [ "$left" -le 0 ] || [ -n "$stopped" ]; then
+    echo "the time is up, or Ctrl+C was pressed, before: $*"
     finish
   fi
-  timeout --foreground --signal=TERM --kill-after=30 "$left" "$@" # in the foreground, where Ctrl+C reaches the command
+  timeout --signal=TERM --kill-after=30 "$left" "$@" & # in a process group of its own, out of the terminal's reach
+  running=$!
+  wait "$running"
   local status=$?
-  if [ "$status" -eq 124 ] || [ "$status" -eq 130 ]; then
+  [ -z "$stopped" ] || wait "$running" # the first one ended with the signal
+  running=''
+  if [ "$status" -eq 124 ] || [ -n "$stopped" ]; then
     echo "the time is up, or Ctrl+C was pressed, during: $*"
     finish
   fi

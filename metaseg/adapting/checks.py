@@ -89,7 +89,7 @@ def place_of(image: np.ndarray, images: np.ndarray) -> int | None:
     """The position of an image, uint8 (h, w, 3), among others, uint8 (K, h, w, 3); None if it is not there."""
     apart = [float(np.abs(image.astype(np.int16) - other).mean()) for other in images]
     place = int(np.argmin(apart)) if apart else 0
-    return place if apart and apart[place] < min(ALIKE, ALIKE_SHARE * float(image.std())) else None
+    return place if apart and apart[place] <= min(ALIKE, ALIKE_SHARE * float(image.std())) else None
 
 
 def of_new(support: np.ndarray, images: np.ndarray, names: Sequence[str]) -> list[str]:

@@ -49,7 +49,8 @@ def run(config: DictConfig) -> None:
     """Run a composed configuration of conf/adapt.yaml.
 
     Raises:
-        MetasegError: on unusable settings, files or folders. Results of an earlier call remain.
+        MetasegError: on unusable settings, files or folders. With several labels, the others are segmented; results of
+            an earlier call remain where there are no new ones.
     """
     settings = validation.read(schema.Adaptation, config)
     labels = _labels(settings)
@@ -58,9 +59,12 @@ def run(config: DictConfig) -> None:
     for label, paths in each:
         if len(each) > 1:
             print(f"\nlabel {label}")
-        faults += _run(settings, label, paths)
+        try:
+            faults += _run(settings, label, paths)
+        except MetasegError as error:
+            faults.append(str(error))
     if faults:
-        raise MetasegError(" ".join(faults))
+        raise MetasegError(" ".join(dict.fromkeys(faults)))
 
 
 def _labels(settings: schema.Adaptation) -> list[int | None]:
@@ -70,6 +74,14 @@ def _labels(settings: schema.Adaptation) -> list[int | None]:
         return [chosen]
     if settings.support is None:
         raise MetasegError(f"label={chosen} needs support=DIR, the masks with these labels.")
+    if _kept(settings):
+        kept = _source(settings)
+        assert isinstance(kept, Adapted)
+        if chosen == "all":
+            return [kept.label]
+        for label in chosen:
+            kept.require_label(label)
+        return [*chosen]
     masks = [one.mask.read_mask() for one in annotated_in(expanded(settings.support))]
     found = foregrounds(masks)[1]
     if chosen == "all":
@@ -133,7 +145,7 @@ def _run(settings: schema.Adaptation, label: int | None, paths: Mapping[str, Pat
         else:
             with Progress("adapting", None, "steps") as progress:
                 adapted = _adapted(source, pictures, masks, settings, progress.update)
-            # By which the masks have been read already.
+            # The masks were already read with these.
             adapted = replace(adapted, label=label, colours={} if reading is None else reading.colours)
             _warn(_late(settings, time.monotonic() - began))
             if settings.save:
@@ -198,7 +210,7 @@ def _support(
         same_size(picture, mask, str(one.mask.path))
     checks.require_different(names, np.stack([checks.thumbnail(picture) for picture in pictures]))
     if turned := [one.image.name for one in annotated if is_turned(one.image.path) and not is_turned(one.mask.path)]:
-        _warn([f"The image is stored turned (EXIF) and shown upright, its mask is not: {listed(turned, 4)}; check it."])
+        _warn([f"Stored turned and shown upright (EXIF), while the mask may not be: {listed(turned, 4)}; check it."])
     _warn(checks.of_support(names, [picture.shape[:2] for picture in pictures], masks))
     if len(annotated) > 1 and len({one.image.path for one in annotated}) == 1:
         _warn(["All annotated images are of one file; of other patients expect a lower Dice than the one below."])

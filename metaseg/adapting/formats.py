@@ -152,10 +152,11 @@ def _turned_to(path: Path, page: int) -> Iterator[Any]:
 
 
 def is_turned(path: Path) -> bool:
-    """Whether a picture's pixels are stored turned or mirrored, to be shown upright by their EXIF orientation."""
+    """Whether a picture is stored turned or mirrored, to be shown upright (EXIF), and its sides do not show that."""
     try:
         with Image.open(path) as image:
-            return image.getexif().get(TURNED, 1) in range(2, 9)
+            turned = image.getexif().get(TURNED, 1)
+            return turned in (2, 3, 4) or (turned in (5, 6, 7, 8) and image.width == image.height)
     except Exception:  # no picture, or a damaged one, of which reading it says more
         return False
 

@@ -303,7 +303,9 @@ class Reading:
                 yield "foreground = everything above the background; label=N chooses one"
 
 
-def decide(surveys: Sequence[Survey], label: int | None = None, like: Reading | None = None) -> Reading:
+def decide(
+    surveys: Sequence[Survey], label: int | None = None, like: Reading | None = None, some: bool = True
+) -> Reading:
     """The rule for a set of masks.
 
     - Values of a palette are its indices, unless index 0 is no background (not black, though black is used) or masks
@@ -316,9 +318,10 @@ def decide(surveys: Sequence[Survey], label: int | None = None, like: Reading | 
         surveys: of all masks.
         label: the label that is foreground; None: all but the background.
         like: how an earlier set was read: its colours keep their labels, and some of its labels may be missing.
+        some: whether to refuse a set of labels without the one chosen.
 
     Raises:
-        MetasegError: if a mask is a photograph, or no mask has the label.
+        MetasegError: if a mask is a photograph, no mask has the label, or they are no labels.
     """
     known = {} if like is None else like.colours
     # If labels are those of colours, indices are none, and white is no grey value.
@@ -335,7 +338,8 @@ def decide(surveys: Sequence[Survey], label: int | None = None, like: Reading | 
         groups.setdefault(settled.kind, []).append(settled)
     reading = Reading({kind: _rule(kind, members, known) for kind, members in groups.items()}, by_colour, label)
     soft = any(rule.labels is None for rule in reading.rules.values())
-    if label is not None and (like is None or soft or not {label, *reading.labels} <= set(like.labels)):
+    found = like is not None and {label, *reading.labels} <= set(like.labels)
+    if label is not None and (soft or (some and not found)):
         reading.require(label)
     return reading
 
@@ -354,7 +358,7 @@ def foregrounds(
     Raises:
         MetasegError: as `decide`, or if all masks are empty.
     """
-    reading = decide([survey(raw) for raw in raws], label if raws else None, like)
+    reading = decide([survey(raw) for raw in raws], label if raws else None, like, some)
     if some:
         require_foreground(reading, [raw.name for raw in raws])
     return [reading.foreground(raw) for raw in raws], reading

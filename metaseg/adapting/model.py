@@ -71,6 +71,7 @@ class Model:
         per_step: int | None = None,
         folds: int | None = None,
         budget: float | None = BUDGET,
+        thumbnails: np.ndarray | None = None,
     ) -> Adapted:
         """Adapt the network to annotated images; the model itself is not changed.
 
@@ -92,6 +93,7 @@ class Model:
             folds: of the annotated images; each adds a network that has not seen it, for the estimate and the
                 confidence. 0: none, and no estimate. None: three, or as many as there are images.
             budget: seconds to adapt and to segment 20 images. None: any time.
+            thumbnails: of the first images (`metaseg.adapting.checks`), if those given are not the originals.
 
         Raises:
             MetasegError: on invalid images, masks or settings, if their numbers or sizes do not match, all masks are
@@ -109,7 +111,8 @@ class Model:
             )
         plan = replace(self._plan(pictures, truths, size, crop, per_step, steps, folds, budget), lr=lr)
         small = np.stack([shrunk(picture, plan.shape) for picture in pictures])
-        thumbnails = np.stack([thumbnail(picture) for picture in pictures])
+        known = [] if thumbnails is None else list(thumbnails)
+        thumbnails = np.stack([*known, *map(thumbnail, pictures[len(known) :])])
         require_different([f"image {number}" for number in range(len(small))], thumbnails)
         small_masks = np.stack([resized_mask(truth, plan.shape) for truth in truths])
         support = SupportSet(small, small_masks, self.augmentation, seed, plan.crop)
@@ -366,12 +369,17 @@ class Adapted:
         """Refuse another label than that of the masks.
 
         Raises:
-            MetasegError: if both are labels and differ.
+            MetasegError: if both are labels and differ, or if the segmenter has learnt from several labels as one.
         """
         if None not in (self.label, label) and label != self.label:
             raise MetasegError(
                 f"Expected label={self.label}, of the masks that the segmenter has learnt from, found label={label}; "
                 "leave it out, or adapt the model anew."
+            )
+        if label is not None and self.label is None and sum(one > 0 for one in self.colours.values()) > 1:
+            raise MetasegError(
+                f"Expected no label, as the segmenter has learnt from all labels as one, found label={label}; leave it "
+                "out, or adapt the model anew."
             )
 
     def with_more(
@@ -408,16 +416,13 @@ class Adapted:
         again = {self.place_of(image) for image in coloured}
         kept = [number for number in range(len(self.support.images)) if number not in again]
         both = [np.where(mask == UNMARKED, -1, mask == 1) for mask in (*self.support.masks[kept], *new)]
-        adapted = self.model.adapt([*self.support.images[kept], *coloured], both, **how)
-        thumbnails = None
-        if self.thumbnails is not None and adapted.thumbnails is not None:
-            # Those of the earlier images themselves, of which the working size has left less.
-            thumbnails = np.concatenate([self.thumbnails[kept], adapted.thumbnails[len(kept) :]])
+        known = None if self.thumbnails is None else self.thumbnails[kept]
+        adapted = self.model.adapt([*self.support.images[kept], *coloured], both, **how, thumbnails=known)
         return replace(
             adapted,
             label=self.label if label is None else label,
             colours=reading.after(earlier).colours,
-            thumbnails=thumbnails,
+            thumbnails=None if known is None else adapted.thumbnails,
         )
 
     def probabilities(self, images: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:

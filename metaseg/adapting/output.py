@@ -4,6 +4,7 @@ import csv
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,16 @@ def _beside(out: Path, kept: str | None) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    if earlier:
-        with os_errors_explained(out, f"the new results are whole in {beside}: move them away"):
+    if not earlier:
+        return
+    rest = next(path for number in count(1) if not (path := out / f"not-replaced-{number}").exists())
+    try:
+        with os_errors_explained(out, f"new results that have not replaced earlier ones are in {rest}"):
             _take_over(beside, out, earlier - used)
-        shutil.rmtree(beside, ignore_errors=True)
+    except BaseException:
+        beside.rename(rest)  # under a name that no later call removes
+        raise
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def _earlier(out: Path) -> set[Path]:

@@ -102,6 +102,8 @@ class Collection:
             reading = decide([one for found in seen.values() for *_, one in found], label, self._masks)
             if self._masks is None or len(reading.labels) >= len(self._masks.labels):
                 self._masks = reading.after(self._masks)
+            else:
+                self._masks = self._masks.after(reading)
             if len(reading.labels) > 1:
                 said.append(f"The masks have {reading.sentence()}.")
             return said + self._each(list(seen), lambda path: self._add_mask(path, seen[path], reading), on_progress)

@@ -123,6 +123,8 @@ class Session(Collection):
             adapted = replace(adapted, label=self.loaded.label)
         else:
             adapted = self.network.model.adapt(images, masks, **how)
+        if self._masks is not None:
+            adapted = replace(adapted, colours=self._masks.colours)
         self._segment(adapted, self._share_of(on_progress, "segmenting", 0.8, 1.0))
         self._learnt = state
         with self.changing:
@@ -164,7 +166,7 @@ class Session(Collection):
             path.unlink(missing_ok=True)
         self._segment(found, self._share_of(on_progress, "segmenting", 0.0, 1.0))
         self.loaded, self.go_on = found, found.model.complete
-        if self._masks is None:  # else colours have numbers here, which the user may have read
+        if self._masks is None:  # else keep numbers already shown to the user
             self._masks = Reading.of_colours(found.colours)
         self.notes, self._learnt = [], self._state()
 

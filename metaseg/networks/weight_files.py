@@ -184,7 +184,9 @@ def opened_described(
             if description["format"] > newest:
                 raise MetasegError(f"{path} {made} metaseg {description['version']}; update metaseg to read it.")
             yield file, description
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
+    except (
+        *(SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError),
+    ) as error:
         raise MetasegError(otherwise) from error
 
 

@@ -32,7 +32,7 @@ RETIRED: dict[str, Any] = {
     "learner.inner.compile": False,
     "learner.adapt.by": "recipe",
 }
-"""Settings that only earlier versions have → the only value that is still read, which says what this version does."""
+"""Removed settings → the value that matches what this version does; runs with another value are refused."""
 
 
 def without_retired(stored: Mapping[str, Any], where: object = "a run's settings", prefix: str = "") -> dict[str, Any]:

@@ -116,6 +116,8 @@ def connected(chosen: schema.AnyTrainer) -> L.Fabric | None:
     environment = getattr(fabric.strategy, "cluster_environment", None)
     if environment is None or isinstance(environment, LightningEnvironment):
         return None
+    if os.environ.get("LOCAL_WORLD_SIZE") not in (None, os.environ.get("WORLD_SIZE")):
+        raise MetasegError("Expected all ranks on one machine, found ranks of torchrun on several; start them on one.")
     try:
         fabric.launch()
     except ValueError as error:  # of an environment with another number of ranks

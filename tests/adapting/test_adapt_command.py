@@ -242,6 +242,10 @@ def test_annotations_are_added_to_a_segmenter_of_any_label(adapt, folders, exten
     wanted = [resized_mask(halves(lesion(number)[1]) == 2, found.shape[1:]) for number in range(4)]
     assert np.array_equal(found, wanted)  # the first, annotated again, is there once
     assert "label=2" in done.stdout
+    done = adapt("label=all", "steps=1", "folds=0", checkpoint=kept, out=folders / "all")
+    assert done.returncode == 0, done.stderr
+    assert (folders / "all" / "segmenter.safetensors").exists()
+    assert_fails_in_words(adapt("label=[1,2]", checkpoint=kept, out=folders / "two"), "Expected label=2", "label=1")
     done = adapt(checkpoint=kept, support=None, images=folders / "new", truth=folders / "truth", out=folders / "same")
     assert done.returncode == 0, done.stderr
     for support in (None, folders / "support"):

@@ -73,6 +73,7 @@ def test_dim_images_are_told_apart():
     assert np.abs(cells[0].astype(int) - cells[1]).mean() < ALIKE
     require_different(NAMES, cells)
     assert place_of(cells[2], cells) == 2
+    assert place_of(cells[0] * 0, cells[:1] * 0) == 0  # nor is a flat image another than itself
 
 
 def test_an_image_that_is_there_twice_is_refused_even_if_it_was_saved_again():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import metaseg
 from metaseg.adapting.arrays import resized_mask
-from metaseg.adapting.checks import SIDE
+from metaseg.adapting.checks import ALIKE, SIDE
 from metaseg.errors import MetasegError
 
 
@@ -98,6 +98,8 @@ def test_a_segmenter_keeps_its_label(trained, lesions, tmp_path):
     alike = model.adapt(images[1:2], labels[1:2], label=2, steps=1, folds=0)
     assert np.array_equal(more.support.masks[-1], alike.support.masks[0])
     assert more.label == 2
+    without = few.with_more(images[1:2], [np.where(labels[1] == 1, 1, 3)], steps=1, folds=0)
+    assert not without.support.masks[-1].any()
     with pytest.raises(MetasegError, match="Expected label=2, of the masks"):
         few.with_more(images[1:2], labels[1:2], label=1)
 
@@ -112,6 +114,16 @@ def test_an_image_is_recognised_at_another_working_size(trained, tmp_path):
     for one in (more, again):
         assert [one.place_of(image) for image in fine] == [2, 0, 1]  # the first, annotated again, has moved
         assert one.place_of(255 - fine[0]) is None
+
+
+def test_images_that_are_alike_at_the_working_size_alone_can_be_added_to(trained):
+    mask = np.zeros((96, 96), bool)
+    mask[20:60, 30:90] = True
+    noise = np.random.default_rng(0).integers(0, 5, (3, 96, 96, 3), dtype=np.uint8)
+    fine = 100 + noise + np.uint8(40) * mask[..., None]
+    few = metaseg.load(trained).adapt(fine[:2], [mask, mask], steps=1, folds=0, size=32)
+    assert np.abs(few.support.images[0].astype(int) - few.support.images[1]).mean() < ALIKE
+    assert len(few.with_more(fine[2:], [mask], steps=1, folds=0, size=32).support.images) == 3
 
 
 def test_files_without_colours_and_thumbnails_are_still_read(saved, lesions, tmp_path):
@@ -152,6 +164,8 @@ def test_colours_keep_their_labels_when_annotations_are_added(trained, lesions, 
     assert np.array_equal(more.support.masks[-1][12:], alike.support.masks[0][12:])
     assert not more.support.masks[-1][:4].any()
     assert more.colours == {0: 0, 0x00C800: 1, 0xFF0000: 2, 0x0000FF: 3}
+    with pytest.raises(MetasegError, match="all labels as one, found label=2"):
+        replace(more, label=None).require_label(2)
 
 
 def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
@@ -169,6 +183,7 @@ def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
         {"networks": 0},
         {"threshold": 0},
         {"threshold": float("nan")},
+        {"threshold": 10**400},
         {"label": "red"},
         {"colours": {"red": 1}},
         {"colours": {"255": None}},

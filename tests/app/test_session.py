@@ -405,6 +405,18 @@ def test_colours_keep_their_labels_in_later_uploads(session, upload, tmp_path):
         assert np.array_equal(session.picture(f"case{number}").mask(), (pixels == red).all(-1))
 
 
+def test_colours_of_single_uploads_have_numbers_of_their_own(session, upload, tmp_path):
+    session.add_images(upload("image", 0, 1, 2))
+    colours = [(255, 0, 0), (0, 0, 255), (200, 200, 0)]
+    for number, colour in enumerate(colours):
+        pixels = np.zeros((64, 96, 3), np.uint8)
+        pixels[10:30, 10:30] = colour
+        Image.fromarray(pixels).save(tmp_path / f"case{number}.png")
+        session.add_masks([tmp_path / f"case{number}.png"])
+    session.adapt()
+    assert sorted(session.adapted.colours.values()) == [0, 1, 2, 3]
+
+
 def test_colours_keep_the_labels_of_a_loaded_segmenter(session, network, upload, painted, tmp_path):
     images, masks = painted
     pixels = masks[0][..., None] * np.array([0, 200, 0], np.uint8)

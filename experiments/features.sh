@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # What pre-trained features are worth with nothing trained on a pair. Run it in the repository's root with METASEG_DATA
-# set; cells that are there are skipped, hence their augmentation. `python -m experiments.features` prints the table.
+# set; cells that are there are skipped, and new ones have their augmentation. `python -m experiments.features` prints the table.
 set -euo pipefail
 root=experiments/results/features-128px
 
 run() { # NAME SHOTS TARGET LIMIT SETTINGS...
   local folder=$root/$1-$2shot-$3
   [ -f "$folder/result.json" ] && return
-  python train.py "target=[$3]" pair=none shots="$2" data.augment=coupled evaluation.limit="$4" "${@:5}" evaluation.draws=3 'evaluation.curve=[]' \
-    evaluation.compress=true logger=csv trainer=cpu hydra.run.dir="$folder"
+  python train.py "target=[$3]" pair=none shots="$2" data.augment=coupled evaluation.limit="$4" "${@:5}" \
+    evaluation.draws=3 'evaluation.curve=[]' evaluation.compress=true logger=csv trainer=cpu hydra.run.dir="$folder"
 }
 
 cell() { # NAME SHOTS SETTINGS...: KvasirCapsule-SEG and Kvasir-SEG whole, 600 images of ISIC-2018

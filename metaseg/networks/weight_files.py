@@ -162,6 +162,10 @@ def write_described(path: Path, tensors: Mapping[str, Tensor], key: str, descrip
         temporary.write_bytes(serialized(dict(tensors), {key: said}))
 
 
+_DAMAGE = (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError)
+"""What reading a file of `write_described` can raise, whatever its content."""
+
+
 @contextmanager
 def opened_described(
     path: Path, key: str, newest: int, made: str, otherwise: str
@@ -184,9 +188,7 @@ def opened_described(
             if description["format"] > newest:
                 raise MetasegError(f"{path} {made} metaseg {description['version']}; update metaseg to read it.")
             yield file, description
-    except (
-        *(SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError),
-    ) as error:
+    except _DAMAGE as error:
         raise MetasegError(otherwise) from error
 
 

@@ -80,6 +80,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(sessions.folder)
     from starlette.middleware import Middleware
+    from starlette.requests import ClientDisconnect
     from starlette.routing import Route
 
     from metaseg.app.page import CSS, GOODBYE, build, theme
@@ -106,6 +107,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
             app_kwargs={
                 "routes": [Route(f"/{GOODBYE}/{{key}}", functools.partial(_goodbye, sessions), methods=["POST"])],
                 "middleware": [Middleware(FromThisMachine, HOSTS)],
+                "exception_handlers": {ClientDisconnect: _no_answer},
             },
             theme=theme(),
             css=CSS,
@@ -125,6 +127,13 @@ async def _goodbye(sessions: Any, request: Any) -> Any:
 
     await run_in_threadpool(sessions.end, request.path_params["key"])
     return Response(status_code=204)
+
+
+async def _no_answer(request: Any, error: Exception) -> Any:
+    """For a page that was closed during an upload: nobody reads the answer, and the file is swept later."""
+    from starlette.responses import Response
+
+    return Response(status_code=400)
 
 
 def _but_for_removed_files(record: logging.LogRecord) -> bool:

@@ -3,6 +3,9 @@
 import asyncio
 import gc
 import json
+import socket
+import threading
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
@@ -87,3 +90,22 @@ def test_work_that_fails_because_its_page_was_closed_leaves_no_traceback(network
         with pytest.raises(gradio.Error):
             _errors_shown(failing, sessions)(closed, request)
         assert ("Traceback" in capsys.readouterr().err) == (not closed)
+
+
+def test_a_page_closed_during_an_upload_leaves_no_traceback(network, limits, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("gradio")
+    handled, no_answer = threading.Event(), command._no_answer
+
+    async def noticed(request, error):
+        handled.set()
+        return await no_answer(request, error)
+
+    monkeypatch.setattr(command, "_no_answer", noticed)
+    with command.serving(Sessions(network, limits, tmp_path)) as address:
+        place = urlsplit(address)
+        headers = [f"Host: {place.netloc}", "Content-Length: 1000", "Content-Type: multipart/form-data; boundary=half"]
+        request = "\r\n".join(["POST /gradio_api/upload HTTP/1.1", *headers, "", "--half\r\n"])
+        with socket.create_connection((place.hostname, place.port)) as upload:
+            upload.sendall(request.encode())
+        assert handled.wait(60)
+    assert "Traceback" not in capfd.readouterr().err

@@ -2,15 +2,16 @@
 
 import inspect
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import torch
 from hydra.utils import get_class
-from torch import nn
+from torch import Tensor, nn
 
 from metaseg.errors import MetasegError, reason
 from metaseg.learners.base import Learner
-from metaseg.meta.losses import LOSSES
+from metaseg.meta.losses import LOSSES, Loss
 from metaseg.networks.build import build
 from metaseg.networks.stages import require_multiples
 from metaseg.runs import schema, validation
@@ -43,10 +44,24 @@ def build_learner(
     shared |= {
         "channels_last": learner.channels_last,
         "network": network,
-        "loss": LOSSES[settings.loss],
+        "loss": _of_masks(LOSSES[settings.loss]),
         "norm": settings.model.norm.model_dump(),
     }
     return kind(**shared, **fitting(kind, learner.others, "learner", shared.keys()))
+
+
+def _of_masks(loss: Loss) -> Loss:
+    """The loss, refusing the logits of a network that do not have the shape of the masks."""
+
+    def value(logits: Tensor, masks: Tensor) -> Tensor:
+        if logits.shape != masks.shape:
+            raise MetasegError(
+                f"Expected logits of shape {tuple(masks.shape)}, as the masks, found {tuple(logits.shape)}: a network "
+                "must return one logit for each pixel."
+            )
+        return loss.value(logits, masks)
+
+    return replace(loss, value=value)
 
 
 def build_network(settings: Run | Trained, learner: schema.Learner, initial_weights: bool = True) -> nn.Module:
@@ -89,7 +104,8 @@ def _class(target: str) -> type:
         return get_class(target)
     except Exception as error:  # Hydra's and those of the module
         raise MetasegError(
-            f"Expected a class as _target_ of a learner or its network, but {target} cannot be loaded: {reason(error)}."
+            f"Expected a class as _target_ of a learner or its network, but {target} cannot be loaded "
+            f"({reason(error.__cause__ or error)}): correct the name, or the file."
         ) from error
 
 

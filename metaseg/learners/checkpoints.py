@@ -1,5 +1,6 @@
 """Checkpoints: the network they belong to, and loading them."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,8 +68,8 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         require_uncompressed(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # the unpickler may raise anything on a foreign file
-        # The first line alone, as torch's message goes on to suggest loading such files unsafely.
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        # The first sentence alone, as torch's message goes on to suggest loading such files unsafely.
+        reason = re.split(r"\.?\n|\.(?: |$)", str(error).strip())[0]
         if not reason or isinstance(error, LookupError):  # a lone number or name
             reason = f"{type(error).__name__} {reason}".strip()
         raise MetasegError(

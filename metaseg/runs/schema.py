@@ -36,6 +36,9 @@ Features = Annotated[int, Field(ge=1, le=WIDEST)]
 WorkingSize = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LONGEST_TAG = 64
+"""W&B's maximum length of a tag, in characters."""
+Tag = Annotated[str, Field(min_length=1, max_length=LONGEST_TAG)]
 Path = Annotated[str, Field(min_length=1)]
 Side = Annotated[int, Field(ge=8, le=1024)]
 
@@ -366,7 +369,7 @@ class Logger(Group):
     entity: str | None = setting("W&B user or team; null: the account's default")
     group: str | None = setting("W&B group; null: the paper's tables and the pair")
     cell: str | None = setting("name shared by runs that differ only in seed; null: derived from the settings")
-    tags: list[str] = setting("additional tags")
+    tags: list[Tag] = setting("additional tags")
     mode: Literal["online", "offline", "disabled"] | None = setting(
         "W&B mode; null: WANDB_MODE, else online with an API key, offline without"
     )

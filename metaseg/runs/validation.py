@@ -137,8 +137,9 @@ def in_words(annotation: Any, limits: tuple[Any, ...] = ()) -> str:
         return "as conf/ shows"
     if _group(annotation) is not None:
         return "a group of settings"
-    if annotation is str and any(isinstance(one, annotated_types.MinLen) for one in _limits(limits)):
-        return "a path"
+    if annotation is str and (lengths := {type(one): one for one in _limits(limits)}).get(annotated_types.MinLen):
+        longest = lengths.get(annotated_types.MaxLen)
+        return "a path" if longest is None else f"text of 1 to {longest.max_length} characters"
     name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(annotation, "a mapping")
     return name + _range(tuple(_limits(limits)))
 

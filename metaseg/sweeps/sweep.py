@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from metaseg.errors import MetasegError, listed
 from metaseg.runs import tables as definitions
@@ -77,6 +77,8 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
     composed: dict[tuple[str, ...], DictConfig] = {}
     plan = [_planned(loader, sweeper.config, cell, root, composed) for cell in cells]
     console = Console(highlight=False, soft_wrap=True)
+    # Wider than a narrow terminal, rather than without a table's last columns.
+    console.width = max(console.width, 60 + max((len(one.cell.name) for one in plan), default=0))
     if sweeper.dry_run:
         from metaseg.sweeps.listing import print_plan
 
@@ -158,8 +160,7 @@ def _job(planned: Planned) -> list[str]:
 
 def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console) -> None:
     """Print the Dice of every cell; raises if a cell failed or has different settings."""
-    cell = Column("cell", no_wrap=True, overflow="ignore")  # their ends tell them apart
-    table = Table(cell, "target", "Dice, %", "95 % interval", box=None, pad_edge=False)
+    table = Table("cell", "target", "Dice, %", "95 % interval", box=None, pad_edge=False)
     for one in plan:
         try:
             targets = one.directory.read_result().targets
@@ -168,9 +169,7 @@ def _report(plan: Sequence[Planned], failed: Sequence[Planned], console: Console
         for target, scores in targets.items():
             low, mean, high = map(percent, (scores.dsc.low, scores.dsc.mean, scores.dsc.high))
             table.add_row(one.cell.name, target, mean, f"{low} – {high}")
-    longest = max((len(one.cell.name) for one in plan), default=0)
-    # Wider than a narrow terminal, rather than without its last columns.
-    console.print(table, width=max(console.width, longest + 60), crop=False)
+    console.print(table)
     other = [one for one in plan if one.status.state is State.OTHER]
     problems = []
     if failed:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from metaseg.runs.schema import Run
+from metaseg.runs.schema import LONGEST_TAG, Run
 from metaseg.runs.tables import identity, numbers_of
-
-_LONGEST_TAG = 64
-"""W&B's maximum tag length in characters."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class Labels:
             checkpoint, since W&B keeps all versions of a name together.
         group: tables and pair; runs without a table: pair and mixing.
         cell: SCALE-PROTOCOL/…, equal for runs that differ only in their seed.
-        tags: learner, pair, loss, protocol, scale, shots, each table, and the cell if its name is short enough.
+        tags: learner, pair, loss, protocol, scale, shots, each table and the cell, without those that are too long.
     """
 
     name: str
@@ -51,10 +48,11 @@ def labels_of(settings: Run) -> Labels:
     own = settings.logger.cell or f"{pair}_{mixing}/{learner}_{shots}shot-{key}"
     scale, protocol = settings.scale.name, settings.protocol.name
     cell = f"{scale}-{protocol}/{own}"  # as in the folders of results; cell names of sweeps omit these two
-    names = (learner, pair, settings.loss, protocol, scale, f"{shots} shots")
+    tags = (learner, pair, settings.loss, protocol, scale, f"{shots} shots", *(f"table {one}" for one in tables), cell)
+    sources = pair.strip("+").replace("+", "_")[:64]  # names of checkpoints have no plus and at most 128 characters
     return Labels(
-        name=f"{learner}-{pair}_{mixing}-{shots}shot-{key}-seed{settings.seed}",
+        name=f"{learner}-{sources}_{mixing}-{shots}shot-{key}-seed{settings.seed}",
         group=f"{listed} {pair}" if tables else f"{pair} {mixing}",
         cell=cell,
-        tags=(*names, *(f"table {number}" for number in tables), *([cell] if len(cell) <= _LONGEST_TAG else [])),
+        tags=tuple(tag for tag in tags if len(tag) <= LONGEST_TAG),
     )

@@ -102,5 +102,8 @@ def latest(directory: RunDirectory) -> Path | None:
             log.warning("%s is damaged; continuing from %s.", directory.last, path)
         return path
     if problems:
-        raise problems[0]
+        raise MetasegError(
+            f"Expected a checkpoint to continue from, but {directory.last} is damaged: restore it, or begin anew in "
+            "another hydra.run.dir."
+        ) from problems[0]
     return None

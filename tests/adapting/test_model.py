@@ -188,8 +188,9 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
             return (tmp_path.joinpath("harmed").touch, ())
 
     torch.save({"settings": {}, "harm": Harm()}, tmp_path / "hostile.ckpt")
-    with pytest.raises(MetasegError, match="something else or damaged"):
+    with pytest.raises(MetasegError, match="something else or damaged") as refused:
         metaseg.load(tmp_path / "hostile.ckpt")
+    assert "weights_only" not in str(refused.value), "advice to load such files unsafely"
     assert not (tmp_path / "harmed").exists()
 
 

@@ -1,5 +1,6 @@
 """Episodes as tensors: the same from any number of workers, after a stop, and in a process that was not forked."""
 
+import dataclasses
 import hashlib
 import pickle
 
@@ -239,3 +240,9 @@ def test_a_support_set_is_augmented_anew_in_each_step():
     assert not torch.equal(first, second)
     assert torch.equal(support.augmented(1, np.array([4, 9]))[0], second[[4, 9]])
     assert not torch.equal(other.augmented(0)[0], first)
+
+
+def test_another_seed_augments_otherwise():
+    _, one = of_one_image("standard")
+    other = EpisodeDataset(one.pools, dataclasses.replace(one.plan, seed=1), "standard")
+    assert not torch.equal(one[0, 1].support_images, other[0, 1].support_images)

@@ -50,15 +50,22 @@ def test_images_given_away_without_masks_are_never_scored(name):
         assert set(scored) == set(plain_scored) - set(found.unlabelled)
 
 
-@pytest.mark.parametrize(("mixing", "steps"), [("exclusive", 4), ("mixed", 4)])
-def test_tasks_are_counted_in_all_or_of_each_pool(mixing, steps):
+@pytest.mark.parametrize("mixing", ["exclusive", "mixed"])
+def test_tasks_are_counted_in_all_or_of_each_pool(mixing):
     def taken(*given):
         found = module.EpisodicData(settings_of(*SETTINGS, f"tasks.mixing={mixing}", *given))
         found.setup()
         return found.train_plan.count // found.per_step
 
     assert taken() == (2 if mixing == "exclusive" else 4)
-    assert taken("tasks.count_in=pool") == steps
+    assert taken("tasks.count_in=pool") == 4
+
+
+def test_validation_images_are_never_trained_on():
+    found = data()
+    for (_, trained), (_, held_out) in zip(found.train_plan.pools, found.validation_plan.pools, strict=True):
+        assert len(held_out)
+        assert not set(trained) & set(held_out)
 
 
 def test_an_episode_carries_one_of_them_and_the_same_one_again():
@@ -71,6 +78,7 @@ def test_an_episode_carries_one_of_them_and_the_same_one_again():
         assert any(np.array_equal(image[0], one) for one in allowed)
         assert np.array_equal(image, episodes[0, index].unlabelled)
         assert episodes[0, index].normalised().unlabelled.shape == (1, 3, 16, 16)
+    assert len({episodes[epoch, 0].unlabelled.numpy().tobytes() for epoch in range(8)}) > 1
     assert data().unlabelled == []
 
 

@@ -113,7 +113,7 @@ def test_an_interruption_leaves_nothing(kvasir_root, monkeypatch, error):
     assert len(pools.prepare(KVASIR, kvasir_root, 16)) == 6
 
 
-def test_an_interruption_does_not_wait_for_what_is_left(kvasir_root):
+def test_an_interruption_does_not_wait_for_what_is_left():
     pairs = [Pair(str(number), Path(), Path()) for number in range(16)]
     begun = []
 

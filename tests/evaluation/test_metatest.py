@@ -18,6 +18,7 @@ from metaseg.evaluation.metatest import (
     groups_of,
     limited,
     of_curve,
+    per_image_rows,
     score_target,
     stops,
     summarise,
@@ -83,6 +84,15 @@ def test_the_curve_has_images_even_if_its_subset_holds_none_that_are_scored(targ
         assert np.isin(of_curve(target, settings, scored), scored).all()
 
 
+def test_the_curve_is_of_its_own_subset(target):
+    scores = score_target(Adapting(inner=False), target, HOW)
+    assert len(scores.curve) == 2
+    for matrix in scores.curve.values():
+        for draw, row in enumerate(matrix):
+            expected = of_curve(target, HOW, drawn(target, HOW, draw)[1])
+            assert np.flatnonzero(~np.isnan(row)).tolist() == sorted(expected)
+
+
 def test_intervals_are_over_groups_of_images(target):
     target = replace(target, pool=replace(target.pool, groups=np.arange(len(target.pool)) // 3))
     scores = Scores.empty(2, len(target.pool))
@@ -116,6 +126,10 @@ def test_intersection_over_union_and_pixel_counts_are_those_of_the_end(target):
     assert (scores.after[known] > 0.3).all()
     np.testing.assert_allclose(scores.iou_after, scores.after / (2 - scores.after))
     np.testing.assert_allclose(2 * scores.overlap / scores.total, scores.after)
+    assert not any(mask.any() for mask in scores.pictures["before"].values())
+    assert all(mask.all() for mask in scores.pictures["after"].values())
+    for row in per_image_rows("kvasir", target, scores):
+        assert row["iou_after"] == pytest.approx(row["dsc_after"] / (2 - row["dsc_after"]))
 
 
 def test_trivial_baselines_are_scored_on_the_images_that_learners_are(target):

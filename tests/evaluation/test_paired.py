@@ -94,3 +94,8 @@ def test_refuses_scores_without_common_cells():
         paired_test(np.array([[0.5, NAN]]), np.array([[NAN, 0.5]]))
     with pytest.raises(MetasegError, match=r"\(1, 2\) and \(1, 3\)"):
         paired_test(np.zeros((1, 2)), np.zeros((1, 3)))
+
+
+def test_a_mean_over_draws_below_rounding_is_a_tie():
+    result = paired_test(np.array([[0.8], [0.2]]), np.full((2, 1), 0.5))
+    assert (result.ahead, result.behind) == (0, 0)

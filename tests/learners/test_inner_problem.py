@@ -295,6 +295,27 @@ def test_outer_steps_without_an_inner_loop_are_not_counted():
     assert "1 of 2 tasks (50 %)" in words
 
 
+@pytest.mark.parametrize(("share", "warnings"), [(0.5, 0), (0.75, 1)])
+def test_a_warning_needs_most_tasks_to_stand_still(share, warnings):
+    tally = Tally()
+    tally.add(4, {"still": share})
+    assert len(list(tally.warnings(InnerLoop()))) == warnings
+
+
+def test_a_run_that_goes_on_counts_on_and_keeps_what_it_learned():
+    training, again = (MetaTraining(make("imaml", strengths=BY_LAYER, inner=PROXIMAL | BOUND)) for _ in range(2))
+    training.skipping.total = 3
+    training.tally.add(4, {"still": 0.5, "unsolved": 0.25})
+    outer_steps(training, 1)
+    checkpoint = {"state_dict": training.state_dict()}
+    training.on_save_checkpoint(checkpoint)
+    again.on_load_checkpoint(checkpoint)
+    assert again.skipping.total == 3
+    assert again.tally.state() == training.tally.state()
+    assert again.tally.tasks == 5
+    assert str(again.learner.inner_state()) == str(training.learner.inner_state())
+
+
 def test_maml_solves_no_inner_problem_to_count():
     tally = Tally()
     tally.add(2, {"still": 0.0})
@@ -366,13 +387,13 @@ def test_learners_without_an_inner_loop_have_no_inner_adaptation():
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "words"),
+    ("changes", "words"),
     [
-        ("imaml", {"strengths": {"by": "pixel", "lr": 0.1}}, "learner.strengths.by .*none, part, layer.*pixel"),
-        ("imaml", {"strengths": {"by": "part", "lr": 0}}, "learner.strengths.lr"),
-        ("imaml", {"strengths": BY_LAYER, "inner": INNER}, "learner.inner.proximal"),
+        ({"strengths": {"by": "pixel", "lr": 0.1}}, "learner.strengths.by .*none, part, layer.*pixel"),
+        ({"strengths": {"by": "part", "lr": 0}}, "learner.strengths.lr"),
+        ({"strengths": BY_LAYER, "inner": INNER}, "learner.inner.proximal"),
     ],
 )
-def test_refuses_invalid_inner_problem_settings(name, changes, words):
+def test_refuses_invalid_inner_problem_settings(changes, words):
     with pytest.raises(MetasegError, match=words):
-        make(name, **changes)
+        make("imaml", **changes)

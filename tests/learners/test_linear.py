@@ -1,10 +1,9 @@
 """Logistic regression on encoder features."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_learners import typed
+from test_learners import pictures, typed
 
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.errors import MetasegError
@@ -24,12 +23,7 @@ def make(**changes):
 
 
 def bright_discs(count, seed):
-    generator = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:32, :32]
-    centres = generator.uniform(10, 22, (count, 2, 1, 1))
-    inside = (rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2 < 40
-    images = generator.integers(0, 90, (count, 32, 32, 3)) + 120 * inside[..., None]
-    return SupportSet(images.astype(np.uint8), inside.astype(np.uint8), "flips", seed=0)
+    return SupportSet(*pictures(count, seed), "flips", seed=0)
 
 
 def test_the_fit_is_the_minimum_of_the_penalised_loss():

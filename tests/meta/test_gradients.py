@@ -359,6 +359,11 @@ def test_the_inner_loop_ends_where_its_tolerance_is_reached(method):
     assert enough.diagnostics["stationarity"] <= 0.05
 
 
+def test_without_inner_steps_the_problem_is_as_it_was():
+    found = implicit_gradient(*network_task(), InnerLoop("sgd", 0.1, 0, 3.0), lam=3.0, cg_steps=1, cg_tolerance=0.0)
+    assert found.diagnostics["stationarity"] == 1
+
+
 def test_an_inner_loop_that_diverges_is_unsolved():
     loop = InnerLoop("sgd", 1e200, 5, 3.0, tolerance=0.1)
     found = implicit_gradient(*network_task(), loop, lam=3.0, cg_steps=2, cg_tolerance=0.0)

@@ -73,3 +73,10 @@ def test_cosine_schedule_warms_up_and_decays_to_zero():
 def test_what_is_no_inner_loop_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         InnerLoop(**wrong)
+
+
+def test_adam_takes_whole_steps_along_small_gradients():
+    loop, start = InnerLoop("adam", lr=0.1), torch.zeros(2, dtype=torch.float64)
+    gradient = torch.tensor([1e-5, -1e-6], dtype=torch.float64)
+    phi, _ = update(loop, 1, start, start, gradient, initial_moments(loop, start))
+    torch.testing.assert_close(phi, -0.1 * gradient.sign(), rtol=1e-4, atol=0)

@@ -62,6 +62,7 @@ def test_images_of_one_group_count_once_and_p_is_corrected_for_all_planned_compa
         return dice.high - dice.low
 
     assert width(grouped) > width(alone)
+    assert [block.comparisons[0].test.groups for block in (alone, grouped)] == [12, 4]
     tests = [one.test.p for one in alone.comparisons]
     assert len(tests) == 3
     without_runs = math.nan  # first-order MAML; iMAML with learned strengths and other shots are families of their own

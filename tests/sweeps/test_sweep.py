@@ -30,7 +30,8 @@ def sweep(train, tmp_path):
     return call
 
 
-def test_finished_cells_are_skipped_failed_ones_tried_again_and_other_settings_left_alone(sweep, tmp_path):
+def test_finished_cells_are_skipped_failed_ones_tried_again_and_other_settings_left_alone(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
     # 150000 support images are more than there are.
     first = sweep("learner=scratch", "shots=150000,3")
     assert first.returncode == 1
@@ -46,6 +47,7 @@ def test_finished_cells_are_skipped_failed_ones_tried_again_and_other_settings_l
     assert again.returncode == 1
     assert "1 finished, 0 to continue, 1 to run" in again.stdout
     assert path.stat().st_mtime_ns == written
+    assert "95 % interval" in again.stdout, "a narrow terminal cuts nothing off"
     finished["settings"]["learner"]["adapt"]["lr"] = 0.5
     write_json(path, finished)
     content = path.read_bytes()
@@ -154,7 +156,7 @@ def test_two_sweeps_share_their_cells(tmp_path, capsys):
     first, second = (jobs.job_of(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"]) for _ in range(2))
     worker = threading.Thread(target=jobs.run, args=(first, "", ["-c", program.format(begun)], [], 1, None))
     worker.start()
-    while not begun.exists():
+    while worker.is_alive() and not begun.exists():
         time.sleep(0.05)
     jobs.run(second, "[1/1]", ["-c", "raise SystemExit('error: run twice')"], [], 1, None)
     assert "left to another sweep" in capsys.readouterr().out
@@ -166,16 +168,16 @@ def test_two_sweeps_share_their_cells(tmp_path, capsys):
 @pytest.mark.long
 def test_jobs_that_run_are_told_to_end_and_killed_if_they_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_PATIENCE", 1)
-    heeding = "import time; time.sleep(60)"
-    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     several = [jobs.Job(name, tmp_path / name, []) for name in ("heeding", "deaf")]
-    workers = [
-        threading.Thread(target=jobs.run, args=(job, "", ["-c", program], [], 1, None))
-        for job, program in zip(several, (heeding, deaf), strict=True)
-    ]
-    for worker in workers:
-        worker.start()
-    time.sleep(2)
+    begun = [tmp_path / f"{job.name}.begun" for job in several]
+    workers = []
+    for job, path, heed in zip(several, begun, ("pass", "signal.signal(signal.SIGINT, signal.SIG_IGN)"), strict=True):
+        program = f"import pathlib, signal, time; {heed}; pathlib.Path('{path}').touch(); time.sleep(60)"
+        workers.append(threading.Thread(target=jobs.run, args=(job, "", ["-c", program], [], 1, None)))
+        workers[-1].start()
+    while not all(path.exists() for path in begun):
+        assert all(worker.is_alive() for worker in workers)
+        time.sleep(0.05)
     jobs.end(several)
     for worker in workers:
         worker.join()

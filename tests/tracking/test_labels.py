@@ -66,6 +66,14 @@ def test_tags_are_as_short_as_wandb_wants_them():
     assert all(len(tag) <= 64 for tag in long.tags)
 
 
+def test_wandb_takes_the_name_of_a_listed_pair_for_a_checkpoint():
+    wandb = pytest.importorskip("wandb")
+    sources = "+".join(f"a_long_name_of_a_dataset_{number}" for number in range(9))
+    found = labels_of(settings_of(f"pair.name='{sources}'"))
+    assert wandb.Artifact(found.name, type="model").name == found.name
+    assert labels_of(settings_of("pair.name='mine+'")).name.startswith("imaml-mine_exclusive-")
+
+
 def test_a_sweep_names_its_cells(train, tmp_path, monkeypatch):
     cells = []
     monkeypatch.setattr(run, "carry_out", lambda settings, *_: cells.append(labels_of(settings).cell))

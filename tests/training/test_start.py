@@ -207,6 +207,6 @@ def test_ranks_that_torchrun_launches_wait_for_another_run_and_then_do_the_same(
         if exists:
             other.trained.touch()
     for one in ranks:
-        one.join(60)
+        one.join(300)
     assert [one.exitcode for one in ranks] == [0, 0]
     assert {path.name for path in folder.glob("*s")} == {f"{r} {what}" for r in (0, 1) for what in {"arrives", *done}}

@@ -39,6 +39,7 @@ APPENDED = {
     "metaseg train learner=imaml shots=20 pair=ph2_kvasir": SMALL,
     "metaseg train 'pair=[mine,ph2]' target=kvasir": SMALL,
     "metaseg train target=mine": SMALL,
+    "metaseg train learner=scratch pair=none target=mine": SMALL,
     "metaseg train model.init=brain_mri model.init_path=FILE model.features=8": [*SMALL, "model.features=8"],
     "metaseg train learner=imaml shots=5 pair=isic_ph2 target=kvasir model=pretrained": [
         *(one for one in SMALL if not one.startswith("model.")),

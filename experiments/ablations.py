@@ -15,8 +15,8 @@ TARGET = "cvc"
 UNCHANGED = "as-it-is"
 NAMES = {
     UNCHANGED: "unchanged",
-    "without-own-colours": "no task with colours of its own, instead of 70 % of the tasks",
-    "all-own-colours": "all tasks with colours of their own",
+    "without-own-colours": "no recoloured tasks, instead of 70 % of the tasks",
+    "all-own-colours": "all tasks recoloured",
     "three-pools": "a third pool, brain MRI (LGG)",
     "encoder-and-strengths": "the encoder in the inner problem, a strength λ for each layer",
     "four-times": "four times as many outer steps",

@@ -48,10 +48,10 @@ def quoted(value: object) -> str:
 
 
 def require_text(name: str | Path) -> None:
-    """Refuse a file name that is no text, such as one in Latin-1 on Linux, before work on its file is lost.
+    """Refuse a file name that is not valid UTF-8, such as one in Latin-1 on Linux, before work on its file is lost.
 
     Raises:
-        MetasegError: if it is not.
+        MetasegError: if it is not valid UTF-8.
     """
     try:
         str(name).encode()
@@ -75,7 +75,7 @@ def needs(what: str, library: str, extra: str) -> str:
     """The sentence that a library of an extra is missing, and how to install it.
 
     Args:
-        what: that needs it, the sentence's subject.
+        what: what needs the library; the subject of the sentence.
         library: its name, or names.
         extra: as in pyproject.toml.
     """

@@ -17,7 +17,7 @@ LONG_PATIENCE = 25.0
 """The same after SIGUSR1, which comes a minute before the end [D]."""
 
 _LIKE_CTRL_C = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
-"""A request to end, a closed terminal, and Slurm's notice that the time is nearly up; Windows has the first alone."""
+"""A request to end, a closed terminal, and Slurm's notice that time is nearly up; Windows has only the first."""
 
 _ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
 """Windows has none."""
@@ -43,7 +43,7 @@ class Interruption:
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Note the first signal in ``requested``; the next one, or the end of patience, raise KeyboardInterrupt.
+        """Note the first signal in ``requested``; a second one, or too long a step, raises KeyboardInterrupt.
 
         Lightning's Trainer turns a KeyboardInterrupt into a silent SystemExit with status 1, and SIGTERM into one with
         status 0, which are turned back here: the entry points say how to resume. No effect on signals outside the main
@@ -89,7 +89,7 @@ def _at_once(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def handled(handlers: Mapping[Any, Any]) -> Iterator[None]:
-    """Set handlers of signals, by number, and then those before them again; no effect outside the main thread."""
+    """Set signal handlers (number → handler) and restore the old ones at the end; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -85,7 +85,7 @@ def windowed_colours(values: np.ndarray) -> np.ndarray:
 
 
 def content_window(values: np.ndarray) -> tuple[float, float]:
-    """The range of nearly all values, without the extremes that a few pixels have; of all if these are nearly one."""
+    """The range of nearly all values, without the extremes of a few pixels; of all values if nearly all are equal."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 1.0
@@ -117,7 +117,8 @@ def shrunk(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def resized_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """bool (H, W), or uint8 with `UNMARKED`, → uint8 of the same values (h, w), by nearest neighbour.
 
-    Strokes may be thinner than a pixel of the result, which is therefore marked if any of its area is, as most of that.
+    Strokes may be thinner than a pixel of the result. A pixel is therefore marked if any of its area is, with the value
+    of the larger marked part.
     """
     if (mask == UNMARKED).any():
         inside, outside = (

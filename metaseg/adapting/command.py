@@ -171,8 +171,8 @@ def _late(settings: schema.Adaptation, seconds: float) -> list[str]:
     if settings.budget is None or settings.steps is not None or seconds <= _LATE * settings.budget:
         return []
     return [
-        f"Adapting took {seconds:.0f} s, budget={settings.budget:g}: too short for the {FEWEST_STEPS} steps that are "
-        "always taken, or the machine is busy."
+        f"Adapting took {seconds:.0f} s instead of budget={settings.budget:g}: the budget is too short for the "
+        f"{FEWEST_STEPS} steps that are always taken, or the machine is busy."
     ]
 
 
@@ -251,7 +251,7 @@ class _Truth:
 def _say(adapted: Adapted, settings: schema.Adaptation) -> None:
     """What was adapted, and how good it is."""
     plan = adapted.plan
-    print(f"worked at   {plan.shape[1]}×{plan.shape[0]} pixels, where a Dice of {100 * plan.kept:.0f} % is possible")
+    print(f"size        {plan.shape[1]}×{plan.shape[0]} pixels: a Dice of at most {100 * plan.kept:.0f} % is possible")
     if settings.support is not None:
         given = {"recipe": settings.recipe, "label": adapted.label}
         chosen = [f"{name}={value}" for name, value in given.items() if value is not None]

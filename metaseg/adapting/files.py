@@ -63,7 +63,7 @@ class Annotated:
 def images_in(folder: Path) -> list[Source]:
     """All images directly in a folder, in natural order; each page of a TIFF and slice of a NIfTI file is an image.
 
-    Masks beside their images, such as a_mask.png beside a.jpg, are none.
+    Masks beside their images, such as a_mask.png beside a.jpg, do not count as images.
 
     Raises:
         MetasegError: if the folder does not exist or has no images.
@@ -230,7 +230,7 @@ def masks_for(paths: Iterable[Path], images: Sequence[Source]) -> dict[str, Sour
 
 
 def image_of_mask(stem: str, images: Mapping[str, object]) -> str | None:
-    """The image whose mask a stem names by an ending, such as a of a_mask; None if there is none."""
+    """The image that a mask's stem names before an ending of `MASK_ENDINGS`: a for a_mask; None if there is none."""
     bases = (stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending))
     return next((base for base in bases if base in images), None)
 

@@ -44,7 +44,7 @@ REVIEW = (
     "Look through the images above. Correct a mask by painting or erasing; your paint is saved when you move on. Then "
     "learn again, from all marked images."
 )
-KEPT = "I have a segmenter from before"
+KEPT = "I have a saved segmenter"
 KEEP = "Load a segmenter that this page or `metaseg adapt` saved: it segments all images without learning."
 KEEPING = (
     "*The segmenter does the same for other images, here or with `metaseg adapt`. Its file contains small copies of "

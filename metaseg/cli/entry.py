@@ -39,8 +39,8 @@ _UNWRITABLE = {
     errno.EROFS: "let the file system be written to",
     errno.EACCES: "give yourself the permission",
 }
-"""Of what the system does not let a run write (a full disk or quota, a file system that has become read-only, no
-permission): the remedy."""
+"""Why a file cannot be written (full disk or quota, file system that has become read-only, no permission) → the
+remedy."""
 
 DRY_RUN = "hydra.sweeper.dry_run=true"
 

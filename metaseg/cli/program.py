@@ -11,11 +11,11 @@ COMMANDS = {
     "train": "train a learner on a pair of datasets and test it on others",
     "adapt": "adapt a trained run to a few annotated images and segment others",
     "suggest": "name the images of a folder that are most worth annotating",
-    "app": "do the same in a local web app",
+    "app": "annotate, adapt and segment in a local web app",
     "pretrain": "pre-train a U-Net on brain MRI",
     "models": "list the built-in model and trained runs to adapt",
     "data": "list, download, check, prepare, show or paint datasets",
-    "status": "show how far the cells of a sweep are",
+    "status": "show the progress of a sweep",
     "report": "build the paper's tables from a folder of runs",
     "dashboard": "save a report on Weights & Biases",
 }

@@ -1,4 +1,4 @@
-"""`metaseg status`: how far the cells of a sweep are. In a terminal the table is renewed until all have ended."""
+"""`metaseg status`: the state of each cell of a sweep. In a terminal the table is refreshed until all have ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="metaseg status", description=__doc__)
     parser.add_argument("folder", type=Path, help="the sweep's directory, hydra.sweep.dir")
     parser.add_argument("--once", action="store_true", help="print it once in a terminal, too")
-    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks; default: 5")
+    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="time between updates; default: 5")
     options = parser.parse_args(arguments)
     if options.every <= 0:
         raise MetasegError(f"Expected --every to be more than 0 seconds, found {options.every:g}.")

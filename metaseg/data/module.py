@@ -52,7 +52,8 @@ def worker_count(setting: int | str, augmentation: str, on_cpu: bool, ranks: int
 def batches_so_far(trainer: L.Trainer) -> int:
     """Batches of the whole run up to now, which Lightning restores with a checkpoint.
 
-    Skipped outer steps count. `global_step` leaves them out, so the next epoch would only be the rest of this one.
+    Skipped outer steps count. `global_step` omits them: after an epoch with skipped steps it would still point into
+    that epoch, and the next one would only be its rest.
     """
     return trainer.fit_loop.total_batch_idx + 1
 

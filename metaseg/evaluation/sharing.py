@@ -12,8 +12,8 @@ import torch
 class Share:
     """What one of several processes does of a test.
 
-    Draws go round the processes. If there are more processes than draws, several adapt to the same draw and go round
-    its batches of images; batches stay whole, so that each image is segmented beside the same others as by one process.
+    Draws are dealt to the processes in turn. If there are more processes than draws, several adapt to the same draw and
+    take its batches of images in turn. Batches stay whole, so that an image's batch is the same as with one process.
 
     Attributes:
         rank: of this process, from 0.
@@ -58,7 +58,7 @@ ALONE = Share()
 
 
 def filled(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """One of several arrays of the same shape: at each place, the first value that is not NaN."""
+    """Merge arrays of the same shape: at each place, the first value that is not NaN."""
     whole = parts[0]
     for part in parts[1:]:
         whole = np.where(np.isnan(whole), part, whole)

@@ -199,7 +199,7 @@ class Learner(nn.Module):
         yield from self.fine_tuning().run(self.start(support), support, steps, progress)
 
     def as_start(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The content of a checkpoint that training starts from, as that of a checkpoint of this learner."""
+        """Convert the checkpoint that training starts from to a checkpoint of this learner."""
         return checkpoint
 
     def start(self, support: SupportSet) -> Parameters:

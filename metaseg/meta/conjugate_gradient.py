@@ -2,9 +2,9 @@
 
 Differences from the textbook:
 
-- It starts from zero, not from b. The first product then yields the best multiple of b, where a start from b spends it
-  on the initial residual; after n products the iterate is optimal over the whole Krylov space of dimension n, of which
-  a start from b searches only a subspace. (The iMAML reference code starts from b.)
+- It starts from zero, not from b. The first product then yields the best multiple of b, whereas a start from b spends
+  it on the initial residual. After n products the iterate is optimal over the whole Krylov space of dimension n; a
+  start from b searches only a subspace of it. (The iMAML reference code starts from b.)
 - It stops at the first direction p with p·Ap ≤ 0, before stepping along it.
 - It returns the candidate with the smallest residual, not the last iterate: CG's residuals are not monotone.
 - It also tracks the combination of iterates with the smallest residual [minimal residual smoothing: Zhou and Walker

@@ -100,8 +100,8 @@ def cached_download(url: str, what: str, remedy: str) -> Path:
 
     Args:
         url: its address.
-        what: it is, for the error's sentence.
-        remedy: likewise, what to do instead.
+        what: what the file is, for the error message.
+        remedy: what to do instead, for the error message.
 
     Raises:
         MetasegError: no connection, no disk space, or a different hash.
@@ -134,7 +134,8 @@ def require_uncompressed(path: Path) -> None:
 def halved(value: Tensor) -> Tensor:
     """A tensor as it is stored: on the CPU, in half precision if it holds fractions.
 
-    Values beyond its range are clamped, as a running variance may be; infinite, it would silence its channel.
+    Values beyond the range of half precision, such as a large running variance, are clamped: an infinite variance would
+    silence its channel.
     """
     value = value.detach().cpu()
     if not value.is_floating_point():

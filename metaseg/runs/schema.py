@@ -147,12 +147,12 @@ class FineTuning(Group):
     flips: bool = optional("average predictions over an image and its mirror images", False)
     batch: Count | None = optional("maximum number of images of a step; null: all", None)
     share: Share | None = optional(
-        "alpha, how far to go from the start to the fine-tuned parameters; null: chosen on the held-out folds, or by "
-        "start_worth without",
+        "alpha, how far to go from the start to the fine-tuned parameters; null: chosen on the held-out folds or, "
+        "without folds, by start_worth",
         None,
     )
     start_worth: NotNegative = optional(
-        "how many images the start is worth: alpha = K / (K + start_worth); without effect beside a proximal term", 0.0
+        "how many images the start is worth: alpha = K / (K + start_worth); no effect with a proximal term", 0.0
     )
     rates: Rates | None = optional("multipliers of the step size by part")
 
@@ -539,19 +539,21 @@ class Adaptation(Group):
     recipe: Literal["default", "quick"] | None = setting(
         "default, or quick: decoder only, takes seconds; null: the run's recipe"
     )
-    steps: Natural | None = setting("adaptation steps; null: as in the run's recipe")
+    steps: Natural | None = setting("adaptation steps; null: the recipe's, or as many as the budget allows")
     lr: Positive | None = setting("step size; null: as in the run's recipe")
     seed: Seed = setting("seed of the random augmentation")
-    size: WorkingSize | None = setting("side in pixels of a square as large as the network's input; null: by the masks")
-    crop: WorkingSize | None = setting("side in pixels of the pieces to adapt to; null: whole images, or by the budget")
+    size: WorkingSize | None = setting(
+        "working size: side in pixels of a square with as many pixels as the network's input; null: by the masks"
+    )
+    crop: WorkingSize | None = setting("side in pixels of the crops to adapt to; null: whole images, or by the budget")
     per_step: Count | None = setting(
-        "most annotated images of a step and network; null: the recipe's, or by the budget"
+        "maximum number of annotated images per step and network; null: the recipe's, or by the budget"
     )
     folds: Literal[0] | Annotated[int, Field(ge=2)] | None = setting(
         "folds of the annotated images, each with a network that gives the estimate; 0: none; null: 3"
     )
     curve: bool = setting("also print the Dice by number of annotated images: whether more would help")
-    budget: Positive | None = setting("seconds for adapting and 20 new images; null: any time")
+    budget: Positive | None = setting("seconds for adapting and 20 new images; null: no limit")
     probabilities: bool = setting("write probabilities/NAME.png, 16 bits")
     overlays: bool = setting("write images with outlined masks")
     save: bool = setting("write segmenter.safetensors, which contains the annotated images at the working size")
@@ -571,7 +573,9 @@ class Page(Group):
     max_images: Annotated[int, Field(ge=1, le=10_000)] = setting("maximum number of images per user")
     max_mb: Positive = setting("maximum size of a file in megabytes")
     max_megapixels: Positive = setting("maximum size of an image in megapixels")
-    steps: Annotated[int, Field(ge=1, le=10_000)] | None = setting("adaptation steps; null: as in the run's recipe")
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = setting(
+        "adaptation steps; null: as many as the budget allows, at most the run's"
+    )
     lr: Positive | None = setting("step size; null: as in the run's recipe")
     device: Literal["auto", "cpu", "cuda"] = setting("device to run on")
 

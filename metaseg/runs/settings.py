@@ -25,7 +25,8 @@ CHANGEABLE = (
     *("train", "ckpt_path", "target", "pair.target", "evaluation", "learner.adapt"),
     *("adapt", "protocol", "scale", "starts", "model.recipe"),
 )
-"""Settings and groups that may change when a run goes on: of its end and test, and those that only feed into others."""
+"""Settings and groups that may change when a run is resumed: those of its end and its test, and those that only feed
+into others."""
 
 RETIRED: dict[str, Any] = {
     "learner.inner.precision": "float32",
@@ -40,7 +41,7 @@ def without_retired(stored: Mapping[str, Any], where: object = "a run's settings
 
     Args:
         stored: resolved settings, possibly of an earlier version.
-        where: they are stored, for the message.
+        where: where they are stored, for the message.
         prefix: of their paths.
 
     Raises:

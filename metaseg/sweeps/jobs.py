@@ -59,7 +59,7 @@ def job_of(root: Path, overrides: list[str]) -> Job:
 
 
 def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], threads: int, device: str | None) -> None:
-    """Run a job in a process and wait for it; a failure is noted in it. A job of another sweep is left to that.
+    """Run a job in a process, wait for it and record a failure in it; skip a job that another sweep is running.
 
     Args:
         job: the job.

@@ -1,4 +1,4 @@
-"""How far the cells of a sweep are, read from its directory while it runs or later."""
+"""The progress of a sweep, read from its directory while it runs or later."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def _seen(name: str, directory: RunDirectory, waits_for: str) -> Seen:
 def _lives(host: str, process: int, in_a_sweep: bool | None) -> bool:
     """Whether a process runs.
 
-    One on another machine is believed to, unless it was a sweep's, which does not run it any more. So is any on
-    Windows, where asking would end it.
+    A process on another machine counts as running, unless a sweep started it and no sweep holds its cell any more. On
+    Windows this goes for every process, because asking the system would end it.
     """
     if host != socket.gethostname() or os.name == "nt":
         return in_a_sweep is None

@@ -41,7 +41,7 @@ def callbacks(
     stop: Callback = (
         Unchanging(trainer.min_delta, patience)
         if own is not None and own.stop_by == "training"
-        # At the end of validation, as at that of the epoch Lightning would call it after the last checkpoint.
+        # At the end of validation: at the end of the epoch, Lightning would call it after `LastCheckpoint`.
         else Patient(monitor, trainer.min_delta, patience, mode=mode, check_on_train_epoch_end=False)
     )
     last = LastCheckpoint(directory.last, trainer.save_every, interruption)

@@ -26,7 +26,7 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.runs.result import Cost
 
 EVERY = 7
-"""Outer steps between counted ones; prime to the 24 between measurements of the curvature, which make a step dearer."""
+"""Outer steps between counted ones; coprime to the 24 between curvature measurements, which make a step costlier."""
 
 
 class Compute(Callback):
@@ -39,8 +39,8 @@ class Compute(Callback):
         most: passes after which training ends; None: no limit.
 
     Raises:
-        MetasegError: if ``most`` is given for a network that cannot process a single image, and at the end of training
-            if that was before.
+        MetasegError: if ``most`` is given for a network that cannot process a single image; and at the end of training,
+            if fewer passes than ``most`` were spent.
     """
 
     def __init__(self, learner: Learner, size: int, directory: RunDirectory, most: float | None = None) -> None:
@@ -106,7 +106,7 @@ class Compute(Callback):
         if self._most is not None and self.spent < 1:
             raise MetasegError(
                 f"Training ended after {100 * self.spent:.0f} % of trainer.max_passes={self._most:g}, in epoch "
-                f"{trainer.current_epoch} of trainer.max_epochs={trainer.max_epochs}; raise that and go on with "
+                f"{trainer.current_epoch} of trainer.max_epochs={trainer.max_epochs}; raise it and resume with "
                 "ckpt_path=last, unless the loss is not finite."
             )
         if not (trainer.is_global_zero and self._state["counted"]):

@@ -195,14 +195,14 @@ def require_resumable(directory: RunDirectory, checkpoint: Path, settings: schem
     """
     if not is_own(directory, checkpoint) or checkpoint.name == "best.ckpt":
         raise MetasegError(
-            f"ckpt_path goes on with the run in hydra.run.dir, so it must be last, found {checkpoint}; in metaseg "
+            f"ckpt_path resumes the run in hydra.run.dir, so it must be last, found {checkpoint}; in metaseg "
             f"train, start={checkpoint} begins a new run from its weights, and train=false tests them."
         )
     if not directory.config.is_file():
         return
     if apart := changed(directory.read_config(), settings.plain, CHANGEABLE):
         raise MetasegError(
-            f"ckpt_path=last goes on with the settings of the run, but found {listed(apart, 3)}; leave these out, or "
+            f"ckpt_path=last resumes the run with its own settings, but found {listed(apart, 3)}; leave these out, or "
             "choose another hydra.run.dir."
         )
 
@@ -220,7 +220,7 @@ def refuse_another(directory: RunDirectory, checkpoint: Path | None) -> None:
     if found is not None:
         # Saved just before the first last.ckpt: the run was killed in between.
         way = (
-            "delete that file, from which no run can go on"
+            "delete that file, from which no run can be resumed"
             if found == directory.best
             else "continue it with ckpt_path=last"
         )

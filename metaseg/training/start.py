@@ -104,7 +104,7 @@ def go_to(start: str, learner: Learner, data: EpisodicData | None) -> None:
 
     Args:
         start: the result of `starting_point`.
-        learner: that starts.
+        learner: the learner to load them into.
         data: the result of `data_of`.
 
     Raises:

@@ -86,7 +86,7 @@ class MetaTraining(NetworkModule):
         total, norms = torch.zeros((), device=self.device), []
         self._measure_curvature(batch)
         for episode in batch:
-            result = self._kept(learner.meta_gradient(theta, episode), theta)
+            result = self._meta_gradient(theta, episode)
             diagnostics = result.diagnostics | still(result.diagnostics)
             diagnostics["query_dice_after"] = _dice(result.query_after, episode.query_masks)
             found = {layer: torch.stack(pair) for layer, pair in result.found.items()}
@@ -120,13 +120,19 @@ class MetaTraining(NetworkModule):
         self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
         self.log("loss", logged["query_loss_after"], prog_bar=True, logger=False, batch_size=1)
 
-    def _kept(self, result: MetaGradient, theta: Parameters) -> MetaGradient:
-        """A meta-gradient that keeps what a learner promises.
+    def _meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
+        """The learner's meta-gradient of one task.
 
         Raises:
-            MetasegError: it does not.
+            MetasegError: it is not what a learner promises.
         """
         name, wanted = f"{type(self.learner).__name__}.meta_gradient", sum(value.numel() for value in theta.values())
+        before = _writes(theta)
+        result = self.learner.meta_gradient(theta, episode)
+        if _writes(theta) != before:
+            raise MetasegError(f"{name} must not change theta, found it written to in place: work on copies.")
+        if not isinstance(result, MetaGradient):
+            raise MetasegError(f"{name} must return a MetaGradient, found {type(result).__name__}: return one.")
         if result.gradient.shape != (wanted,):
             raise MetasegError(
                 f"{name} must return a vector of the network's {wanted} parameters, found the shape "
@@ -258,6 +264,11 @@ class MetaTraining(NetworkModule):
             lr=self.learner.outer.lr,
             weight_decay=self.learner.outer.weight_decay,
         )
+
+
+def _writes(theta: Parameters) -> int:
+    """How often tensors were written to in place, also through others that share their memory."""
+    return sum(value._version for value in theta.values())
 
 
 def _dice(logits: Tensor, masks: Tensor) -> float:

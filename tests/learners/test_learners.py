@@ -538,3 +538,17 @@ def test_a_meta_gradient_without_what_training_needs_is_refused(monkeypatch, bro
     monkeypatch.setattr(learner, "meta_gradient", lambda *_: replace(found, **broken))
     with pytest.raises(MetasegError, match=said):
         MetaTraining(learner).training_step([task], 0)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda *_: None, "must return a MetaGradient, found NoneType"),
+        (lambda theta, _: theta["conv.bias"].add_(0.1), "must not change theta"),
+    ],
+)
+def test_a_meta_gradient_that_returns_nothing_or_changes_theta_is_refused(monkeypatch, broken, said):
+    learner = make("joint")
+    monkeypatch.setattr(learner, "meta_gradient", broken)
+    with pytest.raises(MetasegError, match=said):
+        MetaTraining(learner).training_step([episode()], 0)

@@ -210,7 +210,9 @@ class Model:
             folds: networks besides, each of which does not see a fold of the images.
             progress: as for `adapt`.
         """
-        changes: dict[str, Any] = {"steps": plan.steps, "folds": folds, "batch": plan.batch}
+        # Integers may be NumPy's.
+        batch = plan.batch and int(plan.batch)
+        changes: dict[str, Any] = {"steps": int(plan.steps), "folds": int(folds), "batch": batch}
         if plan.lr is not None:
             changes["lr"] = plan.lr
         if not self.learner.folds:

@@ -28,11 +28,11 @@ from metaseg.networks.norms import Norms
 from metaseg.networks.rates import Rates
 from metaseg.networks.segmenter import Segmenter
 from metaseg.networks.weights_record import WeightsRecord
-from metaseg.runs import schema
+from metaseg.runs import schema, validation
 
 Result = TypeVar("Result")
 
-_ENSEMBLE = ("folds", "flips", "batch", "share", "start_worth")
+_ENSEMBLE = {"folds", "flips", "batch", "share", "start_worth"}
 """Settings of fine-tuning besides its loop and rates."""
 
 
@@ -98,9 +98,7 @@ class Learner(nn.Module):
             self._inner = InnerLoop(inner.optimizer, inner.lr, inner.steps, lam, tolerance=inner.tolerance)
             bound = inner.bound if inner.optimizer != "adam" else None
         self.bound_every, self._bound_share = (0, 1.0) if bound is None else (bound.every, bound.share)
-        self._adapt = InnerLoop(adapt.optimizer, adapt.lr, adapt.steps, adapt.lam or 0.0, adapt.schedule)
-        self._adapts_with_strengths = adapt.lam is None
-        self._ensemble: dict[str, Any] = {name: getattr(adapt, name) for name in _ENSEMBLE}
+        self._adapt = adapt
         self.outer_rates = _rates(network, "optimizer", optimizer)
         self._inner_rates = _rates(network, "inner", inner)
         self._adapt_rates = _rates(network, "adapt", adapt)
@@ -136,36 +134,30 @@ class Learner(nn.Module):
     @property
     def adapt_loop(self) -> InnerLoop:
         """The fine-tuning loop on a target's support set, without its rates."""
-        return self._adapt
+        adapt = self._adapt
+        return InnerLoop(adapt.optimizer, adapt.lr, adapt.steps, adapt.lam or 0.0, adapt.schedule)
 
     @property
     def folds(self) -> int:
         """Folds of a target's support set for the ensemble; 0: none."""
-        return int(self._ensemble["folds"])
+        return self._adapt.folds
 
     @property
     def batch(self) -> int | None:
         """Most support images of a fine-tuning step; None: all."""
-        most: int | None = self._ensemble["batch"]
-        return most
+        return self._adapt.batch
 
     def with_adaptation(self, **changes: Any) -> "Learner":
-        """An independent copy with other values of ``adapt`` (lr, steps, lam, folds, flips, batch, share, start_worth).
+        """An independent copy with other values of ``adapt``, such as lr, steps, lam, folds or batch.
 
         Both may adapt at the same time.
 
         Raises:
-            MetasegError: on a value out of range.
+            MetasegError: on an unknown name or a value out of range.
         """
-        ensemble = {name: changes.pop(name) for name in _ENSEMBLE if name in changes}
-        try:
-            loop = replace(self._adapt, **changes)
-        except ValueError as error:
-            raise MetasegError(f"Cannot adapt with {changes}: {error}.") from error
         other = copy.deepcopy(self)
-        other._adapt = loop
-        other._adapts_with_strengths &= "lam" not in changes
-        other._ensemble |= ensemble
+        other._adapt = validation.checked(schema.Adapt, self._adapt.model_dump() | changes)
+        other._adapt_rates = _rates(other.network, "adapt", other._adapt)
         return other
 
     def meta_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:
@@ -247,8 +239,8 @@ class Learner(nn.Module):
             rates=self._adapt_rates,
             device=self.device,
             memory_format=self.memory_format,
-            strengths=self.strengths if self._adapts_with_strengths else None,
-            **self._ensemble,
+            strengths=self.strengths if self._adapt.lam is None else None,
+            **self._adapt.model_dump(include=_ENSEMBLE),
         )
 
     def plain_gradient(self, theta: Parameters, episode: Episode) -> MetaGradient:

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_learners import make
 
 from metaseg.data.batches import SupportSet, image_tensor
+from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import dice
 from metaseg.learners.fine_tuning import SHARES, FineTuning, chosen_share, held_out, turns
 from metaseg.meta.inner_loop import InnerLoop
@@ -322,3 +324,16 @@ def test_a_given_share_is_not_chosen():
 
     assert segmenter.followed.share == 1
     assert not segmenter.followed.held_out
+
+
+@pytest.mark.parametrize("wrong", [{"folds": -3}, {"share": 7.0}, {"batch": 0}, {"lr": float("nan")}, {"foo": 1}])
+def test_an_adaptation_out_of_range_is_refused(wrong):
+    with pytest.raises(MetasegError, match=next(iter(wrong))):
+        make("scratch").with_adaptation(**wrong)
+
+
+def test_a_changed_adaptation_is_that_of_the_copy_alone():
+    learner = make("scratch")
+    changed = learner.with_adaptation(steps=2, batch=1, rates={"encoder": 0.0}).fine_tuning()
+    assert (changed.loop.steps, changed.batch, changed.rates.by_part["encoder"]) == (2, 1, 0)
+    assert (learner.adapt_loop.steps, learner.batch, learner.fine_tuning().rates.by_part["encoder"]) == (25, None, 1)

@@ -72,9 +72,9 @@ def conjugate_gradient(operator: Callable[[Tensor], Tensor], b: Tensor, *, steps
         reached the tolerance, it is returned.
 
     Raises:
-        ValueError: if ``steps`` < 1 or ``tolerance`` < 0.
+        ValueError: unless ``steps`` ≥ 1 and ``tolerance`` ≥ 0.
     """
-    if steps < 1 or tolerance < 0:
+    if steps < 1 or not tolerance >= 0:
         raise ValueError(f"expected steps >= 1 and tolerance >= 0, found steps={steps} and tolerance={tolerance}")
     norm = b.norm().item()
     if norm == 0:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class InnerLoop:
         strengths: shape (N,), ≥ 0: the diagonal of Λ. None: λ for all.
 
     Raises:
-        ValueError: on a value outside these ranges.
+        ValueError: on a value outside these ranges; vectors are not checked, which would wait for a GPU.
     """
 
     optimizer: str = "sgd"
@@ -58,8 +59,10 @@ class InnerLoop:
             raise ValueError(f"expected an inner optimizer out of {', '.join(OPTIMIZERS)}, found {self.optimizer!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"expected a schedule out of {', '.join(SCHEDULES)}, found {self.schedule!r}")
-        if self.lr <= 0 or self.steps < 0 or self.lam < 0:
-            raise ValueError(f"expected lr > 0, steps >= 0 and lam >= 0, found {self}")
+        if not (0 < self.lr < math.inf and 0 <= self.lam < math.inf):
+            raise ValueError(f"expected lr > 0 and lam >= 0, both finite, found {self}")
+        if not isinstance(self.steps, Integral) or self.steps < 0:
+            raise ValueError(f"expected a whole number of steps >= 0, found {self.steps}")
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"expected a tolerance from 0 to below 1, found {self.tolerance}")
 

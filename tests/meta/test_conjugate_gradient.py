@@ -111,7 +111,7 @@ def test_spent_steps_are_said():
     assert conjugate_gradient(lambda v: matrix @ v, b, steps=2, tolerance=1e-9).outcome is Outcome.STEPS_SPENT
 
 
-@pytest.mark.parametrize(("steps", "tolerance"), [(0, 0.1), (1, -0.1)])
+@pytest.mark.parametrize(("steps", "tolerance"), [(0, 0.1), (1, -0.1), (1, float("nan"))])
 def test_settings_out_of_range_are_refused(steps, tolerance):
     with pytest.raises(ValueError, match="steps >= 1 and tolerance >= 0"):
         conjugate_gradient(lambda v: v, torch.ones(2), steps=steps, tolerance=tolerance)

@@ -1,5 +1,6 @@
 """The step of the inner loop: PyTorch's, and in pieces the same."""
 
+import math
 from functools import partial
 
 import pytest
@@ -68,7 +69,10 @@ def test_cosine_schedule_warms_up_and_decays_to_zero():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"optimizer": "newton"}, {"schedule": "steps"}, {"lr": 0.0}, {"steps": -1}, {"lam": -1}, {"tolerance": 1.0}],
+    [
+        *({"optimizer": "newton"}, {"schedule": "steps"}, {"lr": 0.0}, {"steps": -1}, {"lam": -1}, {"tolerance": 1.0}),
+        *({"lr": math.nan}, {"lr": math.inf}, {"steps": 1.5}, {"lam": math.nan}, {"tolerance": math.nan}),
+    ],
 )
 def test_what_is_no_inner_loop_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -21,7 +21,7 @@ from metaseg.training.compute import Compute
 from metaseg.training.followed_images import FollowedImages
 from metaseg.training.outer import MetaTraining
 from metaseg.training.process import local_rank, trainer_of
-from metaseg.training.skipping import Skipping
+from metaseg.training.skipping import FROM_THE_FIRST, Skipping
 
 
 def fit(
@@ -60,9 +60,9 @@ def fit(
     learner.network.float()  # trainer.precision=64-true is that of training
     score = next(one.best_model_score for one in called if isinstance(one, BestCheckpoint))
     if score is None or not torch.isfinite(score):  # the first is saved even so
+        remedy = "lower learner.optimizer.lr or learner.inner.lr." if trainer.global_step else FROM_THE_FIRST
         raise MetasegError(
-            f"Training diverged: no epoch of {trainer.current_epoch} ended with a finite validation loss; lower "
-            "learner.optimizer.lr or learner.inner.lr."
+            f"Training diverged: no epoch of {trainer.current_epoch} ended with a finite validation loss; {remedy}"
         )
     load_weights(learner, directory.best)
     if trainer.is_global_zero:

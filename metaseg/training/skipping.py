@@ -4,9 +4,12 @@ import logging
 import math
 from collections.abc import Sequence
 
-from metaseg.errors import MetasegError
+from metaseg.errors import MetasegError, plural
 
 log = logging.getLogger(__name__)
+
+FROM_THE_FIRST = "no step was ever taken: check the loss, the images and the learner, or lower learner.inner.lr."
+"""The remedy where no checkpoint or outer learning rate can help."""
 
 
 class Skipping:
@@ -51,9 +54,9 @@ class Skipping:
             *(step, norm, bound, tasks),
         )
         if self.in_a_row >= self.most:
+            remedy = "lower learner.inner.lr or learner.optimizer.lr. ckpt_path=last continues from the last checkpoint."
             raise MetasegError(
                 f"Expected gradients of a norm less than {bound}, but that of outer step {step} was {norm:.3g} "
-                f"{self.in_a_row} times in a row; lower learner.inner.lr or learner.optimizer.lr. ckpt_path=last "
-                "continues from the last checkpoint."
+                f"{plural(self.in_a_row, 'time')} in a row; {remedy if step else FROM_THE_FIRST}"
             )
         return True

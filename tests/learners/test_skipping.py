@@ -57,6 +57,12 @@ def test_too_many_in_a_row_end_the_run_and_scattered_ones_do_not():
     assert trained([NAN, 1, NAN, 1], Skipping(most=2))[1] == [1, 1, 2, 2]
 
 
+@pytest.mark.parametrize(("step", "remedy"), [(0, "check the loss"), (1, "ckpt_path=last continues")])
+def test_the_remedy_depends_on_whether_a_step_was_ever_taken(step, remedy):
+    with pytest.raises(MetasegError, match=f"1 time in a row; .*{remedy}"):
+        Skipping(most=1).skips(NAN, step, [NAN])
+
+
 @pytest.mark.parametrize("name", ["imaml", "maml", "reptile", "joint"])
 def test_a_task_that_is_not_finite_gives_a_gradient_that_is_not(name):
     """So that the step is skipped, instead of the learner failing or hiding it."""

@@ -112,7 +112,7 @@ def test_one_task_of_validation_without_a_finite_loss_is_not_left_out(run, monke
 
 
 def test_as_many_skips_in_a_row_as_the_settings_say_end_a_run(run):
-    with pytest.raises(MetasegError, match="1 times in a row"):
+    with pytest.raises(MetasegError, match="1 time in a row"):
         run("ends", "trainer.max_skips=1")
 
 

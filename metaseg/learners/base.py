@@ -4,7 +4,7 @@
 """
 
 import copy
-import warnings
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -31,6 +31,7 @@ from metaseg.networks.weights_record import WeightsRecord
 from metaseg.runs import schema, validation
 
 Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 
 _ENSEMBLE = {"folds", "flips", "batch", "share", "start_worth"}
 """Settings of fine-tuning besides its loop and rates."""
@@ -331,9 +332,7 @@ class Learner(nn.Module):
         try:
             return compute("replay")
         except Unsupported as error:
-            warnings.warn(
-                f"The network uses {error}, so curvature products fall back to autograd, which is slower.", stacklevel=2
-            )
+            log.warning("The network uses %s, so curvature products fall back to autograd, which is slower.", error)
             self.products = "autograd"
             return compute("autograd")
 

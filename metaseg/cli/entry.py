@@ -244,6 +244,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # when resuming
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # some networks stay so
 

@@ -15,6 +15,8 @@ from metaseg.networks.brain_mri import load_brain_mri
 
 log = logging.getLogger(__name__)
 
+_UNETS = {"attention_unet": AttentionUNet, "unet": UNet}
+
 
 def build(
     *,
@@ -49,7 +51,7 @@ def build(
         initial_weights: False ignores `init` and `encoder_weights`, if a checkpoint will overwrite the weights.
 
     Raises:
-        MetasegError: incompatible values, or initial weights that cannot be loaded.
+        MetasegError: an unknown name, features < 1, incompatible values, or initial weights that cannot be loaded.
     """
     if init_path is not None and init != "brain_mri":
         raise MetasegError(
@@ -74,7 +76,12 @@ def build(
             from metaseg.networks.smp import LibraryNetwork
 
             return LibraryNetwork(arch, encoder, weights)
-        network = {"attention_unet": AttentionUNet, "unet": UNet}[name](features)
+        if name not in _UNETS or features < 1:
+            raise MetasegError(
+                f"Expected a network out of {', '.join(_UNETS)}, smp, pretrained, and model.features from 1 upwards, "
+                f"found {name!r} and {features}: correct them."
+            )
+        network = _UNETS[name](features)
     if init == "brain_mri" and initial_weights:
         network.weights = load_brain_mri(network, "hub" if init_path is None else init_path)
         log.info("Initial weights: %s.", network.weights.sentence())

@@ -54,9 +54,9 @@ class Skipping:
             *(step, norm, bound, tasks),
         )
         if self.in_a_row >= self.most:
-            remedy = "lower learner.inner.lr or learner.optimizer.lr. ckpt_path=last continues from the last checkpoint."
+            rates = "lower learner.inner.lr or learner.optimizer.lr. ckpt_path=last continues from the last checkpoint."
             raise MetasegError(
                 f"Expected gradients of a norm less than {bound}, but that of outer step {step} was {norm:.3g} "
-                f"{plural(self.in_a_row, 'time')} in a row; {remedy if step else FROM_THE_FIRST}"
+                f"{plural(self.in_a_row, 'time')} in a row; {rates if step else FROM_THE_FIRST}"
             )
         return True

@@ -49,6 +49,8 @@ def test_initial_weights_can_be_left_out_for_a_checkpoint(tmp_path):
     ("settings", "sentence"),
     [
         ({"init_path": "weights.pt"}, "found model.init=random and model.init_path=weights.pt"),
+        ({"name": "nope"}, "found 'nope'"),
+        ({"features": 0}, "model.features from 1"),
         ({"name": "smp", "init": "brain_mri"}, "model.init=random with model=smp, found brain_mri"),
     ],
 )

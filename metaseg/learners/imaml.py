@@ -16,6 +16,7 @@ from metaseg.learners.base import Learner
 from metaseg.learners.strengths import Strengths
 from metaseg.meta.gradients import MetaGradient, Task, implicit_gradient
 from metaseg.meta.inner_loop import InnerLoop
+from metaseg.meta.losses import LOSSES
 from metaseg.meta.vectors import Parameters
 from metaseg.runs.schema import Count, Curvature, Group, NotNegative, Positive, setting
 
@@ -61,9 +62,10 @@ class ImplicitMAML(Learner):
     ) -> None:
         super().__init__(lam=lam, **settings)
         if curvature == "gauss_newton" and self.loss.curvature is None:
+            curved = ", ".join(loss.name for loss in LOSSES.values() if loss.curvature is not None)
             raise MetasegError(
-                f"learner.curvature=gauss_newton needs a loss with a convex part, but loss={self.loss.name} has none; "
-                "set learner.curvature=hessian or a loss with bce or log_cosh in its name."
+                f"learner.curvature=gauss_newton needs a loss with a curvature ({curved}), but loss={self.loss.name} "
+                "has none; set learner.curvature=hessian or another loss."
             )
         if strengths is not None and strengths.by != "none":
             if not settings["inner"].proximal:

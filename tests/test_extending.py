@@ -16,7 +16,7 @@ def test_the_printed_learner_is_one_file_and_one_yaml(train, tmp_path, monkeypat
     file = tmp_path / "conf" / "learner" / "signed.yaml"
     file.write_text(settings.replace("metaseg.learners.signed", "signed"))
     monkeypatch.syspath_prepend(tmp_path)
-    arguments = ["learner=signed", f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
+    arguments = ["learner=signed", "--config-dir", str(tmp_path / "conf")]
     done = train(*arguments)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["settings"]["learner"]["name"] == "signed"

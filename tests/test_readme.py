@@ -10,6 +10,7 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 from conftest import ROOT, TINY, TINY_PRETRAINING
 from conftest import command as command_named
 
@@ -192,6 +193,17 @@ def test_the_printed_python_runs(lesions, tmp_path, monkeypatch):
     names = {"images": images, "masks": masks, "new_images": images[:2]}
     exec(code.replace(".adapt(images, masks)", ".adapt(images, masks, steps=2)"), names)
     assert [mask.shape for mask in names["predicted"]] == [image.shape[:2] for image in images[:2]]
+
+
+def test_the_printed_meta_gradient_is_that_of_the_minimiser():
+    (code,) = re.findall(r"```python\n(.*?)```", TEXTS["docs/meta_gradients.md"], re.DOTALL)
+    names = {}
+    exec(code, names)
+    (x, x_query), (y, y_query), theta = names["x"], names["y"], names["theta"]["w"].requires_grad_()
+    hessian = 2 / len(x) * x.T @ x
+    phi = torch.linalg.solve(hessian + torch.eye(4), 2 / len(x) * x.T @ y + theta)
+    (expected,) = torch.autograd.grad((x_query @ phi - y_query).square().mean(), theta)
+    torch.testing.assert_close(names["result"].gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_files_that_are_linked_are_there():

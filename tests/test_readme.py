@@ -122,7 +122,7 @@ def test_the_benchmark_takes_these_options(command):
 def untrained(monkeypatch):
     """Runs end where they would begin to train; the settings of each."""
     seen = []
-    monkeypatch.setattr(run, "carry_out", lambda settings, *_: seen.append(settings))
+    monkeypatch.setattr(run, "train_and_test", lambda settings, *_: seen.append(settings))
     return seen
 
 

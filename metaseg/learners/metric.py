@@ -21,7 +21,7 @@ from metaseg.runs.schema import NotNegative
 T = TypeVar("T")
 
 
-class Met(NamedTuple):
+class EncodedSupport(NamedTuple):
     """An encoded support set.
 
     Attributes:
@@ -69,7 +69,7 @@ class MetricLearner(Learner):
             )
         self.reversal = reversal
 
-    def meet(self, parameters: Parameters, images: Tensor, masks: Tensor) -> Met:
+    def encode_support(self, parameters: Parameters, images: Tensor, masks: Tensor) -> EncodedSupport:
         """Encode a support set: images (K, 3, H, W) in [-1, 1], masks (K, 1, H, W) in {0, 1}."""
 
         def steps(network: ComparingNetwork) -> tuple[Any, Any, Tensor]:
@@ -80,7 +80,7 @@ class MetricLearner(Learner):
         (features, summary, _), found = self.call(parameters, steps, None)
         if self.norms.any("running"):
             (features, summary, _), _ = self.call(parameters, steps, self.norms.given({}, self._running()))
-        return Met(features, summary, found)
+        return EncodedSupport(features, summary, found)
 
     def segment(
         self,
@@ -97,17 +97,17 @@ class MetricLearner(Learner):
             support_masks: (K, 1, H, W) in {0, 1}.
             query_images: (B, 3, H, W) in [-1, 1].
         """
-        met = self.meet(parameters, support_images, support_masks)
-        return self.compare(parameters, met, query_images)[0]
+        encoded = self.encode_support(parameters, support_images, support_masks)
+        return self.compare(parameters, encoded, query_images)[0]
 
-    def compare(self, parameters: Parameters, met: Met, query_images: Tensor) -> tuple[Tensor, Any]:
+    def compare(self, parameters: Parameters, encoded: EncodedSupport, query_images: Tensor) -> tuple[Tensor, Any]:
         """Logits (B, 1, H, W) and features of query images (B, 3, H, W), given an encoded support set."""
 
         def steps(network: ComparingNetwork) -> tuple[Tensor, Any]:
             features = network.encode(query_images)
-            return network.compare(met.summary, features), features
+            return network.compare(encoded.summary, features), features
 
-        return self.call(parameters, steps, self._statistics_of(met))[0]
+        return self.call(parameters, steps, self._statistics_of(encoded))[0]
 
     def call(
         self, parameters: Parameters, steps: Callable[[Any], T], statistics: Statistics | None
@@ -135,28 +135,28 @@ class MetricLearner(Learner):
             The scalar, its component losses by name (including ``query_loss_after``), the norm statistics, and the
             query logits.
         """
-        met = self.meet(parameters, episode.support_images, episode.support_masks)
-        logits, features = self.compare(parameters, met, episode.query_images)
+        encoded = self.encode_support(parameters, episode.support_images, episode.support_masks)
+        logits, features = self.compare(parameters, encoded, episode.query_images)
         total = self.training_loss(logits, episode.query_masks)
         losses = {"query_loss_after": total.detach()}
         if self.reversal:
-            back = self.reversed_roles(parameters, met, features, logits)
+            back = self.reversed_roles(parameters, encoded, features, logits)
             losses["reversed_loss"] = self.training_loss(back, episode.support_masks)
             total = total + self.reversal * losses["reversed_loss"]
-        return total, losses, met.found, logits
+        return total, losses, encoded.found, logits
 
     def training_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
         """The loss minimised in training; here the run's."""
         return self.loss(logits, masks)
 
-    def reversed_roles(self, parameters: Parameters, met: Met, features: Any, logits: Tensor) -> Tensor:
+    def reversed_roles(self, parameters: Parameters, encoded: EncodedSupport, features: Any, logits: Tensor) -> Tensor:
         """Logits (K, 1, H, W) of the support images, with the queries and their predicted masks as support."""
         predicted = (logits.detach() > 0).to(logits)
 
         def steps(network: ComparingNetwork) -> Tensor:
-            return network.compare(network.summarise(features, predicted), met.features)
+            return network.compare(network.summarise(features, predicted), encoded.features)
 
-        return self.call(parameters, steps, self._statistics_of(met))[0]
+        return self.call(parameters, steps, self._statistics_of(encoded))[0]
 
     def trial(self, episode: Episode) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Query loss and logits (B, 1, H, W), the same twice, as there is no inner loop."""
@@ -181,12 +181,12 @@ class MetricLearner(Learner):
         theta = self.theta()
         images, masks = (part.to(self.device, memory_format=self.memory_format) for part in support.clean())
         with torch.no_grad():
-            met = self.meet(theta, images, masks)
+            encoded = self.encode_support(theta, images, masks)
         # Copy the weights, as training may continue while the segmenter is in use.
-        yield 0, ComparingSegmenter(self, {name: value.clone() for name, value in theta.items()}, met)
+        yield 0, ComparingSegmenter(self, {name: value.clone() for name, value in theta.items()}, encoded)
 
-    def _statistics_of(self, met: Met) -> Statistics:
-        return self.norms.given(met.found, self._running())
+    def _statistics_of(self, encoded: EncodedSupport) -> Statistics:
+        return self.norms.given(encoded.found, self._running())
 
     def _running(self) -> Statistics:
         return running_statistics(self.network) if self.norms.any("running") else {}
@@ -198,10 +198,10 @@ class ComparingSegmenter:
 
     learner: MetricLearner
     parameters: Parameters
-    met: Met
+    encoded: EncodedSupport
 
     def __call__(self, images: Tensor) -> Tensor:
         """Foreground probabilities (B, 1, H, W) of images (B, 3, H, W) in [-1, 1], on the parameters' device."""
         device = next(iter(self.parameters.values())).device
         with torch.no_grad():
-            return torch.sigmoid(self.learner.compare(self.parameters, self.met, images.to(device))[0])
+            return torch.sigmoid(self.learner.compare(self.parameters, self.encoded, images.to(device))[0])

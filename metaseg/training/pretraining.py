@@ -63,10 +63,10 @@ def run(config: DictConfig) -> PretrainingResult:
     data = BrainMRI(settings.data, settings.seed)
     # All checks have passed; nothing has been written yet, so a refused run leaves earlier results intact.
     with directory.held():
-        return carry_out(settings, module, data, directory, checkpoint, started)
+        return train_and_save(settings, module, data, directory, checkpoint, started)
 
 
-def carry_out(
+def train_and_save(
     settings: schema.Pretraining,
     module: "Pretraining",
     data: BrainMRI,

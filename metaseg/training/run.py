@@ -33,7 +33,7 @@ from metaseg.runs.summary import print_summary
 from metaseg.training.fitting import fit
 from metaseg.training.last_checkpoint import latest
 from metaseg.training.process import connected, device_of_tests, prepare_process, require_devices
-from metaseg.training.start import data_of, go_to, recorded, starting_point
+from metaseg.training.start import data_of, load_start, recorded, starting_point
 
 FROM_SCRATCH = " from scratch"
 """Suffix of a target's name for the learner trained on the support set alone."""
@@ -80,10 +80,10 @@ def run(config: DictConfig) -> Result | None:
     of_start = data_of(start, settings, data) if checkpoint is None else None
     # All checks have passed; nothing has been written yet, so a refused run leaves earlier results intact.
     with directory.held() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
-        return carry_out(settings, learner, data, directory, checkpoint, start, of_start, started)
+        return train_and_test(settings, learner, data, directory, checkpoint, start, of_start, started)
 
 
-def carry_out(
+def train_and_test(
     settings: schema.Run,
     learner: Learner,
     data: EpisodicData,
@@ -120,7 +120,7 @@ def carry_out(
     )
     try:
         if checkpoint is None:
-            go_to(start, learner, of_start)
+            load_start(start, learner, of_start)
         device = device_of_tests(settings.trainer, fit(settings, learner, data, loggers, directory, checkpoint))
         parts = score(settings, learner, data, device, Share.here())
         if parts is None:

@@ -99,7 +99,7 @@ def data_of(start: str, settings: Run, data: EpisodicData) -> EpisodicData | Non
     return shared
 
 
-def go_to(start: str, learner: Learner, data: EpisodicData | None) -> None:
+def load_start(start: str, learner: Learner, data: EpisodicData | None) -> None:
     """Load the weights named by `starting_point` into a learner; runs joint training first if needed.
 
     Args:

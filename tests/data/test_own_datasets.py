@@ -304,7 +304,7 @@ def test_a_shared_start_that_the_images_do_not_suffice_for_is_refused_before_any
 def test_one_or_three_sources_with_it_as_target(train, root, monkeypatch, pair, name, others):
     """As far as training."""
     seen = []
-    monkeypatch.setattr(run, "carry_out", lambda settings, learner, data, *_: seen.append((settings, data)))
+    monkeypatch.setattr(run, "train_and_test", lambda settings, learner, data, *_: seen.append((settings, data)))
     shutil.copytree(root / "yours", root / "mine2")
     describe(root, "mine2", images="{stem}.jpg", masks="{stem}.png")
     finished = train(*REAL, f"data.root={root}", "target=mine", f"pair={pair}", *others)

@@ -262,9 +262,9 @@ def test_the_further_loss_is_weighed(name, weight, further):
 def test_with_reversed_roles_the_predicted_masks_segment_the_support(name):
     learner, task = make(name).double(), double(episode())
     theta = learner.theta()
-    met = learner.meet(theta, task.support_images, task.support_masks)
-    logits, features = learner.compare(theta, met, task.query_images)
-    found = learner.reversed_roles(theta, met, features, logits)
+    encoded = learner.encode_support(theta, task.support_images, task.support_masks)
+    logits, features = learner.compare(theta, encoded, task.query_images)
+    found = learner.reversed_roles(theta, encoded, features, logits)
     with torch.no_grad():
 
         def swapped(network):
@@ -272,7 +272,7 @@ def test_with_reversed_roles_the_predicted_masks_segment_the_support(name):
             return network.compare(summary, network.encode(task.support_images))
 
         # Each norm layer runs twice here, which given statistics allow.
-        expected, _ = learner.call(theta, swapped, met.found)
+        expected, _ = learner.call(theta, swapped, encoded.found)
     torch.testing.assert_close(found, expected)
     numbers = learner.meta_gradient(theta, task).diagnostics
     assert numbers["reversed_loss"] == pytest.approx(learner.loss(found, task.support_masks).item(), rel=1e-5)

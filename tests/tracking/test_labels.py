@@ -76,7 +76,7 @@ def test_wandb_takes_the_name_of_a_listed_pair_for_a_checkpoint():
 
 def test_a_sweep_names_its_cells(train, tmp_path, monkeypatch):
     cells = []
-    monkeypatch.setattr(run, "carry_out", lambda settings, *_: cells.append(labels_of(settings).cell))
+    monkeypatch.setattr(run, "train_and_test", lambda settings, *_: cells.append(labels_of(settings).cell))
     sweep = ["hydra/launcher=basic", f"hydra.sweep.dir={tmp_path / 'sweep'}", "-m"]
     finished = train("learner=scratch", "seed=0,1", *sweep)
     assert finished.returncode == 0, finished.stderr

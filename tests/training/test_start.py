@@ -20,7 +20,7 @@ from metaseg.runs.directory import RunDirectory
 from metaseg.training import start
 from metaseg.training.compute import Compute, FlopCounter, of_one_image
 from metaseg.training.outer import MetaTraining
-from metaseg.training.start import directory_of, go_to, joint_settings, starting_point
+from metaseg.training.start import directory_of, joint_settings, load_start, starting_point
 
 
 def settings(tmp_path, *overrides):
@@ -72,7 +72,7 @@ def test_learners_that_auto_sends_to_joint_training_take_its_weights(tmp_path, n
     learner = build_learner(chosen)
     assert begins(chosen) == "joint"
     own = {part: one.clone() for part, one in learner.theta().items()}
-    go_to(str(tmp_path / "joint.ckpt"), learner, None)
+    load_start(str(tmp_path / "joint.ckpt"), learner, None)
     kept = {part: one for part, one in own.items() if torch.equal(one, learner.theta()[part])}
     assert set(kept) == ({"backbone.conv.weight", "backbone.conv.bias"} if name == "prototypes" else set())
     taken = {part.removeprefix("backbone."): one for part, one in learner.theta().items() if part not in kept}
@@ -170,7 +170,7 @@ def follow(rank, folder, chosen):
     start.read_checkpoint = lambda *_: {}
     start.restore = lambda *_: note("loads")
     note("arrives")
-    start.go_to("joint", build_learner(chosen), start.data_of("joint", chosen, EpisodicData(chosen)))
+    start.load_start("joint", build_learner(chosen), start.data_of("joint", chosen, EpisodicData(chosen)))
     # A run would go on. Gloo aborts a process that ends with its threads alive, or whose partner has gone before.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -246,7 +246,7 @@ class EpisodicData(L.LightningDataModule):
             self.pools, allowed = [pool], [train]
             self.targets = {pool.name: Target(pool, train, test, np.arange(0))}
         self.unlabelled = [(target.pool, target.unlabelled) for target in self.targets.values()] if unlabelled else []
-        if self.pools:
+        if self.pools and self.settings.train:
             self.train_plan, self.validation_plan = self._plans(allowed, learner.train_images)
             self._validate_split()
 

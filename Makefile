@@ -74,7 +74,7 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## resolve the lock files anew (needs uv and Python 3.11)
+lock: ## resolve the lock files again (needs uv and Python 3.11)
 	$(COMPILE) --extra dev --constraint requirements/current.in pyproject.toml -o requirements/current.txt
 	$(COMPILE) --extra dev --constraint requirements/current.in --constraint requirements/v100.in pyproject.toml \
 		-o requirements/v100.txt

@@ -26,7 +26,7 @@ COMMANDS = {
     "outer_step": "time, memory and error of every method for meta-gradients, compared with other libraries",
     "products": "cost of one curvature product in units of a forward and backward pass",
     "memory": "peak memory against the number of inner steps",
-    "own_images": "a few annotated images of each kind: Dice, time, error of the Dice to expect, confidence",
+    "own_images": "a few annotated images of each kind: Dice, time, error of the expected Dice, confidence",
     "adaptation": "Dice against seconds of adapting to a new dataset, by recipe; time relative to the plain passes",
 }
 

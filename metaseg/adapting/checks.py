@@ -81,7 +81,7 @@ def require_different(names: Sequence[str], images: np.ndarray) -> None:
         if (first := place_of(images[place], images[near])) is not None:
             raise MetasegError(
                 f"Expected different annotated images, found {names[near[first]]} and {names[place]} alike; remove "
-                "one: a network that learns from one knows the other, and the Dice to expect would be too high."
+                "one: a network that learns from one knows the other, and the expected Dice would be too high."
             )
 
 

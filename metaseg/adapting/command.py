@@ -104,7 +104,7 @@ def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
         if lost := [name for name in without_effect if getattr(settings, name) is not None]:
             raise MetasegError(
                 f"A saved segmenter {'adapts by its own recipe' if settings.support else 'segments as it is'}, found "
-                f"{lost[0]}={getattr(settings, lost[0])}; leave it out, or adapt a model or run anew."
+                f"{lost[0]}={getattr(settings, lost[0])}; leave it out, or adapt a model or run again."
             )
     given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
     paths = {key: expanded(value) for key, value in given.items() if value is not None}
@@ -261,9 +261,9 @@ def _say(adapted: Adapted, settings: schema.Adaptation) -> None:
     if adapted.estimate is not None:
         print(f"{adapted.estimate.sentence()}\n{adapted.estimate.verdict()}")
     elif len(adapted.support.images) == 1:
-        print("Dice to expect: unknown, as a single annotated image cannot be held out; annotate more.")
+        print("Expected Dice: unknown, as a single annotated image cannot be held out; annotate more.")
     elif settings.folds is None and settings.support is not None and settings.budget is not None:
-        print(f"Dice to expect: unknown, as budget={settings.budget:g} seconds allow no estimate; raise budget.")
+        print(f"Expected Dice: unknown, as budget={settings.budget:g} seconds allow no estimate; raise budget.")
 
 
 def _say_curve(adapted: Adapted) -> None:

@@ -1,4 +1,4 @@
-"""The Dice to expect: each annotated image is segmented by a network adapted to others."""
+"""The expected Dice: each annotated image is segmented by a network adapted to others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class Estimate:
 
     @property
     def expected(self) -> float:
-        """The mean Dice to expect on new images."""
+        """The expected mean Dice on new images."""
         return corrected(float(self.dsc.mean()))
 
     @property
@@ -94,7 +94,7 @@ class Estimate:
         if not marked.all():
             spread += f", {100 * self.dsc[marked].mean():.1f} on the {marked.sum()} with foreground"
         return (
-            f"Dice to expect: {100 * self.expected:.0f} %; such figures are {off} ({count} annotated images, {how}: "
+            f"Expected Dice: {100 * self.expected:.0f} %; such figures are {off} ({count} annotated images, {how}: "
             f"{spread}; {TRIVIAL[best]}: {100 * self.trivial[best].mean():.1f})"
         )
 
@@ -103,10 +103,10 @@ class Estimate:
         if self.scribbled:
             if self.dsc.mean() < POOR:
                 return "Do not use these masks: most of them will be wrong. Annotate more images."
-            return "Look at the outline of each mask before you use it: scribbles cannot tell how good it is."
-        # On images without foreground marking nothing is perfect, which tells nothing of the others.
+            return "Look at the outline of each mask before you use it: scribbles cannot show how good it is."
+        # On images without foreground, marking nothing is perfect, which shows nothing about the others.
         kinds = (slice(None), self.marked)
-        # Both on the held-out images; the Dice to expect is corrected, a baseline needs no correction.
+        # Both on the held-out images; the expected Dice is corrected, a baseline needs no correction.
         ahead = min(self.dsc[one].mean() - max(of[one].mean() for of in self.trivial.values()) for one in kinds)
         judged = min(corrected(float(self.dsc[one].mean())) for one in kinds)
         if judged < POOR or ahead < AHEAD:
@@ -118,7 +118,7 @@ class Estimate:
 
 
 def corrected(held_out: float) -> float:
-    """The Dice to expect of the final network, from the mean Dice of fold networks on the images they did not see."""
+    """The expected Dice of the final network, from the mean Dice of fold networks on the images they did not see."""
     return 1 - CORRECTION * (1 - held_out)
 
 

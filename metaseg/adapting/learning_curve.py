@@ -1,4 +1,4 @@
-"""Whether more annotated images would help: the Dice to expect by their number."""
+"""Whether more annotated images would help: the expected Dice by their number."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ TYPICAL = 0.1
 ISIC-2018 (experiments/README.md)."""
 
 BELIEVED = 0.25
-"""Weight of the measured exponent beside `TYPICAL` [D]. From the Dice to expect with five images, the gain to 20 is 4.0
-points off in the mean of these kinds, and 0.7 too low; with 0 and 0.5 it is 4.3 and 4.0 off."""
+"""Weight of the measured exponent beside `TYPICAL` [D]. From the expected Dice with five images, the gain to 20 is 4.0
+points off on average over these kinds, and 0.7 too low; with 0 and 0.5 it is 4.3 and 4.0 off."""
 
 STEEPEST = 0.8
 """Largest exponent that is believed [D]: what five images show beyond it is chance."""
@@ -42,7 +42,7 @@ class LearningCurve:
         images: the number of annotated images.
         few: mean number of images that the smallest networks were adapted to, and their Dice on the others.
         most: the same of the fold networks, on the same images.
-        expected: the Dice to expect with all images.
+        expected: the expected Dice with all images.
     """
 
     images: int
@@ -60,7 +60,7 @@ class LearningCurve:
         return BELIEVED * min(max(measured, 0.0), STEEPEST) + (1 - BELIEVED) * TYPICAL
 
     def at(self, images: int) -> float:
-        """The Dice to expect with so many annotated images."""
+        """The expected Dice with so many annotated images."""
         return 1 - (1 - self.expected) * (images / self.images) ** -self.exponent
 
     def sentence(self) -> str:

@@ -88,7 +88,7 @@ class Model:
             label: the label of the masks that is foreground; None: all but the background.
             size: working size: the side in pixels of a square of as many pixels. None: the smallest that keeps the
                 annotated masks, or the run's.
-            crop: side in pixels of random pieces to adapt to. None: whole images, unless the budget forbids it.
+            crop: side in pixels of random crops to adapt to. None: whole images, unless the budget forbids it.
             per_step: most annotated images of a step and network. None: the recipe's, or fewer within the budget.
             folds: of the annotated images; each adds a network that has not seen it, for the estimate and the
                 confidence. 0: none, and no estimate. None: three, or as many as there are images.
@@ -146,7 +146,7 @@ class Model:
         images: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
     ) -> Estimate:
-        """From the annotated images, each segmented at its own size by the member that was not adapted to it."""
+        """From the annotated images, each segmented at its own size by the fold network that was not adapted to it."""
         found: dict[int, np.ndarray] = {}
         for member, part in members:
             predicted = Adapted(member, plan, self, support).segment([images[index] for index in part])
@@ -306,8 +306,8 @@ class Adapted:
         plan: how it was adapted, with its working shape (h, w).
         model: the model that was adapted.
         support: the annotated images at the working size.
-        members: networks adapted to parts of the images, for the confidence.
-        estimate: the Dice to expect on new images; None if no annotated images were held out.
+        members: the fold networks, adapted to parts of the images, for the confidence.
+        estimate: the expected Dice on new images; None if no annotated images were held out.
         threshold: where the networks decided before their logits were moved so that they decide at one half.
         label: the label of the masks that is foreground; None: all but the background.
         colours: of the masks, 0xRRGGBB → label; empty if they have none, or in a file of an earlier version.
@@ -376,12 +376,12 @@ class Adapted:
         if None not in (self.label, label) and label != self.label:
             raise MetasegError(
                 f"Expected label={self.label}, of the masks that the segmenter has learnt from, found label={label}; "
-                "leave it out, or adapt the model anew."
+                "leave it out, or adapt the model again."
             )
         if label is not None and self.label is None and sum(one > 0 for one in self.colours.values()) > 1:
             raise MetasegError(
                 f"Expected no label, as the segmenter has learnt from all labels as one, found label={label}; leave it "
-                "out, or adapt the model anew."
+                "out, or adapt the model again."
             )
 
     def with_more(
@@ -389,9 +389,9 @@ class Adapted:
     ) -> Adapted:
         """Adapt the model again, to the images it was adapted to and these.
 
-        An image that is among the earlier ones replaces that one, with its mask. Adaptation starts from the model, and
-        not from this segmenter, which has seen every earlier image: the Dice to expect would no longer be that of
-        images which a network has not seen.
+        An image that is among the earlier ones replaces that one, with its mask. Adaptation starts from the model and
+        not from this segmenter, which has seen every earlier image: the expected Dice would no longer be measured on
+        images that a network has not seen.
 
         Args:
             images: K ≥ 0 further images, as for `Model.adapt`.

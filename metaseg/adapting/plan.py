@@ -27,7 +27,7 @@ Dice of 65.8 % at 192 pixels and 60.2 % at 128 (experiments/README.md). In equal
 is no better: 61.5 and 59.9 on CVC-ClinicDB, 56.8 and 58.0 on brain MRI (one draw each)."""
 
 SMALLEST_CROP = 128
-"""Side in pixels of the smallest pieces [D]."""
+"""Side in pixels of the smallest crops [D]."""
 
 PREDICTED = 20
 """New images whose segmentation is part of the budget."""
@@ -46,7 +46,7 @@ class Plan:
         shape: (h, w) at which the network sees images.
         steps: of each network.
         folds: of the support images; 0: one network, and no estimate.
-        crop: side of the square pieces of the support images that a step sees; None: whole images.
+        crop: side of the square crops of the support images that a step sees; None: whole images.
         batch: most images of a step and network; None: all.
         kept: mean Dice that the support masks keep at this shape, in [0, 1].
         side: in pixels of the square that the shape was made from; None: the shape is the run's.

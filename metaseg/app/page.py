@@ -280,7 +280,7 @@ class _Page:
         tiles = [(str(one.tile()), texts.caption(one)) for one in pictures]
         place = next((place for place, one in enumerate(pictures) if one.name == name), None)
         gallery: dict[str, Any] = {"visible": bool(pictures), "selected_index": place}
-        if tiles != session.tiles:  # drawn anew, the gallery loses a click that is just being made
+        if tiles != session.tiles:  # redrawing the gallery would lose a click in progress
             gallery["value"] = tiles
         result: Updates = {
             self.chosen: name,

@@ -171,7 +171,7 @@ class Session(Collection):
         self.notes, self._learnt = [], self._state()
 
     def estimate(self) -> list[str]:
-        """The Dice to expect and what it means, as sentences; empty before `adapt`."""
+        """The verdict and the expected Dice, as sentences; empty before `adapt`."""
         if self.adapted is None:
             return []
         if len(self.adapted.support.images) < 2:

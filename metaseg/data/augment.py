@@ -80,7 +80,7 @@ def augment(
 def cropped(
     images: np.ndarray, masks: np.ndarray, side: int, seed: tuple[int, ...], positions: Sequence[int] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Random square pieces, one of each image; half of them are centred on a pixel of the foreground [our decision].
+    """Random square crops, one of each image; half of them are centred on a pixel of the foreground [our decision].
 
     Args:
         images: uint8 (B, H, W, 3).
@@ -100,9 +100,9 @@ def cropped(
         inside = np.argwhere(mask == 1)
         if len(inside) and generator.random() < 0.5:
             corner = np.clip(generator.choice(inside) - side // 2, 0, [height - side, width - side])
-        piece = tuple(slice(low, low + side) for low in corner)
-        out_images.append(image[piece])
-        out_masks.append(mask[piece])
+        crop = tuple(slice(low, low + side) for low in corner)
+        out_images.append(image[crop])
+        out_masks.append(mask[crop])
     return np.stack(out_images), np.stack(out_masks)
 
 

@@ -209,7 +209,7 @@ class SupportSet:
         masks: uint8 {0, 1} (K, H, W), with `UNMARKED` where nothing is known.
         augmentation: name for ``augment``, used only while adapting.
         seed: seed of the augmentation.
-        crop: side in pixels of the random square pieces to adapt to, see `metaseg.data.augment.cropped`; None: whole
+        crop: side in pixels of the random square crops to adapt to, see `metaseg.data.augment.cropped`; None: whole
             images.
     """
 

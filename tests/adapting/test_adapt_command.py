@@ -62,7 +62,7 @@ def test_images_are_segmented_and_scored(adapt, folders, trained):
             assert np.isnan(row.dsc)
         else:
             assert row.dsc == pytest.approx(dice(mask[None], truth[None])[0])
-    assert "Dice to expect: " in done.stdout
+    assert "Expected Dice: " in done.stdout
     assert "4 annotated images, 3-fold cross-validation" in done.stdout
     # In a pipe progress is lines, at least the last of each part of the work.
     for work, count in (("adapting", "2/2"), ("segmenting", "3/3")):
@@ -92,7 +92,7 @@ def test_a_saved_segmenter_segments_more_images_without_the_annotated_ones(adapt
     kept = folders / "out" / "segmenter.safetensors"
     again = adapt(checkpoint=kept, support=None, images=folders / "new", out=folders / "again")
     assert again.returncode == 0, again.stderr
-    assert "Dice to expect" in again.stdout
+    assert "Expected Dice" in again.stdout
     first, second = (pd.read_csv(folders / name / "results.csv") for name in ("out", "again"))
     assert (first["area"] - second["area"]).abs().max() <= 0.01 * 48 * 64  # half precision
     for setting, more in (("steps=5", None), ("recipe=quick", folders / "support")):
@@ -107,7 +107,7 @@ def test_one_annotated_image_works_without_an_estimate(adapt, folders):
         (folders / "support" / "masks" / f"case {number}.png").unlink()
     done = adapt(images=folders / "new")
     assert done.returncode == 0, done.stderr
-    assert "Dice to expect: unknown" in done.stdout
+    assert "Expected Dice: unknown" in done.stdout
 
 
 def test_what_was_learnt_from_does_not_count_and_a_curve_that_cannot_be_does_not_end_the_call(adapt, folders):

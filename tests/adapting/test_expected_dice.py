@@ -1,4 +1,4 @@
-"""The Dice to expect, from the annotated images that each network of the ensemble has not seen."""
+"""The expected Dice, from the annotated images that each fold network has not seen."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ def of(dsc, trivial=0.1, folds=3):
     return Estimate(np.array(dsc), baselines, folds)
 
 
-def test_each_image_is_scored_by_the_member_that_has_not_seen_it(lesions):
+def test_each_image_is_scored_by_a_fold_network_that_has_not_seen_it(lesions):
     masks = lesions[1]
     masks = [masks[0]] * 5
     small = np.stack([np.repeat(255 * resized_mask(mask, (24, 32))[..., None], 3, axis=-1) for mask in masks])
@@ -35,7 +35,7 @@ def test_each_image_is_scored_by_the_member_that_has_not_seen_it(lesions):
     assert found.folds == 2
 
 
-def test_members_of_the_ensemble_give_the_estimate(trained, lesions):
+def test_fold_networks_of_the_ensemble_give_the_estimate(trained, lesions):
     images, masks = lesions
     adapted = metaseg.load(trained).adapt(images, masks, steps=5, lr=3e-3)
 

@@ -344,7 +344,7 @@ def test_a_model_and_a_segmenter_are_shown_in_a_line(trained, lesions):
     model = metaseg.load(trained)
     adapted = model.adapt(*lesions, steps=1)
     assert repr(model) == "Model(fomaml, run, 32×32 pixels)"
-    assert repr(adapted).startswith("Adapted(5 annotated images, Dice to expect: ")
+    assert repr(adapted).startswith("Adapted(5 annotated images, Expected Dice: ")
     assert len(repr(adapted)) < 300
 
 

@@ -209,7 +209,7 @@ def test_from_upload_to_download(page, served, upload, painted):
     second, table = downloaded(page)
     assert table.count("yours") == 3
     assert (second["case2"] == corrected["case2"]).all()
-    page.locator("#estimated", has_text="Dice to expect").wait_for()
+    page.locator("#estimated", has_text="Expected Dice").wait_for()
 
     assert page.elsewhere == []
     folder = served[1]

@@ -204,7 +204,7 @@ def test_learning_gives_the_dice_to_expect_and_a_verdict(session, upload):
     session.add_masks(upload("mask", 1))
     session.adapt()
     verdict, dice = session.estimate()
-    assert dice.startswith("Dice to expect")
+    assert dice.startswith("Expected Dice")
     assert verdict in texts.estimated([verdict, dice])
 
 

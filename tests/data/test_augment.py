@@ -1,4 +1,4 @@
-"""Random changes of images and their masks, and random pieces of them."""
+"""Random changes of images and their masks, and random crops of them."""
 
 import numpy as np
 import pytest
@@ -59,13 +59,13 @@ def test_pieces_are_of_both_alike_and_depend_on_the_position_alone():
     masks[:, 2, 27] = 1
     images = np.random.default_rng(0).integers(0, 255, (400, 40, 30, 3), dtype=np.uint8)
     images[masks == 1] = 255
-    pieces, of_masks = cropped(images, masks, 8, (1, 2), range(400))
-    assert pieces.shape == (400, 8, 8, 3)
-    assert np.array_equal((pieces == 255).all(-1), of_masks == 1)
-    # Half of the pieces are centred on the foreground, and few of the others hold it.
+    crops, of_masks = cropped(images, masks, 8, (1, 2), range(400))
+    assert crops.shape == (400, 8, 8, 3)
+    assert np.array_equal((crops == 255).all(-1), of_masks == 1)
+    # Half of the crops are centred on the foreground, and few of the others hold it.
     assert 0.45 < of_masks.any((1, 2)).mean() < 0.6
     again, _ = cropped(images[10:20], masks[10:20], 8, (1, 2), range(10, 20))
-    assert np.array_equal(again, pieces[10:20])
+    assert np.array_equal(again, crops[10:20])
     elsewhere, _ = cropped(images[10:20], masks[10:20], 8, (1, 3), range(10, 20))
     assert not np.array_equal(elsewhere, again)
     whole, _ = cropped(images[:, :30], masks[:, :30], 30, (1, 2), range(400))
@@ -75,6 +75,6 @@ def test_pieces_are_of_both_alike_and_depend_on_the_position_alone():
 def test_pieces_reach_every_edge():
     images = np.zeros((400, 9, 9, 3), np.uint8)
     images[:, 0, 0], images[:, 8, 8] = 1, 2
-    pieces, _ = cropped(images, images[..., 0] * 0, 8, (1, 2), range(400))
+    crops, _ = cropped(images, images[..., 0] * 0, 8, (1, 2), range(400))
     for corner in (1, 2):
-        assert 0.18 < (pieces == corner).any((1, 2, 3)).mean() < 0.32
+        assert 0.18 < (crops == corner).any((1, 2, 3)).mean() < 0.32

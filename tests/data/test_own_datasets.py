@@ -115,7 +115,7 @@ def test_a_csv_file_may_name_ids_and_files_anywhere(tmp_path):
     assert len(set(pool.groups)) == 6
 
 
-def test_a_changed_csv_file_or_image_is_prepared_anew(tmp_path, monkeypatch):
+def test_a_changed_csv_file_or_image_is_prepared_again(tmp_path, monkeypatch):
     monkeypatch.setenv("METASEG_CACHE", str(tmp_path / "cache"))
     first = pools.prepare(by_csv(tmp_path), tmp_path, 32)
     again = pools.prepare(by_csv(tmp_path), tmp_path, 32)

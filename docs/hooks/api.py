@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "metaseg"
 INTRODUCTION = """# API
 
 `metaseg.load` and what it returns are meant to be called from programs; all else is what commands are made of, and may
-change with any version. Modules without Lightning or Hydra, usable alone: [`metaseg.meta`](metaseg.meta.md).
+change with any version. Usable without Lightning or Hydra: [`metaseg.meta`](metaseg.meta.md).
 
 | package | | modules |
 |---|---|---|

@@ -8,7 +8,7 @@ import griffe
 
 
 class Brackets(griffe.Extension):
-    """An interval followed by a source, `[-1, 1] [paper, section 3]`, is no reference to a link."""
+    """An interval followed by a source, `[-1, 1] [paper, section 3]`, is not a reference to a link."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Escape the second bracket."""

@@ -22,7 +22,7 @@ them. A group (`learner`, `pair`, `model`, …) is a choice among files: `learne
 author's public code, [D] our decision. `${…}` is the value of another setting.
 """
 LEFT_OUT = ("hydra", "experiment", "dataset", "local")
-"""Folders whose files are no settings of a run, but tables and datasets."""
+"""Folders whose files are tables and datasets, not settings of a run."""
 COMMANDS = {name: f"metaseg {'train' if name == 'config' else name}" for name in CONFIGURATIONS}
 
 

@@ -12,7 +12,7 @@ from metaseg.errors import MetasegError, quoted
 
 
 def several(arrays: Any, what: str) -> list[np.ndarray]:
-    """Images or masks as a list of arrays; images of Pillow become arrays, in RGB unless they are grey or RGBA.
+    """Images or masks as a list of arrays; Pillow images become arrays, in RGB unless they are grey or RGBA.
 
     The indices of a palette stay as they are in masks, where they are labels.
 
@@ -21,7 +21,7 @@ def several(arrays: Any, what: str) -> list[np.ndarray]:
         what: "images" or "masks", for errors.
 
     Raises:
-        MetasegError: if it is a single image, or no sequence.
+        MetasegError: if it is a single image, or not a sequence.
     """
     least = 4 if what == "images" else 3
     single = isinstance(arrays, Image.Image) or (isinstance(arrays, np.ndarray) and arrays.ndim < least)
@@ -51,7 +51,7 @@ def above_zero(**settings: float | None) -> None:
     """Refuse numbers that are not above 0; None passes.
 
     Raises:
-        MetasegError: if one is not.
+        MetasegError: if a number is not above 0.
     """
     for name, value in settings.items():
         if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):

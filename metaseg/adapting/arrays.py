@@ -1,4 +1,4 @@
-"""Users' images as arrays → network input. The only place that checks their shapes and types, and that windows them."""
+"""Users' images as arrays → network input. Only this module checks their shapes and types, and windows them."""
 
 import math
 
@@ -15,7 +15,7 @@ _AS_THEY_ARE = ("1", "L", "I", "F", "RGB", "RGBA")
 
 
 def of_pillow(image: Image.Image) -> np.ndarray:
-    """An image of Pillow as an array that `rgb` takes: palettes, CMYK and others become RGB, or RGBA if clear."""
+    """A Pillow image as an array that `rgb` takes: palettes, CMYK and others become RGB, or RGBA if clear."""
     if image.mode not in _AS_THEY_ARE and not image.mode.startswith("I;16"):
         image = image.convert("RGBA" if image.mode in ("LA", "PA", "La", "RGBa") else "RGB")
     return np.asarray(image)
@@ -102,7 +102,7 @@ def same_size(image: np.ndarray, mask: np.ndarray, name: str) -> None:
     if image.shape[:2] != mask.shape[:2]:
         (height, width), (rows, columns) = image.shape[:2], mask.shape[:2]
         swapped = (height, width) == (columns, rows)
-        reason = "one of the two may be stored turned (EXIF): save both upright" if swapped else ""
+        reason = "one of the two may be stored rotated (EXIF): save both upright" if swapped else ""
         raise MetasegError(
             f"Expected a mask of its image's size, {width}×{height} pixels, found {columns}×{rows} in {name}; "
             f"{reason or 'it may belong to another image'}."

@@ -17,7 +17,7 @@ UNLIKE = 3.0
 With 5 random support images this flags about 1 % of the other images of the same dataset, but 76 to 97 % of skin images
 given endoscopy as support, and 10 to 48 % of endoscopy given skin."""
 ALIKE = 0.5
-"""Images whose values, from 0 to 255, differ by less than this on average are one image, saved again perhaps [D].
+"""Images whose values, from 0 to 255, differ by less than this on average are one image, perhaps saved again [D].
 As thumbnails, frames of CVC-ClinicDB's videos differ by 0.78 and more, those of the capsule video by 5.4, images of
 other datasets by 7; slices of brain MRI by 0.28 where they are nearly black, a tenth of their standard deviation."""
 ALIKE_SHARE = 0.05
@@ -93,7 +93,7 @@ def place_of(image: np.ndarray, images: np.ndarray) -> int | None:
 
 
 def of_new(support: np.ndarray, images: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Warnings about images that look unlike the annotated ones, judged by colour and contrast alone.
+    """Warnings about images that look unlike the annotated ones, judged only by colour and contrast.
 
     Args:
         support: `look` of the K annotated images, (K, 6).

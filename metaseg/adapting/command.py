@@ -210,10 +210,10 @@ def _support(
         same_size(picture, mask, str(one.mask.path))
     checks.require_different(names, np.stack([checks.thumbnail(picture) for picture in pictures]))
     if turned := [one.image.name for one in annotated if is_turned(one.image.path) and not is_turned(one.mask.path)]:
-        _warn([f"Stored turned and shown upright (EXIF), while the mask may not be: {listed(turned, 4)}; check it."])
+        _warn([f"Stored rotated and shown upright (EXIF), while the mask may not be: {listed(turned, 4)}; check it."])
     _warn(checks.of_support(names, [picture.shape[:2] for picture in pictures], masks))
     if len(annotated) > 1 and len({one.image.path for one in annotated}) == 1:
-        _warn(["All annotated images are of one file; of other patients expect a lower Dice than the one below."])
+        _warn(["All annotated images are from one file; expect a lower Dice on other patients than the one below."])
     return pictures, masks, reading.after(like)
 
 
@@ -228,7 +228,7 @@ class _Truth:
     def read(cls, files: Mapping[str, Source], label: int | None, like: Reading | None) -> _Truth:
         """Read the masks; `like`: how the annotated ones were read."""
         raws = (_tried(source.read_mask) for source in files.values())
-        surveys = [survey(raw) for raw in raws if not isinstance(raw, str)]  # what is damaged costs its score alone
+        surveys = [survey(raw) for raw in raws if not isinstance(raw, str)]  # a damaged mask costs only its own score
         reading = decide(surveys, label if surveys else None, like)
         if surveys:
             require_foreground(reading, [one.name for one in surveys])
@@ -261,7 +261,7 @@ def _say(adapted: Adapted, settings: schema.Adaptation) -> None:
     if adapted.estimate is not None:
         print(f"{adapted.estimate.sentence()}\n{adapted.estimate.verdict()}")
     elif len(adapted.support.images) == 1:
-        print("Expected Dice: unknown, as a single annotated image cannot be held out; annotate more.")
+        print("Expected Dice: unknown, because a single annotated image cannot be held out; annotate more.")
     elif settings.folds is None and settings.support is not None and settings.budget is not None:
         print(f"Expected Dice: unknown, as budget={settings.budget:g} seconds allow no estimate; raise budget.")
 
@@ -347,7 +347,7 @@ def _batches(sources: Sequence[Source], most: int) -> Iterator[list[tuple[Source
 
 def _table(rows: Sequence[Mapping[str, Any]], scored: bool) -> pd.DataFrame:
     table = pd.DataFrame(rows)
-    table["page"] = table["page"].astype("Int64")  # nullable, as most images have no page
+    table["page"] = table["page"].astype("Int64")  # nullable, because most images have no page
     # The same columns in every batch, wherever the first image with a truth comes.
     return table.reindex(columns=[*table.columns.drop(_SCORES, errors="ignore"), *(_SCORES if scored else ())])
 

@@ -36,8 +36,8 @@ def confidence(probabilities: np.ndarray, others: Sequence[np.ndarray], empty: b
     """`agreement`; `soft_dice` without other networks. Shape (B,), in [0, 1].
 
     With five and with twenty annotated images of eleven kinds, agreement ranks new images by their Dice with a Spearman
-    correlation of -0.08 to 0.88, 0.45 in the median, the soft Dice with -0.43 to 0.84, 0.16 in the median; agreement is
-    the better one in 18 of the 22 draws (`python -m benchmarks own_images`). It says little where all images are alike,
-    as membranes and retinal vessels are.
+    correlation of -0.08 to 0.88 (median 0.45), the soft Dice with -0.43 to 0.84 (median 0.16); agreement is better in
+    18 of the 22 draws (`python -m benchmarks own_images`). It ranks poorly where all images are alike, such as
+    membranes and retinal vessels.
     """
     return agreement(probabilities, others, empty) if others else soft_dice(probabilities, empty)

@@ -18,7 +18,7 @@ own_images`)."""
 
 ERROR = {20: (0.05, 0.18), 5: (0.07, 0.30)}
 """Mean distance of the corrected estimate from the Dice on other images of these eleven kinds, and by how much it was
-too high for the worst of them, from so many annotated images; of fewer it is not known. On average it is 0.05 too high
+too high for the worst of them, with so many annotated images; unknown with fewer. On average it is 0.05 too high
 with five images and 0.01 with twenty, at worst 0.05 and 0.08 too low."""
 
 GOOD, POOR = 0.85, 0.5

@@ -93,8 +93,8 @@ def _plain(segmenter: Segmenter) -> nn.Module:
         )
     if segmenter.by_batch():
         raise MetasegError(
-            "A network with model.norm=batch cannot be exported, as its predictions depend on one another; train with "
-            "model.norm=support."
+            "A network with model.norm=batch cannot be exported, because its predictions depend on one another; train "
+            "with model.norm=support."
         )
     network = copy.deepcopy(segmenter.network).cpu()
     network.load_state_dict({name: value.cpu() for name, value in segmenter.parameters.items()}, strict=False)

@@ -152,12 +152,12 @@ def _turned_to(path: Path, page: int) -> Iterator[Any]:
 
 
 def is_turned(path: Path) -> bool:
-    """Whether a picture is stored turned or mirrored, to be shown upright (EXIF), and its sides do not show that."""
+    """Whether a picture is stored rotated or mirrored, to be shown upright (EXIF), and its sides do not show that."""
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(TURNED, 1)
             return turned in (2, 3, 4) or (turned in (5, 6, 7, 8) and image.width == image.height)
-    except Exception:  # no picture, or a damaged one, of which reading it says more
+    except Exception:  # not a picture, or damaged: reading it reports more
         return False
 
 
@@ -205,13 +205,13 @@ def _deep_colours(path: Path, page: int, image: Any) -> np.ndarray:
             pixels, turned = cv2.imread(str(path), cv2.IMREAD_UNCHANGED), image.getexif().get(TURNED, 1)
     if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16:
         raise MetasegError(f"cannot read {path}; replace it with a fresh copy, or save it as 8-bit PNG")
-    opaque = pixels[..., 2::-1]  # the fourth channel, if it is no opacity or has been applied to the colours
+    opaque = pixels[..., 2::-1]  # the fourth channel, if it is not opacity or has been applied to the colours
     clear = "A" in image.getbands() and "RGBa" not in str(image.tile)
     return _upright(np.dstack([opaque, pixels[..., 3:]]) if clear else opaque, turned)
 
 
 def _upright(pixels: np.ndarray, turned: int) -> np.ndarray:
-    """An image, (H, W, …), turned and mirrored as the EXIF entry of its orientation says."""
+    """An image, (H, W, …), rotated and mirrored according to its EXIF orientation."""
     if turned in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     rows, columns = (-1 if turned in which else 1 for which in ((3, 4, 7, 8), (2, 3, 6, 7)))
@@ -252,7 +252,7 @@ def _palette(image: Image.Image) -> np.ndarray:
 
 @contextmanager
 def _tiff(path: Path) -> Iterator[Any]:
-    """An open TIFF of tifffile, whose log says no more than the error."""
+    """An open TIFF of tifffile, whose log adds nothing to the error."""
     tifffile = _library("tifffile", path)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     with _damage_named(path), tifffile.TiffFile(path) as file:
@@ -342,7 +342,7 @@ def instance(path: Path) -> str | None:
 def segmented(path: Path) -> dict[str, np.ndarray]:
     """The slices of a DICOM-SEG file: their image's SOP instance UID, or their position, → segment numbers, (H, W).
 
-    Empty for another file.
+    The result is empty for any other file.
 
     Raises:
         MetasegError: if the file is damaged, or segments overlap.
@@ -367,7 +367,7 @@ def _segments(path: Path, changed: int) -> dict[str, np.ndarray]:
         labels, of_segment = found.setdefault(place, np.zeros(frame.shape, np.uint16)), frame > 0
         if labels[of_segment].any():
             raise MetasegError(
-                f"Expected segments that do not overlap in {path}, found overlapping ones; save each alone."
+                f"Expected segments that do not overlap in {path}, found overlapping ones; save each to its own file."
             )
         labels[of_segment] = frame[of_segment] if number is None else number
     return found
@@ -389,7 +389,7 @@ def _frames(dataset: Any) -> Iterator[tuple[str, int | None]]:
 
 
 def _dicom(path: Path) -> np.ndarray:
-    """The image as a DICOM viewer shows it: rescaled, windowed, inverted if its photometric interpretation says so."""
+    """The image as a DICOM viewer shows it: rescaled, windowed, inverted if its photometric interpretation demands."""
     _library("pydicom", path)
     from pydicom.pixels import apply_color_lut, apply_modality_lut
 

@@ -52,7 +52,7 @@ class LearningCurve:
 
     @property
     def exponent(self) -> float:
-        """b: a weighted mean of what was measured and `TYPICAL`, as few images measure it poorly."""
+        """b: a weighted mean of what was measured and `TYPICAL`, because few images measure it poorly."""
         (fewer, low), (more, high) = self.few, self.most
         if low >= 1 or high >= 1:
             return TYPICAL
@@ -76,7 +76,7 @@ class LearningCurve:
 
 
 def learning_curve(adapted: Adapted, progress: Callable[[int, int], None] = lambda done, of: None) -> LearningCurve:
-    """Adapt the model to each fold alone, and compare with the networks adapted to the other folds.
+    """Adapt the model to each fold by itself, and compare with the networks adapted to the other folds.
 
     With three folds this takes about as long as one network takes to adapt.
 

@@ -43,9 +43,9 @@ def load(path: str | Path | None = None, device: str = "auto", recipe: str | Non
 
     Args:
         path: a run directory, a checkpoint (best.ckpt, last.ckpt) anywhere, or a file of `metaseg models build`. None:
-            the built-in model, which has learned from ImageNet alone.
+            the built-in model, which has learned only from ImageNet.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
-        recipe: adaptation recipe of the run's network: "default", or "quick", which adapts the decoder alone. None: as
+        recipe: adaptation recipe of the run's network: "default", or "quick", which adapts only the decoder. None: as
             in the run.
 
     Raises:

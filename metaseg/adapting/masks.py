@@ -1,6 +1,6 @@
 """Masks as people have them → foreground: label maps, palettes, colours, overlays, soft edges.
 
-One rule holds for a whole set of masks and is decided from all of them together, as one mask alone may lack labels
+One rule holds for a whole set of masks and is decided from all of them together, because a single mask may lack labels
 that the others have. `survey` takes what the decision needs from a mask, `decide` makes it, and `Reading` applies it.
 """
 
@@ -95,7 +95,7 @@ def _painted(pixels: np.ndarray) -> np.ndarray:
     codes = coded(colours)
     of_visible = np.unique(codes[visible])
     if len(of_visible) > MANY:
-        return np.where(visible, 0xFFFFFF, 0)  # a piece of a photograph: its shape is the mask
+        return np.where(visible, 0xFFFFFF, 0)  # cut out of a photograph: its shape is the mask
     # Where nothing is transparent black, black is a colour like others.
     return np.where(visible, codes if len(of_visible) > 1 else np.maximum(codes, 1), 0)
 
@@ -255,9 +255,7 @@ class Reading:
             MetasegError: if none has it.
         """
         if label not in self.labels:
-            found = (
-                f"labels {listed(self.labels)}" if self.labels else "no labels, as they are empty or have soft edges"
-            )
+            found = f"labels {listed(self.labels)}" if self.labels else "no labels: they are empty or have soft edges"
             raise MetasegError(f"Expected label={label} in the masks, found {found}; choose another, or omit label.")
 
     def foreground(self, raw: RawMask) -> np.ndarray:
@@ -308,8 +306,8 @@ def decide(
 ) -> Reading:
     """The rule for a set of masks.
 
-    - Values of a palette are its indices, unless index 0 is no background (not black, though black is used) or masks
-      differ in the colours of an index; then they are colours.
+    - Values of a palette are its indices, unless index 0 is not the background (not black, though black is used) or
+      masks differ in the colours of an index; then they are colours.
     - Grey values and colours are labels if they are few and lie in areas; then 0, black or (without black) the
       commonest colour is the background. Without 0, the lowest of several grey values is.
     - Otherwise they are the soft edges of a two-valued mask, and the foreground is above half of the largest value.
@@ -321,10 +319,10 @@ def decide(
         some: whether to refuse a set of labels without the one chosen.
 
     Raises:
-        MetasegError: if a mask is a photograph, no mask has the label, or they are no labels.
+        MetasegError: if a mask is a photograph, no mask has the label, or the values are not labels.
     """
     known = {} if like is None else like.colours
-    # If labels are those of colours, indices are none, and white is no grey value.
+    # If labels stand for colours, indices are not labels, and white is not a grey value.
     by_colour = bool(like and known and "index" not in like.rules) or _misleading(
         [one for one in surveys if one.palette is not None]
     )
@@ -407,7 +405,7 @@ def _background(kind: Kind, pixels: Mapping[int, int], known: Mapping[int, int])
 
 
 def _misleading(surveys: Sequence[Survey]) -> bool:
-    """Whether the indices of palettes mean nothing: index 0 is no background, or masks differ in their palettes."""
+    """Whether the indices of palettes mean nothing: index 0 is not the background, or palettes differ."""
     colours: dict[int, int] = {}
     coloured = False
     for one in surveys:

@@ -89,7 +89,7 @@ class Model:
             size: working size: the side in pixels of a square of as many pixels. None: the smallest that keeps the
                 annotated masks, or the run's.
             crop: side in pixels of random crops to adapt to. None: whole images, unless the budget forbids it.
-            per_step: most annotated images of a step and network. None: the recipe's, or fewer within the budget.
+            per_step: maximum number of annotated images per step and network. None: the recipe's, or by the budget.
             folds: of the annotated images; each adds a network that has not seen it, for the estimate and the
                 confidence. 0: none, and no estimate. None: three, or as many as there are images.
             budget: seconds to adapt and to segment 20 images. None: any time.
@@ -275,7 +275,7 @@ def _foregrounds(
         if any(map(scribbled, found)):
             found_none = "scribbles inside and outside, found none outside; mark some background as well"
         else:
-            found_none = "foreground and background in the masks, found nothing but foreground; mark the objects alone"
+            found_none = "foreground and background in the masks, found nothing but foreground; mark only the objects"
         raise MetasegError(f"Expected {found_none}.")
     return found, reading
 
@@ -380,7 +380,7 @@ class Adapted:
             )
         if label is not None and self.label is None and sum(one > 0 for one in self.colours.values()) > 1:
             raise MetasegError(
-                f"Expected no label, as the segmenter has learnt from all labels as one, found label={label}; leave it "
+                f"Expected no label, because the segmenter has learnt all labels as one, found label={label}; leave it "
                 "out, or adapt the model again."
             )
 
@@ -405,8 +405,8 @@ class Adapted:
         """
         if not self.model.complete:
             raise MetasegError(
-                "Expected the model that was adapted, but the file of a segmenter holds that of the built-in model "
-                "alone; adapt your run to all images instead."
+                "Expected the model that was adapted, but a segmenter's file contains it only if it is the built-in "
+                "model; adapt your run to all images instead."
             )
         self.require_label(label)
         images, masks = several(images, "images"), several(masks, "masks")

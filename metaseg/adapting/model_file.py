@@ -128,7 +128,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def is_one(path: Path) -> bool:
-    """Whether a file says that it is a model file; nothing but its header is read."""
+    """Whether a file's header identifies it as a model file; only the header is read."""
     try:
         with safe_open(path, framework="pt") as file:
             return _KEY in (file.metadata() or {})

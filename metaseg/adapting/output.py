@@ -87,7 +87,7 @@ def _alone(out: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             raise MetasegError(
-                f"Expected out={out} for this call alone, found another call that is writing to it; wait, or choose "
+                f"Expected no other call to write to out={out}, found one that is writing to it; wait, or choose "
                 "another folder."
             ) from None
     try:

@@ -47,7 +47,7 @@ class Plan:
         steps: of each network.
         folds: of the support images; 0: one network, and no estimate.
         crop: side of the square crops of the support images that a step sees; None: whole images.
-        batch: most images of a step and network; None: all.
+        batch: maximum number of images per step and network; None: all.
         kept: mean Dice that the support masks keep at this shape, in [0, 1].
         side: in pixels of the square that the shape was made from; None: the shape is the run's.
         lr: step size; None: the recipe's.
@@ -130,7 +130,7 @@ def within(plan: Plan, budget: float, images: int, per_pixel: float) -> Plan:
     `FEWEST_STEPS` are always taken.
 
     Args:
-        plan: with the most steps.
+        plan: with the maximum number of steps.
         budget: seconds.
         images: K support images.
         per_pixel: seconds of a step per pixel and image.

@@ -38,7 +38,7 @@ def kept(masks: Sequence[np.ndarray], shape: Shape) -> float:
     """Mean Dice, in [0, 1], between masks and what remains of them at a working shape: the best a network can do there.
 
     Args:
-        masks: bool (H, W), of any sizes. Scribbles do not count, as they show no outlines; 1 if there are no others.
+        masks: bool (H, W), of any sizes. Scribbles show no outlines and do not count; 1 if there are no others.
         shape: the working shape.
     """
     scores = [

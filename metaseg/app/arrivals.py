@@ -1,4 +1,4 @@
-"""Requests of other web sites are refused."""
+"""Refuse requests of other web sites."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FromThisMachine:
         self.application, self.hosts = application, hosts
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request on if its headers name this machine alone."""
+        """Pass a request on if its headers name only this machine."""
         given = {key: value.decode("latin-1") for key, value in scope.get("headers", ())}
         named = [f"//{given[b'host']}"] if b"host" in given else []
         named += [given[b"origin"]] if b"origin" in given else []

@@ -123,14 +123,14 @@ class Collection:
                     said.append(take(path))
             except MetasegError as error:
                 said.append(str(error))
-            except Exception as error:  # of this file alone, e.g. a full disk: the others go on
+            except Exception as error:  # only this file fails, e.g. on a full disk; the others continue
                 said.append(self._unexpected(path, error))
         return [sentence for sentence in said if sentence]
 
     def _unexpected(self, path: Path, error: Exception) -> str:
-        """What to say of a file that no check has refused; the rest is for the terminal."""
+        """The message for a file that no check has refused; details go to the terminal."""
         if self.closed:
-            return f"{path.name} was not added, as this session has ended; reload the page."
+            return f"{path.name} was not added, because this session has ended; reload the page."
         traceback.print_exception(error)
         if isinstance(error, OSError):
             why = error.strerror or type(error).__name__
@@ -293,7 +293,7 @@ class Collection:
         forget_volumes()
 
     def require_open(self) -> None:
-        """Refuse to go on after `close`.
+        """Refuse to continue after `close`.
 
         Raises:
             MetasegError: if the session has ended.

@@ -121,7 +121,7 @@ def serving(sessions: Any, port: int = 0, browser: bool = False) -> Iterator[str
 
 
 async def _goodbye(sessions: Any, request: Any) -> Any:
-    """End the session of a page that says that it is being closed."""
+    """End the session of a page that reports that it is being closed."""
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import Response
 

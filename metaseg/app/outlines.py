@@ -1,4 +1,4 @@
-"""Thin outlines of masks, the user's solid and the network's dashed, so that not colour alone tells them apart."""
+"""Thin outlines of masks, the user's solid and the network's dashed, so that they differ in more than colour."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ _SCROLL_TOGETHER = """() => document.addEventListener("scroll", event => {
     pane.scrollTo(event.target.scrollLeft, event.target.scrollTop);
 }, true)"""
 GOODBYE = "goodbye"
-"""Address at which a page that is closed or reloaded says so; one that has merely lost its connection cannot."""
+"""Where a page reports that it is closed or reloaded; one that has merely lost its connection cannot."""
 _SAY_GOODBYE = f"""key => addEventListener("pagehide", () => navigator.sendBeacon("{GOODBYE}/" + key))"""
 _FETCH = """() => document.querySelector("#packed").click()"""
 _ZOOM = """zoom => document.querySelector("#compare").style.setProperty("--zoom", zoom)"""
@@ -268,7 +268,7 @@ class _Page:
         return self.sessions.of(_key(request))
 
     def _shown(self, session: Session, canvas: bool = True) -> Updates:
-        """Everything that depends on the session; `canvas=False` leaves the canvas alone, as the user may be painting.
+        """Everything that depends on the session; `canvas=False` leaves out the canvas, where the user may be painting.
 
         The session holds the selected image, which may have changed since the request.
         """
@@ -276,7 +276,7 @@ class _Page:
         pictures = session.ordered()
         picture = session.pictures.get(name) if name else None
         marked = len(session.annotated)
-        some = any(one.best_file() for one in pictures)  # scribbles alone are no mask
+        some = any(one.best_file() for one in pictures)  # scribbles are not a mask
         tiles = [(str(one.tile()), texts.caption(one)) for one in pictures]
         place = next((place for place, one in enumerate(pictures) if one.name == name), None)
         gallery: dict[str, Any] = {"visible": bool(pictures), "selected_index": place}
@@ -512,7 +512,7 @@ def _warn(sentences: list[str]) -> None:
 def _errors_shown(handler: Callable[..., Any], sessions: Sessions) -> Callable[..., Any]:
     """Wrap a handler so that errors appear as one sentence on the page, with user-supplied file names escaped.
 
-    What fails because the page was closed meanwhile, and its files removed, is no error.
+    A failure because the page was closed meanwhile, and its files removed, is not an error.
     """
 
     @functools.wraps(handler)

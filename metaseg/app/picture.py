@@ -26,7 +26,7 @@ FULL = 4096
 INSIDE, OUTSIDE = 1, 2
 """Marks on a painting, which is 0 elsewhere."""
 PAINTS = {INSIDE: (255, 235, 0), OUTSIDE: (230, 0, 255)}
-"""Colours of the marks: told apart by their blue, also where one is painted over the other."""
+"""Colours of the marks: distinguished by their blue, also where one is painted over the other."""
 OPACITY = 0.5
 """Of paint, to show what is below."""
 _UNMARKED = 128  # of 255, in the file of a scribble
@@ -123,7 +123,7 @@ class Picture:
         return slice(top, top + rows), slice(left, left + columns)
 
     def best_file(self) -> Path | None:
-        """The user's mask, else the network's, else None. Scribbles are no mask."""
+        """The user's mask, else the network's, else None. Scribbles are not a mask."""
         return self.mask_file if self.masked else self.prediction_file if self.line else None
 
     def mask(self) -> np.ndarray:

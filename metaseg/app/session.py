@@ -75,7 +75,7 @@ class Session(Collection):
 
     @property
     def can_go_on(self) -> bool:
-        """Whether `loaded` holds all that `adapt` needs to go on from it; the file of a run's segmenter does not."""
+        """Whether `loaded` holds all that `adapt` needs to continue from it; the file of a run's segmenter does not."""
         return self.loaded is not None and self.loaded.model.complete
 
     @property
@@ -146,10 +146,10 @@ class Session(Collection):
         self._segment(self.adapted, self._share_of(on_progress, "segmenting", 0.0, 1.0))
 
     def load(self, file: str | Path, on_progress: OnProgress = SILENT) -> None:
-        """Read a segmenter of `keep`, segment all images with it, and let `adapt` go on from it; removes the file.
+        """Read a segmenter of `keep`, segment all images with it, and let `adapt` continue from it; removes the file.
 
         Raises:
-            MetasegError: if it is no such file.
+            MetasegError: if it is not such a file.
             Stopped: as for `adapt`.
         """
         self.require_open()
@@ -235,7 +235,7 @@ class Session(Collection):
         def progress(done: int, of: int) -> None:
             self.require_open()  # stops the computation of a closed page
             if self.stopping.is_set():
-                raise Stopped("Stopped at your request, or as the page was gone; the earlier result stays.")
+                raise Stopped("Stopped at your request, or because the page was closed; the earlier result stays.")
             on_progress(low + (high - low) * done / max(1, of), what)
 
         return progress
@@ -251,7 +251,7 @@ class Session(Collection):
         return packed(list(self.pictures.values()), self._fresh("download", "masks.zip"))
 
     def look(self) -> None:
-        """Remember what the canvas shows, to tell later whether the user has painted since."""
+        """Remember what the canvas shows, to find out later whether the user has painted since."""
         picture = self.pictures.get(self.chosen or "")
         self.canvas_marks = None if picture is None else picture.drawn()
 

@@ -1,4 +1,4 @@
-"""One session per open page, removed when the page is closed, lost, or left alone for long."""
+"""One session per open page, removed when the page is closed, lost, or unused for long."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Sessions:
         with self._lock:
             if key in self._ended:
                 raise MetasegError(
-                    f"The images of this page were removed, as it was closed, lost its connection for {LOST / 60:g} "
+                    f"The images of this page were removed: it was closed, lost its connection for {LOST / 60:g} "
                     f"minutes, or was unused for {FORGOTTEN / 3600:g} hours; reload it."
                 )
             self._lost.pop(key, None)

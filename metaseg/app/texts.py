@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Colour = tuple[int, int, int]
 WORD = "lesion"
-"""What is segmented, until the user says it in a word of their own."""
+"""What is segmented, until the user enters their own word."""
 _LONGEST_WORD = 30
 
 TITLE = "# Segment images from a few marked examples"

@@ -48,7 +48,7 @@ def images_of(path: Path, limits: Limits) -> list[tuple[Source, np.ndarray]]:
     """The images in an uploaded file, uint8 (H, W, 3) each; several for a multi-page TIFF or a volume.
 
     Args:
-        path: the file, alone in its folder.
+        path: the only file in its folder.
         limits: of uploads.
 
     Raises:

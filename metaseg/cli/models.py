@@ -67,7 +67,7 @@ def card() -> str:
 
 
 BUILD = ("learner=joint", "model=pretrained", "target=[]", "trainer=auto", "logger=csv")
-"""[D] How `build` trains unless told otherwise: the comparison has not found a meta-learner ahead of joint training."""
+"""[D] How `build` trains by default: the comparison has not found a meta-learner ahead of joint training."""
 
 _TASKS = 25
 """Tasks of a dataset in an epoch, as of a pair's [D]."""
@@ -107,7 +107,7 @@ def build(arguments: Sequence[str]) -> None:
 
 def _train(directory: Path, settings: Sequence[str]) -> None:
     chosen = dict(setting.split("=", 1) for setting in settings if "=" in setting)
-    # Not of the frames of one video, KvasirCapsule-SEG: they show one polyp and are too few for episodes.
+    # Without KvasirCapsule-SEG: its frames, all from one video, show one polyp and are too few for episodes.
     several = [name for name in catalogue.published() if not catalogue.get(name).blocks]
     pair = chosen.get("pair", f"[{','.join(several)}]")
     defaults = [f"pair={pair}", *BUILD]

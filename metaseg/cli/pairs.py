@@ -69,7 +69,7 @@ def _values(text: str) -> str:
 
 
 def _pools(file: Path) -> list[str]:
-    """The pools that a file names; none if it is faulty, which is told if it is chosen."""
+    """The pools that a file names; empty if it is faulty, which is reported if it is chosen."""
     try:
         found = read_yaml(file)
     except (OSError, ValueError):

@@ -45,7 +45,7 @@ def lines(cells: Sequence[Seen]) -> list[str]:
 
 
 def totals(cells: Sequence[Seen]) -> str:
-    """How many cells are where, and the time left."""
+    """The number of cells in each state, and the time left."""
     counts = {state: sum(one.phase is state for one in cells) for state in Phase}
     said = ", ".join(f"{count} {state.value}" for state, count in counts.items() if count)
     left = seconds_left(cells)

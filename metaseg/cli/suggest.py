@@ -43,7 +43,7 @@ def suggested(folder: Path, count: int, annotated: Path | None = None) -> list[s
     names, pictures, start = [], [], 0
     for number, source in enumerate([*known, *new]):
         try:
-            # Shrunk at once, as a folder of whole images may fill the memory.
+            # Shrunk at once, because a folder of whole images may fill the memory.
             pictures.append(shrunk(source.read(), (model.size, model.size)))
         except MetasegError as error:
             print(f"warning: {error}", file=sys.stderr)

@@ -47,14 +47,14 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 def require_size(path: Path, *sides: int, most: int = MOST_PIXELS) -> None:
-    """Refuse an image or volume that is too large, by what its header says of its sides.
+    """Refuse an image or volume that is too large, by the sides that its header states.
 
     Raises:
         MetasegError: if it has more than `most` pixels.
     """
     if math.prod(sides) > most:
         raise MetasegError(
-            f"cannot read {path}: it says that it has {'×'.join(map(str, sides))} pixels, and the limit is "
+            f"cannot read {path}: its header states {'×'.join(map(str, sides))} pixels, and the limit is "
             f"{most / 1e6:.0f} million; replace it with a smaller copy, or remove it"
         )
 

@@ -30,7 +30,7 @@ from metaseg.system import cores
 TARGET_TEST_SHARE = 0.2
 """Share of the target that is scored when a learner trains on the target: the paper's 80/20 split."""
 MOST_WORKERS = 2
-"""Most workers under `data.workers=auto`: one augments 80 images of 256×256 in a quarter of a second."""
+"""Maximum number of workers under `data.workers=auto`: one augments 80 images of 256×256 in a quarter of a second."""
 
 
 def worker_count(setting: int | str, augmentation: str, on_cpu: bool, ranks: int = 1) -> int:

@@ -42,7 +42,7 @@ class Learner(Protocol):
         """Adapt, and yield (step, segmenter) at each step number in `steps`; progress: (steps taken, total steps)."""
 
     def after_inner(self, support: SupportSet) -> Segmenter | None:
-        """Adapt by the inner problem of training alone; None: the learner has no inner loop."""
+        """Adapt only by the inner problem of training; None: the learner has no inner loop."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def score_target(
     """Adapt and score over all draws.
 
     Args:
-        learner: a trained learner, or one that trains on the support set alone.
+        learner: a trained learner, or one that trains only on the support set.
         target: the target.
         settings: of the meta-test.
         progress: called in order with (draw from 0, adaptation steps taken in it, images segmented after that step).

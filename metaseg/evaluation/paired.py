@@ -41,7 +41,7 @@ def paired_test(
 ) -> PairedTest:
     """Compare two learners on the cells scored by both.
 
-    There is no test over images alone, nor over draws of one seed: with thousands of images any two trained networks
+    There is no test over images only, nor over draws of one seed: with thousands of images any two trained networks
     differ significantly, which does not generalise to the next two.
 
     Args:

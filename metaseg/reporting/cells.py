@@ -17,7 +17,7 @@ from metaseg.reporting.runs import Run
 from metaseg.runs.tables import Row, Table, TableCell, fill, row_is_free
 
 NO_PAIR = "No pair"
-"""Label of fine-tuning on the K images alone, the learner scratch."""
+"""Label of fine-tuning on the K images without a pair, the learner scratch."""
 FAILED = 0.5
 """An image whose Dice is below this, an IoU of a third, counts as failed [our decision]."""
 _OPPONENTS = ("maml", "fomaml", "joint", "scratch")
@@ -48,12 +48,12 @@ class Ours:
 class Stages:
     """Where a system's Dice comes from, and what its training took: means over its runs, None where not recorded.
 
-    The mean Dice alone hides whether a few images fail or all are segmented a little worse.
+    The mean Dice by itself hides whether a few images fail or all are segmented a little worse.
 
     Attributes:
         before: Dice before adaptation, a fraction like the next two.
-        inner: after the inner problem of training alone.
-        alone: of the fine-tuned network alone: alpha = 1, neither fold networks nor mirror images.
+        inner: after the inner problem of training, without fine-tuning.
+        alone: of the single fine-tuned network: alpha = 1, neither fold networks nor mirror images.
         failed: share of the scores, as tested, that are below `FAILED`.
         unsolved: share of training's inner problems that were not solved.
         passes: operations of training, in forward and backward passes of one image.
@@ -97,7 +97,7 @@ class Line:
 class Comparison:
     """A planned paired test at a number of shots.
 
-    `test` is None unless the two share an image scored in a common draw of the same data; `ran` tells whether both have
+    `test` is None unless the two share an image scored in a common draw of the same data; `ran` is whether both have
     runs at all. `p` is corrected by Holm's method for the table's comparisons of the `family` at these shots on all
     targets, with runs or without [D]. `opponent` is the second's learner.
     """
@@ -227,7 +227,7 @@ def covers(results: Iterable[Ours | PairedTest]) -> str:
     text = ", or ".join(text for units, text in texts.items() if units in found)
     if not text:
         alone = ", or ".join(text for units, text in of_one_group.items() if units in found)
-        return alone and f"{alone} alone, as all images are one group"
+        return alone and f"{alone} only, because all images are one group"
     return f"{text} (without images where all are one group)" if found & set(of_one_group) else text
 
 

@@ -26,7 +26,7 @@ def read_datasets(folder: Path) -> list[dict[str, str]]:
     try:
         found = read_json(path) if path.is_file() else {}
         if not (isinstance(found, dict) and all(isinstance(row, dict) for row in found.values())):
-            raise ValueError("it is no object of objects")
+            raise ValueError("it is not an object of objects")
     except (OSError, ValueError) as error:
         raise MetasegError(f"Expected the output of experiment=table1, but {path} cannot be read: {error}.") from error
     rows = []

@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Initial:
-    """Runs of one learner, under any name, at one number of shots, that differ in their initial weights alone.
+    """Runs of one learner, under any name, at one number of shots, that differ only in their initial weights.
 
     Attributes:
         learner: its names in alphabetical order, e.g. "pretrained, scratch".

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from metaseg.errors import listed, plural
 from metaseg.evaluation.paired import PairedTest
 from metaseg.plots.figures import look_of, plain_axes, save
-from metaseg.reporting.cells import Block
+from metaseg.reporting.cells import NO_PAIR, Block
 from metaseg.reporting.differences import described
 from metaseg.reporting.exports import signed
 
@@ -143,7 +143,7 @@ def _against(compared: Sequence[Difference]) -> str:
         )
     tested = [one for one in compared if one.test.seeds > 1]
     ahead, behind = (sum(one.certain and one.side == side for one in tested) for side in (1, -1))
-    names = [in_a_sentence(name) for name in dict.fromkeys(one.opponent for one in compared)]
+    names = [_without_a_pair(name) for name in dict.fromkeys(one.opponent for one in compared)]
     opponents = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
     sure = f"p corrected for all that a table compares at these shots is below 5 % in {ahead + behind} of {len(tested)}"
     if ahead and behind:
@@ -154,6 +154,10 @@ def _against(compared: Sequence[Difference]) -> str:
 def in_a_sentence(label: str) -> str:
     """A system's label with a small first letter, unless it is an acronym."""
     return label if label[1:2].isupper() else label[0].lower() + label[1:]
+
+
+def _without_a_pair(label: str) -> str:
+    return "fine-tuning without a pair" if label == NO_PAIR else in_a_sentence(label)
 
 
 def _published(blocks: Sequence[Block]) -> str:
@@ -180,7 +184,7 @@ def _published(blocks: Sequence[Block]) -> str:
     networks = sorted({f"{described(run.settings)} at {run.settings['data']['size']} pixels" for run in runs})
     except_for = f", without {below_trivial} in which marking every pixel is," if below_trivial else ","
     return (
-        f"Our means are above the paper's in {above} of {plural(count, 'cell')}{except_for} and those of no pair in "
-        f"{alone}. Our network: {listed(networks, 3)}; the paper's: an attention U-Net with random or brain-MRI "
+        f"Our means are above the paper's in {above} of {plural(count, 'cell')}{except_for} and those without a pair "
+        f"in {alone}. Our network: {listed(networks, 3)}; the paper's: an attention U-Net with random or brain-MRI "
         "weights at 256 pixels."
     )

@@ -109,7 +109,7 @@ def size_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def _start(run: Run) -> str | None:
-    """Where training started; of a checkpoint the folder of its run, as each pair and seed has one of its own."""
+    """Where training started; of a checkpoint the folder of its run, because each pair and seed has its own."""
     path = Path(run.result.start or "")
     return f"checkpoints in {path.parents[2]}" if path.suffix == ".ckpt" and len(path.parents) > 3 else run.result.start
 

@@ -147,7 +147,7 @@ def _look(learner: str, variant: int = 0) -> Look:
 
 
 def _of_seeds(cell: TableCell) -> str:
-    """A system with the number of its seeds, as they may differ between systems."""
+    """A system with the number of its seeds, which may differ between systems."""
     return f"{cell.row.label} ({plural(len({run.settings['seed'] for run in cell.runs}), 'seed')})"
 
 

@@ -33,7 +33,7 @@ class OverShots(NamedTuple):
 
     `pools`: the pair's datasets. `once`: learners whose networks are the same at all numbers of shots; the others were
     trained for each number.
-    `leads`: shots → iMAML less no pair, paired.
+    `leads`: shots → iMAML minus fine-tuning without a pair, paired.
     """
 
     pair: str
@@ -51,7 +51,7 @@ class OverShots(NamedTuple):
         return " and ".join(titles.get(pool, pool) for pool in self.pools)
 
     def sentence(self, titles: Mapping[str, str]) -> str:
-        """What the pair is worth at each number of images; "" without iMAML or no pair.
+        """What the pair is worth at each number of images; "" without runs of iMAML, or of fine-tuning without a pair.
 
         titles: display names of datasets.
         """
@@ -63,7 +63,8 @@ class OverShots(NamedTuple):
             parts.append(f"{signed(mean)} points ({signed_interval(low, high)}) with {plural(shots, 'image')}")
         title, pair = titles.get(self.target, self.target), self.trained_on(titles)
         over = covers(self.leads.values())
-        return f"On {title}, iMAML trained on {pair} differs from no pair by {', '.join(parts)}, over {over}."
+        differs = f"iMAML trained on {pair} differs from fine-tuning without a pair"
+        return f"On {title}, {differs} by {', '.join(parts)}, over {over}."
 
 
 def over_shots(runs: Sequence[Run]) -> list[OverShots]:

@@ -115,7 +115,7 @@ class RunDirectory:
         try:
             yield
         finally:
-            with suppress(OSError):  # full or gone: the process number tells
+            with suppress(OSError):  # disk full or folder gone: readers check the process
                 self._lock.write_text("", encoding="utf-8")
             lock.release()
 

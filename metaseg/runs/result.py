@@ -59,7 +59,7 @@ class Curve(ResultPart):
 
 
 class FromScratch(Interval):
-    """The Dice after training on the support set alone."""
+    """The Dice after training only on the support set."""
 
     curve: Curve = Curve()
 
@@ -87,7 +87,7 @@ class TargetScores(ResultPart):
     """After adaptation."""
     dsc_before: Interval | None = None
     dsc_inner: Interval | None = None
-    """After the inner problem of training alone, for learners that have one."""
+    """After the inner problem of training, without fine-tuning, for learners that have one."""
     dsc_alone: Interval | None = None
     """Of a single network at the end of its descent, without the recipe's ensemble, α below 1 and mirror images."""
     followed: list[ChosenShare] = []
@@ -138,7 +138,7 @@ class Cost(ResultPart):
     inner_problems: int | None = None
     """Tasks with an inner loop."""
     unsolved: int | None = None
-    """Of these, inner problems that were not solved to the tolerance in the largest number of steps; None: a learner
+    """Of these, inner problems not solved to the tolerance within the maximum number of steps; None: a learner
     that solves none."""
 
 

@@ -379,9 +379,9 @@ class Logger(Group):
 
 
 class ScratchBeside(Group):
-    """Comparison with training on the support set alone."""
+    """Comparison with training only on the support set."""
 
-    compare: bool = setting("also report training on the support set alone")
+    compare: bool = setting("also report training only on the support set")
 
 
 class Evaluation(Group):
@@ -393,7 +393,7 @@ class Evaluation(Group):
     curve: list[Natural] = setting("adaptation steps at which Dice is measured")
     curve_limit: Count = setting("images scored at each of these steps")
     compress: bool = setting("write per_image.csv.gz instead of per_image.csv")
-    scratch: ScratchBeside = setting("training on the support set alone")
+    scratch: ScratchBeside = setting("training only on the support set")
 
 
 class Recipe(Group):
@@ -490,7 +490,7 @@ class OneDevice(AnyTrainer):
     """A trainer on a single device, since pre-training has no tasks to divide."""
 
     devices: Literal[1] | Annotated[Devices, Field(max_length=1)] = setting("1, or the index of the device: [0]")
-    strategy: Literal["auto"] = setting("auto, as there is one device")
+    strategy: Literal["auto"] = setting("auto, because there is one device")
 
 
 class PretrainingProtocol(Patience):

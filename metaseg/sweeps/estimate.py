@@ -128,7 +128,7 @@ def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> tuple[float,
         testing += _testing(settings, step, settings.protocol.adapt)
     mib = max(
         step.outer_mib.of(images),
-        # Members of an ensemble take turns: all parameters and moments are in memory, but images of only one member.
+        # Networks of an ensemble take turns: all parameters and moments are in memory, but images of only one network.
         (1 + _folds(settings.shots, adapt)) * step.adaptation_mib.fixed + settings.shots * step.adaptation_mib.image,
         step.prediction_mib.of(settings.evaluation.batch),
     )
@@ -141,18 +141,18 @@ def _folds(shots: int, adapt: Adapt) -> int:
 
 
 def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> float:
-    """Seconds of `metaseg.evaluation.metatest.score_target` on all targets; `inner`: most steps of the inner problem.
+    """Seconds of `metaseg.evaluation.metatest.score_target` on all targets; `inner`: maximum number of inner steps.
 
-    Each member of an ensemble, and each mirror image, costs as much as a single network.
+    Each network of an ensemble, and each mirror image, costs as much as a single network.
     """
     evaluation, shots, folds = settings.evaluation, settings.shots, _folds(settings.shots, adapt)
     last, constant = adapt.steps, adapt.schedule == "constant"
     curve = {point for point in evaluation.curve if last and (constant or point <= last)} - {0, last}
-    # One descent on all images, one without each fold, and that of the inner problem alone.
+    # One descent on all images, one without each fold, and that of the inner problem.
     of_step = step.adaptation.of(shots) + (folds * step.adaptation.of(shots - shots / folds) if folds else 0.0)
     descents = max([last, *curve]) * of_step + (inner * step.adaptation.of(shots) if last else 0.0)
     ensemble = (1 + folds) * (len(VIEWS) if adapt.flips else 1)
-    # Of all images: at the start, after the inner problem, by the ensemble, and by its first network alone.
+    # Of all images: at the start, after the inner problem, by the ensemble, and only by its first network.
     passes = 1 + (bool(inner) + ensemble + (ensemble > 1) if last else 0)
     seconds = len(settings.target) * evaluation.draws * descents
     for target in settings.target:

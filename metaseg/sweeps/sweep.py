@@ -108,11 +108,11 @@ def _require_valid(planned: Planned) -> None:
     try:
         checked(Run, planned.settings)
     except MetasegError as error:
-        raise MetasegError(f"No cell was run, as {planned.cell.name} would be refused: {error}") from error
+        raise MetasegError(f"No cell was run, because {planned.cell.name} would be refused: {error}") from error
 
 
 def _set_aside(directory: RunDirectory) -> None:
-    """Rename a damaged result, as a cell that has one is not run again."""
+    """Rename a damaged result, because a cell that has a result is not run again."""
     try:
         directory.read_result()
     except MetasegError:

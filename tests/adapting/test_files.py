@@ -45,14 +45,14 @@ def test_exif_orientation_is_applied(tmp_path):
     assert np.array_equal(images_in(tmp_path)[0].read(), np.rot90(PIXELS, -1))
 
 
-def test_a_picture_that_is_stored_turned_is_known(tmp_path):
+def test_pictures_stored_rotated_are_recognised(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3
     save(tmp_path / "turned.jpg", exif=exif)
     save(tmp_path / "upright.png")
     (tmp_path / "damaged.png").touch()
     assert [is_turned(tmp_path / name) for name in ("turned.jpg", "upright.png", "damaged.png")] == [True, False, False]
-    with pytest.raises(MetasegError, match="stored turned"):
+    with pytest.raises(MetasegError, match="stored rotated"):
         same_size(PIXELS, PIXELS[..., 0].T, "a mask")
     with pytest.raises(MetasegError, match="another image"):
         same_size(PIXELS, PIXELS[:4, :, 0], "a mask")
@@ -172,7 +172,7 @@ def test_annotated_images_lie_in_two_folders(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["_mask", "-mask", "_segmentation", "_seg"])
-def test_or_in_one(tmp_path, ending):
+def test_annotated_images_lie_in_one_folder(tmp_path, ending):
     for stem in ("a", "b"):
         save(tmp_path / f"{stem}.jpg")
         save(tmp_path / f"{stem}{ending}.png", MASK)
@@ -229,7 +229,7 @@ def test_a_mask_belongs_to_the_image_of_its_own_name_and_an_image_has_one_mask(t
         truth_in(tmp_path / "truth", images_in(tmp_path / "new"))
 
 
-def test_what_a_folder_without_images_holds_is_said(tmp_path):
+def test_errors_name_what_a_folder_without_images_holds(tmp_path):
     (tmp_path / "scans").mkdir()
     with pytest.raises(MetasegError, match="but the folder scans; give the folder"):
         images_in(tmp_path)
@@ -266,7 +266,7 @@ def test_files_that_cannot_be_read_are_not_passed_over_in_silence(tmp_path):
     assert len(images_in(tmp_path)) == 1
 
 
-def test_masks_beside_their_images_are_no_images(tmp_path):
+def test_masks_beside_their_images_are_not_images(tmp_path):
     for name in ("a.png", "a_mask.png", "b.jpg", "b_segmentation.png", "c_mask.png"):
         save(tmp_path / name)
     assert [source.path.name for source in images_in(tmp_path)] == ["a.png", "b.jpg", "c_mask.png"]
@@ -280,7 +280,7 @@ def test_suggests_the_images_subfolder(tmp_path):
         images_in(tmp_path)
 
 
-def test_floats_from_0_to_1_are_no_black_image(tmp_path):
+def test_floats_from_0_to_1_are_not_read_as_black(tmp_path):
     share = (PIXELS[..., 0] / 255).astype(np.float32)
     save(tmp_path / "a.tif", share)
     save(tmp_path / "b.tif", share * 255)

@@ -28,10 +28,10 @@ def test_how_far_ahead_and_how_sure_is_said_for_each_number_of_images():
     nan = compared(NO_PAIR, 0.01, float("nan"), float("nan"), p=float("nan"), shots=20, seeds=1)
     (sentence,) = findings([block(ahead, behind, unsure, corrected, alone, nan)])
     assert sentence == (
-        "iMAML differs from no pair by −4.0 to +4.0 points with 5 images (the 95 % interval is above 0 in 2 of 4, "
-        "below in 1; 2 to 3 seeds), +1.0 to +5.0 points with 20 images (the 95 % interval is above 0 in 1 of 2, below "
-        "in 0; 1 seed); p corrected for all that a table compares at these shots is below 5 % in 2 of 4, of which "
-        "iMAML is behind in 1."
+        "iMAML differs from fine-tuning without a pair by −4.0 to +4.0 points with 5 images (the 95 % interval is "
+        "above 0 in 2 of 4, below in 1; 2 to 3 seeds), +1.0 to +5.0 points with 20 images (the 95 % interval is "
+        "above 0 in 1 of 2, below in 0; 1 seed); p corrected for all that a table "
+        "compares at these shots is below 5 % in 2 of 4, of which iMAML is behind in 1."
     )
     (of_one,) = findings([block(alone)])
     assert of_one.endswith("below in 0; 1 seed).")
@@ -50,11 +50,11 @@ def test_learners_and_the_paper_have_sentences_of_their_own():
     ]
     papers = block(target="kvasir", lines=lines, cells=[SimpleNamespace(row=row, runs=[run])])
     first, second, third = findings([ours, papers])
-    assert first.startswith("iMAML differs from no pair by +10.0 points")
+    assert first.startswith("iMAML differs from fine-tuning without a pair by +10.0 points")
     assert second.startswith("iMAML differs from MAML and joint by 0.0 to +2.0 points")
     assert third == (
-        "Our means are above the paper's in 2 of 3 cells, without 1 in which marking every pixel is, and those of no "
-        "pair in 1. Our network: pretrained, lite0: package weights at 128 pixels; the paper's: an attention U-Net "
+        "Our means are above the paper's in 2 of 3 cells, without 1 in which marking every pixel is, and those without "
+        "a pair in 1. Our network: pretrained, lite0: package weights at 128 pixels; the paper's: an attention U-Net "
         "with random or brain-MRI weights at 256 pixels."
     )
 

@@ -151,7 +151,7 @@ def test_the_page_holds_everything_itself(reported):
     assert "synthetic images" not in text
 
 
-def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
+def test_stages_of_the_dice_and_training_cost_are_shown(tmp_path):
     for seed, inner, passes in ((0, 0.7, 1000), (1, 0.8, 2000)):
         write_run(tmp_path / str(seed), "imaml", seed=seed, dice=0.4 + 0.5 * seed)  # one fails, the other does not
         path = tmp_path / str(seed) / "result.json"
@@ -172,7 +172,7 @@ def test_where_the_dice_comes_from_and_what_training_took(tmp_path):
     assert (line[3:5], line[7:]) == (["75.0", "65.0"], ["10 %", "1,500", "1.5"])
 
 
-def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
+def test_the_page_explains_intervals_and_that_p_needs_two_seeds(tmp_path):
     for learner in ("imaml", "maml"):
         write_run(tmp_path / learner, learner)
     assert main([str(tmp_path)]) == 0
@@ -185,7 +185,7 @@ def test_what_an_interval_covers_and_that_p_needs_two_seeds_is_told(tmp_path):
         assert of_one in (tmp_path / "report" / f"table2.{suffix}").read_text(encoding="utf-8")
 
 
-def test_what_runs_of_a_table_should_share_and_do_not_is_named(tmp_path):
+def test_differences_between_runs_of_a_table_are_named(tmp_path):
     def write(name, keys, of="a", epochs=4, start="ph2_kvasir-seed0-1a", **changes):
         starts = {"dir": of, "epochs": epochs, "learner": {"adapt": {"steps": epochs}}}
         path = write_run(tmp_path / name, name, starts=starts, **changes) / "result.json"
@@ -273,7 +273,7 @@ def test_broken_and_unfinished_directories_are_named_and_the_rest_is_reported(tm
 
 
 @pytest.mark.long
-def test_an_earlier_figure_that_cannot_be_removed_is_told(tmp_path):
+def test_an_earlier_figure_that_cannot_be_removed_is_reported(tmp_path):
     write_run(tmp_path / "a")
     (tmp_path / "report" / "figures" / "old.png").mkdir(parents=True)
     with pytest.raises(MetasegError, match="could not be written"):
@@ -369,7 +369,9 @@ def test_dice_is_drawn_over_three_and_more_numbers_of_shots(tmp_path):
     order = ("What was found", "Paired differences in Dice", "Dice over the number of annotated images", 'id="read"')
     assert sorted(order, key=page.index) == list(order)
     assert re.search(
-        r"On ISIC-2018, iMAML trained on PH² and Kvasir-SEG differs from no pair by \+\d+\.\d points \(", page
+        r"On ISIC-2018, iMAML trained on PH² and Kvasir-SEG differs from fine-tuning without a pair "
+        r"by \+\d+\.\d points \(",
+        page,
     )
     assert [found.leads[shots].difference.mean for shots in (1, 5, 50)] == pytest.approx([0.1] * 3, abs=0.03)
 

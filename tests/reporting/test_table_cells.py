@@ -1,4 +1,4 @@
-"""The numbers of a table's cells: Dice with intervals, the best system, paired differences, no pair."""
+"""The numbers of a table's cells: Dice with intervals, the best system, paired differences, runs without a pair."""
 
 import json
 import math
@@ -137,7 +137,7 @@ def test_what_an_interval_covers(tmp_path):
     pd.read_csv(path, dtype={"image": str}).assign(group=0).to_csv(path, index=False)
     runs = read_runs(tmp_path).runs
     assert covers(ours([one], "isic") for one in runs if one.name == "maml1") == (
-        "draws of one seed alone, as all images are one group"
+        "draws of one seed only, because all images are one group"
     )
     assert covers(ours([one], "isic") for one in runs) == (
         "draws and groups of images of one seed (without images where all are one group)"

@@ -64,7 +64,7 @@ def download(url: str, target: Path, expected: int | None = None) -> None:
 
     Args:
         url: http or https.
-        target: in an existing folder; created only once complete, as far as the server tells.
+        target: in an existing folder; created only once complete, as far as the server states its length.
         expected: size in bytes, if known; a server that announces another length is refused.
 
     Raises:

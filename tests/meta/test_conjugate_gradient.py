@@ -106,7 +106,7 @@ def test_zero_right_hand_side():
     assert solution.iterations == 0
 
 
-def test_spent_steps_are_said():
+def test_exhausted_steps_are_reported():
     matrix, b = spectrum([1.0, 10.0, 100.0, 1000.0])
     assert conjugate_gradient(lambda v: matrix @ v, b, steps=2, tolerance=1e-9).outcome is Outcome.STEPS_SPENT
 

@@ -74,7 +74,7 @@ def test_cosine_schedule_warms_up_and_decays_to_zero():
         *({"lr": math.nan}, {"lr": math.inf}, {"steps": 1.5}, {"lam": math.nan}, {"tolerance": math.nan}),
     ],
 )
-def test_what_is_no_inner_loop_is_refused(wrong):
+def test_invalid_inner_loops_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         InnerLoop(**wrong)
 

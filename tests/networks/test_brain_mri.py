@@ -52,7 +52,7 @@ def test_file_name_carries_the_hash_and_does_not_depend_on_the_folder(unet, tmp_
     assert [path.name for path in first.parent.iterdir()] == [first.name]
 
 
-def test_folder_that_cannot_be_written_is_told(unet, tmp_path):
+def test_unwritable_folder_is_reported(unet, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MetasegError, match="choose another folder"):
         save_in_hub_layout(unet, tmp_path / "file")

@@ -54,7 +54,7 @@ def test_initial_weights_can_be_left_out_for_a_checkpoint(tmp_path):
         ({"name": "smp", "init": "brain_mri"}, "model.init=random with model=smp, found brain_mri"),
     ],
 )
-def test_bad_settings_are_told(settings, sentence):
+def test_invalid_settings_are_refused(settings, sentence):
     with pytest.raises(MetasegError) as error:
         build(**settings)
     assert sentence in str(error.value)

@@ -83,7 +83,7 @@ def test_under_support_statistics_a_prediction_does_not_depend_on_the_other_imag
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)  # kernels may differ with the batch size
 
 
-def test_under_batch_statistics_it_does():
+def test_under_batch_statistics_a_prediction_depends_on_the_other_images():
     network, parameters, _, query = episode()
     together, _ = forward(network, parameters, query)
     fewer, _ = forward(network, parameters, query[:2])

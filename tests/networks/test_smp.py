@@ -97,7 +97,7 @@ def test_fingerprint_names_architecture_and_encoder():
         ({"arch": "UnetPlusPlus", "encoder": "mit_b0"}, "UnetPlusPlus with encoder mit_b0"),
     ],
 )
-def test_bad_settings_are_told(settings, sentence):
+def test_invalid_settings_are_refused(settings, sentence):
     with pytest.raises(MetasegError) as error:
         LibraryNetwork(**settings)
     assert sentence in str(error.value)

@@ -211,7 +211,7 @@ def test_a_checkpoint_that_was_cut_short_gives_way_to_the_one_before(train, resu
         (DIRECTORY + "write_result", errno.ENOSPC),
     ],
 )
-def test_what_cannot_be_written_is_a_sentence_and_what_was_saved_stays(train, tmp_path, monkeypatch, place, number):
+def test_write_errors_are_one_sentence_and_keep_what_was_saved(train, tmp_path, monkeypatch, place, number):
     with monkeypatch.context() as patch:
         error = OSError(number, os.strerror(number), "a file")
         patch.setattr(place, lambda *_, **__: (_ for _ in ()).throw(error))
@@ -254,9 +254,7 @@ def becomes_read_only(place):
         ("metaseg.training.run:score", True),
     ],
 )
-def test_a_folder_that_becomes_read_only_is_a_sentence_and_what_was_saved_stays(
-    train, train_process, tmp_path, place, saved
-):
+def test_a_read_only_folder_is_one_sentence_and_keeps_what_was_saved(train, train_process, tmp_path, place, saved):
     settings = ["learner=fomaml", "trainer.save_every=1"]
     ended = train_process(*settings, before=functools.partial(becomes_read_only, place))
     assert_fails_in_words(ended, "run", "Read-only file system")
@@ -395,7 +393,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(train, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
-def test_training_does_not_go_on_from_another_run_or_the_best_weights(train, trained, name):
+def test_training_does_not_resume_from_another_run_or_the_best_weights(train, trained, name):
     of_another = trained / "checkpoints" / name
     assert_fails_in_words(train("learner=fomaml", f"ckpt_path={of_another}"), "must be last", f"start={of_another}")
     with pytest.raises(MetasegError, match="must be last"):
@@ -414,7 +412,7 @@ def test_training_does_not_go_on_from_another_run_or_the_best_weights(train, tra
         ("evaluation.draws=7", None),
     ],
 )
-def test_a_run_goes_on_with_the_settings_that_it_has(tmp_path, changed, said):
+def test_a_run_resumes_only_with_its_own_settings(tmp_path, changed, said):
     directory = RunDirectory(tmp_path)
     begin(directory, settings_of(*TINY, "learner=fomaml", "start=model"), resumed=False)
     again = settings_of(*TINY, "learner=fomaml", "start=model", changed)

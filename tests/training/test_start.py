@@ -52,7 +52,7 @@ def test_auto_is_the_protocols_where_the_models_network_learns_from_the_pair(tmp
     "overrides",
     [["learner=feyjie", "learner.adapt.steps=0"], ["learner=naive", "learner.train_on=target"], ["start=/no/such/run"]],
 )
-def test_a_start_that_cannot_be_is_refused(tmp_path, overrides):
+def test_impossible_starts_are_refused(tmp_path, overrides):
     with pytest.raises(MetasegError, match="start"):
         begins(settings(tmp_path, *overrides))
 

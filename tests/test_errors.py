@@ -18,6 +18,6 @@ NOBODY = "~nobody-of-this-name/folder"
         lambda: layouts.scan(catalogue.get("ph2"), NOBODY),
     ],
 )
-def test_the_home_of_nobody_is_refused_in_a_sentence(call):
+def test_the_home_of_an_unknown_user_is_refused_in_one_sentence(call):
     with pytest.raises(MetasegError, match=f"found {NOBODY}, but there is no such user"):
         call()

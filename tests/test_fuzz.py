@@ -25,7 +25,7 @@ def broken(path):
         raise MetasegError("refused")
 
 
-def test_what_is_not_refused_in_a_sentence_is_found_and_kept(tmp_path, monkeypatch):
+def test_inputs_not_refused_in_one_sentence_are_found_and_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seeds = {f"{name}.bin": name.encode() for name in ("good", "hangs", "lines", "raises", "executes")}
     monkeypatch.setitem(fuzz.READERS, "images", (lambda: seeds, broken))
@@ -43,7 +43,7 @@ def test_what_is_not_refused_in_a_sentence_is_found_and_kept(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["images", "stacks", "dicom", "csv", "archives"])
-def test_changes_can_be_made_again(name):
+def test_changes_are_reproducible(name):
     seeds = fuzz.READERS[name][0]()
     for file, content in seeds.items():
         first, again = (

@@ -126,7 +126,7 @@ def test_a_terminal_that_cannot_draw_gets_lines(clock, monkeypatch):
     assert len(lines(terminal)) == 3
 
 
-def test_work_that_goes_on_is_timed_by_what_is_done_now(clock, pipe):
+def test_resumed_work_is_timed_by_what_is_done_now(clock, pipe):
     with Progress("training", 160, "steps", done=120, stream=pipe, clock=clock) as progress:
         work(progress, clock, steps=10, seconds=2, first=120)
         assert "130/160 steps" in progress.text()
@@ -157,7 +157,7 @@ def test_the_count_never_goes_back(clock, pipe):
         assert "4/10 steps" in progress.text()
 
 
-def test_what_fails_is_not_praised(clock, pipe):
+def test_failed_work_has_no_final_line(clock, pipe):
     def fails(seconds):
         clock.now += seconds
         progress.update(1)
@@ -174,7 +174,7 @@ def test_what_fails_is_not_praised(clock, pipe):
     assert len(lines(stream)) == 2
 
 
-def test_a_reader_that_is_gone_does_not_end_the_work(clock):
+def test_progress_survives_a_closed_pipe(clock):
     class Closed(io.StringIO):
         def write(self, text):
             raise BrokenPipeError
@@ -193,7 +193,7 @@ def test_durations(seconds, text):
 WORK = Work(draws=2, steps=10, support=5, points={0: (8, 1), 4: (2, 4), 10: (8, 4)})
 
 
-def test_the_work_of_a_test_is_done_when_all_of_it_is():
+def test_the_work_of_a_test_ends_at_its_total():
     assert WORK.of_draw == 3 * 10 * 5 + 8 + 2 * 4 + 8 * 4
     places = [(0, 0, 0), (0, 0, 8), (0, 2, 0), (0, 4, 0), (0, 4, 2), (0, 10, 0), (0, 10, 5), (0, 10, 8), (1, 0, 0)]
     done = [WORK.done(*place) for place in places]
@@ -204,7 +204,7 @@ def test_the_work_of_a_test_is_done_when_all_of_it_is():
     assert WORK.done(1, 10, 9) == WORK.total  # a draw may score more images than the first
 
 
-def test_a_test_says_which_target_it_is_at_and_counts_all_of_them(clock, pipe):
+def test_a_test_names_its_current_target_and_counts_all_of_them(clock, pipe):
     parts = {"isic": WORK, "isic from scratch": WORK}
     with Progress("testing", 2 * WORK.total, "%", stream=pipe, clock=clock) as progress:
         report = reporter(progress, parts, "isic from scratch")
@@ -240,7 +240,7 @@ class Adapting:
 
 @pytest.mark.parametrize("tells", [True, False])
 @pytest.mark.parametrize("steps", [0, 6])
-def test_a_test_tells_how_far_it_is_from_nothing_to_all(steps, tells):
+def test_a_test_reports_its_progress_from_start_to_end(steps, tells):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
     pool = prepare_arrays("kvasir", images, (images[..., 0] > 127).astype(np.uint8))

@@ -127,7 +127,7 @@ def untrained(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if not one.startswith(("make ", "python -m benchmarks "))])
-def test_the_command_does_what_it_says(command, place, program, trained, untrained, capfd):
+def test_the_command_runs_as_documented(command, place, program, trained, untrained, capfd):
     words = shlex.split(command)
     if command in NOT_HERE:
         pytest.skip(NOT_HERE[command])

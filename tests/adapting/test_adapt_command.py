@@ -110,7 +110,7 @@ def test_one_annotated_image_works_without_an_estimate(adapt, folders):
     assert "Expected Dice: unknown" in done.stdout
 
 
-def test_what_was_learnt_from_does_not_count_and_a_curve_that_cannot_be_does_not_end_the_call(adapt, folders):
+def test_annotated_images_are_not_scored_and_an_impossible_curve_is_only_a_warning(adapt, folders):
     for place, name in (("images", "new"), ("masks", "truth")):
         shutil.copy(folders / "support" / place / "case 0.png", folders / name / "again.png")
     done = adapt("folds=0", "curve=true", images=folders / "new", truth=folders / "truth")
@@ -132,7 +132,7 @@ def test_warns_about_inconsistent_support(adapt, folders):
     assert "1 image of 4 looks unlike the annotated ones in colour or contrast (green)" in done.stderr
 
 
-def test_an_unreadable_image_does_not_keep_the_others(adapt, folders):
+def test_unreadable_images_do_not_stop_the_others(adapt, folders):
     (folders / "new" / "case 5.png").write_bytes(b"broken")
     done = adapt("folds=0", images=folders / "new")
     assert done.returncode == 1
@@ -254,7 +254,7 @@ def test_annotations_are_added_to_a_segmenter_of_any_label(adapt, folders, exten
         assert not (folders / "other").exists()
 
 
-def test_colours_mean_to_a_saved_segmenter_what_they_meant(adapt, folders, extended):
+def test_saved_segmenters_keep_the_meaning_of_colours(adapt, folders, extended):
     def green(mask):
         """The mask in green, above a red stripe."""
         pixels = (mask > 0)[..., None] * np.array([0, 200, 0], np.uint8)
@@ -282,7 +282,7 @@ def test_colours_mean_to_a_saved_segmenter_what_they_meant(adapt, folders, exten
     assert score == pytest.approx(dice(mask[None], masks[4][None])[0])
 
 
-def test_what_was_learnt_from_does_not_count_at_another_working_size(adapt, folders, extended):
+def test_annotated_images_are_not_scored_at_another_working_size(adapt, folders, extended):
     kept = extended(lambda mask: mask, None)
     shutil.copy(folders / "support" / "images" / "case 0.png", folders / "new" / "again.png")
     for folder in ("images", "masks"):
@@ -303,9 +303,7 @@ def test_what_was_learnt_from_does_not_count_at_another_working_size(adapt, fold
         (halves, ["label=[1,7]"], ["label=7", "1, 2"]),
     ],
 )
-def test_masks_that_cannot_be_meant_are_refused_before_anything_is_written(
-    adapt, folders, where, change, overrides, words
-):
+def test_implausible_masks_are_refused_before_anything_is_written(adapt, folders, where, change, overrides, words):
     rewrite(folders / where, change)
     if where == "truth" and overrides:
         rewrite(folders / "support" / "masks", lambda mask: (mask > 0) * np.uint8(7))
@@ -351,7 +349,7 @@ def test_paths_are_used_verbatim(adapt, folders):
     assert len(list((folders / name / "out" / "masks").iterdir())) == 3
 
 
-def test_a_true_mask_that_cannot_be_used_costs_its_score_alone(adapt, folders):
+def test_unusable_true_masks_lose_only_their_own_score(adapt, folders):
     (folders / "truth" / "case 4.png").write_bytes(b"broken")
     Image.new("L", (6, 4)).save(folders / "truth" / "case 6.png")
     done = adapt("folds=0", images=folders / "new", truth=folders / "truth")

@@ -60,7 +60,7 @@ def test_numbers_are_checked(value):
         at_least(0, seed=value)
 
 
-def test_a_segmenter_says_why_it_does_not_take_one_array(trained, lesions):
+def test_segmenters_explain_why_a_single_array_is_refused(trained, lesions):
     segmenter = metaseg.load(trained).adapt(*lesions, steps=1, folds=0)
     with pytest.raises(MetasegError, match=r"\[image\]"):
         segmenter.segment(lesions[0][0])

@@ -282,7 +282,7 @@ def test_a_fourth_grey_channel_is_not_taken_for_opacity(tmp_path):
         formats.read(several, 1)
 
 
-def test_what_neither_library_reads_is_refused_with_the_remedy(tmp_path):
+def test_unreadable_formats_are_refused_with_a_remedy(tmp_path):
     samples = np.dstack([DEEP, DEEP[..., :2]])
     _, several = paged_by_tifffile(tmp_path, samples, extrasamples=["unspecified"] * 2)
     with pytest.raises(MetasegError, match=r"channels in .*several\.tif, found 5"):
@@ -306,7 +306,7 @@ def test_an_uncompressed_page_without_some_parts_is_refused(tmp_path):
     refused(path, page=1)
 
 
-def test_pages_that_go_round_and_round_are_counted_once(tmp_path):
+def test_cyclic_tiff_pages_are_counted_once(tmp_path):
     _, several = paged_by_tifffile(tmp_path, PICTURE[..., 0].astype(float), "minisblack")
     content = several.read_bytes()
     tags = int.from_bytes(content[8:10], "little")
@@ -317,7 +317,7 @@ def test_pages_that_go_round_and_round_are_counted_once(tmp_path):
     assert formats.pages(several) == 2
 
 
-def test_stems_are_the_same_however_a_system_writes_letters(tmp_path):
+def test_stems_are_unicode_normalised(tmp_path):
     save(tmp_path / "images" / "a\u0308.png")
     save(tmp_path / "masks" / "\u00e4_mask.png", PIXELS[..., 0] // 128 * 255)
     (one,) = annotated_in(tmp_path)

@@ -284,12 +284,12 @@ def test_all_masks_empty_are_refused_and_some_are_not():
         np.zeros((0, 4)),
     ],
 )
-def test_arrays_that_are_no_masks_are_refused(mask):
+def test_arrays_that_are_not_masks_are_refused(mask):
     with pytest.raises(MetasegError, match="mask 0 must"):
         of_array(mask, "mask 0")
 
 
-def test_what_is_read_is_said():
+def test_the_reading_of_masks_is_described():
     sentence = read(LABELS)[1].sentence()
     assert "0, 1, 2, 3" in sentence
     assert "label=N" in sentence

@@ -73,7 +73,7 @@ def test_another_description_is_refused(file, tmp_path, changes):
 
 
 @pytest.mark.parametrize("pair", [[], ["pair=[cvc,isic,ph2]"], ["pair=isic_ph2"]])
-def test_what_build_asks_for_fits_the_published_datasets(tmp_path, monkeypatch, pair):
+def test_build_settings_fit_the_published_datasets(tmp_path, monkeypatch, pair):
     asked = []
     monkeypatch.setattr(models, "train", lambda: asked.extend(sys.argv[1:-1]))
     assert main(["build", str(tmp_path / "mine.safetensors"), *pair]) == 1  # there is no run, as nothing was trained

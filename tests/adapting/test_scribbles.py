@@ -113,7 +113,7 @@ def test_learners_that_compare_images_refuse_scribbles(run_of):
         model.adapt([image], [scribble(inside, centre)])
 
 
-def test_a_last_axis_of_one_is_none(trained):
+def test_scribbles_may_have_a_last_axis_of_length_one(trained):
     image, inside, centre = disc(0)
     strokes = scribble(inside, centre)
     flat, deep = (

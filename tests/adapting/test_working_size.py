@@ -96,7 +96,7 @@ def test_a_roomier_plan_is_never_smaller():
     assert Plan((256, 256), 160, 3).roomier(large).shape == (256, 256)
 
 
-def test_a_plan_prints_what_gives_it_again():
+def test_a_plan_prints_the_settings_that_reproduce_it():
     masks = [discs(90, (400, 800))]
     plan = Plan.at(128, masks, 80, 3)
     assert plan.shape == (96, 160)

@@ -43,7 +43,7 @@ def test_other_sites_are_refused(host, origin, status):
     assert sent[0]["status"] == status
 
 
-def test_of_many_visits_only_the_last_are_kept(network, limits, tmp_path, monkeypatch):
+def test_only_the_latest_visits_are_kept(network, limits, tmp_path, monkeypatch):
     state_holder = pytest.importorskip("gradio.state_holder")
     monkeypatch.setattr(command, "_PAGES", 2)
 

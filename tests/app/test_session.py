@@ -195,7 +195,7 @@ def test_an_image_that_is_marked_twice_is_named(session, upload, tmp_path):
         session.adapt()
 
 
-def test_learning_gives_the_dice_to_expect_and_a_verdict(session, upload):
+def test_learning_gives_the_expected_dice_and_a_verdict(session, upload):
     session.add_images(upload("image", 0, 1, 2))
     assert session.estimate() == []
     session.add_masks(upload("mask", 0))

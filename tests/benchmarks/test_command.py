@@ -78,7 +78,7 @@ def test_a_missing_method_keeps_its_row():
     assert report.rows[2][-1] == "failed: RuntimeError: no kernel"
 
 
-def test_memory_says_what_it_could_not_measure(monkeypatch):
+def test_memory_names_what_it_could_not_measure(monkeypatch):
     def peaks(setting, methods, wanted=True):
         return {method.name: {"mib": 10.0 * setting.inner_steps, "how": "sampling"} for method in methods}
 

@@ -84,7 +84,7 @@ def test_passes_give_no_gradient(method):
     assert method.prepare(make_problem(TINY))().gradient is None
 
 
-def test_a_wrong_gradient_shows(reference):
+def test_wrong_gradients_are_detected(reference):
     exact = reference.exact("hessian")
     assert reference.error("hessian", exact).relative == 0
     twice = reference.error("hessian", 2 * exact)
@@ -94,7 +94,7 @@ def test_a_wrong_gradient_shows(reference):
     assert reference.error("first_order", exact).residual is None
 
 
-def test_the_reference_says_where_it_is_unsolved():
+def test_the_reference_reports_unsolved_problems():
     reference = Reference(replace(TINY, lam=10.0), steps=2)
     reference.exact("hessian")
     assert reference.unsolved["hessian"] > 1e-10
@@ -132,6 +132,6 @@ def test_names_are_checked():
         choose(["mmal"])
 
 
-def test_a_package_that_is_not_there_is_said_so():
+def test_missing_packages_are_reported():
     with pytest.raises(MissingError, match=r"\[benchmarks\]"):
         optional("a_package_that_nobody_has")

@@ -37,7 +37,7 @@ def test_each_draw_is_measured_once_and_kept(trained, folders, tmp_path, monkeyp
     assert "found seed=3 (was 0)" in capsys.readouterr().err
 
 
-def test_what_stands_out_is_found_at_the_size_of_each_image():
+def test_salient_objects_are_found_at_the_size_of_each_image():
     images, masks = zip(*(lesion(number, size) for number, size in enumerate([(48, 64), (70, 50)])), strict=True)
     found = unannotated.salient(images, lambda images: 7 * images.mean(1, keepdims=True) - 3)
     for one, mask in zip(found, masks, strict=True):
@@ -45,6 +45,6 @@ def test_what_stands_out_is_found_at_the_size_of_each_image():
         assert np.mean(one == mask) > 0.95
 
 
-def test_without_its_extra_there_is_none(monkeypatch):
+def test_without_its_extra_there_is_no_salient_object_network(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert unannotated.network() is None

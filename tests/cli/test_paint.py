@@ -33,7 +33,7 @@ def test_painted_images_are_those_of_the_twin(tmp_path, capsys):
         (["mars"], "mars"),
     ],
 )
-def test_wrong_input_is_told_in_one_sentence(tmp_path, capsys, arguments, words):
+def test_invalid_input_is_refused_in_one_sentence(tmp_path, capsys, arguments, words):
     assert main(["paint", *arguments, "--out", str(tmp_path / "new")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
@@ -42,13 +42,13 @@ def test_wrong_input_is_told_in_one_sentence(tmp_path, capsys, arguments, words)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path, capsys):
+def test_impossible_folders_are_reported(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["paint", "isic", "--count", "1", "--size", "32", "--out", str(tmp_path / "file" / "new")]) == 1
     assert "could not be written" in capsys.readouterr().err
 
 
-def test_what_is_there_stays(tmp_path, capsys):
+def test_existing_files_are_kept(tmp_path, capsys):
     (tmp_path / "masks").mkdir()
     Image.new("L", (2, 2)).save(tmp_path / "masks" / "mine.png")
     assert main(["paint", "isic", "--count", "1", "--size", "32", "--out", str(tmp_path)]) == 1

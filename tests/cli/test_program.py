@@ -114,20 +114,20 @@ def refused(metaseg, *arguments):
     return said.removeprefix("error: ")
 
 
-def test_help_for_a_choice_that_there_is_not_is_refused_in_a_sentence(metaseg):
+def test_help_for_an_unknown_choice_is_refused_in_one_sentence(metaseg):
     status, _, said = metaseg("train", "--help", "learner=nope")
     assert (status, said.count("\n")) == (1, 1)
     assert "learner must be one of anil" in said
 
 
 @pytest.mark.long
-def test_what_is_refused_leaves_no_folder(metaseg, nowhere):
+def test_refused_runs_leave_no_folder(metaseg, nowhere):
     assert refused(metaseg, "data.size=gross").startswith("data.size ")
     assert list(nowhere.iterdir()) == []
 
 
 @pytest.mark.long
-def test_folders_that_were_there_stay(metaseg, nowhere):
+def test_refused_runs_keep_existing_folders(metaseg, nowhere):
     (nowhere / "mine" / "run").mkdir(parents=True)
     (nowhere / "mine" / "run" / "metrics.csv").write_text("step\n")
     refused(metaseg, "seed=-1", "hydra.run.dir=mine/run")
@@ -145,14 +145,14 @@ def test_lightning_starts_further_ranks_with_the_same_command(metaseg, nowhere, 
 
 
 @pytest.mark.parametrize(("trainer", "there"), [("gpu", 0), ("ddp", 0), ("ddp", 1)])
-def test_too_few_gpus_are_told_before_anything_begins(metaseg, nowhere, monkeypatch, trainer, there):
+def test_missing_gpus_are_reported_before_anything_starts(metaseg, nowhere, monkeypatch, trainer, there):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: there)
     assert "trainer.accelerator" in refused(metaseg, f"trainer={trainer}")
     assert list(nowhere.iterdir()) == []
 
 
-def test_what_testing_needs_is_refused_before_training(metaseg, nowhere):
+def test_settings_that_fail_the_test_are_refused_before_training(metaseg, nowhere):
     compare = ["evaluation.scratch.compare=true", "protocol.adapt.lr=0", "learner.adapt.lr=1e-3"]
     others = ["starts.learner.adapt.lr=1e-3", "data.size=32", "data.augment=none"]
     assert "lr must be" in refused(metaseg, *compare, *others)

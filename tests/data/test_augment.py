@@ -54,7 +54,7 @@ def test_each_image_is_augmented_by_its_position_alone():
         assert np.array_equal(part, everything[rows])
 
 
-def test_pieces_are_of_both_alike_and_depend_on_the_position_alone():
+def test_crops_match_in_image_and_mask_and_depend_only_on_the_position():
     masks = np.zeros((400, 40, 30), np.uint8)
     masks[:, 2, 27] = 1
     images = np.random.default_rng(0).integers(0, 255, (400, 40, 30, 3), dtype=np.uint8)
@@ -72,7 +72,7 @@ def test_pieces_are_of_both_alike_and_depend_on_the_position_alone():
     assert np.array_equal(whole, images[:, :30])
 
 
-def test_pieces_reach_every_edge():
+def test_crops_reach_every_edge():
     images = np.zeros((400, 9, 9, 3), np.uint8)
     images[:, 0, 0], images[:, 8, 8] = 1, 2
     crops, _ = cropped(images, images[..., 0] * 0, 8, (1, 2), range(400))

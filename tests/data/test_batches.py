@@ -74,7 +74,7 @@ def test_an_episode_holds_the_images_of_its_plan(mixing, images):
     assert set(episode.support_masks.unique().tolist()) == {0, 1}
 
 
-def test_what_an_episode_holds_can_be_written_to_without_harm():
+def test_writing_to_an_episode_does_not_change_the_pool():
     data = dataset("none")
     before = digest(data[0, 0])
     data[0, 0].support_images.zero_()
@@ -170,7 +170,7 @@ def test_augmentation_depends_on_the_seed_alone_not_on_threads():
     assert digest(data[3, 2]) != whole
 
 
-def test_how_many_workers_auto_means(monkeypatch):
+def test_auto_workers_depend_on_device_and_augmentation(monkeypatch):
     monkeypatch.setattr(module, "cores", lambda: 8)
     assert module.worker_count("auto", "standard", on_cpu=False) == 2
     assert module.worker_count("auto", "standard", on_cpu=False, ranks=8) == 1
@@ -226,14 +226,14 @@ def test_support_and_query_share_colours_that_are_new_in_each_epoch():
     assert not torch.equal(first.support_images, second.support_images)
 
 
-def test_support_and_query_are_augmented_apart_and_anew_in_each_epoch():
+def test_support_and_query_are_augmented_separately_and_again_in_each_epoch():
     _, data = of_one_image("standard")
     first, second = data[0, 1], data[1, 1]
     assert not torch.equal(first.support_images, first.query_images)
     assert not torch.equal(first.support_images, second.support_images)
 
 
-def test_a_support_set_is_augmented_anew_in_each_step():
+def test_a_support_set_is_augmented_again_in_each_step():
     images = pool()
     support, other = (SupportSet(images.images, images.masks, "standard", seed) for seed in (0, 1))
     first, second = support.augmented(0)[0], support.augmented(1)[0]
@@ -242,7 +242,7 @@ def test_a_support_set_is_augmented_anew_in_each_step():
     assert not torch.equal(other.augmented(0)[0], first)
 
 
-def test_another_seed_augments_otherwise():
+def test_other_seeds_augment_differently():
     _, one = of_one_image("standard")
     other = EpisodeDataset(one.pools, dataclasses.replace(one.plan, seed=1), "standard")
     assert not torch.equal(one[0, 1].support_images, other[0, 1].support_images)

@@ -46,7 +46,7 @@ def test_table_1_of_the_paper():
     assert all(row["url"].startswith("https://") and row["licence"] and row["citation"] for row in rows.values())
 
 
-def test_same_disease_is_told_by_the_lesion():
+def test_the_lesion_identifies_the_disease():
     lesions = {name: catalogue.get(name).lesion for name in catalogue.names()}
     assert {name for name, lesion in lesions.items() if lesion == "polyp"} == {"cvc", "kvasir", "kvasir_capsule"}
     assert {name for name, lesion in lesions.items() if lesion == "skin lesion"} == {"isic", "ph2"}

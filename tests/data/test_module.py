@@ -68,14 +68,14 @@ def test_validation_images_are_never_trained_on():
         assert not set(trained) & set(held_out)
 
 
-def test_a_test_alone_needs_no_images_for_episodes():
+def test_without_training_no_images_are_needed_for_episodes():
     many = [*SETTINGS, "shots=39"]
     with pytest.raises(MetasegError, match="An episode needs 39 support"):
         module.EpisodicData(settings_of(*many)).setup()
     module.EpisodicData(settings_of(*many, "train=false")).setup()
 
 
-def test_an_episode_carries_one_of_them_and_the_same_one_again():
+def test_an_episode_carries_one_fixed_unlabelled_image():
     found = data(unlabelled=0.1)
     episodes = module.EpisodeDataset(found.pools, found.train_plan, "none", found.unlabelled)
     allowed = found.targets["isic"].pool.take(found.targets["isic"].unlabelled)[0]

@@ -52,7 +52,7 @@ def test_title_alone_describes_images_and_masks(tmp_path):
     assert check(dataset, tmp_path).faults == ()
 
 
-def test_a_folder_anywhere(tmp_path):
+def test_the_folder_may_be_anywhere(tmp_path):
     write_dataset(tmp_path / "elsewhere" / "photos", STEMS)
     assert len(layouts.find(describe(tmp_path / "data", folder="../elsewhere/photos"), tmp_path / "data")) == 6
     assert len(layouts.find(describe(tmp_path / "data", folder=str(tmp_path / "elsewhere/photos")), tmp_path)) == 6
@@ -128,7 +128,7 @@ def test_a_changed_csv_file_or_image_is_prepared_again(tmp_path, monkeypatch):
     assert len(folders(tmp_path / "cache")) == 1
 
 
-def test_all_that_is_wrong_with_a_csv_file_is_told_at_once(tmp_path):
+def test_all_faults_of_a_csv_file_are_reported_at_once(tmp_path):
     dataset = by_csv(tmp_path)
     (tmp_path / "mine/a/s0/photo.jpg").unlink()
     (tmp_path / "mine/b/mask of s1.png").unlink()
@@ -220,7 +220,7 @@ def test_missing_files_of_ones_own_do_not_lead_to_twins_or_downloads(tmp_path):
         layouts.find(describe(tmp_path, pairs="pairs.csv"), tmp_path)
 
 
-def test_the_verbs_know_it(tmp_path, capsys):
+def test_data_commands_accept_own_datasets(tmp_path, capsys):
     by_csv(tmp_path)
     root = ["--root", str(tmp_path)]
     assert main(["table", "mine", *root]) == 0
@@ -270,7 +270,7 @@ def root(tmp_path):
 REAL = ["data=real", "data.size=32", "data.validation=0.5", "shots=2", "tasks.query=2", "learner=fomaml"]
 
 
-def test_it_is_source_and_target(train, tmp_path, root):
+def test_an_own_dataset_can_be_source_and_target(train, tmp_path, root):
     settings = [*REAL, f"data.root={root}", "model.features=2"]
     finished = train(*settings, "pair=[mine,kvasir]", "target=yours")
     assert finished.returncode == 0, finished.stderr
@@ -335,7 +335,7 @@ def test_wrong_lists_are_refused_in_one_sentence(train, root, pair, words):
 
 
 @pytest.mark.parametrize("given", ["[]", "[mine,../x]"])
-def test_what_is_no_list_of_datasets_is_refused(given):
+def test_values_that_are_not_dataset_lists_are_refused(given):
     with pytest.raises(MetasegError, match="pair"):
         pairs.chosen([f"pair={given}"])
 
@@ -368,7 +368,7 @@ def test_lists_are_values_of_a_sweep_and_reach_cells_of_their_own_process(train,
 
 
 @pytest.mark.parametrize("content", ["", "target: [isic]", "pools: 3", "pools: [", "- ph2"])
-def test_a_faulty_pair_does_not_get_into_the_way_of_others(tmp_path, monkeypatch, content):
+def test_faulty_pair_files_do_not_affect_other_pairs(tmp_path, monkeypatch, content):
     (tmp_path / "faulty.yaml").write_text(content)
     (tmp_path / "mine.yaml").write_text("pools: [ph2, kvasir]")
     monkeypatch.setattr(pairs, "FOLDER", tmp_path)

@@ -103,7 +103,7 @@ def test_another_content_makes_another_pool_even_at_the_same_size_and_time(tmp_p
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "grouping"])
-def test_what_else_makes_a_pool_stale(kvasir_root, change):
+def test_added_removed_and_renamed_files_make_a_pool_stale(kvasir_root, change):
     dataset = KVASIR
     pools.prepare(dataset, kvasir_root, 16)
     images, masks = kvasir_root / "kvasir" / "images", kvasir_root / "kvasir" / "masks"
@@ -172,7 +172,7 @@ def test_sizes_out_of_range_are_refused(kvasir_root, size):
         pools.prepare(KVASIR, kvasir_root, size)
 
 
-def test_where_the_cache_lies(tmp_path, kvasir_root, monkeypatch):
+def test_the_cache_folder_is_the_argument_the_variable_or_below_the_root(tmp_path, kvasir_root, monkeypatch):
     pools.prepare(KVASIR, kvasir_root, 16)
     assert len(folders(kvasir_root / ".metaseg_cache")) == 1
     monkeypatch.setenv("METASEG_CACHE", str(tmp_path / "named"))
@@ -200,7 +200,7 @@ def test_a_cache_beside_read_only_data_is_used(tmp_path, kvasir_root, monkeypatc
     assert len(pools.prepare(KVASIR, kvasir_root, 16)) == 6
 
 
-def test_nowhere_to_write_is_told(tmp_path, kvasir_root):
+def test_a_missing_writable_folder_is_reported(tmp_path, kvasir_root):
     (tmp_path / "file").write_text("")
     with pytest.raises(MetasegError, match=r"no writable folder .*METASEG_CACHE=DIR"):
         pools.prepare(KVASIR, kvasir_root, 16, tmp_path / "file")

@@ -82,7 +82,7 @@ pools.prepare(catalogue.get("kvasir"), sys.argv[1], 16, sys.argv[2])
 
 
 @pytest.mark.long
-def test_a_killed_process_leaves_nothing_that_harms(tmp_path, kvasir_root):
+def test_a_killed_process_leaves_a_usable_cache(tmp_path, kvasir_root):
     place = tmp_path / "cache"
     pools.prepare(KVASIR, kvasir_root, 8, place)
     process = start(KILLED, kvasir_root, place)
@@ -113,7 +113,7 @@ def test_an_interruption_leaves_nothing(kvasir_root, monkeypatch, error):
     assert len(pools.prepare(KVASIR, kvasir_root, 16)) == 6
 
 
-def test_an_interruption_does_not_wait_for_what_is_left():
+def test_an_interruption_does_not_wait_for_remaining_images():
     pairs = [Pair(str(number), Path(), Path()) for number in range(16)]
     begun = []
 
@@ -175,7 +175,7 @@ def test_threads_of_one_process_prepare_once(tmp_path, kvasir_root, capsys):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
 @pytest.mark.parametrize("size", [16, 256])
-def test_a_full_disk_is_told_and_harms_nothing(kvasir_root, monkeypatch, capsys, size):
+def test_a_full_disk_is_reported_and_leaves_the_cache_intact(kvasir_root, monkeypatch, capsys, size):
     pools.prepare(KVASIR, kvasir_root, 8)
     before = folders(kvasir_root / ".metaseg_cache")
     original = cache.ArrayWriter.__init__

@@ -64,7 +64,7 @@ def test_panels_without_columns_are_left_out(tmp_path, drawn):
 
 
 @pytest.mark.parametrize("content", [None, ""])
-def test_missing_metrics_are_told(tmp_path, content):
+def test_missing_metrics_are_reported(tmp_path, content):
     if content is not None:
         (tmp_path / "metrics.csv").write_text(content)
     with pytest.raises(MetasegError, match=r"metrics\.csv"):

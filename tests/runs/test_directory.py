@@ -90,7 +90,7 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["scores.csv"]
 
 
-def test_file_in_the_place_of_a_folder_is_told(tmp_path):
+def test_file_in_the_place_of_a_folder_is_reported(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(MetasegError, match=r"result\.json could not be written"):
         write_json(tmp_path / "run" / "result.json", {})

@@ -102,7 +102,7 @@ def test_all_that_is_written_is_read_back(tmp_path):
     assert text == json.dumps(WHOLE, indent=2) + "\n"  # order and all
 
 
-def test_what_is_no_number_is_none_before_and_after_writing(tmp_path):
+def test_non_finite_numbers_become_null(tmp_path):
     assert Interval(mean=math.nan, low=math.inf, high=0.5) == Interval(mean=None, low=None, high=0.5)
     result = Result.model_validate(changed("wall_seconds", math.nan))
     assert result.wall_seconds is None
@@ -111,7 +111,7 @@ def test_what_is_no_number_is_none_before_and_after_writing(tmp_path):
     assert read(tmp_path / "result.json") == result
 
 
-def test_what_was_not_given_is_not_written():
+def test_unset_fields_are_not_written():
     short = {"version": 1, "targets": {"isic": {"dsc": {"mean": 0.5}}}, "settings": WHOLE["settings"]}
     result = Result.model_validate(short)
     assert plain(result) == short
@@ -147,7 +147,7 @@ def test_a_fault_is_one_sentence_with_file_and_key(tmp_path, found, words):
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "found none"), ("{", "cannot be read")], ids=str)
-def test_a_file_that_is_not_there_or_no_json_is_told(tmp_path, content, words):
+def test_missing_files_and_files_without_json_are_reported(tmp_path, content, words):
     if content is not None:
         (tmp_path / "result.json").write_text(content)
     with pytest.raises(MetasegError, match=words):

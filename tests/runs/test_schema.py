@@ -140,7 +140,7 @@ def test_each_of_several_wrong_values_has_its_sentence():
     assert "evaluation.draws " in str(caught.value)
 
 
-def test_a_setting_that_there_is_not_is_refused():
+def test_unknown_settings_are_refused():
     with pytest.raises(MetasegError, match=r"data\.colour"):
         settings_of("+data.colour=3")
 
@@ -159,7 +159,7 @@ def test_a_setting_that_there_is_not_is_refused():
         ("+learner.norm=batch", "learner.norm is set elsewhere"),
     ],
 )
-def test_what_one_learner_takes_is_checked_by_its_constructor(given, named):
+def test_learner_settings_are_validated_by_the_constructor(given, named):
     settings = settings_of(*TINY, *given.split())
     with pytest.raises(MetasegError, match=named.replace(".", r"\.")):
         build_learner(settings)

@@ -98,7 +98,7 @@ def test_a_run_belongs_to_the_narrowest_row():
     assert rows == {"scalar": "iMAML", "learned": "iMAML, learned strengths"}
 
 
-def test_what_sees_no_pair_is_one_run_for_all_tables():
+def test_runs_without_a_pair_are_shared_by_all_tables():
     run = made("s", "scratch", pair="isic_ph2", mixing="mixed", targets=["kvasir_capsule"])
     for number in (5, 6):
         assert cell_of(fill(load_table(number), [run]), "scratch", 5, "kvasir_capsule").runs == (run,)
@@ -138,7 +138,7 @@ def test_a_row_of_its_own_target_has_no_cell_in_other_columns():
         {"targets": ["kvasir_capsule"]},
     ],
 )
-def test_another_value_of_any_setting_of_the_table_is_another_cell(other):
+def test_different_settings_make_different_cells(other):
     assert cell_of(fill(load_table(2), [made("a")]), "imaml", 5).runs
     assert not cell_of(fill(load_table(2), [made("a", **other)]), "imaml", 5).runs
 
@@ -213,7 +213,7 @@ def test_a_learner_s_own_seed_follows_the_run_s_and_parts_nothing():
         (lambda table: table["paper_rows"][0].update(qouted=True), "qouted"),
     ],
 )
-def test_a_faulty_definition_is_told(tmp_path, change, fault):
+def test_a_faulty_definition_is_reported(tmp_path, change, fault):
     document = yaml.safe_load((tables.FOLDER / "table7.yaml").read_text(encoding="utf-8"))
     change(document["table"])
     (tmp_path / "table7.yaml").write_text(yaml.safe_dump(document))
@@ -221,7 +221,7 @@ def test_a_faulty_definition_is_told(tmp_path, change, fault):
         load_table(7, tmp_path)
 
 
-def test_a_missing_definition_is_told(tmp_path):
+def test_a_missing_definition_is_reported(tmp_path):
     with pytest.raises(MetasegError, match=r"definition of a table in .*table7\.yaml"):
         load_table(7, tmp_path)
     (tmp_path / "table7.yaml").write_text("title: x")

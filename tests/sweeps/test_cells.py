@@ -76,7 +76,7 @@ def test_the_command_line_chooses_rows_and_changes_the_rest():
     assert settings(cell)["tasks.count"] == "4"
 
 
-def test_what_changes_no_result_is_not_in_the_name():
+def test_settings_without_effect_are_not_in_the_name():
     given = [
         ("learner", "imaml"),
         ("shots", "5"),

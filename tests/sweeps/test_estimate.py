@@ -97,7 +97,7 @@ def test_memory_is_measured_on_few_and_on_more_images():
     assert found.image == pytest.approx(10, abs=1.5)
 
 
-def test_what_is_not_trained_is_not_counted():
+def test_networks_that_do_not_train_cost_no_training():
     outer = LinearCost(1)
     assert seconds(outer=outer, steps_done=15) == pytest.approx(TASKS / 4)
     assert seconds("train=false", outer=outer) == 0

@@ -80,7 +80,7 @@ def test_a_shared_start_in_training_runs(tmp_path):
     assert [one.phase for one in look(tmp_path)] == [Phase.INTERRUPTED]
 
 
-def test_what_a_cell_waits_for_is_seen(tmp_path):
+def test_the_overview_shows_what_a_cell_waits_for(tmp_path):
     remember(tmp_path, ["waits"])
     assert look(tmp_path)[0].detail == "for a slot"
     (tmp_path / ".slurm").mkdir()

@@ -87,7 +87,7 @@ def test_the_settings_become_options_of_sbatch(tmp_path, monkeypatch):
     assert "partition" not in text
 
 
-def test_a_requeued_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+def test_a_requeued_cell_resumes_from_its_checkpoint(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(slurm, "run", lambda job, *_, **__: seen.append(job.overrides))
     cell = slurm.ArrayJob(Job("cell", tmp_path, ["shots=5"]), "[1/1]", ["train.py"], [], 1)

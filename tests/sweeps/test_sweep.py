@@ -100,7 +100,7 @@ def start(directory, *overrides):
 
 
 @pytest.mark.parametrize(("state", "resumes"), [(State.BEGUN, True), (State.NEW, False)])
-def test_a_cell_that_has_begun_goes_on(tmp_path, state, resumes):
+def test_a_cell_that_has_begun_is_resumed(tmp_path, state, resumes):
     planned = Planned(Cell("a_seed0", (("learner", "maml"),), "a"), RunDirectory(tmp_path), {}, Status(state))
     assert ("ckpt_path=last" in _job(planned)) == resumes
 

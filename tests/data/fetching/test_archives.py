@@ -82,7 +82,7 @@ def test_a_header_that_grows_is_refused_before_it_is_read(tmp_path, suffix):
         archives.unpack(tmp_path / "x.tar", tmp_path)
 
 
-def test_a_member_that_is_nowhere_means_damage(tmp_path):
+def test_zip_members_at_negative_offsets_mean_damage(tmp_path):
     packed = bytearray(hostile_zip("a.png"))
     start = packed.rindex(b"PK\x05\x06") + 16  # where the directory begins: later than it does, so offsets are negative
     packed[start : start + 4] = (int.from_bytes(packed[start : start + 4], "little") + 2**24).to_bytes(4, "little")
@@ -191,7 +191,7 @@ def test_rar_that_no_program_can_read(offered, bin_folder):
         ('head -c 9000000 /dev/zero > "$5/bomb"; sleep 20', "exceeds"),
     ],
 )
-def test_what_a_program_unpacks_is_looked_over(offered, bin_folder, monkeypatch, script, words):
+def test_content_unpacked_by_a_program_is_checked(offered, bin_folder, monkeypatch, script, words):
     monkeypatch.setattr(archives, "ALWAYS", 2**16)
     tool(bin_folder, "bsdtar", script)
     with pytest.raises(MetasegError, match=words):

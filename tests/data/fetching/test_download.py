@@ -92,14 +92,14 @@ def test_content_that_changes_in_between_is_never_mixed(fetched, capsys):
     assert "starting over" in capsys.readouterr().out
 
 
-def test_a_server_that_continues_another_file_all_the_same_is_not_believed(fetched):
+def test_ranges_of_another_file_are_rejected(fetched):
     changed = {"content": CONTENT[::-1], "etag": '"2"'}
     file = Misbehaving(CONTENT, breaks=[2**20], after_first=changed, careless=True)
     assert fetched(file).read_bytes() == changed["content"]
     assert len(file.asked) == 3
 
 
-def test_more_announced_than_sent_is_told_with_both_numbers(fetched, tmp_path):
+def test_truncated_downloads_are_reported_with_both_sizes(fetched, tmp_path):
     with pytest.raises(MetasegError, match=f"ended after {SIZE} bytes of {SIZE + 1000}|cannot resume after {SIZE}"):
         fetched(Misbehaving(CONTENT, announced=SIZE + 1000))
     assert "x.zip" not in left(tmp_path)
@@ -115,7 +115,7 @@ def test_another_length_than_the_known_one_is_refused(fetched, tmp_path, announc
     assert left(tmp_path) == []
 
 
-def test_a_part_that_was_whole_already_is_not_asked_for_again(fetched, tmp_path):
+def test_complete_partial_files_are_not_requested_again(fetched, tmp_path):
     (tmp_path / "x.zip.part").write_bytes(CONTENT)
     note = {"url": "", "etag": '"1"', "modified": None, "total": SIZE}
     (tmp_path / "x.zip.part.json").write_text(json.dumps(note))
@@ -152,7 +152,7 @@ def test_a_refusal_is_final(fetched, status):
     assert len(file.asked) == 1
 
 
-def test_pauses_grow_and_heed_the_server(fetched, monkeypatch):
+def test_waits_between_attempts_grow_and_follow_the_server(fetched, monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 1.0)
     pauses = []
     monkeypatch.setattr(download.time, "sleep", pauses.append)
@@ -160,14 +160,14 @@ def test_pauses_grow_and_heed_the_server(fetched, monkeypatch):
     assert pauses == [1, 2, 4, 8]
 
 
-def test_nobody_there(tmp_path):
+def test_unreachable_servers_are_reported(tmp_path):
     with serving({}) as base:
         pass
     with pytest.raises(MetasegError, match="no connection"):
         download.download(f"{base}/x.zip", tmp_path / "x.zip")
 
 
-def test_too_little_space_is_told_before_anything_is_written(fetched, tmp_path, monkeypatch):
+def test_too_little_space_is_reported_before_anything_is_written(fetched, tmp_path, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(MetasegError, match=r"needs 3 MiB more, but .* has 1 MiB left"):
         fetched(Misbehaving(CONTENT))
@@ -206,7 +206,7 @@ def test_a_disk_that_fills_up_keeps_what_there_is(fetched, tmp_path, monkeypatch
 
 
 @pytest.mark.long
-def test_ctrl_c_keeps_the_part_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_keeps_the_partial_file_and_explains_how_to_resume(tmp_path):
     held = threading.Event()
     with serving({"/x.zip": Misbehaving(CONTENT, announced=2 * SIZE, held=held)}) as base:
         (tmp_path / "mine.yaml").write_text(f"title: Mine\nsources: [{{url: {base}/x.zip}}]\n")

@@ -65,7 +65,7 @@ def test_a_second_call_does_nothing(offered, published, capsys):
     assert "3 pairs are already in" in capsys.readouterr().out
 
 
-def test_a_dataset_in_two_archives_goes_on_with_the_second(offered, published):
+def test_a_dataset_in_two_archives_resumes_with_the_second(offered, published):
     images, masks = Misbehaving(zipped(published, "images/")), Misbehaving(b"", statuses=[404] * 9)
     packed = zipped(published, "masks/")
     with pytest.raises(MetasegError, match="404"):
@@ -77,7 +77,7 @@ def test_a_dataset_in_two_archives_goes_on_with_the_second(offered, published):
     assert hidden_and_archives(offered.root) == ([], ["masks.zip"])
 
 
-def test_two_archives_that_lie_beside_each_other(tmp_path, published, capsys):
+def test_two_archives_unpack_side_by_side(tmp_path, published, capsys):
     root = tmp_path / "data"
     root.mkdir()
     files = {f"/{part}.zip": Misbehaving(zipped(published / "Mine", f"{part}/")) for part in ("images", "masks")}
@@ -115,7 +115,7 @@ def test_a_later_download_has_to_be_the_same_file(offered, published, tmp_path):
     assert len(offered(("x.zip", Misbehaving(zipped(published)))).pairs) == 3
 
 
-def test_an_archive_put_there_by_hand_is_taken(offered, published):
+def test_manually_placed_archives_are_used(offered, published):
     (offered.root / "downloads").mkdir(parents=True)
     (offered.root / "downloads/x.zip").write_bytes(zipped(published))
     server = Misbehaving(b"")
@@ -132,7 +132,7 @@ def test_an_archive_put_there_by_hand_is_taken(offered, published):
         ("flipped", "is damaged"),
     ],
 )
-def test_what_is_no_whole_archive_is_removed(offered, published, content, words):
+def test_incomplete_archives_are_removed(offered, published, content, words):
     packed = zipped(published)
     if content == "cut":  # the server announced fewer bytes than it had
         content = packed[: len(packed) // 2]
@@ -146,7 +146,7 @@ def test_what_is_no_whole_archive_is_removed(offered, published, content, words)
     assert not (offered.root / "mine").exists()
 
 
-def test_a_draft_of_a_killed_process_is_cleared_away(offered, published):
+def test_leftover_temporary_folder_is_removed(offered, published):
     (offered.root / ".unpacking-mine-123").mkdir(parents=True)
     offered(("x.zip", Misbehaving(zipped(published))))
     assert hidden_and_archives(offered.root) == ([], [])

@@ -150,14 +150,14 @@ def test_a_validation_set_that_cannot_be_is_refused(validation):
         ("TCGA_BB_2_20000101/TCGA_BB_2_20000101_3_mask.tif", r"1 without a mask \(such as .*_3\.tif\)"),
     ],
 )
-def test_an_unpaired_file_is_told_in_a_sentence(tmp_path, gone, words):
+def test_unpaired_files_are_reported_in_one_sentence(tmp_path, gone, words):
     published(tmp_path / "kaggle_3m")
     (tmp_path / "kaggle_3m" / gone).unlink()
     with pytest.raises(MetasegError, match=words):
         find(tmp_path)
 
 
-def test_faults_of_the_plain_layout_are_told(tmp_path):
+def test_faults_of_the_plain_layout_are_reported(tmp_path):
     folder = tmp_path / "lgg_brain_mri"
     plain(folder)
     table = folder / "patients.csv"

@@ -180,6 +180,6 @@ def test_strokes_cover_the_same_area_at_every_size():
         (("ph2", 1, 64, -1), "seed=-1"),
     ],
 )
-def test_bad_input_is_told_in_a_sentence(arguments, sentence):
+def test_invalid_input_is_refused_in_one_sentence(arguments, sentence):
     with pytest.raises(MetasegError, match=sentence):
         twin(*arguments)

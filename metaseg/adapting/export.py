@@ -23,7 +23,7 @@ class Exported(nn.Module):
     """Images uint8 (N, h, w, 3), RGB → foreground probabilities float32 (N, h, w) in [0, 1].
 
     Args:
-        networks: the members of an ensemble, or one network; each a plain module: images (N, 3, h, w) in [-1, 1] →
+        networks: those of an ensemble, or one network; each a plain module: images (N, 3, h, w) in [-1, 1] →
             logits (N, 1, h, w).
         flips: as in `Ensemble`.
     """

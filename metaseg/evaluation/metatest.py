@@ -304,7 +304,7 @@ def summarise(scores: Scores, target: Target, seed: int, trivial: Mapping[str, f
 
 
 def from_scratch(scores: Scores, target: Target, seed: int) -> result.FromScratch:
-    """The entries of result.json for training from scratch on one target."""
+    """The entries of result.json for fine-tuning without a pair on one target."""
     interval = partial(_interval, seed=seed, groups=groups_of(target))
     return result.FromScratch(**dict(interval(scores.after)), curve=_curve(scores, interval))
 

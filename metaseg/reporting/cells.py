@@ -74,8 +74,8 @@ class Line:
     """One line of a table: a system at a number of shots, on one target. Dice values, including `paper`, are fractions.
 
     `shots` has several values if there are neither runs nor published figures at any of them. `scratch` is the mean of
-    training from scratch at the same shots, over the same seeds. `best` marks our highest mean at these shots among
-    systems not trained on the target, over the most seeds that two of them have.
+    fine-tuning without a pair at the same shots, over the same seeds. `best` marks our highest mean at these shots
+    among systems not trained on the target, over the most seeds that two of them have.
     """
 
     row: Row
@@ -129,7 +129,7 @@ class Block:
 
     @property
     def begun(self) -> bool:
-        """Whether runs match it besides training from scratch, which every table shares."""
+        """Whether runs match it besides fine-tuning without a pair, which every table shares."""
         return any((cell.runs or cell.left_out) and not row_is_free(cell.row) for cell in self.cells)
 
 
@@ -238,7 +238,7 @@ def known_mean(values: Iterable[float | None]) -> float | None:
 
 
 def scratch_beside(runs: Sequence[Run], target: str) -> float | None:
-    """Mean Dice of training from scratch within the runs, on the same support sets; None if no run has it."""
+    """Mean Dice of fine-tuning without a pair within the runs, on the same support sets; None if no run has it."""
     return known_mean(run.result.scratch[target].mean for run in runs if target in run.result.scratch)
 
 

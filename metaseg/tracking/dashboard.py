@@ -75,8 +75,8 @@ def sections(targets: Sequence[str] = TARGETS, pools: Sequence[str] = POOLS) -> 
         Section(
             "Results",
             "Scores on the targets, as fractions: Dice after adaptation with the ends of its 95 % interval, before "
-            "adaptation, of training from scratch on the same support images and of the best trivial baseline; IoU "
-            "after adaptation. Seeds of a cell are averaged, the ends of intervals too.",
+            "adaptation, of fine-tuning without a pair on the same support images and of the best trivial baseline; "
+            "IoU after adaptation. Seeds of a cell are averaged, the ends of intervals too.",
             tuple(Panel("bars", f"Scores on {name}", of_target(name, *_SCORES)) for name in targets),
             columns=len(targets),
         ),

@@ -32,16 +32,16 @@ def threshold_for(dsc: float) -> float:
     return max(LOWEST, dsc / 2)
 
 
-def decides(segmenter: Segmenter) -> bool:
-    """Whether `deciding_at` can change the segmenter: it consists of networks whose logits have a bias."""
+def has_output_bias(segmenter: Segmenter) -> bool:
+    """Whether `with_threshold` can change the segmenter: it consists of networks whose logits have a bias."""
     return isinstance(segmenter, AdaptedNetwork | Ensemble) and output_bias(_network(segmenter)) is not None
 
 
-def deciding_at(segmenter: Segmenter, threshold: float) -> Segmenter:
+def with_threshold(segmenter: Segmenter, threshold: float) -> Segmenter:
     """The segmenter whose probabilities are one half where they were ``threshold``: the logits' bias moves.
 
     Args:
-        segmenter: one for which `decides` holds.
+        segmenter: one for which `has_output_bias` holds.
         threshold: in (0, 1).
     """
     if threshold == THRESHOLD:

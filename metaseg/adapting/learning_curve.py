@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from metaseg.adapting.decision import deciding_at
+from metaseg.adapting.decision import with_threshold
 from metaseg.adapting.model import Adapted
 from metaseg.data.batches import image_tensor
 from metaseg.errors import MetasegError
@@ -102,7 +102,7 @@ def learning_curve(adapted: Adapted, progress: Callable[[int, int], None] = lamb
     for number, (part, member) in enumerate(zip(parts, adapted.members, strict=True)):
         most[part] = _scores(member, adapted, part)
         others = np.setdiff1d(everything, part)
-        alone = deciding_at(adapted.model.fine_tuned(support.only(part), plan), adapted.threshold)
+        alone = with_threshold(adapted.model.fine_tuned(support.only(part), plan), adapted.threshold)
         for index, score in zip(others, _scores(alone, adapted, others), strict=True):
             few[index].append(score)
         progress(number + 1, len(parts))

@@ -12,7 +12,7 @@ from metaseg.adapting.arguments import above_zero, at_least, several
 from metaseg.adapting.arrays import resized_mask, rgb, same_size, shrunk
 from metaseg.adapting.checks import place_of, require_different, thumbnail
 from metaseg.adapting.confidence import confidence
-from metaseg.adapting.decision import ONE_IMAGE, UNKNOWN, decides, deciding_at, threshold_for
+from metaseg.adapting.decision import ONE_IMAGE, UNKNOWN, has_output_bias, threshold_for, with_threshold
 from metaseg.adapting.estimate import Estimate, estimated
 from metaseg.adapting.masks import Reading, foregrounds, of_array
 from metaseg.adapting.plan import FOLDS, STRIDE, Plan, seconds_per_pixel, within
@@ -122,7 +122,7 @@ class Model:
             if self.origin == "built-in" and not support.scribbled:
                 # It starts at the share of foreground, so after a few steps it is cautious.
                 threshold = ONE_IMAGE if len(small) == 1 else UNKNOWN
-            segmenter = deciding_at(segmenter, threshold)
+            segmenter = with_threshold(segmenter, threshold)
             return Adapted(segmenter, plan, self, support, (), None, threshold, label, reading.colours, thumbnails)
         own_ensemble = bool(self.learner.folds)
         members = _members(segmenter) or self._without_each_fold(support, plan)
@@ -130,10 +130,10 @@ class Model:
             # For these recipes an ensemble with networks that have seen fewer images is no better, or worse.
             segmenter = replace(segmenter, members=segmenter.members[:1], held_out=segmenter.held_out[:1])
         estimate = self._estimated(members, support, plan, pictures, truths)
-        if decides(segmenter) and not support.scribbled:
+        if has_output_bias(segmenter) and not support.scribbled:
             threshold = threshold_for(float(estimate.dsc.mean()))
-            members = [(deciding_at(member, threshold), part) for member, part in members]
-            segmenter = deciding_at(segmenter, threshold)
+            members = [(with_threshold(member, threshold), part) for member, part in members]
+            segmenter = with_threshold(segmenter, threshold)
             estimate = self._estimated(members, support, plan, pictures, truths)
         others = tuple(member for member, _ in members)
         return Adapted(segmenter, plan, self, support, others, estimate, threshold, label, reading.colours, thumbnails)

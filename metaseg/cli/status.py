@@ -14,7 +14,7 @@ from rich.table import Table
 
 from metaseg.cli.arguments import Parser
 from metaseg.errors import MetasegError
-from metaseg.sweeps.overview import Phase, Seen, look, seconds_left
+from metaseg.sweeps.overview import CellState, Phase, read_cells, seconds_left
 
 _SHOWN = 100
 """Longest detail in a pipe, in characters."""
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.every <= 0:
         raise MetasegError(f"Expected --every to be more than 0 seconds, found {options.every:g}.")
-    cells = look(options.folder)
+    cells = read_cells(options.folder)
     if options.once or not sys.stdout.isatty():
         print("\n".join(lines(cells)))
         return
@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _watch(options.folder, options.every, cells)
 
 
-def lines(cells: Sequence[Seen]) -> list[str]:
+def lines(cells: Sequence[CellState]) -> list[str]:
     """A line for each cell, and the totals."""
     width = max(len(one.name) for one in cells)
     said = [f"{one.name:<{width}}  {one.phase.value:<11}  {one.detail[:_SHOWN]}".rstrip() for one in cells]
     return [*said, totals(cells)]
 
 
-def totals(cells: Sequence[Seen]) -> str:
+def totals(cells: Sequence[CellState]) -> str:
     """The number of cells in each state, and the time left."""
     counts = {state: sum(one.phase is state for one in cells) for state in Phase}
     said = ", ".join(f"{count} {state.value}" for state, count in counts.items() if count)
@@ -53,15 +53,15 @@ def totals(cells: Sequence[Seen]) -> str:
     return f"{len(cells)} cells: {said}{about}"
 
 
-def _watch(folder: Path, every: float, cells: Sequence[Seen]) -> None:
+def _watch(folder: Path, every: float, cells: Sequence[CellState]) -> None:
     with Live(_table(cells), console=Console(highlight=False), auto_refresh=False) as live:
         while any(one.phase in (Phase.RUNNING, Phase.WAITING) for one in cells):
             time.sleep(every)
-            cells = look(folder)
+            cells = read_cells(folder)
             live.update(_table(cells), refresh=True)
 
 
-def _table(cells: Sequence[Seen]) -> Group:
+def _table(cells: Sequence[CellState]) -> Group:
     table = Table("cell", "state", "", box=None, pad_edge=False)
     for one in cells:
         table.add_row(one.name, one.phase.value, one.detail)

@@ -46,7 +46,7 @@ class Job:
     problem: str | None = None
     process: subprocess.Popen | None = field(default=None, repr=False)
 
-    def last_words(self) -> str:
+    def last_log_line(self) -> str:
         """The last line of its log, and where that is."""
         return f"{last_line(self.directory / LOG) or 'no output'}; see {self.directory / LOG}"
 
@@ -97,7 +97,7 @@ def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], thre
     except OSError as error:
         job.problem = f"{job.directory} is not writable ({error.strerror})"
     if job.status != 0 and job.problem is None:
-        job.problem = job.last_words()
+        job.problem = job.last_log_line()
     said = "finished" if job.status == 0 else f"FAILED ({job.problem})"
     print(f"{count} {job.name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
 

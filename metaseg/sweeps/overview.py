@@ -37,7 +37,7 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Seen:
+class CellState:
     """A cell as its directory shows it.
 
     Attributes:
@@ -60,7 +60,7 @@ def remember(root: Path, names: Sequence[str]) -> None:
         path.write_text(json.dumps(list(dict.fromkeys([*_remembered(root), *names])), indent=0), encoding="utf-8")
 
 
-def look(root: Path) -> list[Seen]:
+def read_cells(root: Path) -> list[CellState]:
     """The cells of a sweep, in its order.
 
     Args:
@@ -77,10 +77,10 @@ def look(root: Path) -> list[Seen]:
     if not names:
         raise MetasegError(f"Expected the folder of a sweep, found no runs in {root}.")
     waits_for = "for its Slurm job" if (root / SLURM).is_dir() else "for a slot"
-    return [_seen(name, RunDirectory(root / name), waits_for) for name in names]
+    return [_state(name, RunDirectory(root / name), waits_for) for name in names]
 
 
-def seconds_left(cells: Sequence[Seen]) -> float | None:
+def seconds_left(cells: Sequence[CellState]) -> float | None:
     """Seconds until all cells have finished if each takes as long as those that have; None if nothing runs or has."""
     took = [one.seconds for one in cells if one.phase is Phase.FINISHED and one.seconds]
     running = sum(one.phase is Phase.RUNNING for one in cells)
@@ -91,23 +91,23 @@ def seconds_left(cells: Sequence[Seen]) -> float | None:
     return sum(took) / len(took) * (waiting + running / 2) / running
 
 
-def _seen(name: str, directory: RunDirectory, waits_for: str) -> Seen:
+def _state(name: str, directory: RunDirectory, waits_for: str) -> CellState:
     with suppress(MetasegError):
         result = directory.read_result()
         scores = [(target, one.dsc.mean) for target, one in result.targets.items() if one.dsc.mean is not None]
         said = ", ".join(f"{target} {100 * mean:.1f} %" for target, mean in scores)
-        return Seen(name, Phase.FINISHED, said, result.wall_seconds or 0.0)
+        return CellState(name, Phase.FINISHED, said, result.wall_seconds or 0.0)
     if directory.is_finished_start:
-        return Seen(name, Phase.FINISHED, "a start that learners share", 0.0)
+        return CellState(name, Phase.FINISHED, "a start that learners share", 0.0)
     line = last_line(directory.path / LOG)
     holder, in_a_sweep = directory.holder(), claimed(directory.path)
     if in_a_sweep or locked(directory.start_lock) or (holder is not None and _lives(*holder, in_a_sweep)):
-        return Seen(name, Phase.RUNNING, f"{_age(directory)} {line}".strip())
+        return CellState(name, Phase.RUNNING, f"{_age(directory)} {line}".strip())
     if _FAILURE.match(line):
-        return Seen(name, Phase.FAILED, line.removeprefix("error: "))
+        return CellState(name, Phase.FAILED, line.removeprefix("error: "))
     if holder is not None or directory.checkpoints.is_dir() or line:
-        return Seen(name, Phase.INTERRUPTED, f"repeat the command to continue; {_age(directory)} {line}".strip())
-    return Seen(name, Phase.WAITING, waits_for)
+        return CellState(name, Phase.INTERRUPTED, f"repeat the command to continue; {_age(directory)} {line}".strip())
+    return CellState(name, Phase.WAITING, waits_for)
 
 
 def _lives(host: str, process: int, in_a_sweep: bool | None) -> bool:

@@ -154,7 +154,7 @@ def _wait(jobs: Sequence[Job], ids: Sequence[str]) -> None:
             job = waiting.pop(name)
             result = RunDirectory(job.directory).result.is_file()
             job.status = 0 if result else 1
-            job.problem = None if result else job.last_words()
+            job.problem = None if result else job.last_log_line()
             said = "finished" if result else f"FAILED ({job.problem})"
             print(f"{job.name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import metaseg
-from metaseg.adapting.decision import LOWEST, ONE_IMAGE, UNKNOWN, decides, deciding_at, threshold_for
+from metaseg.adapting.decision import LOWEST, ONE_IMAGE, UNKNOWN, has_output_bias, threshold_for, with_threshold
 from metaseg.networks.build import build
 from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed
 
@@ -29,19 +29,21 @@ def test_a_moved_network_marks_at_one_half_what_it_marked_at_the_threshold(thres
     plain = network()
     before = plain(IMAGES)
     cut = float(before.median())
-    moved = deciding_at(plain, cut)
+    moved = with_threshold(plain, cut)
     torch.testing.assert_close(torch.logit(moved(IMAGES)), torch.logit(before) - np.log(cut / (1 - cut)))
-    assert torch.equal(deciding_at(plain, threshold)(IMAGES) > 0.5, before > threshold)
+    assert torch.equal(with_threshold(plain, threshold)(IMAGES) > 0.5, before > threshold)
 
 
 def test_all_networks_of_an_ensemble_move():
     one, other = network(0), network(1)
     ensemble = Ensemble((one, other), False, one, Followed(1.0))
-    moved = deciding_at(ensemble, 0.2)
-    torch.testing.assert_close(moved(IMAGES), (deciding_at(one, 0.2)(IMAGES) + deciding_at(other, 0.2)(IMAGES)) / 2)
-    torch.testing.assert_close(moved.alone(IMAGES), deciding_at(one, 0.2)(IMAGES))
-    assert decides(ensemble)
-    assert not decides(lambda images: images)
+    moved = with_threshold(ensemble, 0.2)
+    torch.testing.assert_close(
+        moved(IMAGES), (with_threshold(one, 0.2)(IMAGES) + with_threshold(other, 0.2)(IMAGES)) / 2
+    )
+    torch.testing.assert_close(moved.alone(IMAGES), with_threshold(one, 0.2)(IMAGES))
+    assert has_output_bias(ensemble)
+    assert not has_output_bias(lambda images: images)
 
 
 def test_an_adapted_segmenter_keeps_its_threshold_in_a_file(trained, lesions, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from conftest import lesion
 
 import metaseg
-from metaseg.adapting.decision import deciding_at
+from metaseg.adapting.decision import with_threshold
 from metaseg.adapting.learning_curve import BELIEVED, STEEPEST, TYPICAL, LearningCurve
 from metaseg.data.batches import image_tensor
 from metaseg.errors import MetasegError
@@ -42,7 +42,7 @@ def test_networks_are_scored_on_images_they_have_not_seen(trained):
     few, most = [[] for _ in images], []
     for member, part in zip(segmenter.members, held_out(4, 3), strict=True):
         most += [score(member, index) for index in part]
-        alone = deciding_at(model.fine_tuned(support.only(part), segmenter.plan), segmenter.threshold)
+        alone = with_threshold(model.fine_tuned(support.only(part), segmenter.plan), segmenter.threshold)
         for index in set(range(4)) - set(part.tolist()):
             few[index].append(score(alone, index))
     assert curve.most[1] == pytest.approx(np.mean(most))

@@ -13,7 +13,7 @@ from filelock import FileLock
 from metaseg.cli import status
 from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory
-from metaseg.sweeps.overview import CELLS, Phase, Seen, look, remember, seconds_left
+from metaseg.sweeps.overview import CELLS, CellState, Phase, read_cells, remember, seconds_left
 
 
 def begun(path, holder="", log=""):
@@ -37,7 +37,7 @@ def test_every_state_is_seen(trained, tmp_path, capsys):
     begun(tmp_path / "killed", f"{socket.gethostname()} {2**22 + 1}", "training 4/9\n")
     begun(tmp_path / "elsewhere", "another-host 1", "training 5/9\n")
     begun(tmp_path / "failed", log="one line\nerror: shots must be positive\n")
-    found = {one.name: one for one in look(tmp_path)}
+    found = {one.name: one for one in read_cells(tmp_path)}
     assert {name: one.phase for name, one in found.items()} == {
         "waits": Phase.WAITING,
         "done": Phase.FINISHED,
@@ -63,7 +63,7 @@ def test_a_cell_runs_if_a_sweep_has_claimed_it(tmp_path):
         (tmp_path / name / ".claim").touch()
     (tmp_path / "raised" / "log.txt").write_text("Traceback\ntorch.OutOfMemoryError: CUDA out of memory\n")
     with FileLock(tmp_path / "preparing" / ".claim"):
-        found = {one.name: one.phase for one in look(tmp_path)}
+        found = {one.name: one.phase for one in read_cells(tmp_path)}
     assert found == {
         "preparing": Phase.RUNNING,
         "dead": Phase.INTERRUPTED,
@@ -76,15 +76,15 @@ def test_a_shared_start_in_training_runs(tmp_path):
     start = RunDirectory(tmp_path / "ph2_kvasir-seed0-1234567890")
     begun(start.path)
     with FileLock(start.start_lock):
-        assert [one.phase for one in look(tmp_path)] == [Phase.RUNNING]
-    assert [one.phase for one in look(tmp_path)] == [Phase.INTERRUPTED]
+        assert [one.phase for one in read_cells(tmp_path)] == [Phase.RUNNING]
+    assert [one.phase for one in read_cells(tmp_path)] == [Phase.INTERRUPTED]
 
 
 def test_the_overview_shows_what_a_cell_waits_for(tmp_path):
     remember(tmp_path, ["waits"])
-    assert look(tmp_path)[0].detail == "for a slot"
+    assert read_cells(tmp_path)[0].detail == "for a slot"
     (tmp_path / ".slurm").mkdir()
-    assert look(tmp_path)[0].detail == "for its Slurm job"
+    assert read_cells(tmp_path)[0].detail == "for its Slurm job"
 
 
 def test_a_directory_names_its_holder_while_it_is_held(tmp_path):
@@ -96,10 +96,10 @@ def test_a_directory_names_its_holder_while_it_is_held(tmp_path):
 
 
 def test_time_left_is_that_of_finished_cells():
-    done = [Seen("a", Phase.FINISHED, "", 100), Seen("b", Phase.FINISHED, "", 300)]
+    done = [CellState("a", Phase.FINISHED, "", 100), CellState("b", Phase.FINISHED, "", 300)]
     assert seconds_left(done) is None
-    running = [Seen("c", Phase.RUNNING, ""), Seen("d", Phase.RUNNING, "")]
-    waiting = [Seen(name, Phase.WAITING, "") for name in "efg"]
+    running = [CellState("c", Phase.RUNNING, ""), CellState("d", Phase.RUNNING, "")]
+    waiting = [CellState(name, Phase.WAITING, "") for name in "efg"]
     assert seconds_left(running + waiting) is None
     assert seconds_left(done + running + waiting) == 200 * (3 + 1) / 2
 
@@ -108,7 +108,7 @@ def test_time_left_is_that_of_finished_cells():
 def test_folders_without_runs_are_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MetasegError, match=name):
-        look(tmp_path / name)
+        read_cells(tmp_path / name)
 
 
 @pytest.mark.parametrize("arguments", [["gone"], [".", "--every", "0"]])
@@ -120,7 +120,7 @@ def test_mistakes_are_one_sentence(arguments, tmp_path, monkeypatch, capsys):
 
 def test_in_a_terminal_the_table_is_renewed_until_nothing_runs(tmp_path, monkeypatch, capsys):
     phases = iter([Phase.WAITING, Phase.RUNNING, Phase.FINISHED])
-    monkeypatch.setattr(status, "look", lambda folder: [Seen("one", next(phases), "later")])
+    monkeypatch.setattr(status, "read_cells", lambda folder: [CellState("one", next(phases), "later")])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert command("status")([str(tmp_path), "--every", "0.01"]) == 0
     assert next(phases, None) is None

@@ -85,3 +85,9 @@ def test_an_image_that_is_there_twice_is_refused_even_if_it_was_saved_again():
     again[::4] += 1  # a quarter of the values by one
     with pytest.raises(MetasegError, match="found b and d alike"):
         require_different([*NAMES, "d"], np.concatenate([images, again[None]]))
+
+
+def test_the_usual_distance_is_that_of_different_annotated_images():
+    support = np.outer([0.0, 1.0, 2.0], np.eye(6)[0])
+    new = np.outer([0.5, 5.0], np.eye(6)[0])
+    assert distances(support, new) == pytest.approx([0.5, 3.0])

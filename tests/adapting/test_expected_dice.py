@@ -97,3 +97,17 @@ def test_the_sentence_names_how_the_estimate_was_made():
     assert "2-fold" in of([0.5, 0.7, 0.9], folds=2).sentence()
     assert "76 %; such figures are 7 points off on average, at worst 30 too high (19 ann" in of([0.7] * 19).sentence()
     assert "76 %; such figures are 5 points off on average, at worst 18 too high (20 ann" in of([0.7] * 20).sentence()
+
+
+def test_the_baselines_have_not_seen_the_image_that_they_are_scored_on():
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, :4] = masks[1, 4:] = True
+    parts = [np.array([0]), np.array([1])]
+    found = estimated([*masks], parts, [*masks], np.zeros((2, 8, 8, 3), np.uint8), masks.astype(np.uint8))
+    assert found.trivial["mean mask"].tolist() == [0, 0]
+
+
+def test_four_missed_objects_are_not_hidden_by_many_empty_images():
+    empty, marked = [1.0] * 16, [0.2] * 4
+    trivial = {"nothing": np.array([1.0] * 16 + [0.0] * 4), "mean mask": np.array([0.0] * 16 + [0.1] * 4)}
+    assert Estimate(np.array(empty + marked), trivial, 3).verdict().startswith("Do not use these masks")

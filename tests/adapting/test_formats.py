@@ -411,3 +411,52 @@ def test_dicom_of_another_transfer_syntax_than_its_pixels_is_refused(tmp_path, s
     dataset["PixelData"].is_undefined_length = True
     dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     refused(tmp_path / "a.dcm")
+
+
+def test_fractional_segments_are_foreground_above_one_half(tmp_path):
+    save(tmp_path / "images" / "a.png")
+    segmentation(tmp_path / "masks" / "a.dcm", [(1, 0, np.where(SLICES[1] == 1, 1, 0.3))], kind="FRACTIONAL")
+    (mask,) = masks_of(annotated_in(tmp_path))
+    assert (mask == (SLICES[1] == 1)).all()
+
+
+def test_the_window_of_a_dicom_file_is_of_its_rescaled_values(tmp_path):
+    values = np.arange(240, dtype=np.uint16).reshape(12, 20) * 4
+    rescaled = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": 40, "WindowWidth": 400}
+    dicom(tmp_path / "1.dcm", values, **rescaled)
+    expected = np.clip((2.0 * values - 1000 - (39.5 - 199.5)) / 399 * 255, 0, 255)
+    assert np.abs(images_in(tmp_path)[0].read()[..., 0] - expected).max() <= 1.5
+
+
+def test_floats_of_a_page_where_0_is_white_are_inverted(tmp_path):
+    for path, page in zip(
+        paged_by_tifffile(tmp_path, PICTURE[..., 0].astype(float), "miniswhite"), (None, 1), strict=True
+    ):
+        assert np.abs(formats.read(path, page).astype(int) - (255 - PICTURE[..., :1])).max() <= 8
+
+
+@pytest.mark.parametrize(("shape", "known"), [((12, 12), True), ((12, 20), False)])
+def test_a_quarter_turn_of_a_square_image_is_known(tmp_path, shape, known):
+    exif = Image.Exif()
+    exif[274] = 6
+    save(tmp_path / "a.jpg", PIXELS[: shape[0], : shape[1]], exif=exif)
+    assert formats.is_turned(tmp_path / "a.jpg") == known
+
+
+def test_a_segment_number_shared_by_all_frames_is_read(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    save(tmp_path / "images" / "a.png")
+    dataset = pydicom.dcmread(segmentation(tmp_path / "masks" / "a.dcm", [(2, 0, SLICES[1] == 1)]))
+    (frame,) = dataset.PerFrameFunctionalGroupsSequence
+    shared = pydicom.Dataset()
+    shared.SegmentIdentificationSequence = frame.SegmentIdentificationSequence
+    del frame.SegmentIdentificationSequence
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    dataset.save_as(tmp_path / "masks" / "a.dcm")
+    (mask,) = masks_of(annotated_in(tmp_path), label=2)
+    assert (mask == (SLICES[1] == 1)).all()
+
+
+def test_half_opacity_everywhere_counts_as_half():
+    half = np.dstack([DEEP, np.full(DEEP.shape[:2], 32768, np.uint16)])
+    assert np.abs(rgb(half, "a").astype(int) - PICTURE // 2).max() <= 8

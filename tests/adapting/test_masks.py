@@ -309,3 +309,34 @@ def test_formats_of_files_do_not_matter(tmp_path):
         assert reading.labels == [1, 2, 3]
     (mask,), _ = foregrounds(saved(tmp_path, DISC))  # of one bit
     assert (mask == DISC).all()
+
+
+def test_a_mask_of_two_values_among_soft_ones_is_read_as_it_stands():
+    large = np.kron(DISC, np.ones((4, 4), bool))
+    soft = np.asarray(Image.fromarray(large.astype(np.uint8) * 255).resize((100, 75), Image.Resampling.BICUBIC))
+    (_, mask), reading = read(soft, (soft > 127).astype(np.uint8))  # 0 and 1
+    assert reading.labels == []
+    assert (mask == (soft > 127)).all()
+
+
+def test_a_palette_without_black_is_read_by_its_indices(tmp_path):
+    raws = saved(tmp_path, indexed(LABELS, [(255, 255, 255), (255, 0, 0), (0, 200, 0), (0, 0, 255)]))
+    (mask,), _ = foregrounds(raws, label=1)
+    assert (mask == (LABELS == 1)).all()
+
+
+def test_without_0_the_lowest_grey_value_is_the_background_however_little_there_is():
+    (mask,), _ = read(np.where(OTHER, 1, 2))
+    assert (mask == ~OTHER).all()
+
+
+def test_a_float_mask_of_two_values_keeps_its_labels():
+    (mask, _), reading = read(DISC.astype(float), LABELS.astype(float), label=1)
+    assert reading.labels == [1, 2, 3]
+    assert (mask == DISC).all()
+
+
+def test_a_label_that_neither_this_set_nor_the_earlier_one_has_is_refused():
+    earlier = decide([survey(of_array(LABELS, "a"))])
+    with pytest.raises(MetasegError, match="label=7"):
+        decide([survey(of_array(LABELS, "b"))], 7, earlier)

@@ -2,6 +2,7 @@
 
 import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -353,3 +354,11 @@ def test_times_and_step_sizes_are_above_0(trained, lesions, wrong):
     (name,) = wrong
     with pytest.raises(MetasegError, match=f"{name} must be a number above 0"):
         metaseg.load(trained).adapt(*lesions, **wrong)
+
+
+def test_a_run_keeps_its_working_size_however_much_time_there_is(run_of, lesions):
+    model = metaseg.load(run_of("learner=scratch"))
+    found = model._plan(*lesions, size=None, crop=None, per_step=None, steps=None, folds=0, budget=None)
+    assert found.shape == (model.size, model.size)
+    assert model.size < 192
+    assert replace(model, origin="file")._plan(*lesions, None, None, None, None, 0, None).shape != found.shape

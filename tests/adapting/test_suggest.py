@@ -35,3 +35,7 @@ def test_similar_images_have_similar_descriptions():
 def test_networks_without_an_encoder_cannot_compare_images(run_of, lesions):
     with pytest.raises(MetasegError, match="encoder"):
         image_features(metaseg.load(run_of("learner=feyjie", "learner.adapt.steps=0")), lesions[0])
+
+
+def test_the_most_typical_image_comes_first():
+    assert farthest(np.array([[0.0], [1.0], [5.0]]), 2) == [1, 2]

@@ -547,3 +547,12 @@ def test_the_session_of_a_forgotten_or_lost_page_is_removed(network, limits, tmp
     assert used.folder.exists()
     with pytest.raises(MetasegError, match="10 minutes, or was unused for 12 hours"):
         sessions.of("forgotten")
+
+
+def test_pages_of_a_file_count_as_images(session, upload, tmp_path):
+    session.add_images(upload("image", *range(5)))
+    page = Image.new("L", (20, 20))
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page])
+    (said,) = session.add_images([tmp_path / "pages.tif"])
+    assert "exceeds the limit of 6 images" in said
+    assert len(session.pictures) == 5

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metaseg.data.augment import augment, cropped
+from metaseg.data.augment import augment, cropped, recolour
 from metaseg.meta.losses import UNMARKED
 
 
@@ -78,3 +78,18 @@ def test_crops_reach_every_edge():
     crops, _ = cropped(images, images[..., 0] * 0, 8, (1, 2), range(400))
     for corner in (1, 2):
         assert 0.18 < (crops == corner).any((1, 2, 3)).mean() < 0.32
+
+
+def test_crops_of_the_foreground_are_centred_on_it():
+    masks = np.zeros((400, 40, 30), np.uint8)
+    masks[:, 20, 15] = 1
+    _, crops = cropped(masks[..., None].repeat(3, -1), masks, 8, (1, 2), range(400))
+    assert 0.45 < (crops[:, 4, 4] == 1).mean() < 0.55
+
+
+def test_recolouring_exchanges_the_channels_and_inverts_half_of_the_tasks():
+    ramp = np.zeros((1, 256, 1, 3), np.uint8)
+    ramp[0, :, 0, 1] = np.arange(256)
+    found = [recolour([ramp], 1.0, (seed,))[0][0, :, 0].astype(int) for seed in range(60)]
+    assert {int(np.ptp(one, axis=0).argmax()) for one in found} == {0, 1, 2}
+    assert 0.3 < np.mean([one[0].sum() > one[-1].sum() for one in found]) < 0.7

@@ -192,3 +192,25 @@ def test_real_datasets_can_be_used(name):
         alike = [fault.images for fault in report.warnings if fault.kind == "near-duplicate"]
         assert ("ISIC_0000162", "ISIC_0014826") in alike  # one photograph under two names, seen by eye
         assert len(alike) < 40
+
+
+def test_near_duplicates_by_their_structure_across_blocks_of_rows():
+    generator = np.random.default_rng(0)
+    bits = generator.random((1100, 256)) < 0.5
+    details = generator.standard_normal((1100, 676)).astype(np.float32)
+    details /= np.linalg.norm(details, axis=1, keepdims=True)
+    bits[1090], details[1090] = bits[1080], details[1080]
+    bits[1090, :50] ^= True
+    assert duplicates.near_duplicates(bits, details) == [(1080, 1090)]
+
+
+def test_a_mask_that_lies_on_its_side_is_of_another_size(tmp_path):
+    write_dataset(tmp_path / "kvasir", ["a"])
+    save(Image.fromarray(picture(0)[1].T), tmp_path / "kvasir" / "masks" / "a.png")
+    assert [fault.kind for fault in check.check(replace(KVASIR, count=1), tmp_path).errors] == ["size"]
+
+
+def test_named_groups_come_before_blocks():
+    bits, details = np.zeros((5, 256), bool), np.zeros((5, 676), np.float32)
+    named = ["p", "q", "p", None, "q"]
+    assert duplicates.groups(get("kvasir_capsule"), list("abcde"), bits, details, named).tolist() == [0, 1, 0, 2, 1]

@@ -147,3 +147,13 @@ def test_hostile_images_are_refused(tmp_path, case, read, monkeypatch):
     (tmp_path / "a.png").write_bytes(HOSTILE[case])
     with pytest.raises(MetasegError, match=r"cannot read .*a\.png"):
         read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_an_image_and_its_mask_are_turned_alike(tmp_path, turned):
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    Image.fromarray(TRUTH.astype(np.uint8) * 255).save(tmp_path / "a.png", exif=exif)
+    image, size = images.open_image(tmp_path / "a.png")
+    assert image.size == size
+    assert np.array_equal(np.asarray(image)[..., 0] > 127, images.read_mask(tmp_path / "a.png"))

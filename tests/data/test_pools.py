@@ -258,3 +258,10 @@ def test_real_datasets_are_prepared(tmp_path):
     cvc = pools.prepare(get("cvc"), root, 64, tmp_path)
     train, held_out = pools.split_by_group(cvc, 0.2, seed=0)
     assert len(set(cvc.groups[train])) + len(set(cvc.groups[held_out])) == 29
+
+
+def test_other_sequences_are_prepared_anew(tmp_path):
+    write_dataset(tmp_path / "kvasir", ["1", "2", "3", "4"])
+    dataset = replace(KVASIR, count=4)
+    assert pools.prepare(dataset, tmp_path, 32).groups.tolist() == [0, 1, 2, 3]
+    assert pools.prepare(replace(dataset, sequence_starts=(1, 3)), tmp_path, 32).groups.tolist() == [0, 0, 1, 1]

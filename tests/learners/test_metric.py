@@ -18,7 +18,7 @@ from metaseg.meta.losses import LOSSES, bce
 from metaseg.meta.vectors import flatten, unflatten
 from metaseg.networks.build import build
 from metaseg.networks.feyjie import FeyjieNetwork
-from metaseg.networks.pmg import PMGNetwork, prior_mask, unit
+from metaseg.networks.pmg import Features, PMGNetwork, prior_mask, unit
 from metaseg.tracking import dashboard
 from metaseg.training.outer import MetaTraining
 
@@ -335,3 +335,14 @@ def test_masks_reach_the_segmenter_unchanged():
     expected = learner.segment(learner.theta(), image_tensor(shown), mask_tensor(masks), query)
     found = learner.adapt(SupportSet(shown, masks, "flips", 0))(query)
     torch.testing.assert_close(found, torch.sigmoid(expected))
+
+
+def test_the_prior_does_not_depend_on_the_length_of_the_support_features():
+    generator = torch.Generator().manual_seed(0)
+    network = PMGNetwork(2)
+    high, middle = (torch.randn(2, width, 4, 4, generator=generator) for width in (32, 8))
+    lengths = 0.5 + torch.rand(2, 1, 4, 4, generator=generator)
+    one, other = (
+        network.summarise(Features(part, middle), torch.ones(2, 1, 16, 16)) for part in (high, lengths * high)
+    )
+    torch.testing.assert_close(one.masked, other.masked)

@@ -12,6 +12,7 @@ from metaseg.evaluation.intervals import bootstrap_interval, holm
 from metaseg.reporting.cells import blocks, covers, ours
 from metaseg.reporting.exports import caption
 from metaseg.reporting.runs import read_runs
+from metaseg.reporting.shots import over_shots
 from metaseg.runs.tables import load_table
 
 
@@ -142,3 +143,22 @@ def test_what_an_interval_covers(tmp_path):
     assert covers(ours([one], "isic") for one in runs) == (
         "draws and groups of images of one seed (without images where all are one group)"
     )
+
+
+def test_systems_trained_on_the_target_do_not_compete_for_the_best_and_set_no_floor(tmp_path):
+    shared = {"pair": "isic_ph2", "targets": ["kvasir"]}
+    write_run(tmp_path / "imaml", "imaml", dice=0.5, **shared)
+    other = {"all_foreground": 0.9, "centred_disc": 0.9, "mean_support_mask": 0.9, "otsu": 0.9}
+    write_run(tmp_path / "naive", "naive", dice=0.9, learner__train_on="target", trivial=other, **shared)
+    block = next(one for one in blocks(load_table(6), read_runs(tmp_path).runs) if one.target == "kvasir")
+    assert len(block.runs) == 2
+    assert [line.row.learner for line in block.lines if line.best] == ["imaml"]
+    assert line_of(block, "MAML").trivial == {"all_foreground": 0.311, "centred_disc": 0.53, "mean_support_mask": 0.52}
+
+
+def test_systems_trained_on_the_target_are_not_in_the_curves_over_shots(tmp_path):
+    for shots in (5, 10, 20):
+        write_run(tmp_path / f"imaml{shots}", "imaml", shots)
+    write_run(tmp_path / "naive", "naive", pair="none", learner__train_on="target")
+    (figure,) = over_shots(read_runs(tmp_path).runs)
+    assert set(figure.learners) == {"imaml"}

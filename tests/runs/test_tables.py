@@ -270,3 +270,9 @@ def test_no_tables_target_chooses_alpha(target, tmp_path, capsys):
     with pytest.raises(SystemExit):
         shares.main([str(tmp_path), "--target", target])
     assert "no table tests on" in capsys.readouterr().err
+
+
+def test_more_seeds_are_shown_before_more_usual_settings():
+    runs = [made("a", model__init="brain_mri"), made("b", seed=1, model__init="brain_mri")]
+    runs += [made("c"), made("d", "maml"), made("e", "joint")]
+    assert [run.name for run in cell_of(fill(load_table(2), runs), "imaml", 5).runs] == ["a", "b"]

@@ -103,7 +103,7 @@ def latest(directory: RunDirectory) -> Path | None:
         return path
     if problems:
         raise MetasegError(
-            f"Expected a checkpoint to continue from, but {directory.last} is damaged: restore it, or begin anew in "
+            f"Expected a checkpoint to continue from, but {directory.last} is damaged: restore it, or begin again in "
             "another hydra.run.dir."
         ) from problems[0]
     return None

@@ -86,7 +86,9 @@ def test_a_killed_process_leaves_a_usable_cache(tmp_path, kvasir_root):
     place = tmp_path / "cache"
     pools.prepare(KVASIR, kvasir_root, 8, place)
     process = start(KILLED, kvasir_root, place)
-    assert process.stdout.readline() == "midway\n"
+    for line in process.stdout:  # lines of progress come first where it is slow
+        if line == "midway\n":
+            break
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     leftovers = [name for name in folders(place) if name.startswith(".kvasir-16-")]

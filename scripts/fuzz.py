@@ -66,7 +66,7 @@ from metaseg.networks import encoder_unet, smp  # noqa: F401 (else each child im
 from metaseg.networks.weight_files import read_weights
 from metaseg.reporting.runs import read_runs
 from metaseg.runs.directory import RunDirectory
-from metaseg.sweeps.overview import look
+from metaseg.sweeps.overview import read_cells
 from metaseg.sweeps.status import status_of
 from metaseg.system import resident
 
@@ -130,7 +130,7 @@ def read_document(path: Path) -> None:
     directory = RunDirectory(path.parent)
     shutil.copy("best.ckpt", directory.create().best)
     shutil.copy("best.ckpt", directory.last)
-    look(path.parent.parent)
+    read_cells(path.parent.parent)
     any_of(lambda: status_of(directory, settings()), lambda: load(path.parent, "cpu"))
 
 
@@ -161,7 +161,7 @@ def read_run(path: Path) -> None:
         run.matrix("isic")
         run.groups("isic")
     list(trained(path.parent.parent))
-    look(path.parent.parent)
+    read_cells(path.parent.parent)
     RunDirectory(path.parent).read_compute()
     if found.unreadable:
         raise MetasegError(found.unreadable[0][1])

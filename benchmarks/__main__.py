@@ -99,7 +99,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         add("--out", type=Path, default=Path("benchmarks/results"), help="folder for the Markdown and JSON files")
         if name not in ("adaptation", "own_images"):
             add("--features", type=int, default=default.features, help="width of the attention U-Net")
-            add("--inner-steps", type=int, default=default.inner_steps, help="number of inner steps K")
+            add("--inner-steps", type=int, default=default.inner_steps, help="number of inner steps T")
             add("--cg-steps", type=int, default=default.cg_steps, help="conjugate gradient steps")
             add("--lam", type=float, default=default.lam, help="lambda of the proximal term")
             add("--lr", type=float, default=default.lr, help="learning rate of the inner steps")

@@ -2,7 +2,7 @@
 # Dice over the number of annotated images, 1 to 50, on 200 images of each target: learners that experiments/comparison.sh
 # has trained with five shots (seed 0), and no pair. Run it in the repository's root with METASEG_DATA set; cells that are
 # there, or whose learner is not trained yet, are skipped. Draws of one or two images differ most, so there are ten of them;
-# the stored cells of two images have three, and stay as they are.
+# the stored cells of two images of Kvasir-SEG have three, and stay as they are.
 # `python -m metaseg report experiments/results/small-images` draws the figure. Arguments: numbers of images, else all.
 set -euo pipefail
 numbers=${*:-1 2 5 10 20 50}

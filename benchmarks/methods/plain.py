@@ -26,7 +26,7 @@ def passes(problem: Problem, support: int, query: int) -> Run:
 
 
 def descend(problem: Problem, theta: Parameters, create_graph: bool) -> Parameters:
-    """φ after K steps of SGD on L(φ; S) + λ/2 ‖φ - θ‖²; differentiable in θ with ``create_graph``."""
+    """φ after T steps of SGD on L(φ; S) + λ/2 ‖φ - θ‖²; differentiable in θ with ``create_graph``."""
     setting = problem.setting
     phi = theta
     for _ in range(setting.inner_steps):

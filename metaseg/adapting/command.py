@@ -104,7 +104,7 @@ def _paths(settings: schema.Adaptation, below: str) -> dict[str, Path]:
         if lost := [name for name in without_effect if getattr(settings, name) is not None]:
             raise MetasegError(
                 f"A saved segmenter {'adapts by its own recipe' if settings.support else 'segments as it is'}, found "
-                f"{lost[0]}={getattr(settings, lost[0])}; leave it out, or adapt a model or run again."
+                f"{lost[0]}={getattr(settings, lost[0])}; leave it out, or name a model or a run instead of the file."
             )
     given = {key: getattr(settings, key) for key in (*_INPUTS, "out")}
     paths = {key: expanded(value) for key, value in given.items() if value is not None}

@@ -406,7 +406,7 @@ class Adapted:
         if not self.model.complete:
             raise MetasegError(
                 "Expected the model that was adapted, but a segmenter's file contains it only if it is the built-in "
-                "model; adapt your run to all images instead."
+                "model; adapt your model or run to all images instead."
             )
         self.require_label(label)
         images, masks = several(images, "images"), several(masks, "masks")

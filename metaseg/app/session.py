@@ -53,7 +53,7 @@ class Session(Collection):
         network: the network to adapt.
         notes: warnings of the last adaptation.
         adapted: the segmenter of the predictions; None before the first.
-        loaded: a segmenter from before; None without one.
+        loaded: a saved segmenter; None without one.
         go_on: whether `adapt` learns from the images of `loaded` as well.
         stopping: set to stop a computation, by the user or when the page loses its connection.
         canvas_marks: what the canvas showed of the selected image's marks at `look`, of the shape of FRAME; None:

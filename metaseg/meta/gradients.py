@@ -5,7 +5,7 @@
     implicit     Λ (C + Λ)⁻¹ ∇L_query(φ), C the curvature of the support loss at φ, by conjugate gradient [iMAML eq. 6]
     unrolled     back-propagation through the inner steps                                                  [MAML]
     first_order  ∇L_query(φ), as if dφ/dθ were the identity                                                [MAML 5.2]
-    reptile      (θ - φ) / (lr · K), the displacement of the K inner steps                                  [Reptile]
+    reptile      (θ - φ) / (lr · T), the displacement of the T inner steps                                  [Reptile]
 
 The implicit gradient assumes that φ is the exact minimiser of L + ½ (φ - θ)ᵀ Λ (φ - θ), with Λ diagonal: λ I in the
 paper, or one strength per parameter. There ∇L(φ) + Λ(φ - θ) = 0; differentiating gives (C + Λ) dφ = Λ dθ - (φ - θ)∘dλ,
@@ -229,7 +229,7 @@ def unrolled_gradient(
     products: str = "autograd",
     checkpoint: bool = False,
 ) -> MetaGradient:
-    """MAML: exact d L_query(φ_K(θ)) / dθ through all K inner steps.
+    """MAML: exact d L_query(φ_T(θ)) / dθ through all T inner steps.
 
     Back-propagates step by step: a cotangent v passes through ∇L(φ_k) as ∇²L(φ_k) v, and through the optimiser's
     arithmetic by autograd.
@@ -292,7 +292,7 @@ def unrolled_gradient(
 
 
 def reptile_gradient(task: Task, theta: Parameters, inner: InnerLoop) -> MetaGradient:
-    """Reptile: (θ - φ) / (lr · K), for SGD the mean of the K gradients taken [Nichol et al. 2018, section 3].
+    """Reptile: (θ - φ) / (lr · T), for SGD the mean of the T gradients taken [Nichol et al. 2018, section 3].
 
     K is the number of steps taken. The query set does not enter; the query loss is computed for the curves only.
 

@@ -89,21 +89,22 @@ def latest(directory: RunDirectory) -> Path | None:
     Raises:
         MetasegError: if none can be read.
     """
-    problems = []
+    problems: list[tuple[Path, MetasegError]] = []
     for path in (directory.last, directory.last.with_name(PREVIOUS)):
         if not path.is_file():
             continue
         try:
             read_checkpoint(path)
         except MetasegError as error:
-            problems.append(error)
+            problems.append((path, error))
             continue
         if problems:
             log.warning("%s is damaged; continuing from %s.", directory.last, path)
         return path
     if problems:
+        path, problem = problems[0]
         raise MetasegError(
-            f"Expected a checkpoint to continue from, but {directory.last} is damaged: restore it, or begin again in "
-            "another hydra.run.dir."
-        ) from problems[0]
+            f"Expected a checkpoint to continue from, but {path} cannot be read: restore it, or delete "
+            f"{directory.path} to begin again."
+        ) from problem
     return None

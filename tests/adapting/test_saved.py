@@ -169,7 +169,7 @@ def test_colours_keep_their_labels_when_annotations_are_added(trained, lesions, 
 
 
 def test_the_file_of_a_runs_segmenter_cannot_be_extended(saved, lesions):
-    with pytest.raises(MetasegError, match="adapt your run"):
+    with pytest.raises(MetasegError, match="adapt your model or run"):
         metaseg.load_segmenter(saved).with_more(*lesions)
 
 

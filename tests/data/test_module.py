@@ -75,7 +75,7 @@ def test_without_training_no_images_are_needed_for_episodes():
     module.EpisodicData(settings_of(*many, "train=false")).setup()
 
 
-def test_an_episode_carries_one_fixed_unlabelled_image():
+def test_an_episode_carries_one_unlabelled_image_of_its_epoch_and_index():
     found = data(unlabelled=0.1)
     episodes = module.EpisodeDataset(found.pools, found.train_plan, "none", found.unlabelled)
     allowed = found.targets["isic"].pool.take(found.targets["isic"].unlabelled)[0]

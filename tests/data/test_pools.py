@@ -103,7 +103,7 @@ def test_another_content_makes_another_pool_even_at_the_same_size_and_time(tmp_p
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "grouping"])
-def test_added_removed_and_renamed_files_make_a_pool_stale(kvasir_root, change):
+def test_changed_files_or_grouping_make_a_pool_stale(kvasir_root, change):
     dataset = KVASIR
     pools.prepare(dataset, kvasir_root, 16)
     images, masks = kvasir_root / "kvasir" / "images", kvasir_root / "kvasir" / "masks"

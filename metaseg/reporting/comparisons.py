@@ -129,7 +129,7 @@ def violins(series: Mapping[str, np.ndarray], path: Path, title: str, looks: Map
 
 
 def embedded(path: Path, width: int, photograph: bool = False) -> str:
-    """A picture as a data URI, at most `width` pixels wide: JPEG for photographs, 64-colour PNG for curves."""
+    """A picture as a data URI, at most `width` pixels wide: JPEG for photographs, 128-colour PNG for curves."""
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if picture.width > width:
@@ -138,7 +138,7 @@ def embedded(path: Path, width: int, photograph: bool = False) -> str:
     if photograph:
         picture.save(memory, "JPEG", quality=72, optimize=True)
     else:
-        picture.quantize(64, dither=Image.Dither.NONE).save(memory, "PNG", optimize=True)
+        picture.quantize(128, dither=Image.Dither.NONE).save(memory, "PNG", optimize=True)
     kind = "jpeg" if photograph else "png"
     return f"data:image/{kind};base64,{base64.b64encode(memory.getvalue()).decode('ascii')}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ SIGNIFICANT = 0.05
 """Level of corrected p values."""
 _ROW, _MARGINS = 0.3, 1.3  # inches of the figure
 _APART = 0.25  # of a row, between systems
+_TITLE = 24  # characters of a panel's title that fit above it
 
 
 class Difference(NamedTuple):
@@ -102,7 +104,7 @@ def draw(compared: Sequence[Difference], path: Path, titles: Mapping[str, str]) 
             if one.test.seeds == 1:
                 drawn[2][0].set_linestyle((0, (1.5, 1)))
         plain_axes(axes, "points of Dice ahead", "")
-        axes.set_title(f"against {in_a_sentence(opponent)}", fontsize=9)
+        axes.set_title(textwrap.fill(f"against {in_a_sentence(opponent)}", _TITLE), fontsize=9)
     panels[0].set_yticks(range(len(rows)), [f"table {n}: {titles.get(to, to)}, {shots} shots" for n, to, shots in rows])
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     for place, system in enumerate(systems):
@@ -129,7 +131,10 @@ def _against(compared: Sequence[Difference]) -> str:
     """By how much the system is ahead of its opponents at each number of shots, and how sure that is."""
     if not compared:
         return ""
-    parts = []
+    system = compared[0].system
+    names = [_without_a_pair(name) for name in dict.fromkeys(one.opponent for one in compared)]
+    opponents = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+    sentences: list[str] = []
     for shots in sorted({one.shots for one in compared}):
         here = [one for one in compared if one.shots == shots]
         means = sorted(one.test.difference.mean for one in here)
@@ -137,18 +142,23 @@ def _against(compared: Sequence[Difference]) -> str:
         above, below = (sum(one.side == side for one in here) for side in (1, -1))
         fewest, most = (pick(one.test.seeds for one in here) for pick in (min, max))
         seeds = plural(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-        parts.append(
-            f"{leads} points with {plural(shots, 'image')} (the 95 % interval is "
-            f"above 0 in {above} of {len(here)}, below in {below}; {seeds})"
-        )
+        with_images, ahead, behind = f"With {plural(shots, 'image')} ({seeds})", above or "none", below or "none"
+        if sentences:
+            sentences.append(f"{with_images}: {leads} points, ahead in {ahead} of {len(here)}, behind in {behind}.")
+        else:
+            sentences.append(
+                f"{with_images}, {system} differs from {opponents} by {leads} points; it is ahead (95 % interval above "
+                f"0) in {ahead} of {plural(len(here), 'comparison')} and behind (below 0) in {behind}."
+            )
     tested = [one for one in compared if one.test.seeds > 1]
-    ahead, behind = (sum(one.certain and one.side == side for one in tested) for side in (1, -1))
-    names = [_without_a_pair(name) for name in dict.fromkeys(one.opponent for one in compared)]
-    opponents = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-    sure = f"p corrected for all that a table compares at these shots is below 5 % in {ahead + behind} of {len(tested)}"
-    if ahead and behind:
-        sure += f", of which {compared[0].system} is behind in {behind}"
-    return f"{compared[0].system} differs from {opponents} by {', '.join(parts)}{f'; {sure}' if tested else ''}."
+    if tested:
+        certain = [one.side for one in tested if one.certain]
+        side = f" ({system} is behind in {certain.count(-1)})" if len(set(certain)) > 1 else ""
+        sentences.append(
+            f"Significant after correction for multiple comparisons (p < 5 %): {len(certain) or 'none'} of "
+            f"{len(tested)} with several seeds{side}."
+        )
+    return " ".join(sentences)
 
 
 def in_a_sentence(label: str) -> str:
@@ -181,10 +191,11 @@ def _published(blocks: Sequence[Block]) -> str:
     if not count:
         return ""
     runs = [run for block in blocks for cell in block.cells if not cell.row.further for run in cell.runs]
+    runs = [run for run in runs if run.settings["learner"].get("network") is None] or runs  # a system's own comes last
     networks = sorted({f"{described(run.settings)} at {run.settings['data']['size']} pixels" for run in runs})
-    except_for = f", without {below_trivial} in which marking every pixel is," if below_trivial else ","
+    uncounted = f" (left out: {below_trivial} in which marking every pixel exceeds the paper's figure)"
     return (
-        f"Our means are above the paper's in {above} of {plural(count, 'cell')}{except_for} and those without a pair "
-        f"in {alone}. Our network: {listed(networks, 3)}; the paper's: an attention U-Net with random or brain-MRI "
-        "weights at 256 pixels."
+        f"Our means are above the paper's figures in {above} of {plural(count, 'cell')}"
+        f"{uncounted if below_trivial else ''}, those of fine-tuning without a pair in {alone}. Our network is "
+        f"{listed(networks, 3)}; the paper's is an attention U-Net with random or brain-MRI weights at 256 pixels."
     )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from metaseg.errors import plural
@@ -22,8 +23,8 @@ from metaseg.runs.tables import identity
 
 LEAST = 3
 """Numbers of shots that make a curve."""
-APART = 0.03
-"""Distance of two learners' points, as a share of the number of shots, so that no interval hides another."""
+APART, SPREAD = 0.03, 0.2
+"""Distance of two learners' points, at most of all, as a share of the number of shots: no interval hides another."""
 _BESIDE = ("pair", "tasks", "target", "shots", "evaluation")
 """Settings that may differ between the points of a curve, or between a learner with a pair and one without."""
 
@@ -70,10 +71,10 @@ class OverShots(NamedTuple):
 def over_shots(runs: Sequence[Run]) -> list[OverShots]:
     """Figures for each pair, way of mixing and target at which some learner has `LEAST` numbers of shots.
 
-    Learners that see no pair stand beside those of every pair. The runs of a curve have equal settings. Their networks
-    are the same at all numbers of shots, namely the checkpoint of test-only runs (`train: false`), or were trained for
-    each number, never both; of several such curves that with the most numbers is drawn. A seed counts once in each
-    point, by its run with the most scored images.
+    Learners that see no pair stand beside those of every pair; the others need two numbers of shots. The runs of a
+    curve have equal settings. Their networks are the same at all numbers of shots, namely the checkpoint of test-only
+    runs (`train: false`), or were trained for each number, never both; of several such curves that with the most
+    numbers is drawn. A seed counts once in each point, by its run with the most scored images.
     """
     trained = [run for run in runs if _pair(run) != "none"]
     alone = [run for run in runs if _pair(run) == "none" and run.settings["learner"].get("train_on") != "target"]
@@ -85,8 +86,12 @@ def over_shots(runs: Sequence[Run]) -> list[OverShots]:
             learners = sorted({run.learner for run in scored})
             chosen = {learner: _of_one_kind(learner, scored, target) for learner in learners}
             curves = {learner: _curve(some, target) for learner, some in chosen.items()}
-            if max(len(curves[run.learner]) for run in here if target in run.targets) < LEAST:
+            with_pair = {run.learner for run in here if target in run.targets}
+            if max(len(curves[learner]) for learner in with_pair) < LEAST:
                 continue
+            for learner in with_pair:
+                if len(curves[learner]) < 2:
+                    del chosen[learner], curves[learner]
             used = [run for some in chosen.values() for run in some]
             names = tuple(sorted(run.name for run in used))
             once = tuple(learner for learner, some in chosen.items() if _networks(some[0]))
@@ -115,12 +120,13 @@ def draw(figure: OverShots, path: Path, title: str, looks: Mapping[str, Look], l
     canvas = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = canvas.subplots()
     counts = sorted({shots for curve in figure.learners.values() for shots in curve})
+    apart = min(APART, SPREAD / len(figure.learners))
     for number, (learner, curve) in enumerate(figure.learners.items()):
         means, lows, highs = (
             100 * np.array(values) for values in zip(*(point.dice for point in curve.values()), strict=True)
         )
         reach = np.nan_to_num(np.stack([means - lows, highs - means]))
-        beside = np.array(list(curve)) * (1 + APART * (number - (len(figure.learners) - 1) / 2))
+        beside = np.array(list(curve)) * (1 + apart * (number - (len(figure.learners) - 1) / 2))
         label = labels.get(learner, learner)
         axes.errorbar(beside, means, reach, label=label, linewidth=1.6, capsize=2, **looks[learner])
     for (name, floor), dashes in zip(figure.trivial.items(), itertools.cycle(BASELINE_DASHES)):
@@ -130,8 +136,9 @@ def draw(figure: OverShots, path: Path, title: str, looks: Mapping[str, Look], l
     axes.set_xticks(counts, list(map(str, counts)))
     axes.xaxis.set_minor_locator(NullLocator())
     plain_axes(axes, "annotated images", "Dice, %")
-    axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    canvas.suptitle(title, fontsize=10)  # wider than the axes
+    entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda one: isinstance(one[0], Line2D))
+    axes.legend(*zip(*entries, strict=True), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(canvas, path)
     return path
 

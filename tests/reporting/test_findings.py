@@ -28,13 +28,13 @@ def test_how_far_ahead_and_how_sure_is_said_for_each_number_of_images():
     nan = compared(NO_PAIR, 0.01, float("nan"), float("nan"), p=float("nan"), shots=20, seeds=1)
     (sentence,) = findings([block(ahead, behind, unsure, corrected, alone, nan)])
     assert sentence == (
-        "iMAML differs from fine-tuning without a pair by −4.0 to +4.0 points with 5 images (the 95 % interval is "
-        "above 0 in 2 of 4, below in 1; 2 to 3 seeds), +1.0 to +5.0 points with 20 images (the 95 % interval is "
-        "above 0 in 1 of 2, below in 0; 1 seed); p corrected for all that a table "
-        "compares at these shots is below 5 % in 2 of 4, of which iMAML is behind in 1."
+        "With 5 images (2 to 3 seeds), iMAML differs from fine-tuning without a pair by −4.0 to +4.0 points; it is "
+        "ahead (95 % interval above 0) in 2 of 4 comparisons and behind (below 0) in 1. With 20 images (1 seed): "
+        "+1.0 to +5.0 points, ahead in 1 of 2, behind in none. Significant after correction for multiple comparisons "
+        "(p < 5 %): 2 of 4 with several seeds (iMAML is behind in 1)."
     )
     (of_one,) = findings([block(alone)])
-    assert of_one.endswith("below in 0; 1 seed).")
+    assert of_one.endswith("ahead (95 % interval above 0) in 1 of 1 comparison and behind (below 0) in none.")
 
 
 def test_learners_and_the_paper_have_sentences_of_their_own():
@@ -42,34 +42,35 @@ def test_learners_and_the_paper_have_sentences_of_their_own():
     row = SimpleNamespace(label="iMAML", further=False)
     model = {"name": "pretrained", "encoder": "lite0", "encoder_weights": "package"}
     run = SimpleNamespace(settings={"learner": {}, "model": model, "data": {"size": 128}})
+    of_its_own = SimpleNamespace(settings=run.settings | {"learner": {"network": {"_target_": "metaseg.PMGNetwork"}}})
     lines = [
         SimpleNamespace(row=row, shots=(number,), paper=0.5, difference=difference, scratch=scratch, trivial=trivial)
         for number, (difference, scratch, trivial) in enumerate(
             [(0.1, 0.6, {}), (-0.1, 0.4, {"all_foreground": 0.4}), (0.2, None, {}), (0.3, 0.9, {"all_foreground": 0.7})]
         )
     ]
-    papers = block(target="kvasir", lines=lines, cells=[SimpleNamespace(row=row, runs=[run])])
+    papers = block(target="kvasir", lines=lines, cells=[SimpleNamespace(row=row, runs=[of_its_own, run])])
     first, second, third = findings([ours, papers])
-    assert first.startswith("iMAML differs from fine-tuning without a pair by +10.0 points")
-    assert second.startswith("iMAML differs from MAML and joint by 0.0 to +2.0 points")
+    assert "iMAML differs from fine-tuning without a pair by +10.0 points" in first
+    assert "iMAML differs from MAML and joint by 0.0 to +2.0 points" in second
     assert third == (
-        "Our means are above the paper's in 2 of 3 cells, without 1 in which marking every pixel is, and those without "
-        "a pair in 1. Our network: pretrained, lite0: package weights at 128 pixels; the paper's: an attention U-Net "
-        "with random or brain-MRI weights at 256 pixels."
+        "Our means are above the paper's figures in 2 of 3 cells (left out: 1 in which marking every pixel exceeds the "
+        "paper's figure), those of fine-tuning without a pair in 1. Our network is pretrained, lite0: package weights "
+        "at 128 pixels; the paper's is an attention U-Net with random or brain-MRI weights at 256 pixels."
     )
 
 
 def test_what_several_tables_share_counts_once():
     shared = compared("MAML", 0.04, 0.01, 0.07)
     (sentence,) = findings([block(shared), block(shared)])
-    assert "above 0 in 1 of 1" in sentence
+    assert "(95 % interval above 0) in 1 of 1" in sentence
 
 
 def test_the_sentences_are_about_the_papers_method_and_its_variants_are_not_counted():
     variant = "iMAML, learned strengths"
     plain, other = compared("MAML", 0.04, 0.01, 0.07), compared("MAML", -0.04, -0.07, -0.01, first=variant)
     (sentence,) = findings([block(plain, other, compared("iMAML", 0.1, 0.05, 0.15, first=variant))])
-    assert sentence.startswith("iMAML differs from MAML by +4.0 points with 5 images")
+    assert sentence.startswith("With 5 images (3 seeds), iMAML differs from MAML by +4.0 points;")
 
 
 def test_the_figure_has_a_panel_for_each_opponent_and_a_row_for_each_cell(tmp_path, monkeypatch):

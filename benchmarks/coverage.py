@@ -33,6 +33,7 @@ SHAPES = ((1, 3), (1, 5), (2, 5), (3, 3), (5, 3))
 """Numbers of seeds, and of draws per seed."""
 
 IMAGES, MISSING, REPLICATIONS, RESAMPLES = 60, 20, 400, 400
+SMALL, SIZE_REPLICATIONS = 0.005, 10_000
 
 
 def scores(
@@ -65,6 +66,17 @@ def coverage(seeds: int, draws: int, case: Case, replications: int = REPLICATION
     return hits[0] / replications, hits[1] / replications, found / replications
 
 
+def size(seeds: int, draws: int, case: Case, level: float, replications: int = SIZE_REPLICATIONS) -> float:
+    """Share of p values below `level` where the mean is 0."""
+    generator = np.random.default_rng(2)
+    by_seed = np.repeat(np.arange(seeds), draws)
+    found = 0
+    for _ in range(replications):
+        matrix, groups = scores(generator, seeds, draws, IMAGES, case, MISSING)
+        found += p_value(matrix, seeds=by_seed, groups=groups) < level
+    return found / replications
+
+
 def main() -> None:
     """Print the table, a case in each column."""
     for name, deviations in zip(Case._fields, zip(*CASES, strict=True), strict=True):
@@ -77,6 +89,9 @@ def main() -> None:
             for ours, naive, p in cells
         )
         print(f"    {plural(seeds, 'seed') + f' × {draws}':<12}{row}", flush=True)
+        if seeds > 1:
+            sizes = (f"{100 * size(seeds, draws, case, SMALL):.1f}".rjust(14) for case in CASES)
+            print(f"    {f'p < {SMALL}':<12}{''.join(sizes)}", flush=True)
 
 
 if __name__ == "__main__":

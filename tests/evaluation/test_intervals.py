@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.coverage import Case, coverage
+from benchmarks.coverage import Case, coverage, size
 from metaseg.errors import MetasegError
 from metaseg.evaluation.intervals import bootstrap_interval, holm, p_value
 
@@ -72,11 +72,17 @@ def test_seeds_that_agree_by_chance_leave_draws_as_units():
     assert p_value(scores - 0.45, seeds=[0, 0, 1, 1]) == p_value(scores - 0.45) > 0.05
 
 
-def test_p_is_the_larger_of_that_over_seeds_and_that_over_draws():
+def test_p_is_the_largest_of_those_over_seeds_over_draws_and_over_means_of_seeds():
     scores = crossed(np.random.default_rng(8), 6, 30, (0.1, 0.2, 0.05)) + 1
     seeds = [0, 0, 1, 1, 2, 2]
     by_seed = np.stack([scores[first : first + 2].mean(0) for first in (0, 2, 4)])
-    assert p_value(scores, seeds=seeds) == pytest.approx(max(p_value(scores), p_value(by_seed)))
+    of_means = stats.ttest_1samp(by_seed.mean(1), 0).pvalue
+    assert p_value(scores, seeds=seeds) == pytest.approx(max(p_value(scores), p_value(by_seed), of_means))
+
+
+def test_small_p_values_are_no_more_frequent_than_they_say_where_three_seeds_dominate():
+    """By Satterthwaite's degrees of freedom alone, 1.5 % would be below 0.005."""
+    assert size(3, 3, Case(0.1, 0.02, 0.02, 0.05, 60), 0.005, 1500) < 0.01
 
 
 def test_a_single_group_leaves_an_interval_over_seeds():
@@ -109,7 +115,7 @@ def test_p_with_missing_cells_is_that_of_a_ratio_of_sums():
 
 
 def test_p_over_draws_and_images_has_satterthwaites_degrees_of_freedom():
-    draws, images = np.array([-0.1, 0.0, 0.1]), np.array([-0.15, -0.05, 0.05, 0.15])
+    draws, images = np.array([-0.05, 0.0, 0.05]), np.array([-0.15, -0.05, 0.05, 0.15])
     by_draws, by_images = draws.var(ddof=1) / 3, images.var(ddof=1) / 4
     freedom = (by_draws + by_images) ** 2 / (by_draws**2 / 2 + by_images**2 / 3)
     expected = 2 * stats.t.sf(0.2 / np.sqrt(by_draws + by_images), freedom)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,17 +13,6 @@ from metaseg.learners.base import Learner
 from metaseg.networks.build import fingerprint
 from metaseg.networks.weight_files import require_uncompressed
 from metaseg.networks.weights_record import WeightsRecord
-
-
-class HasNetwork(Protocol):
-    """A module that holds a network's parameters."""
-
-    @property
-    def network(self) -> nn.Module:
-        """The network."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
-        """As `nn.Module.load_state_dict`."""
 
 
 def origin(network: nn.Module) -> dict[str, Any]:
@@ -49,7 +38,7 @@ def take_over_origin(network: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     network.weights = None if record is None else WeightsRecord.from_dict(record)  # type: ignore[assignment]
 
 
-def load_weights(module: HasNetwork, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path) -> None:
     """Load a checkpoint's parameters into a learner or a pre-training module; nothing in the file is executed.
 
     Raises:
@@ -81,13 +70,13 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     return state
 
 
-def restore(module: HasNetwork, state: Mapping[str, Any]) -> None:
-    """Load parameters from the content of a checkpoint.
+def restore(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load parameters from the content of a checkpoint into a module with a submodule `network`.
 
     Raises:
         MetasegError: if it has another architecture or other learned strengths.
     """
-    take_over_origin(module.network, state)
+    take_over_origin(module.get_submodule("network"), state)
     module.load_state_dict(state["state_dict"])
     if isinstance(module, Learner):
         module.take_over(state)

@@ -68,6 +68,8 @@ class Learner(nn.Module):
     """
 
     trains = True
+    learns_from_scribbles = True
+    """Whether `adaptation` takes support masks with unmarked pixels: fine-tuning does."""
     network: nn.Module
     outer_step = 0
     """Outer steps taken so far, updated by the training loop."""
@@ -198,11 +200,6 @@ class Learner(nn.Module):
     def start(self, support: SupportSet) -> Parameters:
         """Where adaptation to a target's annotated images starts: the meta-parameters θ."""
         return self.theta()
-
-    @property
-    def learns_from_scribbles(self) -> bool:
-        """Whether `adaptation` takes support masks with unmarked pixels: fine-tuning does."""
-        return True
 
     def after_inner(self, support: SupportSet) -> Segmenter | None:
         """Adapt to a target by the inner problem of training alone; None: the learner has no inner loop."""

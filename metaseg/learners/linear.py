@@ -41,6 +41,7 @@ class Linear(Learner):
     """
 
     trains = False
+    learns_from_scribbles = False
     network: StagedNetwork
 
     def __init__(
@@ -55,11 +56,6 @@ class Linear(Learner):
         if self.adapt_loop.steps:
             raise MetasegError(f"learner=linear needs learner.adapt.steps=0, found {self.adapt_loop.steps}.")
         self.penalty, self.pixels, self.copies = penalty, pixels, copies
-
-    @property
-    def learns_from_scribbles(self) -> bool:
-        """No: it takes every pixel for marked."""
-        return False
 
     def adaptation(
         self,

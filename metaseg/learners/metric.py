@@ -54,6 +54,7 @@ class MetricLearner(Learner):
     """
 
     network: ComparingNetwork
+    learns_from_scribbles = False
 
     def __init__(self, *, network: nn.Module, reversal: NotNegative = 0.0, **settings: Any) -> None:
         if not isinstance(network, ComparingNetwork):
@@ -165,11 +166,6 @@ class MetricLearner(Learner):
             logits = self.segment(self.theta(), episode.support_images, episode.support_masks, episode.query_images)
             loss = self.loss(logits, episode.query_masks)
         return (loss, logits), (loss, logits)
-
-    @property
-    def learns_from_scribbles(self) -> bool:
-        """No: it takes every pixel for marked."""
-        return False
 
     def adaptation(
         self,

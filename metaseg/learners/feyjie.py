@@ -48,20 +48,13 @@ class Feyjie(MetricLearner):
         pixel_bce: train by binary cross-entropy, as published; False: by the run's loss.
         seed: of the noise.
         settings: see ``MetricLearner``.
-
-    Raises:
-        MetasegError: on another network.
     """
 
+    network_class = FeyjieNetwork
     network: FeyjieNetwork
 
     def __init__(self, *, surrogate: NotNegative, pixel_bce: bool, seed: Natural, **settings: Any) -> None:
         super().__init__(**settings)
-        if not isinstance(self.network, FeyjieNetwork):
-            raise MetasegError(
-                f"learner=feyjie needs metaseg.networks.feyjie.FeyjieNetwork, found {type(self.network).__name__}; "
-                "set learner.network._target_ to it."
-            )
         self.surrogate, self.pixel_bce, self.seed = surrogate, pixel_bce, seed
 
     def objective(

@@ -44,22 +44,23 @@ class MetricLearner(Learner):
     from that same pass in training.
 
     Args:
-        network: a `ComparingNetwork`.
+        network: a ``network_class``.
         reversal: weight ≥ 0 of the loss with the roles reversed: the queries with their predicted masks, cut at p >
             0.5, serve as support for segmenting the support images [PANet's alignment, Wang et al. 2019].
         settings: see ``Learner``; ``adapt.steps`` must be 0.
 
     Raises:
-        MetasegError: on adaptation steps, or a network that is not a `ComparingNetwork`.
+        MetasegError: on adaptation steps, or a network of another class.
     """
 
+    network_class = ComparingNetwork
     network: ComparingNetwork
     learns_from_scribbles = False
 
     def __init__(self, *, network: nn.Module, reversal: NotNegative = 0.0, **settings: Any) -> None:
-        if not isinstance(network, ComparingNetwork):
+        if not isinstance(network, self.network_class):
             raise MetasegError(
-                f"{type(self).__name__} needs a network that compares queries with a support set, found "
+                f"{type(self).__name__} needs {self.network_class.__module__}.{self.network_class.__name__}, found "
                 f"{type(network).__name__}; set learner.network._target_ as in conf/learner."
             )
         super().__init__(network=network, **settings)

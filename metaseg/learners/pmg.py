@@ -21,26 +21,11 @@ Assumed, after the nearest public mechanisms:
 The authors train and test on skin lesions (ISIC-2017, ISIC-2019, PH²); here training uses the pair's pools.
 """
 
-from typing import Any
-
-from metaseg.errors import MetasegError
 from metaseg.learners.metric import MetricLearner
 from metaseg.networks.pmg import PMGNetwork
 
 
 class PMG(MetricLearner):
-    """Prior-mask-guided segmentation; arguments as ``MetricLearner``.
+    """Prior-mask-guided segmentation; arguments as ``MetricLearner``."""
 
-    Raises:
-        MetasegError: on another network.
-    """
-
-    network: PMGNetwork
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        if not isinstance(self.network, PMGNetwork):
-            raise MetasegError(
-                f"learner=pmg needs metaseg.networks.pmg.PMGNetwork, found {type(self.network).__name__}; set "
-                "learner.network._target_ to it."
-            )
+    network_class = PMGNetwork

@@ -95,10 +95,11 @@ class Learner(nn.Module):
         self.network = network
         self.loss = loss
         self.norms = Norms.of(network, norm)
-        self._inner, bound = InnerLoop(steps=0), None
+        # The inner loop of training and validation episodes, without its rates and learned strengths.
+        self.inner, bound = InnerLoop(steps=0), None
         if inner is not None:
             lam = lam if inner.proximal else 0.0
-            self._inner = InnerLoop(inner.optimizer, inner.lr, inner.steps, lam, tolerance=inner.tolerance)
+            self.inner = InnerLoop(inner.optimizer, inner.lr, inner.steps, lam, tolerance=inner.tolerance)
             bound = inner.bound if inner.optimizer != "adam" else None
         self.bound_every, self._bound_share = (0, 1.0) if bound is None else (bound.every, bound.share)
         self._adapt = adapt
@@ -128,11 +129,6 @@ class Learner(nn.Module):
     def weights(self) -> WeightsRecord | None:
         """The pre-trained weights the network started from; None: random initialisation."""
         return getattr(self.network, "weights", None)
-
-    @property
-    def inner(self) -> InnerLoop:
-        """The inner loop of training and validation episodes, without its rates and learned strengths."""
-        return self._inner
 
     @property
     def adapt_loop(self) -> InnerLoop:
@@ -203,11 +199,11 @@ class Learner(nn.Module):
 
     def after_inner(self, support: SupportSet) -> Segmenter | None:
         """Adapt to a target by the inner problem of training alone; None: the learner has no inner loop."""
-        if not self._inner.steps:
+        if not self.inner.steps:
             return None
         require_gradients()
         tuning, support = self._inner_tuning(support)
-        ((_, segmenter),) = tuning.run(self.theta(), support, [self._inner.steps])
+        ((_, segmenter),) = tuning.run(self.theta(), support, [self.inner.steps])
         return segmenter
 
     def _inner_tuning(self, support: SupportSet) -> tuple[FineTuning, SupportSet]:
@@ -291,8 +287,9 @@ class Learner(nn.Module):
 
     def _bounded(self, curvature: float) -> InnerLoop:
         """The inner loop with its step size limited for this largest curvature; 0: unknown, no limit."""
-        loop = self._inner
-        return replace(loop, lr=min(loop.lr, self._bound_share / curvature)) if curvature > 0 else loop
+        if not curvature > 0:
+            return self.inner
+        return replace(self.inner, lr=min(self.inner.lr, self._bound_share / curvature))
 
     def curvature_of(self, episode: Episode) -> float:
         """The largest curvature of an episode's inner problem at θ."""

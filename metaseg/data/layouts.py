@@ -11,21 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from metaseg.data import pair_files
 from metaseg.data.catalogue import PLAIN, Dataset, Layout
 from metaseg.data.images import SUFFIXES
+from metaseg.data.pair_files import Pair
 from metaseg.errors import MetasegError, expanded, require_text
-
-
-class Pair(NamedTuple):
-    """One image and its mask; `group`: name of the group that no split may separate, from the layout or a CSV file."""
-
-    id: str
-    image: Path
-    mask: Path
-    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,7 @@ def _of_csv(file: Path) -> Listing:
     return Listing(
         folder=file.parent,
         layout=None,
-        pairs=tuple(sorted((Pair(*row) for row in good), key=lambda pair: natural_key(pair.id))),
+        pairs=tuple(sorted(good, key=lambda row: natural_key(row.id))),
         images_without_mask=(),
         masks_without_image=(),
         ambiguous=tuple(row.image for row in rows if times[row.id] > 1),

@@ -24,17 +24,17 @@ MOST_BYTES = 2**26
 """Largest CSV file, some 330 bytes a line."""
 
 
-class CsvLine(NamedTuple):
-    """One line: the image's id, the two files, which need not exist, and the group or None."""
+class Pair(NamedTuple):
+    """One image and its mask; `group`: name of the group that no split may separate, from the layout or a CSV file."""
 
     id: str
     image: Path
     mask: Path
-    group: str | None
+    group: str | None = None
 
 
-def read(file: Path) -> list[CsvLine]:
-    """The lines of a CSV file of pairs, in order.
+def read(file: Path) -> list[Pair]:
+    """The lines of a CSV file of pairs, in order; their files need not exist.
 
     Raises MetasegError if the file cannot be read or lacks a column, or a line lacks a value.
     """
@@ -51,7 +51,7 @@ def read(file: Path) -> list[CsvLine]:
         raise MetasegError(f"{file} is not a UTF-8 CSV file of images and masks: {error}; save it as one") from error
 
 
-def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[CsvLine]:
+def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[Pair]:
     columns = [(name or "").strip() for name in table.fieldnames or ()]
     table.fieldnames = columns
     if missing := [name for name in ("image", "mask") if name not in columns]:
@@ -68,7 +68,7 @@ def _rows(file: Path, table: csv.DictReader[str]) -> Iterator[CsvLine]:
             )
         image, mask = (_path(file, table.line_num, values[key]) for key in ("image", "mask"))
         name = values.get("id") or PurePosixPath(values["image"]).with_suffix("").as_posix()
-        yield CsvLine(name, image, mask, values.get("group") or None)
+        yield Pair(name, image, mask, values.get("group") or None)
 
 
 def _path(file: Path, line: int, written: str) -> Path:

@@ -6,7 +6,7 @@ published ones in harmless ways (a few images missing, a photograph twice).
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -91,11 +91,6 @@ class Report:
     def warnings(self) -> list[Fault]:
         """Faults with which the dataset can still be used."""
         return [fault for fault in self.faults if fault.severity == "warning"]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of faults of each kind."""
-        return dict(Counter(fault.kind for fault in self.faults))
 
     def table(self) -> Group:
         """A rich renderable: a summary and, if there are any, a table of all faults."""

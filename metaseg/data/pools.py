@@ -188,35 +188,23 @@ def prepare_arrays(
 ) -> Pool:
     """A pool from arrays in memory, such as the synthetic twins: uint8 (N, H, W, 3), and (N, H, W) bool or of 0 and 1.
 
-    Default ids are 0000, 0001, …; by default every image is a group by itself; `blocks` as in `Pool`. Raises
-    MetasegError if shapes, types or values differ.
+    Default ids are 0000, 0001, …; by default every image is a group by itself; `blocks` as in `Pool`.
     """
     count = len(images)
     ids = [f"{index:04d}" for index in range(count)] if ids is None else ids
     groups = np.arange(count) if groups is None else np.asarray(groups)
-    masks = np.asarray(masks)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise MetasegError(f"{name}: expected images uint8 (N, H, W, 3), found {images.dtype} {images.shape}")
-    if masks.shape != images.shape[:3] or not np.isin(masks, (0, 1)).all():
-        raise MetasegError(f"{name}: expected masks of 0 and 1 in shape {images.shape[:3]}, found shape {masks.shape}")
-    if len(ids) != count or len(set(ids)) != count or groups.shape != (count,):
-        raise MetasegError(
-            f"{name}: expected {count} different ids and {count} groups, found {len(set(ids))} and {groups.shape}"
-        )
     masks, groups = masks.astype(np.uint8), groups.astype(np.int64)
     return Pool(name, tuple(ids), _frozen(images), _frozen(masks), _frozen(groups), blocks)
 
 
 def split_by_group(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices (train, held out), int64; about `fraction` of the images are held out, whole groups only.
+    """Sorted indices (train, held out), int64; about `fraction` (0 to 1) of the images are held out, whole groups only.
 
     Groups are drawn at random by seed; one that would overshoot the fraction is skipped, unless nothing would be held
     out otherwise. The blocks of one video (KvasirCapsule-SEG) are groups, so the held-out frames are contiguous.
 
-    Raises MetasegError if the fraction is not between 0 and 1 or there is only one group.
+    Raises MetasegError if there is only one group.
     """
-    if not 0 < fraction < 1:
-        raise MetasegError(f"the fraction to hold out should be between 0 and 1, not {fraction}")
     groups, sizes = np.unique(pool.groups, return_counts=True)
     if len(groups) < 2:
         raise MetasegError(

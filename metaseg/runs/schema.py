@@ -466,6 +466,7 @@ class Slices(Group):
 
     source: Literal["real", "synthetic"] = setting("files, or a synthetic twin")
     root: Path = setting("folder with lgg_brain_mri or kaggle_3m")
+    # Halved four times, a smaller side leaves the U-Net's bottleneck a single pixel.
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = setting("side of the slices, in pixels")
     validation: Count | Literal["auto"] = setting("patients held out for validation")
     augment: SliceAugmentation = setting("augmentation of training slices")

@@ -25,20 +25,6 @@ def test_a_pool_from_arrays():
     assert (plain.ids[:2], plain.groups.tolist()) == (("0000", "0001"), [0, 1, 2, 3])
 
 
-def test_faulty_arrays_are_refused():
-    images, masks = arrays()
-    with pytest.raises(MetasegError, match="expected images uint8"):
-        pools.prepare_arrays("twin", images / 255, masks)
-    with pytest.raises(MetasegError, match="expected masks of 0 and 1"):
-        pools.prepare_arrays("twin", images, masks * 255)
-    with pytest.raises(MetasegError, match="expected masks of 0 and 1"):
-        pools.prepare_arrays("twin", images, masks[:, :4])
-    with pytest.raises(MetasegError, match="4 different ids"):
-        pools.prepare_arrays("twin", images, masks, ["a", "a", "b", "c"])
-    with pytest.raises(MetasegError, match="4 groups"):
-        pools.prepare_arrays("twin", images, masks, groups=np.zeros(3))
-
-
 def grouped(groups):
     count = len(groups)
     return pools.prepare_arrays("twin", *arrays(count), groups=np.array(groups))
@@ -75,6 +61,3 @@ def test_large_groups_and_impossible_splits():
     assert (len(train), len(held_out)) == (1, 3)
     with pytest.raises(MetasegError, match="its 3 images form a single group"):
         pools.split_by_group(grouped([7, 7, 7]), 0.5, seed=0)
-    for fraction in (0, 1, -0.1, 20):
-        with pytest.raises(MetasegError, match="between 0 and 1"):
-            pools.split_by_group(grouped([0, 1]), fraction, seed=0)

@@ -9,12 +9,9 @@ import numpy as np
 
 from metaseg.data.mri.volumes import Volume
 from metaseg.data.synthetic.painting import Outline, generator, grain, grid, noise, smoothstep
-from metaseg.errors import MetasegError
 
 PATIENTS = 12
 SLICES = 16
-SMALLEST = 32
-"""Smallest side in pixels: halved four times, a smaller one leaves the U-Net's bottleneck a single pixel."""
 
 _TISSUE = np.array([0.42, 0.36, 0.48], np.float32)
 _LESION = np.array([-0.08, 0.34, 0.06], np.float32)
@@ -25,15 +22,7 @@ def twin(patients: int, size: int, seed: int) -> list[Volume]:
     """Paint the volumes of the first `patients` patients, `SLICES` slices of size×size each.
 
     A volume depends only on (index, size, seed); except for grain, the scene is the same at every size.
-
-    Raises:
-        MetasegError: a count, size or seed is out of range.
     """
-    if patients < 1 or size < SMALLEST or seed < 0:
-        raise MetasegError(
-            f"The synthetic twin of brain MRI needs patients ≥ 1, size ≥ {SMALLEST} and seed ≥ 0, found "
-            f"patients={patients}, size={size}, seed={seed}: change these settings."
-        )
     return [
         Volume.of(f"twin_{index:02d}", *(np.stack(part) for part in zip(*_slices(index, size, seed), strict=True)))
         for index in range(patients)

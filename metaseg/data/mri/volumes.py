@@ -7,7 +7,6 @@ abnormality. A patient's slices form one volume. [B] marks what follows the auth
 """
 
 import csv
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,11 +218,8 @@ def split(volumes: Sequence[Volume], validation: int | str, seed: int) -> tuple[
         seed: seed of the draw.
 
     Raises:
-        MetasegError: if the number is out of range, or a patient occurs twice.
+        MetasegError: if the number is out of range.
     """
-    twice = [name for name, count in Counter(volume.patient for volume in volumes).items() if count > 1]
-    if twice:
-        raise MetasegError(f"Each patient should be one volume, but {twice[0]} occurs more than once.")
     count = min(10, max(1, len(volumes) // 10)) if validation == "auto" else validation
     if not isinstance(count, int) or not 1 <= count < len(volumes):
         raise MetasegError(

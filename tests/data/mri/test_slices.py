@@ -261,8 +261,6 @@ def test_twins_differ_by_patient_and_are_the_same_each_time():
         assert set(np.unique(volume.masks)) == {0, 1}
         inside = volume.images[tumour][volume.masks[tumour] > 0].mean(0)
         assert inside[1] > volume.images[tumour][volume.masks[tumour] == 0].mean(0)[1] + 20
-    with pytest.raises(MetasegError, match="size ≥ 32"):
-        brain_twin.twin(1, 16, 0)
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="needs the real datasets in METASEG_DATA")

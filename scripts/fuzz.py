@@ -24,7 +24,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ from metaseg.data import catalogue, images, layouts
 from metaseg.data.check import inspect
 from metaseg.data.fetching import archives
 from metaseg.data.mri import volumes
+from metaseg.data.overview import print_table
 from metaseg.errors import MetasegError
 from metaseg.networks import encoder_unet, smp  # noqa: F401 (else each child imports them when a file names them)
 from metaseg.networks.weight_files import read_weights
@@ -123,7 +124,8 @@ def read_document(path: Path) -> None:
     """A dataset, or a run's settings."""
     if path.name != "config.yaml":
         dataset = catalogue.read(path)
-        catalogue.table([dataset])
+        with redirect_stdout(io.StringIO()):
+            print_table([dataset])
         with suppress(MetasegError):  # none of its folders is there
             layouts.scan(dataset, path.parent)
         return

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -91,23 +91,16 @@ class Dataset:
     sources: tuple[RemoteFile, ...] = ()
 
 
-def load_catalogue(folder: Path = FOLDER) -> dict[str, Dataset]:
-    """Read every conf/dataset/*.yaml; datasets by name, in alphabetical order.
-
-    Raises MetasegError if a file lacks a key, has an unknown one, or a value of the wrong type.
-    """
-    files = sorted(folder.glob("*.yaml"))
+@cache
+def _catalogue() -> dict[str, Dataset]:
+    """The datasets of conf/dataset by name, in alphabetical order."""
+    files = sorted(FOLDER.glob("*.yaml"))
     if not files:
         raise MetasegError(
-            f"expected one YAML file per dataset in {folder}, found none: reinstall metaseg, or run from a complete "
+            f"expected one YAML file per dataset in {FOLDER}, found none: reinstall metaseg, or run from a complete "
             f"checkout with conf/ next to metaseg/"
         )
     return {file.stem: read(file) for file in files}
-
-
-@cache
-def _catalogue() -> dict[str, Dataset]:
-    return load_catalogue()
 
 
 def names(root: str | Path | None = None) -> list[str]:
@@ -155,33 +148,6 @@ def _own(root: str | Path | None) -> dict[str, Path]:
         if re.search(r"^title\s*:", text, re.MULTILINE):
             found[file.stem] = file
     return found
-
-
-def table(datasets: Iterable[Dataset]) -> list[dict[str, str]]:
-    """Table 1 of the paper as rows of text, with how to obtain and cite each dataset."""
-    return [
-        {
-            "name": d.name,
-            "dataset": d.title,
-            "images": _counts(d),
-            "size": d.image_size,
-            "imaging": d.imaging,
-            "segmented": d.lesion,
-            "foreground": "" if d.foreground is None else f"{100 * d.foreground:.1f} %",
-            "licence": d.licence,
-            "url": d.url,
-            "citation": d.citation,
-        }
-        for d in datasets
-    ]
-
-
-def _counts(dataset: Dataset) -> str:
-    if dataset.count is None:
-        return ""
-    return str(dataset.count) + (
-        f" (paper: {dataset.paper_count})" if dataset.paper_count not in (None, dataset.count) else ""
-    )
 
 
 def read(file: Path) -> Dataset:

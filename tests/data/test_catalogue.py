@@ -27,7 +27,7 @@ NEW = {
 def load(tmp_path, stem="moles", **changes):
     content = {key: value for key, value in {**NEW, **changes}.items() if value is not None}
     (tmp_path / f"{stem}.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    return catalogue.load_catalogue(tmp_path)
+    return catalogue.read(tmp_path / f"{stem}.yaml")
 
 
 def test_table_1_of_the_paper():
@@ -39,11 +39,8 @@ def test_table_1_of_the_paper():
         "kvasir_capsule": (55, 55),
         "ph2": (200, 200),
     }
-    rows = {row["name"]: row for row in catalogue.table(map(catalogue.get, catalogue.published()))}
-    assert rows["isic"]["images"] == "2594 (paper: 2596)"
-    assert rows["cvc"]["size"] == "384×288"
-    assert rows["ph2"]["foreground"] == "32.3 %"
-    assert all(row["url"].startswith("https://") and row["licence"] and row["citation"] for row in rows.values())
+    known = [catalogue.get(name) for name in catalogue.published()]
+    assert all(one.url.startswith("https://") and one.licence and one.citation for one in known)
 
 
 def test_the_lesion_identifies_the_disease():
@@ -67,10 +64,10 @@ def test_unknown_dataset_names_the_allowed_ones():
 
 
 def test_a_new_dataset_is_one_yaml(tmp_path):
-    dataset = load(tmp_path)["moles"]
+    dataset = load(tmp_path)
     assert dataset.layouts == (catalogue.PLAIN,)
     assert dataset.sequence_starts == ()
-    layouts = load(tmp_path, layouts=[{"images": "a/{stem}", "masks": "b/{stem}_m"}])["moles"].layouts
+    layouts = load(tmp_path, layouts=[{"images": "a/{stem}", "masks": "b/{stem}_m"}]).layouts
     assert layouts == (catalogue.Layout("a/{stem}", "b/{stem}_m"), catalogue.PLAIN)
 
 
@@ -106,15 +103,16 @@ def test_a_name_must_fit_into_file_names(tmp_path):
         load(tmp_path, stem="my-moles", name="my-moles")
 
 
-def test_broken_yaml_and_empty_folder(tmp_path):
+def test_broken_yaml_and_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "FOLDER", tmp_path)
     with pytest.raises(MetasegError, match="found none"):
-        catalogue.load_catalogue(tmp_path)
+        catalogue._catalogue.__wrapped__()
     (tmp_path / "moles.yaml").write_text("name: [")
     with pytest.raises(MetasegError, match=r"moles\.yaml is not valid YAML"):
-        catalogue.load_catalogue(tmp_path)
+        catalogue.read(tmp_path / "moles.yaml")
     (tmp_path / "moles.yaml").write_text("")
     with pytest.raises(MetasegError, match="should have the keys"):
-        catalogue.load_catalogue(tmp_path)
+        catalogue.read(tmp_path / "moles.yaml")
 
 
 def test_command_prints_the_table(capsys):
@@ -122,6 +120,7 @@ def test_command_prints_the_table(capsys):
     printed = capsys.readouterr().out
     for dataset in map(catalogue.get, catalogue.names()):
         assert all(text in printed for text in (dataset.title, dataset.url, dataset.licence, dataset.citation))
+    assert all(text in printed for text in ("2594 (paper: 2596)", "384×288", "32.3 %"))
     assert main(["table", "ph2"]) == 0
     assert "Kvasir" not in capsys.readouterr().out
 

@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from metaseg.errors import MetasegError
-from metaseg.networks.rescaling import IMAGENET
 from metaseg.networks.weight_files import WeightsFile, is_file, read_weights, sha256
 from metaseg.networks.weights_record import UNKNOWN, WeightsRecord, described, shortened
-
-__all__ = ["PACKAGE", "PACKAGES", "WeightsPackage", "WeightsRecord", "library_record", "load_encoder", "loads_here"]
 
 PACKAGE = "package"
 """Value of `encoder_weights` for the encoder's weights package."""
 
 _COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 """Buffers that modules compute themselves."""
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of torchvision's weights."""
 _TIMM_NAMES = {"inceptionresnetv2": "inception_resnet_v2", "inceptionv4": "inception_v4", "xception": "legacy_xception"}
 """Encoders of smp, besides dpn*, that were not trained with ImageNet's mean and deviation."""
 
@@ -302,4 +301,4 @@ def _normalisation(encoder_name: str) -> tuple[tuple[float, ...], tuple[float, .
             known = timm.get_pretrained_cfg(candidate, allow_unregistered=True)
             if known is not None:
                 return tuple(known.mean), tuple(known.std)
-    return tuple(IMAGENET["mean"]), tuple(IMAGENET["std"])
+    return _IMAGENET

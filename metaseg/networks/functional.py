@@ -11,8 +11,6 @@ from torch.func import functional_call
 from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import EpisodicBatchNorm2d, Statistics, normalising
 
-__all__ = ["MOMENTUM", "Statistics", "forward", "norm_layers", "running_statistics", "update_running"]
-
 MOMENTUM = 0.1
 """Share of new statistics in running ones, as in `nn.BatchNorm2d`."""
 

@@ -15,9 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaseg.errors import MetasegError
 from metaseg.networks.encoder_weights import library_record, load_encoder, loads_here
 from metaseg.networks.normalisation import replace_batch_norm
-from metaseg.networks.rescaling import rescaling
 from metaseg.networks.stages import PARTS, StagedNetwork, require_multiples
-from metaseg.networks.weights_record import WeightsRecord
+from metaseg.networks.weights_record import WeightsRecord, rescaling
 
 SMALLEST = {"PAN": 128}
 """Smallest height and width in pixels; below it, an architecture's feature maps would be empty."""

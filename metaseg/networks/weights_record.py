@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metaseg.errors import MetasegError
-from metaseg.networks.rescaling import rescaling
 
 UNKNOWN = "unknown"
 
@@ -88,6 +88,19 @@ class WeightsRecord:
                 f"Expected weights to be a record of pre-trained weights, found an invalid {type(found).__name__} "
                 f"({error}): the checkpoint is damaged, or of another version of metaseg."
             ) from error
+
+
+def rescaling(trained_on: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Order, scale and offset of the channels, (3,) each, that map RGB in [-1, 1] to an encoder's input range.
+
+    Args:
+        trained_on: smp's preprocessing parameters: input_space "RGB" or "BGR", input_range (0, 1) or (0, 255), mean (3)
+            and std (3) in that order and range.
+    """
+    order = torch.tensor([2, 1, 0] if trained_on["input_space"] == "BGR" else [0, 1, 2])
+    half = max(trained_on["input_range"]) / 2
+    mean, deviation = torch.tensor(trained_on["mean"]), torch.tensor(trained_on["std"])
+    return order, half / deviation, (half - mean) / deviation
 
 
 def described(sha256: str, name: str, metadata: Mapping[str, str] | None = None) -> dict[str, str]:

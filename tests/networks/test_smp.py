@@ -10,8 +10,8 @@ from metaseg.errors import MetasegError
 from metaseg.networks.build import build, fingerprint
 from metaseg.networks.functional import forward
 from metaseg.networks.normalisation import EpisodicBatchNorm2d
-from metaseg.networks.rescaling import rescaling
 from metaseg.networks.smp import LibraryNetwork
+from metaseg.networks.weights_record import rescaling
 
 
 def smp_network(**settings):

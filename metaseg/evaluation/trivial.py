@@ -12,7 +12,6 @@ Measured at 128×128 (mean per-image Dice, %; support: the whole dataset, in bra
 
 import numpy as np
 
-from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import dice
 
 
@@ -34,11 +33,7 @@ def trivial_scores(
         - centred_disc: `best_centred_disc`, with the radius chosen on the scored masks themselves.
         - mean_support_mask: `mean_support_mask`, the same mask for every image.
         - otsu: `otsu_green`, dark or bright side, whichever fits the support masks better.
-
-    Raises:
-        MetasegError: if the shapes do not match, or K or N is 0.
     """
-    _check(support_images, support_masks, images, masks)
     everything = np.ones(masks.shape, bool)
     disc = np.broadcast_to(best_centred_disc(masks), masks.shape)
     mean = np.broadcast_to(mean_support_mask(support_masks), masks.shape)
@@ -111,19 +106,3 @@ def otsu_green(images: np.ndarray, dark: bool) -> np.ndarray:
     threshold = (np.argmax(top, axis=1) + 255 - np.argmax(top[:, ::-1], axis=1)) // 2
     low = green <= threshold.reshape(count, 1, 1)
     return low if dark else ~low
-
-
-def _check(support_images: np.ndarray, support_masks: np.ndarray, images: np.ndarray, masks: np.ndarray) -> None:
-    for what, pictures, labels in (("support", support_images, support_masks), ("scored", images, masks)):
-        if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.shape[:3] != labels.shape or not len(pictures):
-            raise MetasegError(
-                f"Expected at least one {what} image (N, H, W, 3) with masks (N, H, W) of the same size, but found "
-                f"images {pictures.shape} and masks {labels.shape}."
-            )
-        if pictures.dtype != np.uint8:
-            raise MetasegError(f"Expected {what} images as uint8 in 0…255 but found {pictures.dtype}.")
-    if support_masks.shape[1:] != masks.shape[1:]:
-        raise MetasegError(
-            f"Support and scored masks must have the same height and width, but they are {support_masks.shape[1:]} and "
-            f"{masks.shape[1:]}: prepare both at one working size (data.size)."
-        )

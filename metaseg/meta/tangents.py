@@ -151,11 +151,6 @@ def _sums(of: Tensor, along: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tenso
     return product, total
 
 
-def _by_own_batch(args: Sequence[Any], position: int) -> bool:
-    """Whether a batch norm used the statistics of its own batch (`training`), not given ones."""
-    return bool(args[position])
-
-
 def _fixed(args: Sequence[Any], mean: int, epsilon: int) -> tuple[Tensor, Tensor]:
     """The mean and inverse deviation (C,) given to a batch norm."""
     return args[mean], torch.rsqrt(args[mean + 1] + args[epsilon])
@@ -197,7 +192,7 @@ def _batch_norm(args: Sequence[Any], results: Sequence[Any], tangents: Tangents)
     # On small images small operations cost as much as large ones, so use few.
     x, weight = args[:2]
     x_tangent, weight_tangent, bias_tangent = tangents[:3]
-    if not _by_own_batch(args, 5):
+    if not args[5]:  # not training: by given statistics
         return _fixed_norm(args, tangents), None, None
     _, mean, r = results
     by_x_hat = torch.zeros_like(mean) if weight_tangent is None else weight_tangent
@@ -221,7 +216,7 @@ def _batch_norm_backward(args: Sequence[Any], results: Sequence[Any], tangents: 
     #   P(h)' = P(h') + r'/r P(h) - r q x̂' - r t x̂  with  t = mean(h x̂') = r mean(h (ẋ - μ')) + q r'/r,
     #   dγ' = Σ h' x̂ + n t,   dβ' = Σ h',
     # all per-channel combinations of h', ẋ, h, x and 1, summed as such.
-    if not _by_own_batch(args, 7):
+    if not args[7]:  # not training: by given statistics
         return _fixed_norm_backward(args, tangents)
     h, x, weight, _, _, mean, r = args[:7]
     h_tangent, x_tangent, weight_tangent, _, _, mean_tangent, r_tangent = tangents[:7]
@@ -266,7 +261,7 @@ def _batch_norm_backward(args: Sequence[Any], results: Sequence[Any], tangents: 
 
 def _batch_norm_backward_again(args: Sequence[Any], results: Sequence[Any]) -> Tensor:
     h, x, weight, _, _, mean, r = args[:7]
-    if not _by_own_batch(args, 7):
+    if not args[7]:
         r = _fixed(args, 3, 8)[1]
         return h * (r if weight is None else weight * r)[:, None, None]
     _, weight_grad, bias_grad = results

@@ -1,6 +1,7 @@
 """Episodes as tensors, and the loaders that deliver them to the trainer."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -201,10 +202,11 @@ def step_loader(
     )
 
 
+@dataclass(frozen=True, eq=False)
 class SupportSet:
     """The labelled images of a target dataset that a learner adapts to.
 
-    Args:
+    Attributes:
         images: uint8 (K, H, W, 3).
         masks: uint8 {0, 1} (K, H, W), with `UNMARKED` where nothing is known.
         augmentation: name for ``augment``, used only while adapting.
@@ -213,11 +215,11 @@ class SupportSet:
             images.
     """
 
-    def __init__(
-        self, images: np.ndarray, masks: np.ndarray, augmentation: str, seed: int, crop: int | None = None
-    ) -> None:
-        self.images, self.masks = images, masks
-        self.augmentation, self.seed, self.crop = augmentation, seed, crop
+    images: np.ndarray
+    masks: np.ndarray
+    augmentation: str
+    seed: int
+    crop: int | None = None
 
     @property
     def scribbled(self) -> bool:
@@ -231,11 +233,11 @@ class SupportSet:
 
     def only(self, chosen: np.ndarray) -> "SupportSet":
         """The subset of images with the given indices."""
-        return SupportSet(self.images[chosen], self.masks[chosen], self.augmentation, self.seed, self.crop)
+        return replace(self, images=self.images[chosen], masks=self.masks[chosen])
 
     def plain(self) -> "SupportSet":
         """The set without augmentation or crops."""
-        return SupportSet(self.images, self.masks, "none", self.seed)
+        return replace(self, augmentation="none", crop=None)
 
     def clean(self) -> tuple[Tensor, Tensor]:
         """Images (K, 3, H, W) and masks (K, 1, H, W), not augmented."""

@@ -248,7 +248,11 @@ class EpisodicData(L.LightningDataModule):
         self.unlabelled = [(target.pool, target.unlabelled) for target in self.targets.values()] if unlabelled else []
         if self.pools and self.settings.train:
             self.train_plan, self.validation_plan = self._plans(allowed, learner.train_images)
-            self._validate_split()
+            if self.train_plan.count % self.per_step:
+                raise MetasegError(
+                    f"tasks.count must be a multiple of the {self.per_step} tasks of an outer step (tasks.per_step "
+                    f"times the pools of an exclusive plan), found {self.train_plan.count}."
+                )
 
     def provenance(self) -> dict[str, DatasetRecord]:
         """For each dataset, source or target: the number of images and groups, and the key of its source files."""
@@ -317,14 +321,6 @@ class EpisodicData(L.LightningDataModule):
                 **shared,
             ),
         )
-
-    def _validate_split(self) -> None:
-        per_step = self.per_step
-        if self.train_plan.count % per_step:
-            raise MetasegError(
-                f"tasks.count must be a multiple of the {per_step} tasks of an outer step (tasks.per_step times the "
-                f"pools of an exclusive plan), found {self.train_plan.count}."
-            )
 
     @property
     def per_step(self) -> int:

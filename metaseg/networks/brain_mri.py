@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import UNet
-from metaseg.networks.weight_files import cached_download
+from metaseg.networks.weight_files import cached_download, require_uncompressed
 from metaseg.networks.weights_record import UNKNOWN, WeightsRecord, described
 from metaseg.system import replacing
 
@@ -123,6 +123,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
             "damaged or not the one its name says; delete it and fetch it again."
         )
     try:
+        require_uncompressed(path)
         tensors: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises all kinds of errors on other files
         raise MetasegError(

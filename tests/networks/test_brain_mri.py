@@ -1,5 +1,7 @@
 import hashlib
+import io
 import re
+import zipfile
 from urllib.error import URLError
 
 import pytest
@@ -118,6 +120,20 @@ def test_missing_file_is_refused(tmp_path):
 def test_pickled_code_is_refused(tmp_path):
     with pytest.raises(MetasegError, match="file of tensors"):
         load_brain_mri(UNet(1), named_by_hash(UNet(1), tmp_path))
+
+
+def test_compressed_file_is_refused_before_it_is_unpacked(unet, tmp_path):
+    memory = io.BytesIO()
+    with (
+        zipfile.ZipFile(save_in_hub_layout(unet, tmp_path)) as old,
+        zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    path = tmp_path / f"unet-{hashlib.sha256(memory.getvalue()).hexdigest()[:8]}.pt"
+    path.write_bytes(memory.getvalue())
+    with pytest.raises(MetasegError, match=r"written by torch\.save"):
+        load_brain_mri(UNet(2), path)
 
 
 def test_file_of_another_network_is_refused(tmp_path):

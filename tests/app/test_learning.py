@@ -1,5 +1,6 @@
 """What a user does besides the first learning: stopping, scribbles, keeping what was learnt and going on from it."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -93,6 +94,9 @@ def test_scribbles_are_learnt_from_and_are_no_mask(session, upload, painted):
     assert (marks == 0).mean() > 0.5, "the outline of a scribble is not filled, the rest is not outside"
     with pytest.raises(MetasegError):
         session.download()
+    session.mark_empty("case1")
+    assert list(unpacked(session.download())[0]) == ["masks/case1.png"]
+    session.remove_mask("case1")
     session.adapt()
     assert set(np.unique(session.adapted.support.masks)) == {0, 1, 255}
     masks, table = unpacked(session.download())
@@ -132,8 +136,14 @@ def test_what_was_learnt_is_kept_and_used_elsewhere(session, other, upload, tmp_
     session.adapt()
     file = session.keep().replace(tmp_path / "kept.safetensors")
     other.add_images(upload("image", 2, 3))
+    other.add_masks(upload("mask", 2))
     with pytest.raises(MetasegError, match="Nothing has been learnt"):
         other.segment()
+    other.stopping.set()
+    with pytest.raises(Stopped):
+        other.load(shutil.copy(file, tmp_path / "again.safetensors"))
+    assert other.loaded is None
+    other.stopping.clear()
     other.load(file)
     assert not file.exists()
     same = other.picture("case2").prediction() == session.picture("case2").prediction()
@@ -145,7 +155,6 @@ def test_what_was_learnt_is_kept_and_used_elsewhere(session, other, upload, tmp_
     other.segment()
     assert other.picture("case4").line
     assert not other.can_go_on, "the file of a run's segmenter does not hold the run"
-    other.add_masks(upload("mask", 2))
     other.adapt()
     assert len(other.adapted.support.images) == 1
 
@@ -157,6 +166,7 @@ def test_learning_goes_on_from_a_loaded_segmenter_unless_told_otherwise(session,
     session.loaded = replace(network.model.adapt(images[:2], masks[:2], steps=1, folds=0), label=2)
     session.adapt()
     assert len(session.adapted.support.images) == 3
+    assert (session.adapted.support.masks == 1).any((1, 2)).all(), "the new mask is its foreground, whatever the label"
     assert session.adapted.label == 2
     session.adapt()
     assert len(session.adapted.support.images) == 3

@@ -1,6 +1,7 @@
 """What a user does, without the page: uploading, marking, adapting, correcting, downloading, wrong input."""
 
 import io
+import os
 import shutil
 import threading
 import time
@@ -15,10 +16,11 @@ from tiny_run import limits_fixture, network_fixture, painted_fixture, run_fixtu
 
 from metaseg.adapting import formats
 from metaseg.adapting.files import Source
+from metaseg.adapting.model import Model
 from metaseg.adapting.saved import save
 from metaseg.app import texts
 from metaseg.app.picture import FRAME, Picture
-from metaseg.app.session import Network, Session
+from metaseg.app.session import Network, Session, Stopped
 from metaseg.app.sessions import FORGOTTEN, LOST, Sessions, temporary_folder
 from metaseg.app.uploads import Limits
 from metaseg.errors import MetasegError
@@ -92,8 +94,9 @@ def test_a_correction_becomes_a_mask_and_changes_what_is_learnt(session, upload)
     assert not session.stale
     assert [picture.name for picture in session.annotated] == ["case0", "case1"]
     assert session.pictures["case2"].line != before
-    session.remove_mask("case1")
+    session.mark_empty("case1")  # which was annotated before as well
     assert session.stale
+    session.remove_mask("case1")
     assert not session.pictures["case1"].annotated
 
 
@@ -157,7 +160,7 @@ def test_painting_starts_from_the_saved_mask(session, upload, painted):
     assert ((layer[..., 3] > 64) == drawn(painted[1][0])).all()
 
 
-def test_an_empty_mask_must_be_meant(session, upload, tmp_path):
+def test_an_empty_mask_must_be_meant_and_an_unlike_image_is_named(session, upload, tmp_path):
     session.add_images(upload("image", 0, 1))
     with pytest.raises(MetasegError, match="Nothing is marked in case0"):
         session.paint("case0", np.zeros(FRAME, bool))
@@ -168,8 +171,11 @@ def test_an_empty_mask_must_be_meant(session, upload, tmp_path):
         session.adapt()
     session.mark_empty("case1")
     session.add_masks(upload("mask", 0))
+    Image.new("RGB", (96, 64), "green").save(tmp_path / "green.png")
+    session.add_images([tmp_path / "green.png"])
     session.adapt()
     assert any("no foreground" in note and "case1" in note for note in session.notes)
+    assert any("unlike the annotated ones" in note and "green" in note for note in session.notes)
 
 
 def test_reports_steps_in_the_wrong_order(session, upload):
@@ -193,6 +199,19 @@ def test_an_image_that_is_marked_twice_is_named(session, upload, tmp_path):
         assert (session.add_images if what == "image" else session.add_masks)([str(path), str(again)]) == []
     with pytest.raises(MetasegError, match="found case0 and again alike"):
         session.adapt()
+
+
+def test_the_chosen_time_and_steps_reach_the_model(session, network, upload, monkeypatch):
+    def learn(model, images, masks, **how):
+        raise Stopped(*(how[name] for name in ("steps", "lr", "budget")))
+
+    monkeypatch.setattr(Model, "adapt", learn)
+    session.network = Network(network.model, steps=3, lr=0.01)
+    session.add_images(upload("image", 0))
+    session.add_masks(upload("mask", 0))
+    with pytest.raises(Stopped) as stopped:
+        session.adapt(budget=7.0)
+    assert stopped.value.args == (3, 0.01, 7.0)
 
 
 def test_learning_gives_the_expected_dice_and_a_verdict(session, upload):
@@ -345,7 +364,10 @@ def test_masks_among_the_images_and_names_of_other_case_are_refused(session, upl
     said = session.add_images([mask, again])
     assert said[0] == "case0_mask.png seems to be the mask of case0: add it as a mask, or rename it."
     assert said[1].startswith("There is already an image called case0; rename CASE0.png")
-    assert list(session.pictures) == ["case0"]
+    image, mask = map(Path, upload("image", 3, 4))
+    (said,) = session.add_images([image, mask.rename(tmp_path / "case3_mask.png")])
+    assert "mask of case3" in said
+    assert list(session.pictures) == ["case0", "case3"]
 
 
 def test_saving_the_same_mask_again_changes_nothing(session, upload, painted):
@@ -363,6 +385,9 @@ def test_refuses_masks_that_do_not_match(session, upload, tmp_path):
     assert "96×64" in said
     (said,) = session.add_masks(upload("mask", 1))
     assert "matches no image" in said
+    Image.new("1", (2000, 1000)).save(tmp_path / "case0.png")
+    (said,) = session.add_masks([tmp_path / "case0.png"])
+    assert "limit is 1 million" in said
     (tmp_path / "case0.png").write_bytes(b"no")
     (said,) = session.add_masks([tmp_path / "case0.png"])
     assert "case0.png" in said
@@ -452,6 +477,9 @@ def test_volumes_are_uploaded_as_their_slices(session, tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((40, 32, 7)), np.eye(4)), tmp_path / "deep.nii")
     (said,) = session.add_images([tmp_path / "deep.nii"])
     assert "7 slices" in said
+    nibabel.save(nibabel.Nifti1Image(np.zeros((900, 900, 3), np.uint8), np.eye(4)), tmp_path / "wide.nii.gz")
+    (said,) = session.add_images([tmp_path / "wide.nii.gz"])
+    assert "2 million voxels" in said
 
 
 def test_names_of_files_are_no_markup(session, upload):
@@ -507,6 +535,21 @@ def test_closing_removes_everything_and_stops_the_work(network, limits, tmp_path
     assert not folder.exists()
 
 
+def test_the_end_of_a_session_spares_other_sessions_and_uploads_in_progress(network, limits, tmp_path):
+    sessions = Sessions(network, limits, tmp_path)
+    one, other = sessions.of("one"), sessions.of("other")
+    lock, left, arriving = (tmp_path / name for name in ("lock", "left.png", "arriving.png"))
+    for path in (lock, left, arriving):
+        path.touch()
+    for path in (lock, left, other.folder):
+        os.utime(path, (0, 0))
+    sessions.end("one")
+    assert not one.folder.exists()
+    assert set(tmp_path.iterdir()) == {lock, arriving, other.folder}
+    sessions.end("other")
+    assert list(tmp_path.iterdir()) == [lock], "without it, another program would take the folder for a leftover"
+
+
 def test_leftovers_of_a_killed_program_are_removed_at_the_next_start(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = tmp_path / "metaseg-app-killed"
@@ -519,16 +562,17 @@ def test_leftovers_of_a_killed_program_are_removed_at_the_next_start(tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.long
 def test_the_least_confident_come_first_on_request(session, upload):
-    session.add_images(upload("image", 0, 1, 2, 3))
-    session.add_masks(upload("mask", 0, 1))
-    session.adapt()
-    assert [picture.name for picture in session.ordered()] == [f"case{number}" for number in range(4)]
+    session.add_images(upload("image", *range(6)))
+    session.mark_empty("case5")
+    for name, confidence in (("case0", 0.9), ("case1", 0.6), ("case2", 0.8), ("case3", 0.7), ("case5", 0.5)):
+        session.pictures[name].line = {"confidence": confidence}
+    assert session.doubtful() == ["case1", "case3", "case2"]
+    assert [picture.name for picture in session.ordered()] == [f"case{number}" for number in range(6)]
     session.by_doubt = True
     names = [picture.name for picture in session.ordered()]
-    assert names[:2] == session.doubtful()
-    assert sorted(names[2:]) == ["case0", "case1"]
+    assert names[:4] == ["case1", "case3", "case2", "case0"]
+    assert sorted(names[4:]) == ["case4", "case5"]
 
 
 @pytest.mark.parametrize("left", [FORGOTTEN, LOST])

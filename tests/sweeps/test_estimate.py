@@ -37,6 +37,11 @@ def test_the_seconds_of_a_cell_are_the_sum_of_its_steps():
     assert seconds(prediction=LinearCost(1, 10)) == pytest.approx(2 * (3 + 3 + 1 + 1060), rel=1e-6)
 
 
+def test_training_from_scratch_beside_a_learner_is_counted():
+    beside = ["evaluation.scratch.compare=true", "protocol.adapt.steps=7", "protocol.adapt.folds=0"]
+    assert seconds(*beside, adaptation=LinearCost(1, 10)) == pytest.approx(2 * (10 + 7) * (1 + 50), rel=1e-6)
+
+
 WHOLE, POINT = 3 + 500, 1 + 60
 """Seconds of predicting 50 and 6 images in batches of 20."""
 

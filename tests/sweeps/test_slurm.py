@@ -99,6 +99,27 @@ def test_a_requeued_cell_resumes_from_its_checkpoint(tmp_path, monkeypatch):
     assert seen == [["shots=5"], ["shots=5", "ckpt_path=last"]]
 
 
+def test_jobs_are_waited_for_until_slurms_queue_has_none_of_them(tmp_path, monkeypatch, capsys):
+    answers = iter(
+        [
+            (0, "7_0\n7_1\n", ""),
+            (1, "", "slurm_load_jobs error: Unable to contact slurm controller"),
+            (0, "7_1\n", ""),
+            (1, "", "slurm_load_jobs error: Invalid job id specified"),
+        ]
+    )
+    monkeypatch.setattr(slurm, "_EVERY", 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, *next(answers)))
+    several = [Job(name, tmp_path / name, []) for name in ("finished", "failed")]
+    RunDirectory(several[0].directory).create().result.touch()
+    slurm._wait(several, ["7_0", "7_1"])
+    assert [job.status for job in several] == [0, 1]
+    assert [line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()] == ["finished:", "failed:"]
+    assert next(answers, None) is None
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, "7_N/A\n", ""))
+    assert slurm._queued("7") == {"7"}, "a sweep of one cell is no array"
+
+
 @with_submitit
 def test_a_notice_before_the_cell_has_begun_submits_it_again(tmp_path):
     job = Job("cell", tmp_path / "cell", [])

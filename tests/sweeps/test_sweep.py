@@ -1,11 +1,14 @@
 """`train.py -m` as its users run it: skipping, resuming, failures, listing."""
 
 import json
+import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from conftest import TINY, Forked
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,9 +18,9 @@ from metaseg.errors import MetasegError
 from metaseg.runs.directory import RunDirectory, write_json
 from metaseg.runs.settings import WITHOUT_EFFECT, changed
 from metaseg.sweeps import jobs, local_launcher
-from metaseg.sweeps.cells import Cell
+from metaseg.sweeps.overview import CELLS
 from metaseg.sweeps.status import State, Status, status_of
-from metaseg.sweeps.sweep import Planned, _job
+from metaseg.training import run
 
 
 @pytest.fixture
@@ -99,10 +102,29 @@ def start(directory, *overrides):
     return Forked(directory.parent, "train.py", "-m", *TINY, f"hydra.sweep.dir={directory}", *overrides)
 
 
-@pytest.mark.parametrize(("state", "resumes"), [(State.BEGUN, True), (State.NEW, False)])
-def test_a_cell_that_has_begun_is_resumed(tmp_path, state, resumes):
-    planned = Planned(Cell("a_seed0", (("learner", "maml"),), "a"), RunDirectory(tmp_path), {}, Status(state))
-    assert ("ckpt_path=last" in _job(planned)) == resumes
+def test_cells_that_have_begun_are_resumed_and_finished_ones_are_not_run(sweep, tmp_path, monkeypatch):
+    states, ran = [State.FINISHED, State.BEGUN, State.NEW, State.OTHER], []
+    monkeypatch.setattr(
+        "metaseg.sweeps.sweep.status_of", lambda _, settings: Status(states[settings["seed"]], differences=("lr=1",))
+    )
+    monkeypatch.setattr(run, "run", lambda config: ran.append((config.seed, config.ckpt_path, config.logger.cell)))
+    ended = sweep("learner=scratch", "logger.cell=mine", "seed=0,1,2,3")
+    assert ran == [(1, "last", "mine"), (2, None, "mine")]
+    assert "1 of 4 cells have existing results with different settings, which were kept (" in ended.stderr
+    assert len(json.loads((tmp_path / "sweep" / CELLS).read_text())) == 4
+
+
+def test_a_cell_is_continued_with_its_own_settings_alone(tmp_path):
+    directory, settings = RunDirectory(tmp_path).create(), {"shots": 5, "ckpt_path": None, "logger": {"cell": "a"}}
+    directory.write_config(settings)
+    assert status_of(directory, settings).state is State.NEW, "it has no checkpoint"
+    torch.save({"global_step": 7}, directory.last)
+    assert status_of(directory, settings | {"logger": {"cell": "b"}}) == Status(State.BEGUN, steps=7)
+    directory.write_config(settings | {"ckpt_path": "last"})  # it was resumed before
+    assert status_of(directory, settings).state is State.BEGUN
+    assert status_of(directory, settings | {"shots": 6}) == Status(State.OTHER, differences=("shots=6 (was 5)",))
+    directory.last.write_bytes(b"half")
+    assert status_of(directory, settings) == Status(State.BEGUN, steps=0)
 
 
 @pytest.mark.slow
@@ -143,9 +165,11 @@ def test_cells_are_processes_of_their_own_with_the_experiments_settings_and_log_
 def test_a_cell_that_fails_says_so_with_the_last_line_of_its_log(tmp_path, capsys):
     job = jobs.job_of(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"])
     program = ["-c", "import sys; print('one line'); sys.exit('error: the last')"]
+    job.directory.mkdir()
+    (job.directory / jobs.LOG).write_text("an earlier attempt\n")
     jobs.run(job, "[1/1]", program, [], 1, None)
     assert "cell: FAILED (error: the last" in capsys.readouterr().out
-    assert "one line" in (tmp_path / "cell" / jobs.LOG).read_text()
+    assert (job.directory / jobs.LOG).read_text().splitlines() == ["an earlier attempt", "one line", "error: the last"]
     assert jobs.returned(job).status is JobStatus.FAILED
 
 
@@ -163,6 +187,52 @@ def test_two_sweeps_share_their_cells(tmp_path, capsys):
     assert jobs.returned(second).status is JobStatus.COMPLETED
     jobs.end([first])
     worker.join()
+
+
+def test_a_cell_that_another_sweep_has_finished_meanwhile_is_not_run(tmp_path, capsys):
+    job = jobs.job_of(tmp_path, ["learner=scratch", "hydra.sweep.subdir='cell'"])
+    RunDirectory(job.directory).create().result.touch()
+    jobs.run(job, "[1/1]", ["-c", "raise SystemExit('error: run twice')"], [], 1, None)
+    assert "already finished by another sweep" in capsys.readouterr().out
+    assert jobs.returned(job).status is JobStatus.COMPLETED
+    assert not (job.directory / jobs.LOG).exists()
+
+
+def test_a_cell_has_its_gpu_and_threads_and_nothing_of_slurms(monkeypatch):
+    for name, value in (("SLURM_NTASKS", "4"), ("CUDA_VISIBLE_DEVICES", "0,1"), ("PYTHONPATH", "mine")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = jobs._environment(3, "1")
+    assert (found["OMP_NUM_THREADS"], found["CUDA_VISIBLE_DEVICES"]) == ("3", "1")
+    assert found["PYTHONPATH"].split(os.pathsep)[1:] == ["mine"]
+    assert not any(name.startswith("SLURM_") for name in found)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's
+    found = jobs._environment(3, None)
+    assert (found["OMP_NUM_THREADS"], found["CUDA_VISIBLE_DEVICES"]) == ("2", "0,1")
+
+
+def test_every_cell_is_run_once_and_each_slot_has_its_gpu_and_share_of_the_cores(tmp_path, monkeypatch):
+    both_run, ran = threading.Barrier(2, timeout=10), []
+
+    def run_cell(job, count, program, flags, threads, device):
+        both_run.wait()
+        ran.append((job.name, count, device, threads))
+        job.status = int(job.name == "b")
+
+    monkeypatch.setattr(local_launcher, "run", run_cell)
+    monkeypatch.setattr(local_launcher, "cores", lambda: 6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    launcher = SimpleNamespace(
+        settings={"slots": "auto", "threads": "auto"},
+        config=SimpleNamespace(hydra=SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path)))),
+        program=["train.py"],
+        flags=list,
+    )
+    returned = local_launcher.launch(launcher, [[f"hydra.sweep.subdir='{name}'"] for name in "abcd"])
+    assert sorted(one[:2] for one in ran) == [(name, f"[{number}/4]") for number, name in enumerate("abcd", 1)]
+    assert sorted(one[2:] for one in ran) == [("4", 3)] * 2 + [("7", 3)] * 2
+    failed = JobStatus.FAILED
+    assert [one.status is failed for one in returned] == [False, True, False, False]
 
 
 @pytest.mark.long

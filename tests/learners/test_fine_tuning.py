@@ -1,6 +1,9 @@
 """How far a learner follows the descent on a target's support set."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import dice
 from metaseg.learners.fine_tuning import SHARES, FineTuning, chosen_share, held_out, turns
+from metaseg.learners.side_by_side import SideBySide
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.meta.losses import LOSSES, UNMARKED
 from metaseg.meta.vectors import flatten
@@ -319,6 +323,19 @@ def test_networks_fine_tuned_side_by_side_are_those_fine_tuned_in_turn(kept_thre
         found.append([member.parameters for member in ensemble.members])
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(found[0][1]["conv.weight"], found[0][2]["conv.weight"], atol=1e-3)
+
+
+def test_what_is_computed_side_by_side_shares_the_threads_and_gives_them_back(kept_threads):
+    def where(number):
+        return number, torch.get_num_threads(), threading.current_thread() is threading.main_thread()
+
+    torch.set_num_threads(4)
+    for device, threads, here in (("cpu", 2, False), ("cuda", 4, True)):
+        with SideBySide(2, torch.device(device)) as side_by_side:
+            found = side_by_side([partial(where, number) for number in range(3)])
+        assert found == [(number, threads, here) for number in range(3)]
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(where, 0).result() == (0, 4, False)
 
 
 def test_a_given_share_is_not_chosen():

@@ -290,9 +290,10 @@ def test_outer_steps_without_an_inner_loop_are_not_counted():
     tally.add(2, {"query_loss_after": 1.0})
     assert (tally.tasks, tally.unsolved) == (0, None)
     tally.add(2, {"still": 0.0, "unsolved": 0.5})
-    assert (tally.tasks, tally.unsolved) == (2, 1)
+    tally.add(2, {"still": 0.0, "unsolved": 1.0})
+    assert (tally.tasks, tally.unsolved) == (4, 3)
     (words,) = tally.warnings(InnerLoop(tolerance=0.1))
-    assert "1 of 2 tasks (50 %)" in words
+    assert "3 of 4 tasks (75 %)" in words
 
 
 @pytest.mark.parametrize(("share", "warnings"), [(0.5, 0), (0.75, 1)])
@@ -325,7 +326,7 @@ def test_maml_solves_no_inner_problem_to_count():
 
 
 def test_still_is_relative_to_the_loss():
-    for before, after, expected in ((0.05, 0.045, 0.0), (5.0, 4.96, 1.0)):
+    for before, after, expected in ((0.05, 0.045, 0.0), (5.0, 4.96, 1.0), (1.0, 3.0, 0.0)):
         assert still({"moved": 1.0, "support_loss_before": before, "support_loss_after": after}) == {"still": expected}
 
 

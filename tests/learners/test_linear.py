@@ -8,6 +8,7 @@ from test_learners import pictures, typed
 from metaseg.data.batches import SupportSet, image_tensor
 from metaseg.errors import MetasegError
 from metaseg.evaluation.scores import dice, foreground
+from metaseg.learners import linear
 from metaseg.learners.linear import Linear, enlarged, fit
 from metaseg.meta.losses import LOSSES
 from metaseg.networks.build import build
@@ -42,6 +43,23 @@ def test_it_segments_new_images_of_the_kind():
     segmenter = make().adapt(bright_discs(6, 0))
     new = bright_discs(20, 1)
     assert dice(foreground(segmenter(image_tensor(new.images))), new.masks).mean() > 0.8
+
+
+def test_it_is_fitted_to_pixels_of_the_images_and_of_their_augmented_copies(monkeypatch):
+    seen = []
+
+    def looked_at(features, targets, penalty):
+        seen.append((features, targets, penalty))
+        return fit(features, targets, penalty)
+
+    monkeypatch.setattr(linear, "fit", looked_at)
+    for copies in (0, 1):
+        make(penalty=0.5, pixels=100, copies=copies).adapt(bright_discs(3, 0))
+    (alone, _, _), (both, targets, penalty) = seen
+    assert len(alone) == len(both) == len(targets) == 100
+    torch.testing.assert_close(both[:50], alone[:50])
+    assert not torch.allclose(both[50:], both[:50])
+    assert penalty == 0.5
 
 
 def test_weighing_before_enlarging_is_weighing_after():

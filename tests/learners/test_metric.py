@@ -17,6 +17,7 @@ from metaseg.learners.prototypes import Prototypes, prototype
 from metaseg.meta.losses import LOSSES, bce
 from metaseg.meta.vectors import flatten, unflatten
 from metaseg.networks.build import build
+from metaseg.networks.comparing import at_size_of, pooled
 from metaseg.networks.feyjie import FeyjieNetwork
 from metaseg.networks.pmg import Features, PMGNetwork, prior_mask, unit
 from metaseg.tracking import dashboard
@@ -73,6 +74,14 @@ def test_a_prediction_depends_on_its_neighbours_only_under_batch_statistics(name
         assert torch.allclose(alone, among, atol=1e-3) is not depends
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_running_statistics_normalise_the_support_as_they_do_a_query(name):
+    learner, task = make(name, "running"), episode()
+    encoded = learner.encode_support(learner.theta(), task.support_images, task.support_masks)
+    _, features = learner.compare(learner.theta(), encoded, task.support_images)
+    torch.testing.assert_close(encoded.features, features)
+
+
 @pytest.mark.parametrize("norm", ["support", "batch"])
 @pytest.mark.parametrize("name", KINDS)
 def test_another_support_set_changes_the_prediction(name, norm):
@@ -123,7 +132,9 @@ def test_the_gradient_equals_a_directional_difference_in_double_precision(name, 
         name: value + 0.05 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
         for name, value in learner.theta().items()
     }
-    gradient = learner.meta_gradient(theta, task).gradient
+    found = learner.meta_gradient(theta, task)
+    gradient = found.gradient
+    assert not any(one.requires_grad for one in (gradient, found.query_after, *found.adapted.values()))
     direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     direction /= direction.norm()
     flat, width = flatten(theta.values()), 1e-6
@@ -150,6 +161,23 @@ def test_a_prototype_is_the_mean_over_images_of_the_mean_under_the_mask():
     features = torch.tensor([[[[1.0, 3.0]]], [[[5.0, 7.0]]]])
     masks = torch.tensor([[[[1.0, 1.0]]], [[[0.0, 1.0]]]])
     torch.testing.assert_close(prototype(features, masks), torch.tensor([(2.0 + 7.0) / 2]))
+
+
+def test_logits_of_prototypes_are_the_scaled_difference_of_the_cosines():
+    network = make("prototypes", scale=7).network
+    features = torch.tensor([[[[3.0, 0.0, 2.0]], [[0.0, 5.0, 2.0]]]])  # (1, 2, 1, 3)
+    foreground, background = network.summarise(features, torch.tensor([[[[1.0, 0.0, 0.0]]]]))
+    torch.testing.assert_close((foreground, background), (torch.tensor([3.0, 0.0]), torch.tensor([1.0, 3.5])))
+    logits = network.compare((foreground, torch.tensor([0.0, 0.1])), features)
+    torch.testing.assert_close(logits, torch.tensor([[[[7.0, -7.0, 0.0]]]]))
+
+
+def test_features_are_pooled_under_the_masks_of_all_images_together():
+    features = torch.tensor([[[[1.0, 3.0]]], [[[5.0, 7.0]]]])
+    masks = torch.tensor([[[[1.0, 1.0, 1.0, 0.0]]], [[[0.0, 0.0, 1.0, 1.0]]]])
+    shares = at_size_of(features, masks)
+    assert shares.flatten().tolist() == [1.0, 0.5, 0.0, 1.0]
+    torch.testing.assert_close(pooled(features, shares), torch.tensor([(1 + 1.5 + 7) / (2.5 + 1)]))
 
 
 def test_prototypes_replace_the_last_layer_of_the_configured_network_alone():
@@ -286,7 +314,7 @@ def test_the_prior_mask_is_one_where_a_query_repeats_the_supports_foreground():
     generator = torch.Generator().manual_seed(0)
     support = torch.rand(2, 8, 3, 3, generator=generator)
     masks = torch.zeros(2, 1, 3, 3)
-    masks[:, :, 1, 1] = 1
+    masks[:, :, 1, 1] = masks[:, :, 2, 0] = 1
     query = torch.rand(1, 8, 3, 3, generator=generator)
     query[0, :, 0, 2] = 5 * support[0, :, 1, 1]  # of any length: the likeness is the cosine
     masked = (unit(support) * masks).flatten(2)
@@ -298,7 +326,8 @@ def test_the_prior_mask_is_one_where_a_query_repeats_the_supports_foreground():
     both = prior_mask(masked, query)
     torch.testing.assert_close(both, (prior + prior_mask(masked[1:], query)) / 2)
     assert prior_mask(torch.zeros_like(masked), query).abs().max() == 0
-    likeness = F.cosine_similarity(query, support[:1, :, 1, 1, None, None].expand_as(query))[0]
+    shown = (support[:1, :, row, column, None, None] for row, column in ((1, 1), (2, 0)))
+    likeness = torch.stack([F.cosine_similarity(query, one.expand_as(query))[0] for one in shown]).amax(0)
     torch.testing.assert_close(
         prior[0, 0], (likeness - likeness.min()) / (likeness.max() - likeness.min()), atol=1e-4, rtol=0
     )

@@ -5,6 +5,8 @@ from torch import nn
 
 from metaseg.errors import MetasegError
 from metaseg.networks.normalisation import EpisodicBatchNorm2d, normalising, plain_batch_norm, replace_batch_norm
+from metaseg.networks.norms import Norms
+from metaseg.networks.stages import PARTS
 
 
 def layer_and_images(batch=3, channels=2, height=3, width=2, eps=1e-5):
@@ -170,6 +172,18 @@ def test_a_frozen_layer_uses_its_buffers_whatever_it_is_given():
     with normalising({layer: "norm"}) as used:
         torch.testing.assert_close(layer(images), expected)
     assert not used
+
+
+def test_each_layer_has_the_kind_of_its_part_and_is_given_its_statistics():
+    network = nn.ModuleDict({part: EpisodicBatchNorm2d(1) for part in PARTS})
+    assert Norms.of(network, {"encoder": "frozen", "decoder": "batch"}).kinds == {"decoder": "batch", "head": "batch"}
+    assert [layer.frozen for layer in network.values()] == [True, False, False]
+    norms = Norms.of(network, {"encoder": "running", "decoder": "support"})
+    assert not any(layer.frozen for layer in network.values())
+    support, running = ({part: (torch.full((1,), mean), torch.ones(1)) for part in PARTS} for mean in (2.0, 3.0))
+    given = norms.given(support, running)
+    assert {part: mean.item() for part, (mean, _) in given.items()} == {"encoder": 3, "decoder": 2, "head": 2}
+    assert not Norms.of(network, "batch").given(support, running)
 
 
 def test_a_layer_that_runs_twice_is_refused():

@@ -11,9 +11,11 @@ from conftest import composed
 from lightning.pytorch.utilities import rank_zero_only
 from offline_runs import as_dict, of_kind, offline_records
 from omegaconf import OmegaConf
+from run_directories import TRIVIAL, write_run
 
 from metaseg import tracking
 from metaseg.errors import MetasegError
+from metaseg.runs.directory import RunDirectory
 from metaseg.runs.schema import Logger
 from metaseg.runs.validation import checked
 from metaseg.tracking import CsvLogger, build_loggers
@@ -80,7 +82,7 @@ def test_resumed_run_drops_rows_after_the_checkpoint(tmp_path, first):
     ]
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\n\xff\n", b"step,a\nfirst,1\n0,2\n"])
+@pytest.mark.parametrize("content", [b"\xff\xfe\n\xff\n", b"step,a\nfirst,1\n0,2\n", b"step,a\n0,2\n0,1"])
 def test_what_is_damaged_of_a_resumed_runs_metrics_is_left_out(tmp_path, content):
     path = tmp_path / "metrics.csv"
     path.write_bytes(content)
@@ -218,6 +220,25 @@ def test_offline_run_is_complete_and_prints_one_line(tmp_path, capfd, monkeypatc
     (other,) = offline_records(tmp_path / "second")
     assert of_kind(other, "run")[0].run_id != run.run_id
     assert [as_dict(record.item)["train/query_loss_after"] for record in of_kind(other, "history")] == [8.0]
+
+
+def test_the_numbers_of_a_result_have_names_of_their_own(tmp_path):
+    result = RunDirectory(write_run(tmp_path / "run", scratch=0.25)).read_result()
+    scores, scratch = result.targets["isic"], result.scratch["isic"]
+    assert tracking.summary_of(result) == {
+        "test/isic/dsc": scores.dsc.mean,
+        "test/isic/dsc_low": scores.dsc.low,
+        "test/isic/dsc_high": scores.dsc.high,
+        "test/isic/dsc_before": scores.dsc_before.mean,
+        "test/isic/dsc_scratch": 0.25,
+        "test/isic/dsc_trivial": max(value for value in TRIVIAL.values() if value is not None),
+        "test/isic/iou": scores.iou,
+    }
+    scratch.curve.dsc[:] = [value / 2 for value in scratch.curve.dsc]
+    points = tracking.adaptation_points(result)
+    assert [point["adaptation/step"] for point in points] == scores.curve.steps
+    assert [point["adaptation/isic/dsc"] for point in points] == scores.curve.dsc
+    assert [point["adaptation/isic/dsc_scratch"] for point in points] == scratch.curve.dsc
 
 
 def test_only_rank_zero_writes(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -493,6 +494,48 @@ def test_the_papers_rule_ends_training_once_its_loss_does_not_change():
     assert epochs([1.0, 1.0], begun) is None
     goes_on.load_state_dict(begun.state_dict())
     assert epochs([1.0], goes_on) == 1
+
+
+def test_a_request_to_end_is_heeded_once_the_step_or_the_epoch_is_saved():
+    for last_of_epoch in (False, True):
+        request, saved = Interruption(), []
+        callback = LastCheckpoint(Path("last.ckpt"), 100, request)
+        callback._save = saved.append
+        trainer = SimpleNamespace(global_step=1, is_last_batch=last_of_epoch, world_size=1)
+        callback.on_train_batch_start(trainer)
+        request.requested = True
+        callback.on_train_batch_end(trainer)
+        if last_of_epoch:
+            assert not saved
+            callback.on_train_epoch_end(trainer)
+        assert saved == [trainer]
+        with pytest.raises(KeyboardInterrupt):
+            callback.on_train_batch_start(trainer)
+
+
+def test_the_checkpoint_before_the_last_is_kept_and_half_a_file_is_not(tmp_path, monkeypatch):
+    directory = RunDirectory(tmp_path).create()
+    callback, contents = LastCheckpoint(directory.last, 1, Interruption()), iter("123")
+    trainer = SimpleNamespace(is_global_zero=True, save_checkpoint=lambda path: path.write_text(next(contents)))
+
+    def found():
+        return {path.name: path.read_text() for path in directory.checkpoints.iterdir()}
+
+    callback._save(trainer)
+    callback._save(trainer)
+    assert found() == {"last.ckpt": "2", "previous.ckpt": "1"}
+    monkeypatch.setattr(os, "link", mock.Mock(side_effect=OSError))  # as on a file system without links
+    callback._save(trainer)
+    assert found() == {"last.ckpt": "3", "previous.ckpt": "2"}
+
+    def full(path):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer.save_checkpoint = full
+    with pytest.raises(OSError, match="No space"):
+        callback._save(trainer)
+    assert found() == {"last.ckpt": "3", "previous.ckpt": "2"}
 
 
 def test_no_checkpoint_stands_between_an_epoch_and_its_validation():

@@ -31,7 +31,6 @@ from metaseg.progress import Progress
 from metaseg.runs import schema, validation
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.tables import NUMBERS, load_table
-from metaseg.training.run import how_to_test
 
 RULES = {
     "1: the network as fine-tuned": lambda followed: 1.0,
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     torch.set_num_threads(1)
     directory = RunDirectory(options.run)
-    changes = [f"target=[{options.target or ''}]", *options.overrides]
+    changes = [f"target=[{options.target or ''}]", *options.overrides, f"evaluation.limit={IMAGES}"]
     found = OmegaConf.merge(OmegaConf.load(directory.config), OmegaConf.from_dotlist(changes))
     settings = validation.read(schema.Run, found)  # type: ignore[arg-type]
     data, learner = EpisodicData(settings), build_learner(settings)
@@ -110,10 +109,9 @@ def episodes(data: EpisodicData, settings: schema.Run, count: int) -> Iterator[t
 def draws(data: EpisodicData, settings: schema.Run, count: int) -> Iterator[tuple[SupportSet, Any, Any]]:
     """Support set, other images and their masks of draws of the dataset, as in a run's results."""
     (target,) = data.targets.values()
-    how = replace(how_to_test(settings), limit=IMAGES)
     for number in range(count):
-        support, others = drawn(target, how, number)
-        yield target.support_set(support, how.augmentation, how.seed + number), *target.pool.take(others)
+        support, others = drawn(target, settings, number)
+        yield target.support_set(support, settings.data.augment, settings.seed + number), *target.pool.take(others)
 
 
 def _print(scores: np.ndarray, chosen: np.ndarray, shares: Sequence[float]) -> None:

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import settings_of
 
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
-from metaseg.evaluation.metatest import ScoringSettings, score_target
+from metaseg.evaluation.metatest import score_target
 from metaseg.evaluation.metatest import work as work_of
 from metaseg.evaluation.work import Work, reporter
 from metaseg.progress import EVERY, Progress, duration
@@ -221,7 +222,7 @@ def test_a_test_names_its_current_target_and_counts_all_of_them(clock, pipe):
 class Adapting:
     """A learner of so many steps; it tells of each of them, or of none."""
 
-    device = torch.device("cpu")
+    device, folds = torch.device("cpu"), 2
 
     def __init__(self, steps, tells):
         self.adapt_loop, self.tells = SimpleNamespace(steps=steps, schedule="constant"), tells
@@ -245,11 +246,10 @@ def test_a_test_reports_its_progress_from_start_to_end(steps, tells):
     images = generator.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
     pool = prepare_arrays("kvasir", images, (images[..., 0] > 127).astype(np.uint8))
     target = Target.of(pool, 0, 0)
-    how = ScoringSettings(
-        shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2, 9), curve_limit=4, augmentation="none"
-    )
+    evaluation = ("draws=2", "limit=8", "batch=3", "curve=[0,2,9]", "curve_limit=4")
+    how = settings_of("shots=3", *(f"evaluation.{one}" for one in evaluation))
     learner = Adapting(steps, tells)
-    whole = work_of(learner, target, how, folds=2)
+    whole = work_of(learner, target, how)
     assert {step: networks for step, (_, networks) in whole.points.items()} == (
         {0: 1, 2: 3, 6: 3, 9: 3} if steps else {0: 1}
     )

@@ -21,6 +21,7 @@ from metaseg.memory import finish_on
 from metaseg.meta.inner_loop import InnerLoop
 from metaseg.networks.segmenter import Ensemble, Followed, Segmenter
 from metaseg.runs import result
+from metaseg.runs.schema import Adapt, Run
 
 LEVEL = 0.95
 
@@ -36,6 +37,10 @@ class Learner(Protocol):
     def adapt_loop(self) -> InnerLoop:
         """The fine-tuning loop on the support set."""
 
+    @property
+    def folds(self) -> int:
+        """Folds of the support set for an ensemble; 0: none."""
+
     def adaptation(
         self, support: SupportSet, steps: Sequence[int], progress: Callable[[int, int], None]
     ) -> Iterator[tuple[int, Segmenter]]:
@@ -43,32 +48,6 @@ class Learner(Protocol):
 
     def after_inner(self, support: SupportSet) -> Segmenter | None:
         """Adapt only by the inner problem of training; None: the learner has no inner loop."""
-
-
-@dataclass(frozen=True)
-class ScoringSettings:
-    """Settings of the meta-test.
-
-    Attributes:
-        shots: K.
-        seed: the run's seed; fixes the support draws, the same for every learner.
-        draws: number of support sets.
-        limit: maximum number of images to score per draw, of a random subset that all draws and learners share; None:
-            all.
-        batch: images segmented at a time; affects predictions only under ``model.norm=batch``.
-        curve: adaptation steps at which the curve is measured.
-        curve_limit: maximum number of images scored for the curve.
-        augmentation: of the support set during adaptation.
-    """
-
-    shots: int
-    seed: int
-    draws: int
-    limit: int | None
-    batch: int
-    curve: tuple[int, ...]
-    curve_limit: int
-    augmentation: str
 
 
 @dataclass
@@ -136,44 +115,44 @@ def segment(
     return np.concatenate(pieces)
 
 
-def work(learner: Learner, target: Target, settings: ScoringSettings, folds: int) -> Work:
+def work(learner: Learner, target: Target, settings: Run) -> Work:
     """The work of `score_target`, assuming that all draws score as many images as the first.
 
     Args:
         learner: as for `score_target`.
         target: as for `score_target`.
         settings: as for `score_target`.
-        folds: number of fold networks (0: none).
     """
     _, scored = drawn(target, settings, 0)
     subset = of_curve(target, settings, scored)
-    folds = min(folds, settings.shots) if settings.shots > 1 else 0
-    end, steps = stops(learner, settings)
+    folds = min(learner.folds, settings.shots) if settings.shots > 1 else 0
+    end, steps = stops(learner.adapt_loop, settings)
     points = {
         step: (len(scored) if step in (0, end) else len(subset), 1 + folds if step else 1)
         for step in sorted(set(steps))
     }
     # K images, and in each fold K without the held-out ones.
-    return Work(settings.draws, max(steps), settings.shots * max(1, folds), points)
+    return Work(settings.evaluation.draws, max(steps), settings.shots * max(1, folds), points)
 
 
-def stops(learner: Learner, settings: ScoringSettings) -> tuple[int, list[int]]:
-    """The last adaptation step, and the steps after which images are scored."""
-    end = learner.adapt_loop.steps
+def stops(adapt: InnerLoop | Adapt, settings: Run) -> tuple[int, list[int]]:
+    """The last step of `adapt`, and the steps after which images are scored."""
+    end = adapt.steps
     # A learner without adaptation has a one-point curve, and a schedule that decays to 0 has no further steps.
-    further = learner.adapt_loop.schedule == "constant"
-    return end, [0, end, *(step for step in settings.curve if further or step <= end)] if end else [0]
+    further = adapt.schedule == "constant"
+    return end, [0, end, *(step for step in settings.evaluation.curve if further or step <= end)] if end else [0]
 
 
-def of_curve(target: Target, settings: ScoringSettings, scored: np.ndarray) -> np.ndarray:
+def of_curve(target: Target, settings: Run, scored: np.ndarray) -> np.ndarray:
     """The scored indices used for the curve."""
-    return _among(scored, limited(target, settings.curve_limit, settings.seed), settings.curve_limit)
+    limit = settings.evaluation.curve_limit
+    return _among(scored, limited(target, limit, settings.seed), limit)
 
 
 def score_target(
     learner: Learner,
     target: Target,
-    settings: ScoringSettings,
+    settings: Run,
     progress: Callable[[int, float, int], None] = lambda draw, step, images: None,
     share: Share = ALONE,
 ) -> Scores:
@@ -182,17 +161,18 @@ def score_target(
     Args:
         learner: a trained learner, or one that trains only on the support set.
         target: the target.
-        settings: of the meta-test.
+        settings: of the run; the seed fixes the support draws, the same for every learner.
         progress: called in order with (draw from 0, adaptation steps taken in it, images segmented after that step).
         share: what this process does of it; the rest is NaN.
     """
-    scores = Scores.empty(settings.draws, len(target.pool))
-    end, steps = stops(learner, settings)
-    for draw in share.draws(settings.draws):
+    draws, batch = settings.evaluation.draws, settings.evaluation.batch
+    scores = Scores.empty(draws, len(target.pool))
+    end, steps = stops(learner.adapt_loop, settings)
+    for draw in share.draws(draws):
         support, scored = drawn(target, settings, draw)
         subset = of_curve(target, settings, scored)
         scores.seconds[draw] = 0
-        support_set = target.support_set(support, settings.augmentation, settings.seed + draw)
+        support_set = target.support_set(support, settings.data.augment, settings.seed + draw)
         tick = partial(_tick, progress, draw, max(steps))
         began = time.perf_counter()
         for step, segmenter in learner.adaptation(support_set, steps, progress=tick):
@@ -200,13 +180,13 @@ def score_target(
             if step <= end:
                 scores.seconds[draw, 0] += time.perf_counter() - began
             progress(draw, step, 0)
-            wanted = share.images(scored if step in (0, end) else subset, draw, settings.draws, settings.batch)
+            wanted = share.images(scored if step in (0, end) else subset, draw, draws, batch)
             if not len(wanted):
                 began = time.perf_counter()
                 continue
             images, masks = target.pool.take(wanted)
             began = time.perf_counter()
-            prediction = segment(segmenter, images, settings.batch, partial(progress, draw, step))
+            prediction = segment(segmenter, images, batch, partial(progress, draw, step))
             if step == end:
                 scores.seconds[draw, 1] = (time.perf_counter() - began) / len(wanted)
             values = dice(prediction, masks)
@@ -219,15 +199,15 @@ def score_target(
                 scores.before[draw, wanted], scores.iou_before[draw, wanted] = values, iou(prediction, masks)
                 after_inner = learner.after_inner(support_set) if end else None
                 if after_inner is not None:
-                    scores.inner[draw, wanted] = dice(segment(after_inner, images, settings.batch), masks)
+                    scores.inner[draw, wanted] = dice(segment(after_inner, images, batch), masks)
             if step == end:
                 scores.after[draw, wanted], scores.iou_after[draw, wanted] = values, iou(prediction, masks)
                 scores.overlap[draw, wanted], scores.total[draw, wanted] = pixel_counts(prediction, masks)
                 if isinstance(segmenter, Ensemble):
-                    scores.alone[draw, wanted] = dice(segment(segmenter.alone, images, settings.batch), masks)
+                    scores.alone[draw, wanted] = dice(segment(segmenter.alone, images, batch), masks)
                     if segmenter.followed.held_out:
                         scores.followed[draw] = segmenter.followed
-            if step in settings.curve:
+            if step in settings.evaluation.curve:
                 row = scores.curve.setdefault(step, np.full_like(scores.before, np.nan))
                 inside = np.isin(wanted, subset)
                 row[draw, wanted[inside]] = values[inside]
@@ -240,21 +220,21 @@ def _tick(progress: Callable[[int, float, int], None], draw: int, last: int, don
     progress(draw, last * done / of, 0)
 
 
-def trivial_baselines(target: Target, settings: ScoringSettings) -> dict[str, float]:
+def trivial_baselines(target: Target, settings: Run) -> dict[str, float]:
     """Mean Dice of the trivial baselines on the same draws and images."""
     sums: dict[str, list[float]] = {}
-    for draw in range(settings.draws):
+    for draw in range(settings.evaluation.draws):
         support, scored = drawn(target, settings, draw)
         for name, values in trivial_scores(*target.pool.take(support), *target.pool.take(scored)).items():
             sums.setdefault(name, []).append(float(values.mean()))
     return {name: float(np.mean(values)) for name, values in sums.items()}
 
 
-def drawn(target: Target, settings: ScoringSettings, draw: int) -> tuple[np.ndarray, np.ndarray]:
+def drawn(target: Target, settings: Run, draw: int) -> tuple[np.ndarray, np.ndarray]:
     """Support and scored indices of a draw, with the limit applied."""
     support, scored = target.draw(settings.shots, settings.seed, draw)
-    if settings.limit is not None:
-        scored = _among(scored, limited(target, settings.limit + settings.shots, settings.seed), settings.limit)
+    if (limit := settings.evaluation.limit) is not None:
+        scored = _among(scored, limited(target, limit + settings.shots, settings.seed), limit)
     return support, scored
 
 

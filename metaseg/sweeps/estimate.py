@@ -17,8 +17,10 @@ import torch
 
 from metaseg.data.batches import Episode, SupportSet
 from metaseg.data.module import TARGET_TEST_SHARE, image_count
+from metaseg.evaluation.metatest import stops
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
+from metaseg.learners.fine_tuning import held_out
 from metaseg.memory import finish_on, of_call, tidy
 from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.segmenter import VIEWS
@@ -129,15 +131,11 @@ def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> tuple[float,
     mib = max(
         step.outer_mib.of(images),
         # Networks of an ensemble take turns: all parameters and moments are in memory, but images of only one network.
-        (1 + _folds(settings.shots, adapt)) * step.adaptation_mib.fixed + settings.shots * step.adaptation_mib.image,
+        (1 + len(held_out(settings.shots, adapt.folds))) * step.adaptation_mib.fixed
+        + settings.shots * step.adaptation_mib.image,
         step.prediction_mib.of(settings.evaluation.batch),
     )
     return training + testing, mib
-
-
-def _folds(shots: int, adapt: Adapt) -> int:
-    """Number of folds of a target's support set."""
-    return min(adapt.folds, shots) if shots > 1 else 0
 
 
 def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> float:
@@ -145,12 +143,12 @@ def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> fl
 
     Each network of an ensemble, and each mirror image, costs as much as a single network.
     """
-    evaluation, shots, folds = settings.evaluation, settings.shots, _folds(settings.shots, adapt)
-    last, constant = adapt.steps, adapt.schedule == "constant"
-    curve = {point for point in evaluation.curve if last and (constant or point <= last)} - {0, last}
+    evaluation, shots, folds = settings.evaluation, settings.shots, len(held_out(settings.shots, adapt.folds))
+    last, steps = stops(adapt, settings)
+    points = len({*steps} - {0, last})
     # One descent on all images, one without each fold, and that of the inner problem.
     of_step = step.adaptation.of(shots) + (folds * step.adaptation.of(shots - shots / folds) if folds else 0.0)
-    descents = max([last, *curve]) * of_step + (inner * step.adaptation.of(shots) if last else 0.0)
+    descents = max(steps) * of_step + (inner * step.adaptation.of(shots) if last else 0.0)
     ensemble = (1 + folds) * (len(VIEWS) if adapt.flips else 1)
     # Of all images: at the start, after the inner problem, by the ensemble, and only by its first network.
     passes = 1 + (bool(inner) + ensemble + (ensemble > 1) if last else 0)
@@ -160,7 +158,10 @@ def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> fl
         if settings.learner.train_on == "target":
             whole = round(TARGET_TEST_SHARE * whole)
         whole = min(whole, evaluation.limit or whole)
-        for size, times in ((whole, passes), (min(whole, evaluation.curve_limit), len(curve) * ensemble)):
+        for size, times in (
+            (whole, passes),
+            (min(whole, evaluation.curve_limit), points * ensemble),
+        ):
             predicting = math.ceil(size / evaluation.batch) * step.prediction.fixed + size * step.prediction.image
             seconds += evaluation.draws * times * predicting
     return seconds

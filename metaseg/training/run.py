@@ -70,7 +70,7 @@ def run(config: DictConfig) -> Result | None:
         build_learner(settings, scratch_settings(settings), initial_weights=False)
     for target in data.targets.values():
         for draw in range(settings.evaluation.draws):
-            metatest.drawn(target, how_to_test(settings), draw)
+            metatest.drawn(target, settings, draw)
     if settings.train and learner.trains:
         data.require_training_data()
     if checkpoint is not None:
@@ -270,13 +270,11 @@ def score(
     Returns:
         Target, with `FROM_SCRATCH` appended for training from scratch → scores; None on ranks other than zero.
     """
-    how = how_to_test(settings)
-    learners, folds = {"": learner}, {"": settings.learner.adapt.folds}
+    learners = {"": learner}
     if settings.evaluation.scratch.compare and learner.trains:
-        beside = scratch_settings(settings)
-        learners[FROM_SCRATCH], folds[FROM_SCRATCH] = build_learner(settings, beside), beside.adapt.folds
+        learners[FROM_SCRATCH] = build_learner(settings, scratch_settings(settings))
     parts = {
-        f"{name}{label}": metatest.work(one, target, how, folds[label])
+        f"{name}{label}": metatest.work(one, target, settings)
         for name, target in data.targets.items()
         for label, one in learners.items()
     }
@@ -286,7 +284,7 @@ def score(
         for name, target in data.targets.items():
             for label, one in learners.items():
                 report = reporter(progress, parts, f"{name}{label}")
-                found[f"{name}{label}"] = metatest.score_target(one.to(device), target, how, report, share)
+                found[f"{name}{label}"] = metatest.score_target(one.to(device), target, settings, report, share)
         if share.of > 1:
             progress.note("waiting for the other processes")
         gathered = share.gathered(found)
@@ -304,16 +302,15 @@ def summarise(
     loggers: list[Logger],
 ) -> tuple[dict[str, TargetScores], dict[str, FromScratch]]:
     """The results of `score` with the trivial baselines; writes scores and figures."""
-    how = how_to_test(settings)
     found: dict[str, TargetScores] = {}
     scratch: dict[str, FromScratch] = {}
     rows: list[Mapping[str, Any]] = []
     for name, target in data.targets.items():
         own, beside = scores[name], scores.get(f"{name}{FROM_SCRATCH}")
-        found[name] = metatest.summarise(own, target, how.seed, metatest.trivial_baselines(target, how))
+        found[name] = metatest.summarise(own, target, settings.seed, metatest.trivial_baselines(target, settings))
         rows += metatest.per_image_rows(name, target, own)
         if beside is not None:
-            scratch[name] = metatest.from_scratch(beside, target, how.seed)
+            scratch[name] = metatest.from_scratch(beside, target, settings.seed)
         draw_figures(name, data, own, found[name], scratch.get(name), directory, loggers)
     directory.write_per_image(rows, settings.evaluation.compress)
     if directory.metrics.is_file():
@@ -321,21 +318,6 @@ def summarise(
     cells = [[row[column] for column in PER_IMAGE_COLUMNS] for row in rows]
     tracking.log_table(loggers, "per_image", PER_IMAGE_COLUMNS, cells)
     return found, scratch
-
-
-def how_to_test(settings: schema.Run) -> metatest.ScoringSettings:
-    """The test settings of a configuration."""
-    chosen = settings.evaluation
-    return metatest.ScoringSettings(
-        shots=settings.shots,
-        seed=settings.seed,
-        draws=chosen.draws,
-        limit=chosen.limit,
-        batch=chosen.batch,
-        curve=tuple(chosen.curve),
-        curve_limit=chosen.curve_limit,
-        augmentation=settings.data.augment,
-    )
 
 
 def scratch_settings(settings: schema.Run) -> schema.Learner:

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import settings_of
 
 from metaseg.data.module import Target
 from metaseg.data.pools import prepare_arrays
 from metaseg.evaluation.intervals import bootstrap_interval
 from metaseg.evaluation.metatest import (
     Scores,
-    ScoringSettings,
     drawn,
     from_scratch,
     groups_of,
@@ -28,7 +28,13 @@ from metaseg.evaluation.sharing import Share
 from metaseg.networks.segmenter import Ensemble, Followed
 from metaseg.runs.result import plain
 
-HOW = ScoringSettings(shots=3, seed=0, draws=2, limit=8, batch=3, curve=(0, 2), curve_limit=4, augmentation="flips")
+HOW = settings_of(
+    "shots=3", *(f"evaluation.{one}" for one in ("draws=2", "limit=8", "batch=3", "curve=[0,2]", "curve_limit=4"))
+)
+
+
+def replaced(seed=0, **evaluation):
+    return HOW.model_copy(update={"seed": seed, "evaluation": HOW.evaluation.model_copy(update=evaluation)})
 
 
 def saying(probability):
@@ -60,7 +66,7 @@ def target():
 def test_the_inner_problem_is_scored_on_the_same_images(target):
     learner = Adapting(inner=True)
     scores = score_target(learner, target, HOW)
-    assert len(learner.asked) == HOW.draws
+    assert len(learner.asked) == HOW.evaluation.draws
     assert np.array_equal(np.isnan(scores.inner), np.isnan(scores.after))
     assert np.nanmax(scores.after) == 0
     masks = target.pool.take(np.arange(12))[1].reshape(12, -1).mean(1)
@@ -72,13 +78,13 @@ def test_the_inner_problem_is_scored_on_the_same_images(target):
 
 def test_each_draw_is_augmented_by_a_seed_of_its_own(target):
     learner = Adapting(inner=True)
-    score_target(learner, target, replace(HOW, seed=5))
+    score_target(learner, target, replaced(seed=5))
     assert [support.seed for support in learner.asked] == [5, 6]
 
 
 def test_the_curve_has_images_even_if_its_subset_holds_none_that_are_scored(target):
     for seed in range(20):
-        settings = replace(HOW, seed=seed, limit=2, curve_limit=1)
+        settings = replaced(seed=seed, limit=2, curve_limit=1)
         _, scored = drawn(target, settings, 0)
         assert len(of_curve(target, settings, scored)) == 1
         assert np.isin(of_curve(target, settings, scored), scored).all()
@@ -134,12 +140,12 @@ def test_intersection_over_union_and_pixel_counts_are_those_of_the_end(target):
 
 def test_trivial_baselines_are_scored_on_the_images_that_learners_are(target):
     share = target.pool.masks.mean((1, 2))
-    expected = [(2 * share / (1 + share))[drawn(target, HOW, draw)[1]].mean() for draw in range(HOW.draws)]
+    expected = [(2 * share / (1 + share))[drawn(target, HOW, draw)[1]].mean() for draw in range(HOW.evaluation.draws)]
     assert trivial_baselines(target, HOW)["all_foreground"] == pytest.approx(np.mean(expected))
 
 
 def test_every_draw_scores_as_many_images_as_the_limit_allows(target):
-    assert {len(drawn(target, HOW, draw)[1]) for draw in range(20)} == {HOW.limit}
+    assert {len(drawn(target, HOW, draw)[1]) for draw in range(20)} == {HOW.evaluation.limit}
     assert not np.array_equal(limited(target, 5, 0), limited(target, 5, 1))
 
 
@@ -147,8 +153,8 @@ def test_a_limit_takes_images_from_all_over_the_target(target):
     """Ids follow patients and videos, so none of them may be left out for its place."""
     times = np.zeros(len(target.pool), int)
     for seed in range(200):
-        for draw in range(HOW.draws):
-            times[drawn(target, replace(HOW, seed=seed), draw)[1]] += 1
+        for draw in range(HOW.evaluation.draws):
+            times[drawn(target, replaced(seed=seed), draw)[1]] += 1
     assert times.min() > 0.75 * times.mean()
 
 
@@ -160,8 +166,7 @@ def test_blocks_of_one_video_are_one_group(target):
 
 @pytest.mark.parametrize(("schedule", "steps"), [("constant", [0, 4, 0, 2, 8]), ("cosine", [0, 4, 0, 2])])
 def test_a_schedule_that_decays_has_no_further_steps(schedule, steps):
-    learner = SimpleNamespace(adapt_loop=SimpleNamespace(steps=4, schedule=schedule))
-    assert stops(learner, replace(HOW, curve=(0, 2, 8))) == (4, steps)
+    assert stops(SimpleNamespace(steps=4, schedule=schedule), replaced(curve=(0, 2, 8))) == (4, steps)
 
 
 def test_learners_without_an_inner_problem_have_no_score_of_it(target):
@@ -177,7 +182,7 @@ def test_the_single_network_is_scored_besides_the_recipe(target):
     found = summarise(scores, target, 0, {})
     assert found.dsc.mean == 0
     assert found.dsc_alone.mean > 0.1
-    assert plain(found)["followed"] == [{"alpha": 0.5, "held_out": {"0.5": 0.8, "1": 0.7}}] * HOW.draws
+    assert plain(found)["followed"] == [{"alpha": 0.5, "held_out": {"0.5": 0.8, "1": 0.7}}] * HOW.evaluation.draws
 
 
 class OfTheBatch(Adapting):

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from metaseg.errors import MetasegError, quoted, shown
 from metaseg.learners.base import Learner
 from metaseg.networks.build import fingerprint
-from metaseg.networks.weight_files import require_uncompressed
+from metaseg.networks.weight_files import unpickled
 from metaseg.networks.weights_record import WeightsRecord
 
 
@@ -54,8 +53,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         MetasegError: if the file is not a checkpoint.
     """
     try:
-        require_uncompressed(path)
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        state: dict[str, Any] = unpickled(path, mmap)
     except Exception as error:  # the unpickler may raise anything on a foreign file
         # The first sentence alone, as torch's message goes on to suggest loading such files unsafely.
         reason = re.split(r"\.?\n|\.(?: |$)", str(error).strip())[0]

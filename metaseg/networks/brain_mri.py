@@ -12,16 +12,15 @@ import hashlib
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaseg.errors import MetasegError
 from metaseg.networks.attention_unet import UNet
-from metaseg.networks.weight_files import cached_download, require_uncompressed
+from metaseg.networks.weight_files import cached_download, unpickled
 from metaseg.networks.weights_record import UNKNOWN, WeightsRecord, described
-from metaseg.system import replacing
+from metaseg.system import hashed, replacing
 
 URL = "https://github.com/mateuszbuda/brain-segmentation-pytorch/releases/download/v1.0/unet-e012d006.pt"
 HASH_DIGITS = 8
@@ -105,12 +104,11 @@ def save_in_hub_layout(network: UNet, folder: str | Path) -> Path:
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors and the file's SHA-256."""
     try:
-        content = path.read_bytes()
+        actual = hashed(path)
     except OSError as error:
         raise MetasegError(
             f"Expected brain-MRI weights at {path}, found no readable file ({error.strerror}): correct model.init_path."
         ) from error
-    actual = hashlib.sha256(content).hexdigest()
     match = _HASH_IN_NAME.search(path.name)
     if match is None:
         raise MetasegError(
@@ -123,8 +121,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
             "damaged or not the one its name says; delete it and fetch it again."
         )
     try:
-        require_uncompressed(path)
-        tensors: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        tensors = unpickled(path)
     except Exception as error:  # the unpickler raises all kinds of errors on other files
         raise MetasegError(
             f"Expected {path} to be a file of tensors written by torch.save, found something else "

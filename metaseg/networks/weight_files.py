@@ -118,17 +118,18 @@ def cached_download(url: str, what: str, remedy: str) -> Path:
     return path
 
 
-def require_uncompressed(path: Path) -> None:
-    """Refuse a file of torch.save, a zip file, with compressed members: torch.save writes none, and they could grow.
+def unpickled(path: Path, mmap: bool = False) -> Any:
+    """The content of a file of torch.save, on the CPU; nothing in it is executed.
 
     Raises:
-        ValueError: if it has any.
-        OSError, zipfile.BadZipFile: if it cannot be read.
+        Exception: of any type for other files, and for compressed members, which torch.save never writes and
+            which could grow.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
                 raise ValueError("it has compressed members, unlike files of torch.save")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def halved(value: Tensor) -> Tensor:
@@ -204,8 +205,7 @@ def _safetensors(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _pickled(path: Path) -> Any:
-    require_uncompressed(path)
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    found = unpickled(path)
     for key in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             return found[key]

@@ -24,7 +24,7 @@ from metaseg.data.mri.volumes import Volume
 from metaseg.errors import MetasegError
 from metaseg.evaluation import scores
 from metaseg.interruption import Interruption
-from metaseg.learners.checkpoints import load_weights
+from metaseg.learners.checkpoints import load_weights, read_checkpoint, restore
 from metaseg.meta.losses import dice
 from metaseg.networks.attention_unet import UNet
 from metaseg.networks.brain_mri import save_in_hub_layout
@@ -235,9 +235,9 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     # Back from trainer.precision=64-true, and from the CPU, to which Lightning moves it at the end.
     module.float().to(trainer.strategy.root_device)
-    path = directory.best
-    load_weights(module, path)
-    return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+    best = read_checkpoint(directory.best)
+    restore(module, best)
+    return int(best["epoch"])
 
 
 def print_summary(found: VolumeScores, path: Path, features: int, directory: RunDirectory) -> None:

@@ -118,7 +118,7 @@ def load_start(start: str, learner: Learner, data: EpisodicData | None) -> None:
 
 def recorded(start: str, settings: Run) -> str:
     """The result of `starting_point` for result.json: of "joint" the checkpoint, whose path tells its settings."""
-    return str(_best(joint_settings(settings))) if start == "joint" else start
+    return str(RunDirectory(directory_of(joint_settings(settings))).best) if start == "joint" else start
 
 
 def joint_settings(settings: Run) -> Run:
@@ -127,10 +127,7 @@ def joint_settings(settings: Run) -> Run:
     shared, learner = plain["starts"], plain["learner"]
     joint = {
         **plain,
-        "learner": {
-            **shared["learner"],
-            "train_images": learner.get("train_images"),
-        },
+        "learner": {**shared["learner"], "train_images": learner.get("train_images")},
         "shots": shared["shots"],
         "tasks": {**plain["tasks"], "query": shared["query"]},
         "trainer": {**plain["trainer"], "max_epochs": shared["epochs"], "max_passes": None},
@@ -150,23 +147,18 @@ def directory_of(settings: Run) -> Path:
     return Path(settings.starts.dir) / f"{settings.pair.name}-seed{settings.seed}-{key}"
 
 
-def _best(settings: Run) -> Path:
-    return RunDirectory(directory_of(settings)).best
-
-
 def _joint(data: EpisodicData) -> Path:
     """The best checkpoint of the shared joint training, which is started or resumed if needed."""
     settings = data.settings
-    images = data.state_dict()
-    directory, best = RunDirectory(directory_of(settings)), _best(settings)
+    images, directory = data.state_dict(), RunDirectory(directory_of(settings))
     directory.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.start_lock)
     try:
         trained = _is_trained(directory, lock, connected(settings.trainer))
         _require_images(directory, images)
         if trained:
-            log.info("All learners of this comparison start from %s, which exists already.", best)
-            return best
+            log.info("All learners of this comparison start from %s, which exists already.", directory.best)
+            return directory.best
         log.info("All learners of this comparison start from joint training: %s.", directory.path)
         resumed = latest(directory)
         if _is_first():
@@ -175,7 +167,7 @@ def _joint(data: EpisodicData) -> Path:
         learner = build_learner(settings)
         loggers = tracking.build_loggers(settings.logger, directory, settings.plain, resume=resumed is not None)
         fit(settings, learner, data, loggers, directory, resumed)
-        return best
+        return directory.best
     finally:
         lock.release()
 

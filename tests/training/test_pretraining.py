@@ -141,17 +141,8 @@ def test_training_stops_when_validation_no_longer_improves(pretrain, tmp_path):
     assert pd.read_csv(tmp_path / "pretrained" / "metrics.csv")["validation/dice"].notna().sum() == 2
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["data=mars"], ["data must be one of real, synthetic", "'mars'"]),
-        (["data.batch=1000"], ["data.batch", "1000"]),
-        (["ckpt_path=last"], ["last.ckpt", "hydra.run.dir"]),
-    ],
-)
-def test_wrong_settings_are_refused_in_one_sentence(pretrain, tmp_path, overrides, words):
-    assert_fails_in_words(pretrain(*overrides), *words)
-    assert not list(tmp_path.rglob("*.pt"))
+def test_a_batch_larger_than_the_data_is_refused_in_one_sentence(pretrain, tmp_path):
+    assert_fails_in_words(pretrain("data.batch=1000"), "data.batch", "1000")
     assert not (tmp_path / "pretrained" / "config.yaml").exists()
 
 

@@ -272,15 +272,16 @@ def _is_source(value: Any) -> bool:
     if not isinstance(value, dict) or not {"url"} <= set(value) <= {"url", "file", "sha256", "bytes"}:
         return False
     url, digest, size = (value.get(key) for key in ("url", "sha256", "bytes"))
-    file = value.get("file", _last_part(url) if isinstance(url, str) else None)
     return (
-        isinstance(url, str)
-        and url.startswith(("http://", "https://"))
-        and isinstance(file, str)
-        and bool(re.fullmatch(r"\w[\w. +-]*", file))
-        and (digest is None or (isinstance(digest, str) and bool(re.fullmatch(r"[0-9a-f]{64}", digest))))
+        _fits(r"https?://[\w.:@-]+([/?#].*)?", url)
+        and _fits(r"\w[\w. +-]*", value.get("file", _last_part(url)))
+        and (digest is None or _fits(r"[0-9a-f]{64}", digest))
         and (size is None or (isinstance(size, int) and size > 0))
     )
+
+
+def _fits(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def _last_part(url: str) -> str:

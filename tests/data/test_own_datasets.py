@@ -183,6 +183,7 @@ def test_a_name_too_long_for_a_file_is_missing(tmp_path):
         ({"folder": "x", "folders": ["y"]}, "both folder and folders"),
         ({"title": None}, "title should be text, not None"),
         ({"sources": [{"url": "ftp://x/y.zip"}]}, "sources should be a list of"),
+        ({"sources": [{"url": "https://[x/y.zip"}]}, "sources should be a list of"),
         ({"sources": [{"url": "https://x/y.zip", "file": "../y.zip"}]}, "sources should be a list of"),
         ({"sources": [{"url": "https://x/y.zip", "sha256": "abc"}]}, "sources should be a list of"),
     ],

@@ -142,8 +142,7 @@ def adaptation_curve(
     drawn = {label: value for label, value in (baselines or {}).items() if value is not None}
     for index, (label, value) in enumerate(drawn.items()):
         dashes = BASELINE_DASHES[index % len(BASELINE_DASHES)]
-        name = label.replace("_", " ")
-        axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=name)
+        axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=label)
     # log(1 + steps): the first steps matter most, and step 0, before adaptation, must be on the axis.
     axes.set_xscale("function", functions=(np.log1p, np.expm1))
     # Where few steps were measured, nothing is known of others.

@@ -273,6 +273,8 @@ def test_settings_of_the_launcher_out_of_range_are_refused(value):
 
 
 def test_table_one_lists_the_datasets(sweep, tmp_path):
+    assert "KvasirCapsule-SEG" in sweep("experiment=table1", "--dry-run").stdout
+    assert not (tmp_path / "sweep").exists()
     finished = sweep("experiment=table1")
     assert finished.returncode == 0, finished.stderr
     assert "KvasirCapsule-SEG" in finished.stdout

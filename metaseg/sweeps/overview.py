@@ -20,8 +20,8 @@ from metaseg.sweeps.jobs import LOG, claimed, last_line
 from metaseg.sweeps.slurm import FOLDER as SLURM
 from metaseg.system import replacing
 
-_FAILURE = re.compile(r"error: |[\w.]*(Error|Exception)\b")
-"""Last line of a cell that ended with a sentence or a traceback."""
+_FAILURE = re.compile(r"error: (?!Interrupted;)|[\w.]*(Error|Exception)\b")
+"""Last line of a cell that ended with a sentence or a traceback, and was not ended by Ctrl+C."""
 CELLS = "cells.json"
 """File in a sweep's directory: the names of all cells that were ever asked for there."""
 

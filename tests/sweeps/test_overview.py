@@ -77,6 +77,7 @@ def test_how_to_continue_depends_on_who_started_the_run(tmp_path):
     for name in ("single", "cell", "start"):
         begun(tmp_path / name)
     (tmp_path / "cell" / ".claim").touch()
+    (tmp_path / "cell" / "log.txt").write_text("error: Interrupted; resume a run with ckpt_path=last\n")
     RunDirectory(tmp_path / "start").start_lock.touch()
     said = {one.name: one.detail.partition(";")[0] for one in read_cells(tmp_path)}
     again = "repeat the command to continue"

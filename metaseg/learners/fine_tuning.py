@@ -305,6 +305,11 @@ def turns(rows: np.ndarray, batch: int | None, seed: tuple[int, ...]) -> Iterato
         yield from np.array_split(generator.permutation(rows), -(-len(rows) // batch))
 
 
+def images_per_step(images: int, batch: int | None) -> float:
+    """Images in a step of `turns`, on average."""
+    return images / (1 if batch is None else -(-images // batch))
+
+
 def chosen_share(scores: np.ndarray) -> float:
     """The smallest of `SHARES` within one standard error of the best [Breiman et al. 1984].
 

@@ -95,7 +95,7 @@ def learning_curves(metrics: Path, path: Path) -> Path | None:
             places = values.index + (1 if axis == "epoch" else 0)
             marker = "o" if len(values) <= 15 else None  # a single point needs a marker to be visible
             axes.plot(places, values, style, color=colour, label=name, marker=marker, markersize=4, linewidth=1.6)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         plain_axes(axes, axis, title)
         # Below the panel: inside, it would hide parts of lines in some runs.
         axes.legend(frameon=False, fontsize=8, ncols=2, handlelength=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
@@ -142,8 +142,7 @@ def adaptation_curve(
     drawn = {label: value for label, value in (baselines or {}).items() if value is not None}
     for index, (label, value) in enumerate(drawn.items()):
         dashes = BASELINE_DASHES[index % len(BASELINE_DASHES)]
-        name = label.replace("_", " ")
-        axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=name)
+        axes.axhline(100 * value, color="0.35", linestyle=dashes, linewidth=1.1, label=label)
     # log(1 + steps): the first steps matter most, and step 0, before adaptation, must be on the axis.
     axes.set_xscale("function", functions=(np.log1p, np.expm1))
     # Where few steps were measured, nothing is known of others.

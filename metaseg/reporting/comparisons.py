@@ -78,7 +78,7 @@ def epoch_curves(
                 marker="o" if len(values) <= 15 else None,
                 markersize=3.5,
             )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         plain_axes(axes, "epoch", title)
     if not drawn:
         return None

@@ -178,7 +178,7 @@ def _published(blocks: Sequence[Block]) -> str:
         for line in block.lines
         if line.difference is not None
     }
-    above, alone, below_trivial = 0, 0, 0
+    above, alone, of_alone, below_trivial = 0, 0, 0, 0
     for line in found.values():
         assert line.paper is not None
         assert line.difference is not None
@@ -186,6 +186,7 @@ def _published(blocks: Sequence[Block]) -> str:
             below_trivial += 1
             continue
         above += line.difference > 0
+        of_alone += line.scratch is not None
         alone += line.scratch is not None and line.scratch > line.paper
     count = len(found) - below_trivial
     if not count:
@@ -196,6 +197,7 @@ def _published(blocks: Sequence[Block]) -> str:
     uncounted = f" (left out: {below_trivial} in which marking every pixel exceeds the paper's figure)"
     return (
         f"Our means are above the paper's figures in {above} of {plural(count, 'cell')}"
-        f"{uncounted if below_trivial else ''}, those of fine-tuning without a pair in {alone}. Our network is "
-        f"{listed(networks, 3)}; the paper's is an attention U-Net with random or brain-MRI weights at 256 pixels."
+        f"{uncounted if below_trivial else ''}, those of fine-tuning without a pair in {alone}"
+        f"{'' if of_alone == count else f' of {of_alone}'}. Our network is {listed(networks, 3)}; the paper's is an "
+        "attention U-Net with random or brain-MRI weights at 256 pixels."
     )

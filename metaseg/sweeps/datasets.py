@@ -13,12 +13,12 @@ from metaseg.runs.directory import write_json
 from metaseg.runs.tables import DATASETS
 
 
-def table_of_datasets(data: Mapping[str, Any], folder: Path) -> None:
+def table_of_datasets(data: Mapping[str, Any], folder: Path | None) -> None:
     """Print table 1, check the datasets under ``data.root``, and save the findings for the report.
 
     Args:
         data: the settings group ``data``; synthetic twins need no check.
-        folder: folder for table1.json.
+        folder: folder for table1.json; None: it is not written.
 
     Raises:
         MetasegError: a dataset is missing or has errors; raised after all have been reported.
@@ -47,7 +47,8 @@ def table_of_datasets(data: Mapping[str, Any], folder: Path) -> None:
                 if report.errors:
                     faulty.append(name)
         found[name] = row
-    write_json(folder / DATASETS, found)
+    if folder is not None:
+        write_json(folder / DATASETS, found)
     if faulty:
         raise MetasegError(
             f"Table 1 needs all five datasets without errors; missing or faulty (see above): {', '.join(faulty)}; fix "

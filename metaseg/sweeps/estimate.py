@@ -20,7 +20,7 @@ from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.evaluation.metatest import stops
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
-from metaseg.learners.fine_tuning import held_out
+from metaseg.learners.fine_tuning import held_out, images_per_step
 from metaseg.memory import finish_on, of_call, tidy
 from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.segmenter import VIEWS
@@ -132,7 +132,7 @@ def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> tuple[float,
         step.outer_mib.of(images),
         # Networks of an ensemble take turns: all parameters and moments are in memory, but images of only one network.
         (1 + len(held_out(settings.shots, adapt.folds))) * step.adaptation_mib.fixed
-        + settings.shots * step.adaptation_mib.image,
+        + math.ceil(images_per_step(settings.shots, adapt.batch)) * step.adaptation_mib.image,
         step.prediction_mib.of(settings.evaluation.batch),
     )
     return training + testing, mib
@@ -147,7 +147,8 @@ def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> fl
     last, steps = stops(adapt, settings)
     points = len({*steps} - {0, last})
     # One descent on all images, one without each fold, and that of the inner problem.
-    of_step = step.adaptation.of(shots) + (folds * step.adaptation.of(shots - shots / folds) if folds else 0.0)
+    members = [shots, *(shots - len(part) for part in held_out(shots, adapt.folds))]
+    of_step = sum(step.adaptation.of(images_per_step(images, adapt.batch)) for images in members)
     descents = max(steps) * of_step + (inner * step.adaptation.of(shots) if last else 0.0)
     ensemble = (1 + folds) * (len(VIEWS) if adapt.flips else 1)
     # Of all images: at the start, after the inner problem, by the ensemble, and only by its first network.

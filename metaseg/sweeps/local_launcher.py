@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,18 +58,19 @@ def launch(launcher: SlotLauncher, job_overrides: Sequence[Sequence[str]]) -> li
                 return
             run(job, f"[{index + 1}/{len(jobs)}]", launcher.program, flags, threads, device)
 
-    workers = [threading.Thread(target=work, args=(slot,)) for slot in range(slots)]
+    with ThreadPoolExecutor(slots) as pool:
+        # Not threads: before Python 3.13 one whose `join` Ctrl+C has interrupted counts as ended, though it runs.
+        workers = [pool.submit(work, slot) for slot in range(slots)]
+        try:
+            wait(workers)
+        except KeyboardInterrupt:
+            stop.set()
+            while not all(worker.done() for worker in workers):  # one may be about to start its cell
+                end(jobs)
+                time.sleep(0.1)
+            raise
     for worker in workers:
-        worker.start()
-    try:
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt:
-        stop.set()
-        while any(worker.is_alive() for worker in workers):  # one may be about to start its cell
-            end(jobs)
-            time.sleep(0.1)
-        raise
+        worker.result()
     return [returned(job) for job in jobs]
 
 

@@ -20,8 +20,8 @@ from metaseg.sweeps.jobs import LOG, claimed, last_line
 from metaseg.sweeps.slurm import FOLDER as SLURM
 from metaseg.system import replacing
 
-_FAILURE = re.compile(r"error: |[\w.]*(Error|Exception)\b")
-"""Last line of a cell that ended with a sentence or a traceback."""
+_FAILURE = re.compile(r"error: (?!Interrupted;)|[\w.]*(Error|Exception)\b")
+"""Last line of a cell that ended with a sentence or a traceback, and was not ended by Ctrl+C."""
 CELLS = "cells.json"
 """File in a sweep's directory: the names of all cells that were ever asked for there."""
 
@@ -106,7 +106,9 @@ def _state(name: str, directory: RunDirectory, waits_for: str) -> CellState:
     if _FAILURE.match(line):
         return CellState(name, Phase.FAILED, line.removeprefix("error: "))
     if holder is not None or directory.checkpoints.is_dir() or line:
-        return CellState(name, Phase.INTERRUPTED, f"repeat the command to continue; {_age(directory)} {line}".strip())
+        alone = in_a_sweep is None and not directory.start_lock.is_file()
+        again = "ckpt_path=last continues it" if alone else "repeat the command to continue"
+        return CellState(name, Phase.INTERRUPTED, f"{again}; {_age(directory)} {line}".strip())
     return CellState(name, Phase.WAITING, waits_for)
 
 

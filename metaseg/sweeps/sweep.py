@@ -64,7 +64,7 @@ def sweep(sweeper: CellSweeper, arguments: Sequence[str]) -> list[Sequence[JobRe
     if sweeper.table and sweeper.table.get("datasets"):
         config = loader.load_sweep_config(sweeper.config, list(arguments))
         data: Any = OmegaConf.to_container(config.data, resolve=True)
-        table_of_datasets(data, Path(sweeper.config.hydra.sweep.dir))
+        table_of_datasets(data, None if sweeper.dry_run else Path(sweeper.config.hydra.sweep.dir))
         return []
     choices = [_choice(override) for override in OverridesParser.create(loader).parse_overrides(list(arguments))]
     tables = _tables(sweeper)

@@ -60,9 +60,11 @@ def fit(
     learner.network.float()  # trainer.precision=64-true is that of training
     score = next(one.best_model_score for one in called if isinstance(one, BestCheckpoint))
     if score is None or not torch.isfinite(score):  # the first is saved even so
-        remedy = "lower learner.optimizer.lr or learner.inner.lr." if trainer.global_step else FROM_THE_FIRST
+        if not trainer.global_step:
+            raise MetasegError(f"All outer steps were skipped; {FROM_THE_FIRST}")
         raise MetasegError(
-            f"Training diverged: no epoch of {trainer.current_epoch} ended with a finite validation loss; {remedy}"
+            f"Training diverged: no epoch of {trainer.current_epoch} ended with a finite validation loss; lower "
+            "learner.optimizer.lr or learner.inner.lr."
         )
     load_weights(learner, directory.best)
     if trainer.is_global_zero:

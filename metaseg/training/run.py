@@ -29,7 +29,7 @@ from metaseg.runs import provenance, schema, validation
 from metaseg.runs.directory import PER_IMAGE_COLUMNS, RunDirectory
 from metaseg.runs.result import VERSION, FromScratch, Result, TargetScores, Weights
 from metaseg.runs.settings import CHANGEABLE, changed
-from metaseg.runs.summary import print_summary
+from metaseg.runs.summary import print_summary, trivial_name
 from metaseg.training.fitting import fit
 from metaseg.training.last_checkpoint import latest
 from metaseg.training.process import connected, device_of_tests, prepare_process, require_devices
@@ -358,7 +358,10 @@ def draw_figures(
     if scratch is not None:
         curves["from scratch"] = scratch.curve
     if summary.curve.steps:
-        adaptation_curve(curves, directory.adaptation_curve(name), summary.trivial, name)
+        measured, whole = (np.count_nonzero(~np.isnan(one[0])) for one in (*scores.curve.values(), scores.after)[-2:])
+        title = name if measured == whole else f"{name}: curves of {measured} images, grey lines of {whole}"
+        trivial = {trivial_name(key): value for key, value in summary.trivial.items()}
+        adaptation_curve(curves, directory.adaptation_curve(name), trivial, title)
 
 
 @rank_zero_only

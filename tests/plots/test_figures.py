@@ -51,6 +51,15 @@ def test_learning_curves_average_training_over_the_epoch(tmp_path, drawn):
         assert picture.width > picture.height > 400
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_no_epoch_is_a_fraction(tmp_path, drawn, epochs):
+    table = tmp_path / "metrics.csv"
+    pd.DataFrame({"epoch": range(epochs), "train/loss": 1.0}).to_csv(table, index=False)
+    figures.learning_curves(table, tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
 def test_panels_without_columns_are_left_out(tmp_path, drawn):
     table = tmp_path / "metrics.csv"
     table.write_text("step,train/loss\n0,2.0\n1,1.0\n")

@@ -55,8 +55,8 @@ def test_learners_and_the_paper_have_sentences_of_their_own():
     assert "iMAML differs from MAML and joint by 0.0 to +2.0 points" in second
     assert third == (
         "Our means are above the paper's figures in 2 of 3 cells (left out: 1 in which marking every pixel exceeds the "
-        "paper's figure), those of fine-tuning without a pair in 1. Our network is pretrained, lite0: package weights "
-        "at 128 pixels; the paper's is an attention U-Net with random or brain-MRI weights at 256 pixels."
+        "paper's figure), those of fine-tuning without a pair in 1 of 2. Our network is pretrained, lite0: package "
+        "weights at 128 pixels; the paper's is an attention U-Net with random or brain-MRI weights at 256 pixels."
     )
 
 

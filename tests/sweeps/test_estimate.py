@@ -78,6 +78,17 @@ def test_each_descent_of_an_ensemble_is_counted():
     assert found(2) == pytest.approx(2 * 10 * (1 + 50 + 2 * (1 + 25)), rel=1e-6)
 
 
+def test_steps_are_of_batches_of_the_support_set():
+    def found(*overrides):
+        return seconds("learner.adapt.batch=3", *overrides, adaptation=LinearCost(1, 10))
+
+    # Five images take turns in batches of three and two; those of two folds, three and two images, fit into one.
+    assert found() == pytest.approx(2 * 10 * (1 + 25), rel=1e-6)
+    assert found("learner.adapt.folds=2") == pytest.approx(2 * 10 * (1 + 25 + 1 + 30 + 1 + 20), rel=1e-6)
+    costs = StepCosts(*[LinearCost(1e-9)] * 4, **NO_MEMORY | {"adaptation_mib": LinearCost(100, 10)})
+    assert of_cell(settings("learner.adapt.batch=3"), costs)[1] == 100 + 10 * 3
+
+
 @pytest.mark.long
 def test_memory_is_that_of_the_step_that_needs_most():
     def mib(folds=0, **memory):

@@ -72,6 +72,18 @@ def test_a_cell_runs_if_a_sweep_has_claimed_it(tmp_path):
     }
 
 
+def test_how_to_continue_depends_on_who_started_the_run(tmp_path):
+    """A single run refuses to begin again where it has been, while a sweep and a run with a shared start go on."""
+    for name in ("single", "cell", "start"):
+        begun(tmp_path / name)
+    (tmp_path / "cell" / ".claim").touch()
+    (tmp_path / "cell" / "log.txt").write_text("error: Interrupted; resume a run with ckpt_path=last\n")
+    RunDirectory(tmp_path / "start").start_lock.touch()
+    said = {one.name: one.detail.partition(";")[0] for one in read_cells(tmp_path)}
+    again = "repeat the command to continue"
+    assert said == {"single": "ckpt_path=last continues it", "cell": again, "start": again}
+
+
 def test_a_shared_start_in_training_runs(tmp_path):
     start = RunDirectory(tmp_path / "ph2_kvasir-seed0-1234567890")
     begun(start.path)

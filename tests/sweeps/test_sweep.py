@@ -235,6 +235,28 @@ def test_every_cell_is_run_once_and_each_slot_has_its_gpu_and_share_of_the_cores
     assert [one.status is failed for one in returned] == [False, True, False, False]
 
 
+def test_ctrl_c_ends_the_cells_that_run(tmp_path, monkeypatch):
+    begun, ended = threading.Event(), threading.Event()
+
+    def interrupt():
+        begun.wait(30)
+        time.sleep(0.2)  # by then the main thread waits
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    monkeypatch.setattr(local_launcher, "run", lambda *_: (begun.set(), ended.wait(30)))
+    monkeypatch.setattr(local_launcher, "end", lambda jobs: ended.set())
+    launcher = SimpleNamespace(
+        settings={"slots": 1, "threads": 1},
+        config=SimpleNamespace(hydra=SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path)))),
+        program=["train.py"],
+        flags=list,
+    )
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        local_launcher.launch(launcher, [["hydra.sweep.subdir='cell'"]])
+    assert ended.is_set()
+
+
 @pytest.mark.long
 def test_jobs_that_run_are_told_to_end_and_killed_if_they_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_PATIENCE", 1)
@@ -273,6 +295,8 @@ def test_settings_of_the_launcher_out_of_range_are_refused(value):
 
 
 def test_table_one_lists_the_datasets(sweep, tmp_path):
+    assert "KvasirCapsule-SEG" in sweep("experiment=table1", "--dry-run").stdout
+    assert not (tmp_path / "sweep").exists()
     finished = sweep("experiment=table1")
     assert finished.returncode == 0, finished.stderr
     assert "KvasirCapsule-SEG" in finished.stdout

@@ -116,6 +116,11 @@ def test_as_many_skips_in_a_row_as_the_settings_say_end_a_run(run):
         run("ends", "trainer.max_skips=1")
 
 
+def test_a_run_without_any_step_is_not_said_to_lack_a_finite_validation_loss(run):
+    with pytest.raises(MetasegError, match="All outer steps were skipped; no step was ever taken"):
+        run("none", "trainer.max_epochs=1", "trainer.skip_norm=1e-9", "trainer.max_skips=99")
+
+
 def test_epochs_that_end_before_the_passes_are_an_error(run):
     with pytest.raises(
         MetasegError, match=r"after \d % of trainer.max_passes=1e\+06, in epoch 3 of trainer.max_epochs=3"

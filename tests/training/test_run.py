@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -25,12 +26,13 @@ from PIL import Image
 
 from metaseg.data.module import EpisodicData
 from metaseg.errors import MetasegError
+from metaseg.evaluation.metatest import Scores
 from metaseg.interruption import Interruption
 from metaseg.learners.build import build_learner
 from metaseg.runs.directory import RunDirectory
 from metaseg.training.callbacks import Patient, TrainingProgress, Unchanging, callbacks
 from metaseg.training.last_checkpoint import LastCheckpoint, latest
-from metaseg.training.run import begin, refuse_another, require_resumable, scratch_settings
+from metaseg.training.run import begin, draw_figures, refuse_another, require_resumable, scratch_settings
 
 REAL_DATA = os.environ.get("METASEG_DATA")  # read here: the runs themselves get an environment without it
 DIRECTORY = "metaseg.runs.directory.RunDirectory."
@@ -90,6 +92,22 @@ def test_every_kind_of_learner_leaves_a_whole_run_directory(train, trained, tmp_
 def test_figures_are_drawn(trained, name):
     with Image.open(trained / "figures" / f"{name}.png") as figure:
         assert len(figure.convert("L").getcolors()) > 10
+
+
+def test_the_adaptation_figure_names_its_baselines_as_the_summary_and_the_images_of_its_curve(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("metaseg.training.run.adaptation_curve", lambda *given: drawn.append(given))
+    monkeypatch.setattr("metaseg.training.run.overlay_sheet", lambda *_: None)
+    pool = SimpleNamespace(ids=list("abcd"), take=lambda which: (np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 8, 8))))
+    data = SimpleNamespace(targets={"isic": SimpleNamespace(pool=pool)})
+    summary = SimpleNamespace(curve=SimpleNamespace(steps=[0]), trivial={"otsu": 0.5})
+    for limit in (2, 4):
+        scores = Scores.empty(1, 4)
+        scores.after[:], scores.curve[0] = 0.5, np.where(np.arange(4) < limit, 0.5, np.nan)[None]
+        scores.pictures = {when: dict.fromkeys(range(4), np.zeros((8, 1), np.uint8)) for when in ("before", "after")}
+        draw_figures("isic", data, scores, summary, None, RunDirectory(tmp_path), [])
+    titles = [title for _, _, baselines, title in drawn if baselines == {"Otsu": 0.5}]
+    assert titles == ["isic: curves of 2 images, grey lines of 4", "isic"]
 
 
 @pytest.mark.parametrize("chosen", [[], ["model=pretrained"], ["protocol=paper"]], ids=str)

@@ -222,10 +222,13 @@ def test_a_test_names_its_current_target_and_counts_all_of_them(clock, pipe):
 class Adapting:
     """A learner of so many steps; it tells of each of them, or of none."""
 
-    device, folds = torch.device("cpu"), 2
+    device = torch.device("cpu")
 
     def __init__(self, steps, tells):
         self.adapt_loop, self.tells = SimpleNamespace(steps=steps, schedule="constant"), tells
+
+    def passes(self, images):
+        return 2.0 * images, 3
 
     def after_inner(self, support):
         return None
@@ -251,7 +254,7 @@ def test_a_test_reports_its_progress_from_start_to_end(steps, tells):
     learner = Adapting(steps, tells)
     whole = work_of(learner, target, how)
     assert {step: networks for step, (_, networks) in whole.points.items()} == (
-        {0: 1, 2: 3, 6: 3, 9: 3} if steps else {0: 1}
+        {0: 1, 2: 3, 6: 4, 9: 3} if steps else {0: 1}
     )
     assert whole.points[0] == (8, 1)
     places = []

@@ -37,9 +37,8 @@ class Learner(Protocol):
     def adapt_loop(self) -> InnerLoop:
         """The fine-tuning loop on the support set."""
 
-    @property
-    def folds(self) -> int:
-        """Folds of the support set for an ensemble; 0: none."""
+    def passes(self, images: int) -> tuple[float, int]:
+        """Of adaptation to so many images: images of a step, over all networks, and passes per predicted image."""
 
     def adaptation(
         self, support: SupportSet, steps: Sequence[int], progress: Callable[[int, int], None]
@@ -125,14 +124,15 @@ def work(learner: Learner, target: Target, settings: Run) -> Work:
     """
     _, scored = drawn(target, settings, 0)
     subset = of_curve(target, settings, scored)
-    folds = min(learner.folds, settings.shots) if settings.shots > 1 else 0
+    of_step, predicting = learner.passes(settings.shots)
     end, steps = stops(learner.adapt_loop, settings)
-    points = {
-        step: (len(scored) if step in (0, end) else len(subset), 1 + folds if step else 1)
-        for step in sorted(set(steps))
-    }
-    # K images, and in each fold K without the held-out ones.
-    return Work(settings.evaluation.draws, max(steps), settings.shots * max(1, folds), points)
+    points = dict.fromkeys(sorted(steps), (len(subset), predicting)) | {0: (len(scored), 1)}
+    if end:
+        points[end] = (
+            len(scored),
+            predicting + (predicting > 1),
+        )  # an ensemble's first network is scored alone as well
+    return Work(settings.evaluation.draws, max(steps), of_step, points)
 
 
 def stops(adapt: InnerLoop | Adapt, settings: Run) -> tuple[int, list[int]]:

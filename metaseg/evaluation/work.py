@@ -20,13 +20,13 @@ class Work:
     Attributes:
         draws: support sets.
         steps: adaptation steps up to the last scored one.
-        support: support images per adaptation step, summed over all networks of an ensemble.
-        points: adaptation step → (images segmented after it, networks segmenting them).
+        support: support images per adaptation step, on average, summed over all networks of an ensemble.
+        points: adaptation step → (images segmented after it, forward passes per image).
     """
 
     draws: int
     steps: int
-    support: int
+    support: float
     points: Mapping[int, tuple[int, int]]
 
     @property

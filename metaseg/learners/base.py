@@ -146,6 +146,10 @@ class Learner(nn.Module):
         """Most support images of a fine-tuning step; None: all."""
         return self._adapt.batch
 
+    def passes(self, images: int) -> tuple[float, int]:
+        """What adaptation to so many images takes, see `FineTuning.passes`."""
+        return self.fine_tuning().passes(images)
+
     def with_adaptation(self, **changes: Any) -> "Learner":
         """An independent copy with other values of ``adapt``, such as lr, steps, lam, folds or batch.
 

@@ -36,7 +36,7 @@ from metaseg.meta.vectors import Parameters, detach, interpolate
 from metaseg.networks.functional import MOMENTUM, Statistics, forward, running_statistics
 from metaseg.networks.norms import Norms
 from metaseg.networks.rates import HeldStages, Rates
-from metaseg.networks.segmenter import AdaptedNetwork, Ensemble, Followed, Segmenter
+from metaseg.networks.segmenter import VIEWS, AdaptedNetwork, Ensemble, Followed, Segmenter
 
 SHARES = (0.5, 0.75, 1.0)
 """Candidates for α, none below one half: fold networks see few images, which biases the choice towards smaller α."""
@@ -132,6 +132,12 @@ class FineTuning:
                 if step in steps:
                     followed = self._followed(theta, stages[1:], members[1:], parts, clean)
                     yield step, self._segmenter(theta, stages, followed, clean[0], parts)
+
+    def passes(self, images: int) -> tuple[float, int]:
+        """Of `run` on so many images: images of a step, over all networks, and forward passes per predicted image."""
+        members = [images, *(images - len(part) for part in held_out(images, self.folds))]
+        of_step = sum(images_per_step(one, self.batch) for one in members)
+        return of_step, len(members) * (len(VIEWS) if self.flips else 1)
 
     def share_of(self, images: int) -> float:
         """α for K images, none held out: K / (K + ``start_worth``), as if θ had been learnt from further images.

@@ -292,6 +292,27 @@ def test_a_batch_of_all_images_is_the_plain_path(batch):
     assert all(list(next(drawn)) == [0, 1, 2, 3, 4] for _ in range(3))
 
 
+@pytest.mark.parametrize(
+    ("images", "changes"),
+    [
+        (5, {"folds": 0}),
+        (5, {"folds": 2, "flips": True}),
+        (5, {"folds": 3, "batch": 2}),
+        (1, {"folds": 2, "flips": True}),
+    ],
+)
+def test_the_passes_foretold_are_those_taken(images, changes):
+    of, counts, before = replace(tuning(), **changes), [0], []
+    *_, head = of.network.modules()
+    head.register_forward_pre_hook(lambda _, inputs: counts.append(counts[-1] + len(inputs[0])))
+    ((_, segmenter),) = of.run(theta(of), discs(images, 3), [6], lambda step, last: before.append(counts[-1]))
+    taken = before[-1]
+    counts.append(0)
+    segmenter(image_tensor(discs(7, 4).images))
+
+    assert (taken / 6, counts[-1] / 7) == of.passes(images)
+
+
 @pytest.mark.parametrize("batch", [None, 2])
 def test_a_network_does_not_learn_from_the_images_that_it_is_tested_on(batch):
     support, part = discs(6, 1), held_out(6, 2)[0]

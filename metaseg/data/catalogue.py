@@ -274,7 +274,7 @@ def _is_source(value: Any) -> bool:
     url, digest, size = (value.get(key) for key in ("url", "sha256", "bytes"))
     return (
         _fits(r"https?://[\w.:@-]+([/?#].*)?", url)
-        and _fits(r"\w[\w. +-]*", value.get("file", _last_part(url)))
+        and _fits(r"\w[\w. +-]*", value.get("file", _last_part(str(url))))
         and (digest is None or _fits(r"[0-9a-f]{64}", digest))
         and (size is None or (isinstance(size, int) and size > 0))
     )

@@ -128,10 +128,8 @@ def work(learner: Learner, target: Target, settings: Run) -> Work:
     end, steps = stops(learner.adapt_loop, settings)
     points = dict.fromkeys(sorted(steps), (len(subset), predicting)) | {0: (len(scored), 1)}
     if end:
-        points[end] = (
-            len(scored),
-            predicting + (predicting > 1),
-        )  # an ensemble's first network is scored alone as well
+        # The first network of an ensemble is also scored alone.
+        points[end] = (len(scored), predicting + (predicting > 1))
     return Work(settings.evaluation.draws, max(steps), of_step, points)
 
 

@@ -171,6 +171,8 @@ def test_a_cell_that_fails_says_so_with_the_last_line_of_its_log(tmp_path, capsy
     assert "cell: FAILED (error: the last" in capsys.readouterr().out
     assert (job.directory / jobs.LOG).read_text().splitlines() == ["an earlier attempt", "one line", "error: the last"]
     assert jobs.returned(job).status is JobStatus.FAILED
+    jobs.run(job, "[1/1]", ["-c", "import sys; sys.exit(130)"], [], 1, None)
+    assert "cell: interrupted after" in capsys.readouterr().out
 
 
 @pytest.mark.long
@@ -240,7 +242,7 @@ def test_ctrl_c_ends_the_cells_that_run(tmp_path, monkeypatch):
 
     def interrupt():
         begun.wait(30)
-        time.sleep(0.2)  # by then the main thread waits
+        time.sleep(0.5)  # by then the main thread waits
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     monkeypatch.setattr(local_launcher, "run", lambda *_: (begun.set(), ended.wait(30)))

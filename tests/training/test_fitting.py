@@ -128,6 +128,7 @@ def test_epochs_that_end_before_the_passes_are_an_error(run):
         run("short", "trainer.max_epochs=3", "trainer.max_passes=1e6", "trainer.patience=1", "trainer.min_delta=100")
 
 
+@pytest.mark.long
 def test_a_run_that_has_stopped_trains_on_only_by_another_rule(run):
     rule = ["trainer.patience=1", "trainer.min_delta=100"]  # ends it after the second epoch
     directory, seen, _ = run("stopped", *rule)

@@ -135,7 +135,7 @@ class FineTuning:
 
     def passes(self, images: int) -> tuple[float, int]:
         """Of `run` on so many images: images of a step, over all networks, and forward passes per predicted image."""
-        members = [images, *(images - len(part) for part in held_out(images, self.folds))]
+        members = sizes(images, self.folds)
         of_step = sum(images_per_step(one, self.batch) for one in members)
         return of_step, len(members) * (len(VIEWS) if self.flips else 1)
 
@@ -336,6 +336,11 @@ def held_out(count: int, folds: int) -> list[np.ndarray]:
     Folds are contiguous, so that consecutive images, which may be frames of one video, stay together.
     """
     return np.array_split(np.arange(count), min(folds, count)) if folds and count > 1 else []
+
+
+def sizes(images: int, folds: int) -> list[int]:
+    """Images that each network of an ensemble is fine-tuned on: all, then all without each fold."""
+    return [images, *(images - len(part) for part in held_out(images, folds))]
 
 
 def _moved(running: Statistics, found: Statistics) -> Statistics:

@@ -20,7 +20,7 @@ from metaseg.data.module import TARGET_TEST_SHARE, image_count
 from metaseg.evaluation.metatest import stops
 from metaseg.learners.base import Learner
 from metaseg.learners.build import build_learner
-from metaseg.learners.fine_tuning import held_out, images_per_step
+from metaseg.learners.fine_tuning import images_per_step, sizes
 from metaseg.memory import finish_on, of_call, tidy
 from metaseg.networks.comparing import ComparingNetwork
 from metaseg.networks.segmenter import VIEWS
@@ -131,7 +131,7 @@ def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> tuple[float,
     mib = max(
         step.outer_mib.of(images),
         # Networks of an ensemble take turns: all parameters and moments are in memory, but images of only one network.
-        (1 + len(held_out(settings.shots, adapt.folds))) * step.adaptation_mib.fixed
+        len(sizes(settings.shots, adapt.folds)) * step.adaptation_mib.fixed
         + math.ceil(images_per_step(settings.shots, adapt.batch)) * step.adaptation_mib.image,
         step.prediction_mib.of(settings.evaluation.batch),
     )
@@ -143,14 +143,14 @@ def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> fl
 
     Each network of an ensemble, and each mirror image, costs as much as a single network.
     """
-    evaluation, shots, folds = settings.evaluation, settings.shots, len(held_out(settings.shots, adapt.folds))
+    evaluation, shots = settings.evaluation, settings.shots
     last, steps = stops(adapt, settings)
     points = len({*steps} - {0, last})
     # One descent on all images, one without each fold, and that of the inner problem.
-    members = [shots, *(shots - len(part) for part in held_out(shots, adapt.folds))]
+    members = sizes(shots, adapt.folds)
     of_step = sum(step.adaptation.of(images_per_step(images, adapt.batch)) for images in members)
     descents = max(steps) * of_step + (inner * step.adaptation.of(shots) if last else 0.0)
-    ensemble = (1 + folds) * (len(VIEWS) if adapt.flips else 1)
+    ensemble = len(members) * (len(VIEWS) if adapt.flips else 1)
     # Of all images: at the start, after the inner problem, by the ensemble, and only by its first network.
     passes = 1 + (bool(inner) + ensemble + (ensemble > 1) if last else 0)
     seconds = len(settings.target) * evaluation.draws * descents

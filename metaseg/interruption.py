@@ -10,6 +10,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED = 130
+"""Exit status after Ctrl+C, following the shell convention."""
+
 PATIENCE = 8.0
 """Seconds that a step may take after the first signal; schedulers wait 10 to 30 before they kill [D]."""
 

@@ -16,6 +16,7 @@ from metaseg.data import catalogue, check, layouts, pools
 from metaseg.data.overview import print_table, wide_console
 from metaseg.data.synthetic.twins import TWIN_SEED, twin
 from metaseg.errors import MetasegError
+from metaseg.interruption import INTERRUPTED
 from metaseg.system import os_errors_explained
 
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if statuses[-1] == INTERRUPTED:
             break
     return max(statuses)
-
-
-INTERRUPTED = 130
-"""Exit status after Ctrl+C, following the shell convention."""
 
 
 def _one(options: argparse.Namespace, name: str) -> int:

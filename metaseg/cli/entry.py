@@ -29,7 +29,7 @@ from metaseg.cli.arguments import fail, tell
 from metaseg.cli.help import known_settings, text
 from metaseg.cli.pairs import JOINT, chosen
 from metaseg.errors import MetasegError, shown
-from metaseg.interruption import like_ctrl_c
+from metaseg.interruption import INTERRUPTED, like_ctrl_c
 from metaseg.runs.directory import RunDirectory
 from metaseg.runs.validation import nearest
 
@@ -126,7 +126,7 @@ def entry(
         reason = error.strerror or str(error)
         fail(f"hydra.run.dir must be a writable folder, found {_what(error)} ({reason}): choose another.")
     except KeyboardInterrupt:
-        fail(interrupted, status=130)
+        fail(interrupted, status=INTERRUPTED)
     if failed:
         sys.exit(1)
 

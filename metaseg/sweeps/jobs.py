@@ -16,10 +16,10 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from metaseg.configuration import literally
 from metaseg.errors import MetasegError
+from metaseg.interruption import INTERRUPTED
 from metaseg.runs.directory import RunDirectory, locked
 
 LOG = "log.txt"
-_INTERRUPTED = 130  # exit status after Ctrl+C
 _CLAIM = ".claim"  # locked while a sweep runs the cell
 _A_LOOK = 1  # seconds to wait for it: `claimed` locks it for a moment
 _HERE = str(Path(__file__).parents[2])
@@ -99,7 +99,7 @@ def run(job: Job, count: str, program: Sequence[str], flags: Sequence[str], thre
         job.problem = f"{job.directory} is not writable ({error.strerror})"
     if job.status != 0 and job.problem is None:
         job.problem = job.last_log_line()
-    failed = "interrupted" if job.status == _INTERRUPTED else f"FAILED ({job.problem})"
+    failed = "interrupted" if job.status == INTERRUPTED else f"FAILED ({job.problem})"
     said = "finished" if job.status == 0 else failed
     print(f"{count} {job.name}: {said} after {time.monotonic() - began:.0f} s", flush=True)
 

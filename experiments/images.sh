@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Dice over the number of annotated images, 1 to 50, on 200 images of each target: learners that experiments/comparison.sh
-# has trained with five shots (seed 0), and no pair. Run it in the repository's root with METASEG_DATA set; cells that are
-# there, or whose learner is not trained yet, are skipped. Draws of one or two images differ most, so there are ten of them;
-# the stored cells of two images of Kvasir-SEG have three, and stay as they are.
-# `python -m metaseg report experiments/results/small-images` draws the figure. Arguments: numbers of images, else all.
+# Dice over the number of annotated images, 1 to 50, on 200 images of each target: learners that
+# experiments/comparison.sh has trained with five shots, and no pair. Run it in the repository's root with METASEG_DATA
+# set; cells that are there, or whose learner is not trained yet, are skipped. Draws of one or two images differ most, so
+# there are ten of them; the stored cells of two images of Kvasir-SEG have three, and stay as they are.
+# Arguments: numbers of images, else all. SEED: the training seed, else 0.
+# `python -m metaseg report experiments/results/small-images` draws the figure.
 set -euo pipefail
 numbers=${*:-1 2 5 10 20 50}
+seed=${SEED:-0}
+suffix=
+[ "$seed" = 0 ] || suffix=_seed$seed # the cells of seed 0 came first, and are named without it
 trained=experiments/results/small-tuned
 root=experiments/results/small-images
 
@@ -13,17 +17,18 @@ run() { # FOLDER SHOTS SETTINGS...
   [ -f "$root/$1/result.json" ] && return
   local draws=3
   if [ "$2" -le 2 ]; then draws=10; fi
-  python train.py scale=small "shots=$2" "evaluation.draws=$draws" "${@:3}" evaluation.limit=200 'evaluation.curve=[]' logger=csv trainer=cpu \
-    hydra.run.dir="$root/$1"
+  python train.py scale=small "shots=$2" "seed=$seed" "evaluation.draws=$draws" "${@:3}" \
+    evaluation.limit=200 'evaluation.curve=[]' logger=csv trainer=cpu hydra.run.dir="$root/$1"
 }
 
 figure() { # PAIR TARGET
   for shots in $numbers; do
-    run "alone/scratch_${shots}shot_$2" "$shots" learner=scratch pair=none "target=[$2]"
+    run "alone/scratch_${shots}shot_$2$suffix" "$shots" learner=scratch pair=none "target=[$2]"
     for learner in imaml maml joint; do
-      local weights=$trained/$1_exclusive/${learner}_5shot_seed0/checkpoints/best.ckpt
+      local weights=$trained/$1_exclusive/${learner}_5shot_seed$seed/checkpoints/best.ckpt
       [ -f "$weights" ] || continue
-      run "$1/${learner}_${shots}shot_$2" "$shots" "learner=$learner" "pair=$1" "target=[$2]" train=false "ckpt_path=$weights"
+      run "$1/${learner}_${shots}shot_$2$suffix" "$shots" "learner=$learner" "pair=$1" "target=[$2]" \
+        train=false "ckpt_path=$weights"
     done
   done
 }

@@ -55,7 +55,8 @@ class Scores:
 
     Arrays have shape (draws, images) over the images of the whole target, NaN where an image was not scored. ``inner``
     is Dice after the inner problem of training, ``alone`` that of the full-support network after fine-tuning, without
-    the ensemble and mirror images that ``after`` averages; all NaN if not applicable.
+    the ensemble and mirror images that ``after`` averages; all NaN if not applicable, as the matrices of ``before`` are
+    for a learner without adaptation steps.
     """
 
     before: np.ndarray
@@ -72,7 +73,8 @@ class Scores:
     followed: dict[int, Followed] = field(default_factory=dict)
     """α by draw; empty if no held-out images choose it."""
     pictures: dict[str, dict[int, np.ndarray]] = field(default_factory=lambda: {"before": {}, "after": {}})
-    """Masks (H, W) predicted in draw 0, bit-packed along the last axis: when → image index → mask."""
+    """Masks (H, W) predicted in draw 0, bit-packed along the last axis: when → image index → mask. None are ``before``
+    without adaptation steps."""
 
     @classmethod
     def empty(cls, draws: int, images: int) -> "Scores":
@@ -190,12 +192,10 @@ def score_target(
             values = dice(prediction, masks)
             if draw == 0 and step in (0, end):
                 packed = dict(zip(wanted.tolist(), np.packbits(prediction, axis=-1), strict=True))
-                # Without adaptation steps, before and after coincide.
-                for when in [name for name, stop in (("before", 0), ("after", end)) if stop == step]:
-                    scores.pictures[when] = packed
-            if step == 0:
+                scores.pictures["after" if step == end else "before"] = packed
+            if step == 0 and end:
                 scores.before[draw, wanted], scores.iou_before[draw, wanted] = values, iou(prediction, masks)
-                after_inner = learner.after_inner(support_set) if end else None
+                after_inner = learner.after_inner(support_set)
                 if after_inner is not None:
                     scores.inner[draw, wanted] = dice(segment(after_inner, images, batch), masks)
             if step == end:
@@ -255,10 +255,12 @@ def limited(target: Target, count: int, seed: int) -> np.ndarray:
 def summarise(scores: Scores, target: Target, seed: int, trivial: Mapping[str, float]) -> result.TargetScores:
     """The entries of result.json for one target; `trivial`: Dice of the trivial baselines."""
     interval = partial(_interval, seed=seed, groups=groups_of(target))
-    matrices = {"dsc_inner": scores.inner, "dsc_alone": scores.alone}
+    matrices = {"dsc_before": scores.before, "dsc_inner": scores.inner, "dsc_alone": scores.alone}
     further: dict[str, Any] = {
         name: interval(matrix) for name, matrix in matrices.items() if not np.isnan(matrix).all()
     }
+    if not np.isnan(scores.iou_before).all():
+        further["iou_before"] = float(np.nanmean(scores.iou_before))
     if scores.followed:
         further["followed"] = [
             result.ChosenShare(alpha=one.share, held_out={f"{share:g}": value for share, value in one.held_out.items()})
@@ -268,10 +270,8 @@ def summarise(scores: Scores, target: Target, seed: int, trivial: Mapping[str, f
     adapting, image = scores.seconds.mean(0).tolist()
     return result.TargetScores(
         dsc=interval(scores.after),
-        dsc_before=interval(scores.before),
         pooled_dsc=float(2 * np.nansum(scores.overlap) / total) if total else 1.0,
         iou=float(np.nanmean(scores.iou_after)),
-        iou_before=float(np.nanmean(scores.iou_before)),
         images=int((~np.isnan(scores.after)).any(0).sum()),
         draws=len(scores.after),
         seconds=result.Seconds(adapting=adapting, image=image),
@@ -320,8 +320,8 @@ def per_image_rows(name: str, target: Target, scores: Scores) -> Iterable[Mappin
             "dataset": name,
             "image": pool.ids[position],
             "draw": int(draw),
-            "dsc_before": scores.before[draw, position],
-            "iou_before": scores.iou_before[draw, position],
+            "dsc_before": _known(scores.before[draw, position]),
+            "iou_before": _known(scores.iou_before[draw, position]),
             "dsc_after": scores.after[draw, position],
             "iou_after": scores.iou_after[draw, position],
             "dsc_inner": _known(scores.inner[draw, position]),

@@ -86,6 +86,7 @@ class TargetScores(ResultPart):
     dsc: Interval
     """After adaptation."""
     dsc_before: Interval | None = None
+    """None without adaptation steps."""
     dsc_inner: Interval | None = None
     """After the inner problem of training, without fine-tuning, for learners that have one."""
     dsc_alone: Interval | None = None

@@ -348,7 +348,8 @@ def draw_figures(
     for label, position in best_median_worst(scores.after[0, scored]).items():
         index = int(scored[position])
         (image,), (mask,) = pool.take([index])
-        before, after = (metatest.picture(scores, when, index, mask.shape[1]) for when in ("before", "after"))
+        before = metatest.picture(scores, "before", index, mask.shape[1]) if scores.pictures["before"] else None
+        after = metatest.picture(scores, "after", index, mask.shape[1])
         title = f"{label}: {pool.ids[index]}, Dice {100 * scores.after[0, index]:.1f} %"
         sheet.append(OverlayRow(image, mask, before, after, title))
         pictures.append(overlay(image, mask, after))

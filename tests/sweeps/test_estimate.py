@@ -149,3 +149,11 @@ def test_a_shared_start_is_counted_until_it_is_there(tmp_path, overrides, epochs
 )
 def test_no_part_of_a_line_through_two_times_is_negative(small, large, expected):
     assert estimate._line(small, large) == expected
+
+
+@pytest.mark.parametrize(("long", "calls"), [(60.0, 2), (0.0, 1)])
+def test_only_short_steps_are_repeated_to_warm_up(monkeypatch, long, calls):
+    monkeypatch.setattr(estimate, "LONG", long)
+    made = []
+    estimate._seconds(lambda: made.append(1), "cpu")
+    assert len(made) == calls

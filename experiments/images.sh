@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
 # Dice over the number of annotated images, 1 to 50, on 200 images of each target: learners that
 # experiments/comparison.sh has trained with five shots, and no pair. Run it in the repository's root with METASEG_DATA
-# set; cells that are there, or whose learner is not trained yet, are skipped. Draws of one or two images differ most, so
-# there are ten of them; the stored cells of two images of Kvasir-SEG have three, and stay as they are.
-# Arguments: numbers of images, else all. SEED: the training seed, else 0.
-# `python -m metaseg report experiments/results/small-images` draws the figure.
+# set; cells that are there, or whose learner is not trained yet, are skipped. Draws of one or two images differ most,
+# so there are ten of them; the stored cells of two images of Kvasir-SEG have three, and stay as they are.
+# `python -m metaseg report experiments/results/small-images` draws the figure. Arguments: numbers of images, else all.
+# SEED=1: another training seed, in experiments/results/small-images-seed1.
 set -euo pipefail
 numbers=${*:-1 2 5 10 20 50}
 seed=${SEED:-0}
-suffix=
-[ "$seed" = 0 ] || suffix=_seed$seed # the cells of seed 0 came first, and are named without it
 trained=experiments/results/small-tuned
 root=experiments/results/small-images
+[ "$seed" = 0 ] || root+=-seed$seed
 
 run() { # FOLDER SHOTS SETTINGS...
   [ -f "$root/$1/result.json" ] && return
@@ -23,11 +22,11 @@ run() { # FOLDER SHOTS SETTINGS...
 
 figure() { # PAIR TARGET
   for shots in $numbers; do
-    run "alone/scratch_${shots}shot_$2$suffix" "$shots" learner=scratch pair=none "target=[$2]"
+    run "alone/scratch_${shots}shot_$2" "$shots" learner=scratch pair=none "target=[$2]"
     for learner in imaml maml joint; do
       local weights=$trained/$1_exclusive/${learner}_5shot_seed$seed/checkpoints/best.ckpt
       [ -f "$weights" ] || continue
-      run "$1/${learner}_${shots}shot_$2$suffix" "$shots" "learner=$learner" "pair=$1" "target=[$2]" \
+      run "$1/${learner}_${shots}shot_$2" "$shots" "learner=$learner" "pair=$1" "target=[$2]" \
         train=false "ckpt_path=$weights"
     done
   done

@@ -259,7 +259,7 @@ def summarise(scores: Scores, target: Target, seed: int, trivial: Mapping[str, f
     further: dict[str, Any] = {
         name: interval(matrix) for name, matrix in matrices.items() if not np.isnan(matrix).all()
     }
-    if not np.isnan(scores.iou_before).all():
+    if "dsc_before" in further:
         further["iou_before"] = float(np.nanmean(scores.iou_before))
     if scores.followed:
         further["followed"] = [

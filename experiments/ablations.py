@@ -1,4 +1,4 @@
-"""The table of experiments/README.md on what carries a pair's knowledge, from the runs of experiments/ablations.sh:
+"""The table of experiments/recipes.md on what carries a pair's knowledge, from the runs of experiments/ablations.sh:
 `python -m experiments.ablations` prints it."""
 
 import sys

@@ -1,4 +1,4 @@
-"""The table of experiments/README.md on pre-trained features, from the runs of experiments/features.sh:
+"""The table of experiments/own_images.md on pre-trained features, from the runs of experiments/features.sh:
 `python -m experiments.features` prints it."""
 
 import sys

@@ -18,7 +18,13 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 COPIED = {".md", ".png", ".jpg"}
-PAGES = ["experiments/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+PAGES = [
+    "experiments/README.md",
+    "experiments/recipes.md",
+    "experiments/own_images.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
 """Files outside of docs/ that the navigation names."""
 
 

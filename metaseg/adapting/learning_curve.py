@@ -21,7 +21,7 @@ from metaseg.networks.segmenter import Segmenter
 TYPICAL = 0.1
 """Exponent b of error = a K^-b from 5 to 20 images in the same time: the mean of eleven kinds of image, -0.1 to 0.3
 (`python -m benchmarks own_images`). With as much time as the images ask for, it is 0.25 on Kvasir-SEG and 0.27 on
-ISIC-2018 (experiments/README.md)."""
+ISIC-2018 (experiments/own_images.md)."""
 
 BELIEVED = 0.25
 """Weight of the measured exponent beside `TYPICAL` [D]. From the expected Dice with five images, the gain to 20 is 4.0

@@ -23,8 +23,8 @@ FEWEST_IMAGES = 3
 
 ROOMY = 192
 """Side of the working size that is taken if all steps there fit into the budget [D]: five images of Kvasir-SEG give a
-Dice of 65.8 % at 192 pixels and 60.2 % at 128 (experiments/README.md). In equal time, with 70 steps instead of 160, it
-is no better: 61.5 and 59.9 on CVC-ClinicDB, 56.8 and 58.0 on brain MRI (one draw each)."""
+Dice of 65.8 % at 192 pixels and 60.2 % at 128 (experiments/own_images.md). In equal time, with 70 steps instead of 160,
+it is no better: 61.5 and 59.9 on CVC-ClinicDB, 56.8 and 58.0 on brain MRI (one draw each)."""
 
 SMALLEST_CROP = 128
 """Side in pixels of the smallest crops [D]."""

@@ -60,7 +60,7 @@ def card() -> str:
             "  decoder   random: all it knows of medical images it learns from yours",
             f"  adapts    {adapt.steps} steps of {adapt.optimizer}, step size {adapt.lr:g}, encoder at "
             f"{adapt.rates.encoder if adapt.rates else 1:g} of it",
-            "  scores    docs/quickstart.md, experiments/README.md",
+            "  scores    docs/quickstart.md, experiments/own_images.md",
             "  for       research, not diagnosis",
         )
     )

@@ -2,7 +2,8 @@
 
 A step is measured on two and on four images: with small images, call overhead dominates, so time is modelled as a fixed
 part per step plus a part per image. Memory is modelled likewise; the process's own memory, for parameters and
-libraries, comes on top.
+libraries, comes on top. On a CPU large networks are measured on smaller images, since their steps take minutes, and the
+part per image grows with its pixels.
 """
 
 import math
@@ -23,14 +24,16 @@ from metaseg.learners.build import build_learner
 from metaseg.learners.fine_tuning import images_per_step, sizes
 from metaseg.memory import finish_on, of_call, tidy
 from metaseg.networks.comparing import ComparingNetwork
-from metaseg.networks.segmenter import VIEWS
+from metaseg.networks.segmenter import VIEWS, Segmenter
 from metaseg.runs.provenance import check_gpu
 from metaseg.runs.schema import Adapt, Run
 
 IMAGES = 2
 """Images in the smaller of two measured steps; the larger has twice as many."""
-LONG = 5.0
-"""Seconds of a call on a CPU that is not repeated, as warming up hardly counts in it: full-size steps take minutes."""
+SLOW = 0.1
+"""Seconds of segmenting `IMAGES` images on a CPU above which steps are measured on images of half the side [D]."""
+SMALLEST = 64
+"""Side in pixels of the smallest such images [D]."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class LinearCost:
     def of(self, images: float, query: int = 0) -> float:
         """The cost of a step with these numbers of (support) images and query images."""
         return self.fixed + images * self.image + query * self.query
+
+    def larger(self, area: float) -> "LinearCost":
+        """The cost of a step on images with `area` times as many pixels."""
+        return LinearCost(self.fixed, area * self.image, area * self.query)
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,7 @@ def kind(settings: Run) -> str:
 def measure(settings: Run) -> StepCosts:
     """Measure outer steps, validation, an adaptation step and a prediction on random images.
 
-    Each is measured after a warm-up, unless it is `LONG` on a CPU. Pre-trained weights are not loaded, since they do
-    not affect the cost and may need a download.
+    Pre-trained weights are not loaded, since they do not affect the cost and may need a download.
 
     Raises:
         MetasegError: settings that a run would refuse.
@@ -86,7 +92,8 @@ def measure(settings: Run) -> StepCosts:
     adapt = settings.learner.adapt.model_copy(update={"folds": 0})
     alone = settings.learner.model_copy(update={"adapt": adapt})
     learner = build_learner(settings, alone, initial_weights=False).to(device)
-    drawn = [_random(settings, count, device) for count in (IMAGES, 2 * IMAGES)]
+    size = _affordable(learner, settings) if device == "cpu" else settings.data.size
+    drawn = [_random(settings, count, size, device) for count in (IMAGES, 2 * IMAGES)]
     cost, peak = (partial(_cost, drawn=drawn, device=device, measured=one) for one in (_seconds, _mib))
     outer = validation = passing = outer_mib = adaptation_mib = LinearCost()
     if learner.trains:
@@ -96,13 +103,14 @@ def measure(settings: Run) -> StepCosts:
         validation = cost(lambda one: learner.trial(one[1]), of_each=2)
         if settings.trainer.max_passes is not None and not isinstance(learner.network, ComparingNetwork):
             passing = cost(lambda one: learner.plain_gradient(theta, one[1]), of_each=2)
-    _, segmenter = next(iter(learner.adaptation(drawn[0][0], [0])))
+    segmenter = _segmenter(learner, drawn[0][0])
     prediction = cost(lambda one: segmenter(one[1].query_images))
     adaptation = _line(*(_adaptation(learner, support, device) for support, _ in drawn))
     if learner.adapt_loop.steps:
         adaptation_mib = peak(lambda one: list(learner.adaptation(one[0], [1])))
     prediction_mib = peak(lambda one: segmenter(one[1].query_images))
-    return StepCosts(outer, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib, passing)
+    costs = (outer, validation, adaptation, prediction, outer_mib, adaptation_mib, prediction_mib, passing)
+    return StepCosts(*(one.larger((settings.data.size / size) ** 2) for one in costs))
 
 
 def of_cell(settings: Run, step: StepCosts, steps_done: int = 0) -> tuple[float, float]:
@@ -171,8 +179,25 @@ def _testing(settings: Run, step: StepCosts, adapt: Adapt, inner: int = 0) -> fl
     return seconds
 
 
-def _random(settings: Run, count: int, device: str) -> tuple[SupportSet, Episode]:
+def _affordable(learner: Learner, settings: Run) -> int:
+    """The side of the images to measure on: halved while segmenting `IMAGES` of them is `SLOW`."""
     size = settings.data.size
+    while size % (2 * SMALLEST) == 0:
+        support, episode = _random(settings, IMAGES, size, "cpu")
+        segmenter = _segmenter(learner, support)
+        if _seconds(partial(segmenter, episode.query_images), "cpu") < SLOW:
+            break
+        size //= 2
+    return size
+
+
+def _segmenter(learner: Learner, support: SupportSet) -> Segmenter:
+    """The segmenter before any adaptation step."""
+    return next(iter(learner.adaptation(support, [0])))[1]
+
+
+def _random(settings: Run, count: int, size: int, device: str) -> tuple[SupportSet, Episode]:
+    """A support set and an episode of `count` images of `size` x `size` pixels each."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     support = SupportSet(images, (images[..., 0] > 127).astype(np.uint8), settings.data.augment, 0)
     clean, labels = (tensor.to(device) for tensor in support.clean())
@@ -220,13 +245,11 @@ def _adaptation(learner: Learner, support: SupportSet, device: str) -> float:
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:
-    """Seconds of the second of two calls, or of the first if it is `LONG` on a CPU."""
+    """Seconds of a call, after one to warm up."""
     for _ in range(2):
         finish_on(device)
         began = time.perf_counter()
         call()
         finish_on(device)
         seconds = time.perf_counter() - began
-        if device == "cpu" and seconds > LONG:  # a GPU's first call can be long by itself
-            break
     return seconds

@@ -151,9 +151,9 @@ def test_no_part_of_a_line_through_two_times_is_negative(small, large, expected)
     assert estimate._line(small, large) == expected
 
 
-@pytest.mark.parametrize(("long", "calls"), [(60.0, 2), (0.0, 1)])
-def test_only_short_steps_are_repeated_to_warm_up(monkeypatch, long, calls):
-    monkeypatch.setattr(estimate, "LONG", long)
-    made = []
-    estimate._seconds(lambda: made.append(1), "cpu")
-    assert len(made) == calls
+@pytest.mark.parametrize(("slow", "size", "measured"), [(0.0, 256, 64), (0.0, 96, 96), (60.0, 256, 256)])
+def test_slow_networks_are_measured_on_smaller_images(monkeypatch, slow, size, measured):
+    monkeypatch.setattr(estimate, "SLOW", slow)
+    monkeypatch.setattr(estimate, "_line", lambda small, large, **of: LinearCost(1, 1))
+    found = estimate.measure(settings("train=false", "model.features=2", f"data.size={size}"))
+    assert found.prediction == LinearCost(1, (size / measured) ** 2)

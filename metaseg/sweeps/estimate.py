@@ -34,6 +34,8 @@ SLOW = 0.1
 """Seconds of segmenting `IMAGES` images on a CPU above which steps are measured on images of half the side [D]."""
 SMALLEST = 64
 """Side in pixels of the smallest such images [D]."""
+LONG = 1.0
+"""Seconds of a call on a CPU that is not repeated, as warming up hardly counts in it [D]."""
 
 
 @dataclass(frozen=True)
@@ -245,11 +247,13 @@ def _adaptation(learner: Learner, support: SupportSet, device: str) -> float:
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:
-    """Seconds of a call, after one to warm up."""
+    """Seconds of the second of two calls, or of the first if it is `LONG` on a CPU."""
     for _ in range(2):
         finish_on(device)
         began = time.perf_counter()
         call()
         finish_on(device)
         seconds = time.perf_counter() - began
+        if device == "cpu" and seconds > LONG:  # a GPU's first call can be long by itself
+            break
     return seconds

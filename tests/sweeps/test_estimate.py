@@ -157,3 +157,11 @@ def test_slow_networks_are_measured_on_smaller_images(monkeypatch, slow, size, m
     monkeypatch.setattr(estimate, "_line", lambda small, large, **of: LinearCost(1, 1))
     found = estimate.measure(settings("train=false", "model.features=2", f"data.size={size}"))
     assert found.prediction == LinearCost(1, (size / measured) ** 2)
+
+
+@pytest.mark.parametrize(("long", "calls"), [(60.0, 2), (0.0, 1)])
+def test_only_short_steps_are_repeated_to_warm_up(monkeypatch, long, calls):
+    monkeypatch.setattr(estimate, "LONG", long)
+    made = []
+    estimate._seconds(lambda: made.append(1), "cpu")
+    assert len(made) == calls

@@ -4,20 +4,20 @@
 # set; cells that are there, or whose learner is not trained yet, are skipped. Draws of one or two images differ most,
 # so there are ten of them; the stored cells of two images of Kvasir-SEG have three, and stay as they are.
 # `python -m metaseg report experiments/results/small-images` draws the figure. Arguments: numbers of images, else all.
-# SEED=1: another training seed, in experiments/results/small-images-seed1.
+# SEED=1: another training seed.
 set -euo pipefail
 numbers=${*:-1 2 5 10 20 50}
 seed=${SEED:-0}
 trained=experiments/results/small-tuned
 root=experiments/results/small-images
-[ "$seed" = 0 ] || root+=-seed$seed
 
-run() { # FOLDER SHOTS SETTINGS...
-  [ -f "$root/$1/result.json" ] && return
+run() { # CELL SHOTS SETTINGS...
+  local folder=$root/$1_seed$seed
+  [ -f "$folder/result.json" ] && return
   local draws=3
   if [ "$2" -le 2 ]; then draws=10; fi
   python train.py scale=small "shots=$2" "seed=$seed" "evaluation.draws=$draws" "${@:3}" \
-    evaluation.limit=200 'evaluation.curve=[]' logger=csv trainer=cpu hydra.run.dir="$root/$1"
+    evaluation.limit=200 'evaluation.curve=[]' logger=csv trainer=cpu hydra.run.dir="$folder"
 }
 
 figure() { # PAIR TARGET

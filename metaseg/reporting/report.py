@@ -108,8 +108,8 @@ def _over_shots(
         once = ", ".join(labels.get(learner, learner) for learner in one.once)
         caption = (
             f"Dice over the number of annotated images, {where}, with 95 % intervals over {over}. Networks are trained "
-            f"for each number{f', but those of {once} are the same at all numbers' if once else ''}. Grey: trivial "
-            "baselines."
+            f"for each number{f', but those of {once} are the same at all numbers' if once else ''}. Dotted: one seed. "
+            "Grey: trivial baselines."
         )
         found.append(TableFigure("shots", comparisons.embedded(path, CURVE_WIDTH), caption, one.runs))
     return found

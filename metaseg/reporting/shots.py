@@ -61,7 +61,8 @@ class OverShots(NamedTuple):
         parts = []
         for shots, test in self.leads.items():
             mean, low, high = test.difference
-            parts.append(f"{signed(mean)} points ({signed_interval(low, high)}) with {plural(shots, 'image')}")
+            seeds = f"; {test.seeds} seeds" if test.seeds > 1 else ""
+            parts.append(f"{signed(mean)} points ({signed_interval(low, high)}{seeds}) with {plural(shots, 'image')}")
         title, pair = titles.get(self.target, self.target), self.trained_on(titles)
         over = covers(self.leads.values())
         differs = f"iMAML trained on {pair} differs from fine-tuning without a pair"
@@ -108,7 +109,8 @@ def _leads(first: Sequence[Run], second: Sequence[Run], target: str) -> dict[int
 
 
 def draw(figure: OverShots, path: Path, title: str, looks: Mapping[str, Look], labels: Mapping[str, str]) -> Path:
-    """Draw the curves with their intervals, side by side at each number; trivial baselines are grey.
+    """Draw the curves with their intervals, side by side at each number; intervals of one seed are dotted, and
+    trivial baselines grey.
 
     Args:
         figure: what to draw.
@@ -128,7 +130,8 @@ def draw(figure: OverShots, path: Path, title: str, looks: Mapping[str, Look], l
         reach = np.nan_to_num(np.stack([means - lows, highs - means]))
         beside = np.array(list(curve)) * (1 + apart * (number - (len(figure.learners) - 1) / 2))
         label = labels.get(learner, learner)
-        axes.errorbar(beside, means, reach, label=label, linewidth=1.6, capsize=2, **looks[learner])
+        drawn = axes.errorbar(beside, means, reach, label=label, linewidth=1.6, capsize=2, **looks[learner])
+        drawn.lines[2][0].set_linestyle([":" if point.seeds == 1 else "-" for point in curve.values()])
     for (name, floor), dashes in zip(figure.trivial.items(), itertools.cycle(BASELINE_DASHES)):
         percents = [100 * value for value in floor.values()]
         axes.plot(list(floor), percents, linestyle=dashes, color="0.6", linewidth=1.1, label=trivial_name(name))

@@ -18,6 +18,7 @@ NAMES = {
     "without-own-colours": "no recoloured tasks, instead of 70 % of the tasks",
     "all-own-colours": "all tasks recoloured",
     "three-pools": "a third pool, brain MRI (LGG)",
+    "painted": "painted images (data=synthetic) instead of ISIC-2018 and PH²",
     "encoder-and-strengths": "the encoder in the inner problem, a strength λ for each layer",
     "four-times": "four times as many outer steps",
     "joint": "joint training",

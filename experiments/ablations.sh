@@ -36,6 +36,11 @@ ablation encoder-and-strengths imaml pair=isic_ph2 learner.strengths.by=layer le
   learner.inner.steps=16 trainer.max_epochs=2
 # Longer training: four times as many outer steps; joint training for as many passes of images as iMAML takes.
 ablation four-times imaml pair=isic_ph2 trainer.max_epochs=16
+# A control: the same training on painted images, without any medical image.
+painted=runs/ablations/painted
+[ -f $painted/result.json ] || python train.py scale=small learner=imaml shots=5 pair=isic_ph2 data=synthetic data.size=128 \
+  'target=[cvc]' evaluation.draws=1 evaluation.limit=5 'evaluation.curve=[]' logger=csv trainer=cpu hydra.run.dir=$painted
+tested painted imaml $painted
 tested joint joint "$table6/joint_5shot_seed0"
 tested joint-equal-compute joint \
   experiments/results/small-equal-compute/isic_ph2_exclusive/joint_5shot_trainer.max_passes=17000_trainer.max_epochs=20_seed0

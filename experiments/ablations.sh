@@ -38,8 +38,12 @@ ablation encoder-and-strengths imaml pair=isic_ph2 learner.strengths.by=layer le
 ablation four-times imaml pair=isic_ph2 trainer.max_epochs=16
 # A control: the same training on painted images, without any medical image.
 painted=runs/ablations/painted
-[ -f $painted/result.json ] || python train.py scale=small learner=imaml shots=5 pair=isic_ph2 data=synthetic data.size=128 \
-  'target=[cvc]' evaluation.draws=1 evaluation.limit=5 'evaluation.curve=[]' logger=csv trainer=cpu hydra.run.dir=$painted
+if [ ! -f $painted/result.json ]; then
+  resume=()
+  [ -f $painted/checkpoints/last.ckpt ] && resume=(ckpt_path=last)
+  python train.py scale=small learner=imaml shots=5 pair=isic_ph2 data=synthetic data.size=128 'target=[cvc]' \
+    evaluation.draws=1 evaluation.limit=5 'evaluation.curve=[]' logger=csv trainer=cpu hydra.run.dir=$painted "${resume[@]}"
+fi
 tested painted imaml $painted
 tested joint joint "$table6/joint_5shot_seed0"
 tested joint-equal-compute joint \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The paper's comparison at a size that two cores can do: scale=small, the systems that decide it first. Run it in the
-# repository's root with METASEG_DATA set; it continues where it stopped, and `metaseg status` shows how far it is.
+# repository's root with METASEG_DATA set; it continues where it stopped, and
+# `metaseg status experiments/results/small-tuned` shows how far it is.
 # `python -m metaseg report experiments/results/small-tuned` makes the tables.
 set -euo pipefail
 python train.py -m experiment=table1 scale=small # the datasets
